@@ -1,0 +1,1 @@
+"""Thin Python client and command line of tightfit."""

@@ -1,0 +1,1 @@
+"""The outside world: formats, training, runtimes, emulators, storage, execution."""

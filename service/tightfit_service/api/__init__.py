@@ -1,0 +1,1 @@
+"""gRPC only: servicers, interceptors, codec and resource names."""

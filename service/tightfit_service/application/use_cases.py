@@ -1,0 +1,195 @@
+"""The faces that the API talks to: what tightfit can be asked to do, free of gRPC.
+
+All methods are coroutines so that a servicer can await them directly; blocking work is moved off the
+event loop by the implementations. `project` is the segment after `projects/` (`default` when embedded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tightfit_service.application.ports import AssetRecord, Page
+from tightfit_service.domain.budget import Budget, Objective, SearchLimits
+from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
+from tightfit_service.domain.trial import Metrics, Trial, Violation
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadStatus:
+    """How far an upload is: bytes that are safely stored, and the asset once complete."""
+
+    upload_id: str
+    committed_bytes: int
+    asset: AssetRecord | None = None
+
+
+class Assets(Protocol):
+    """Models and datasets. `kind` is `model` or `dataset`."""
+
+    async def start_upload(
+        self,
+        project: str,
+        kind: str,
+        *,
+        size_bytes: int,
+        digest: str,
+        display_name: str,
+        upload_id: str = "",
+    ) -> UploadStatus:
+        """Open an upload, or find the one with that id again, and return how far it is.
+
+        When the bytes are stored already in this project the answer has the asset at once.
+
+        Raises:
+            InvalidRequestError: Bad digest, size of zero or beyond the limit.
+            ResourceExhaustedError: No room.
+        """
+        ...
+
+    async def append(self, project: str, upload_id: str, *, offset: int, data: bytes) -> int:
+        """Append bytes at `offset`, which must be the committed size, and return the new size.
+
+        Raises:
+            NotFoundError: No such upload.
+            PreconditionError: Wrong offset; the message tells the right one.
+            InvalidRequestError: More bytes than announced.
+            ResourceExhaustedError: The disk is full; what was committed stays.
+        """
+        ...
+
+    async def finish_upload(self, project: str, upload_id: str) -> AssetRecord:
+        """Verify size and digest, check the content (import the model, read the manifest), store it.
+
+        Raises:
+            IntegrityError: Digest mismatch; the upload is discarded.
+            InvalidModelError, InvalidDatasetError: The content cannot be used; the upload is discarded.
+        """
+        ...
+
+    async def upload_status(self, project: str, upload_id: str) -> UploadStatus:
+        """Return how far an upload is. Raises NotFoundError."""
+        ...
+
+    async def get(self, project: str, kind: str, asset_id: str) -> AssetRecord:
+        """Return a record. Raises NotFoundError."""
+        ...
+
+    async def list(self, project: str, kind: str, page: Page) -> Sequence[AssetRecord]:
+        """Return records ordered by id."""
+        ...
+
+    async def delete(self, project: str, kind: str, asset_id: str) -> None:
+        """Remove a record, and its bytes when nothing refers to them. Raises NotFoundError, PreconditionError."""
+        ...
+
+    async def artifact_size(self, project: str, digest: str) -> int:
+        """Return the size of an artifact of this project. Raises NotFoundError."""
+        ...
+
+    def read(self, project: str, digest: str, *, offset: int) -> AsyncIterator[bytes]:
+        """Yield the bytes of an artifact of this project from `offset` on. Raises NotFoundError."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """A job as asked for, names still unresolved. `target` is a catalogue name or a partial description."""
+
+    model: str
+    """Asset id of the model."""
+    dataset: str
+    """Asset id of the dataset, or "" for none."""
+    target: str | Mapping[str, Any]
+    budget: Budget
+    objective: Objective = Objective()
+    search_limits: SearchLimits = SearchLimits()
+    output_format: ModelFormat | None = None
+    seed: int = 0
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What can be said before a search: the baselines' cost, what is missed, and what could be reached."""
+
+    target: HardwareSpec
+    baseline: Metrics
+    baseline_int8: Metrics | None
+    violations: tuple[Violation, ...]
+    """Limits that the quantized-only model misses (the float one where int8 is not offered)."""
+    notes: tuple[PreflightNote, ...]
+    fits_already: bool
+    reachable: bool
+    """False when even the smallest width of every layer misses a limit by estimate."""
+
+
+class Jobs(Protocol):
+    """Compression jobs."""
+
+    async def create(self, project: str, request: JobRequest) -> Job:
+        """Queue a job. Idempotent by `request_id`.
+
+        Raises:
+            NotFoundError: Unknown model, dataset or target.
+            InvalidBudgetError, InvalidTargetError, InvalidDatasetError, InvalidModelError: See there.
+        """
+        ...
+
+    async def validate(self, project: str, request: JobRequest) -> Job:
+        """Check a request as `create` would and return the job it would make, without making it."""
+        ...
+
+    async def check(self, project: str, request: JobRequest) -> CheckReport:
+        """Run the preflight: estimates only, nothing is trained."""
+        ...
+
+    async def get(self, project: str, job_id: str) -> Job:
+        """Return a job. Raises NotFoundError."""
+        ...
+
+    async def list(
+        self, project: str, page: Page, *, states: Sequence[JobState] = ()
+    ) -> Sequence[Job]:
+        """Return jobs, newest first."""
+        ...
+
+    async def trials(self, project: str, job_id: str, page: Page) -> Sequence[Trial]:
+        """Return trials by index. Raises NotFoundError."""
+        ...
+
+    async def cancel(self, project: str, job_id: str) -> Job:
+        """Cancel a job and free its worker; a job that is final already is returned as it is."""
+        ...
+
+    async def delete(self, project: str, job_id: str) -> None:
+        """Delete a final job. Raises NotFoundError, PreconditionError."""
+        ...
+
+    def watch(self, project: str, job_id: str, *, after: int) -> AsyncIterator[JobEvent]:
+        """Yield events with a sequence number above `after`, stored ones first, until the job is final.
+
+        Nothing is missed between stored and live events. Raises NotFoundError.
+        """
+        ...
+
+
+class Hardware(Protocol):
+    """Targets and estimates."""
+
+    async def get_target(self, name: str) -> HardwareSpec:
+        """Return a target. Raises NotFoundError with near names."""
+        ...
+
+    async def list_targets(self, page: Page) -> Sequence[HardwareSpec]:
+        """Return targets by name."""
+        ...
+
+    async def estimate(
+        self, project: str, *, model: str, target: str | Mapping[str, Any]
+    ) -> tuple[HardwareSpec, Mapping[str, CostEstimate]]:
+        """Return the target and the model's cost per number format (`float32`, `int8` where offered)."""
+        ...

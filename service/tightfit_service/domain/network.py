@@ -1,0 +1,155 @@
+"""A network as work to be done: its operators, shapes and memory traffic, free of any framework.
+
+Emulators and the solver speak this language only; the graph room derives it from ONNX.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class OperatorKind(enum.StrEnum):
+    """What an operator costs like, whatever its ONNX name."""
+
+    CONV = "conv"
+    DEPTHWISE_CONV = "depthwise_conv"
+    TRANSPOSED_CONV = "transposed_conv"
+    DENSE = "dense"
+    MATMUL = "matmul"
+    POOL = "pool"
+    GLOBAL_POOL = "global_pool"
+    ELEMENTWISE = "elementwise"
+    ACTIVATION = "activation"
+    NORMALIZATION = "normalization"
+    SOFTMAX = "softmax"
+    PAD = "pad"
+    CONCAT = "concat"
+    SLICE = "slice"
+    TRANSPOSE = "transpose"
+    RESHAPE = "reshape"
+    RESIZE = "resize"
+    RECURRENT = "recurrent"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One operator of the network in schedule order, for batch size 1.
+
+    Channels are per the working layout NCHW. `macs`, `weight_count` and `bias_count` are exact for
+    the operator as it stands. Folded BatchNorm and fused activations do not appear: the profile
+    describes what the runtime executes, with `fused` naming what was folded into this operator.
+    """
+
+    node: str
+    """Name of the ONNX node, unique in the graph and stable through all passes."""
+    kind: OperatorKind
+    op_type: str
+    """ONNX operator type."""
+    inputs: tuple[str, ...]
+    """Names of the activation tensors read (weights are not listed)."""
+    outputs: tuple[str, ...]
+    macs: int = 0
+    in_channels: int = 0
+    out_channels: int = 0
+    in_size: tuple[int, ...] = ()
+    """Spatial size of the first input: (height, width), (length,) or ()."""
+    out_size: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    weight_count: int = 0
+    bias_count: int = 0
+    weight_bits: int = 8
+    activation_bits: int = 8
+    fused: tuple[str, ...] = ()
+    """Nodes that the runtime executes inside this one (BatchNorm, Relu, Clip)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkProfile:
+    """All operators of a network in schedule order, and the shapes of its activations.
+
+    `tensors` maps the name of each activation to its shape at batch 1 in NCHW order.
+    """
+
+    operators: tuple[Operator, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constant_count: int = 0
+    """Elements of constants that belong to no operator above (tables, shapes)."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(op.macs for op in self.operators)
+
+    @property
+    def weight_count(self) -> int:
+        """Weights of all operators, biases not counted."""
+        return sum(op.weight_count for op in self.operators)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """A set of channels of equal standing: each unit can be removed everywhere at once.
+
+    A unit is one class of index propagation: the channels, over all tensors of the graph, that only
+    make sense together. Units whose classes touch the same tensors form one group.
+    """
+
+    group_id: str
+    """Name of the first node that produces these channels (plus a suffix where it makes several)."""
+    unit_count: int
+    producers: tuple[str, ...]
+    """Nodes whose output channels are sliced when units are removed."""
+    consumers: tuple[str, ...]
+    """Nodes whose input channels are sliced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthTerm:
+    """`multiplier` channels of a node for each unit kept of a group."""
+
+    group_id: str
+    multiplier: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Width:
+    """A number of channels as a linear function of the units kept: fixed + sum(multiplier * kept)."""
+
+    fixed: int = 0
+    terms: tuple[WidthTerm, ...] = ()
+
+    def channels(self, kept: Mapping[str, int]) -> int:
+        """Return the channels when `kept[group_id]` units of each group remain."""
+        return self.fixed + sum(term.multiplier * kept[term.group_id] for term in self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenChannels:
+    """Channels that cannot be removed, and why."""
+
+    node: str
+    channel_count: int
+    reason: str
+    """One sentence for the user, such as "its channels are the model's output"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningSpace:
+    """What can be removed from a graph, and how widths follow from it.
+
+    Every key of `input_widths`, `output_widths` is a node name of the profile; `tensor_widths` has
+    the channel dimension of every activation tensor. What is missing there does not change.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    input_widths: Mapping[str, Width] = field(default_factory=dict)
+    output_widths: Mapping[str, Width] = field(default_factory=dict)
+    tensor_widths: Mapping[str, Width] = field(default_factory=dict)
+    frozen: tuple[FrozenChannels, ...] = ()

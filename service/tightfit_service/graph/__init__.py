@@ -1,0 +1,1 @@
+"""The working representation: ONNX graphs, their analysis and safe surgery."""

@@ -1,0 +1,1 @@
+"""Compression techniques, one file each: ONNX graph in, ONNX graph out."""
