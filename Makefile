@@ -1,0 +1,62 @@
+# The commands of the project; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# torch is installed by its exact version first: a range would let pip pick a newer build with gigabytes of CUDA.
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lint types imports protos protos-check chart docs-check clean serve
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -e clients/python -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e clients/python -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Set up everything and compress the digits model for a Cortex-M target
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh demo-out
+
+test: $(VENV)/.installed-dev  ## Set up everything and run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types imports protos-check chart test  ## Everything that a change must pass
+
+format: $(VENV)/.installed-dev  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/.installed-dev  ## Formatting, style, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+
+types: $(VENV)/.installed-dev  ## Static types, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev  ## The floors of the house
+	PYTHONPATH=service:clients/python $(BIN)/lint-imports
+
+protos: $(VENV)/.installed-dev  ## Generate the stubs from protos/
+	$(BIN)/python protos/generate.py
+
+protos-check: $(VENV)/.installed-dev  ## Stub drift, and buf lint where buf is installed
+	$(BIN)/python protos/generate.py --check
+	@if command -v buf >/dev/null; then cd protos && buf lint; else echo "buf is not installed: lint of the protos skipped (npm install -g @bufbuild/buf)"; fi
+
+chart: $(VENV)/.installed-dev  ## Lint and validate the Helm chart
+	$(BIN)/python -m pytest tests/unit/helm
+
+serve: $(VENV)/.installed  ## Run a server on localhost:50051
+	$(BIN)/tightfit serve
+
+clean:  ## Remove what the commands above made
+	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
