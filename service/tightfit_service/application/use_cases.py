@@ -7,7 +7,7 @@ event loop by the implementations. `project` is the segment after `projects/` (`
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tightfit_service.application.ports import AssetRecord, Page
@@ -105,8 +105,8 @@ class JobRequest:
     """Asset id of the dataset, or "" for none."""
     target: str | Mapping[str, Any]
     budget: Budget
-    objective: Objective = Objective()
-    search_limits: SearchLimits = SearchLimits()
+    objective: Objective = field(default_factory=Objective)
+    search_limits: SearchLimits = field(default_factory=SearchLimits)
     output_format: ModelFormat | None = None
     seed: int = 0
     request_id: str = ""

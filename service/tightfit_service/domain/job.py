@@ -72,8 +72,8 @@ class JobSpec:
     budget: Budget
     dataset_digest: str | None = None
     dataset_name: str = ""
-    objective: Objective = Objective()
-    search_limits: SearchLimits = SearchLimits()
+    objective: Objective = field(default_factory=Objective)
+    search_limits: SearchLimits = field(default_factory=SearchLimits)
     output_format: ModelFormat | None = None
     """None takes the format of the target's runtime."""
     seed: int = 0

@@ -6,8 +6,8 @@ Emulators and the solver speak this language only; the graph room derives it fro
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 
 class OperatorKind(enum.StrEnum):
@@ -67,6 +67,32 @@ class Operator:
     fused: tuple[str, ...] = ()
     """Nodes that the runtime executes inside this one (BatchNorm, Relu, Clip)."""
 
+    def resized(self, in_channels: int, out_channels: int) -> Operator:
+        """Return the same operator at other widths, with its work and weights in proportion.
+
+        Exact for convolutions and dense layers, whose weights are in x out per group; other
+        operators scale with their output channels.
+        """
+        if in_channels == self.in_channels and out_channels == self.out_channels:
+            return self
+        out_ratio = out_channels / self.out_channels if self.out_channels else 1.0
+        in_ratio = in_channels / self.in_channels if self.in_channels else 1.0
+        groups = self.groups
+        if self.kind is OperatorKind.DEPTHWISE_CONV:
+            # One filter per channel: the group count follows the width, and work is linear in it.
+            groups, in_ratio = in_channels, 1.0
+        elif not self.weight_count:
+            in_ratio = 1.0
+        return replace(
+            self,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+            macs=round(self.macs * out_ratio * in_ratio),
+            weight_count=round(self.weight_count * out_ratio * in_ratio),
+            bias_count=round(self.bias_count * out_ratio),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkProfile:
@@ -81,6 +107,20 @@ class NetworkProfile:
     outputs: tuple[str, ...]
     constant_count: int = 0
     """Elements of constants that belong to no operator above (tables, shapes)."""
+
+    def at_precision(
+        self, *, weight_bits: int, activation_bits: int, except_nodes: Collection[str] = ()
+    ) -> NetworkProfile:
+        """Return the same network computed in other number formats; `except_nodes` stay in float."""
+        return replace(
+            self,
+            operators=tuple(
+                replace(op, weight_bits=32, activation_bits=32)
+                if op.node in except_nodes
+                else replace(op, weight_bits=weight_bits, activation_bits=activation_bits)
+                for op in self.operators
+            ),
+        )
 
     @property
     def macs(self) -> int:
