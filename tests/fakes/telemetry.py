@@ -1,0 +1,40 @@
+"""Telemetry that remembers what it was told."""
+
+from __future__ import annotations
+
+from tightfit_service.domain.job import Job, JobState
+from tightfit_service.domain.trial import Trial
+
+
+class RecordingTelemetry:
+    """Implements `Telemetry`; every report is a list that tests look into."""
+
+    def __init__(self) -> None:
+        self.job_states: list[tuple[JobState | None, JobState]] = []
+        self.trials: list[tuple[str, Trial]] = []
+        self.best: list[tuple[str, Trial | None]] = []
+        self.emulator_calls: list[tuple[str, float]] = []
+        self.worker_restarts: list[str] = []
+        self.bytes_by_direction: dict[str, int] = {}
+        self.cache_lookups: list[bool] = []
+
+    def job_state(self, job: Job, before: JobState | None) -> None:
+        self.job_states.append((before, job.state))
+
+    def trial_finished(self, job_id: str, trial: Trial) -> None:
+        self.trials.append((job_id, trial))
+
+    def best_so_far(self, job_id: str, trial: Trial | None) -> None:
+        self.best.append((job_id, trial))
+
+    def emulator_called(self, emulator: str, seconds: float) -> None:
+        self.emulator_calls.append((emulator, seconds))
+
+    def worker_restarted(self, reason: str) -> None:
+        self.worker_restarts.append(reason)
+
+    def artifact_bytes(self, direction: str, count: int) -> None:
+        self.bytes_by_direction[direction] = self.bytes_by_direction.get(direction, 0) + count
+
+    def cache_lookup(self, *, hit: bool) -> None:
+        self.cache_lookups.append(hit)
