@@ -1,0 +1,1 @@
+"""Gradients and training of working graphs in torch."""
