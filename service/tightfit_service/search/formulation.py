@@ -1,0 +1,294 @@
+"""Which widths to keep, as a mixed-integer program over the whole budget at once, and its solution.
+
+The program, after the multiple-choice knapsack of hardware-aware pruning (HALP, Shen et al., NeurIPS
+2022), but with both sides of a convolution as variables:
+
+1. z[g, l]: group g keeps its l-th level; binary, one level per group.
+2. d[a, v]: axis a (a distinct sum of groups, see `widths`) has value v. For one group this is z
+   itself. For several it is binary and tied by sum(v * d[a, v]) = sum(multiplier * level * z).
+   Axes with too many reachable sums take d as convex weights of two neighbouring grid points, the
+   pair chosen by segment binaries; costs between grid points are then interpolated.
+3. x[p, u, v]: the two axes of a node have values u and v; continuous, with marginals d. Because the
+   marginals are integral, x is too. Its cost is the emulator's own figure for that pair of widths,
+   so no cost needs to be linear. Nodes on the same two axes share one x and one cost table.
+4. Peak RAM: one row per schedule point, linear in the units kept; dominated rows are left out.
+
+Solutions are evaluated again with the exact costs; one that misses a limit (by interpolation or by
+the solver's tolerance) is cut off and the program solved again, so what is returned always fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tightfit_service.domain.budget import Quantity
+from tightfit_service.domain.trial import COST_QUANTITIES
+from tightfit_service.search.milp import Columns, LinearProgram, Vector
+from tightfit_service.search.problem import (
+    EXCESS_TOLERANCE,
+    SUMMED_QUANTITIES,
+    CompressionProblem,
+    GroupChoice,
+    MemoryRow,
+    NodeChoice,
+)
+from tightfit_service.search.widths import Axis, AxisValues, axis_values, on_axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sum:
+    """A linear expression of the program: constant + sum(coefficients * columns)."""
+
+    columns: Columns
+    coefficients: Vector
+    constant: float
+
+
+_Plane = tuple[Axis, Axis]
+
+
+class Formulation:
+    """Cost tables of a problem, made once, and the programs for any limits and objective on them."""
+
+    def __init__(self, problem: CompressionProblem) -> None:
+        self._levels = {group.group_id: group.levels for group in problem.groups}
+        self._fixed = {q: problem.fixed_costs.get(q, 0.0) for q in COST_QUANTITIES}
+        self._axes: dict[Axis, AxisValues] = {}
+        self._lines: dict[Axis, dict[Quantity, Vector]] = {}
+        self._planes: dict[_Plane, dict[Quantity, Vector]] = {}
+        for node in problem.nodes:
+            self._tabulate(node)
+        self._memory = _memory_rows(problem.memory)
+
+    def _tabulate(self, node: NodeChoice) -> None:
+        """Add a node's costs to the table of its pair of axes."""
+        inner, outer = on_axis(node.input_width), on_axis(node.output_width)
+        if inner.axis is None and outer.axis is None:
+            for quantity, amount in node.cost(inner.fixed, outer.fixed).items():
+                if quantity in SUMMED_QUANTITIES:
+                    self._fixed[quantity] += amount
+            return
+        for axis in (inner.axis, outer.axis):
+            if axis is not None and axis not in self._axes:
+                self._axes[axis] = axis_values(axis, self._levels)
+        if inner.axis is None or outer.axis is None or inner.axis == outer.axis:
+            axis = inner.axis or outer.axis
+            assert axis is not None
+            line = [
+                node.cost(inner.channels(value), outer.channels(value))
+                for value in self._axes[axis].values
+            ]
+            _accumulate(self._lines.setdefault(axis, {}), line, (len(line),))
+            return
+        rows, columns = self._axes[inner.axis].values, self._axes[outer.axis].values
+        plane = [node.cost(inner.channels(u), outer.channels(v)) for u in rows for v in columns]
+        key, shape = (inner.axis, outer.axis), (len(rows), len(columns))
+        # Both directions between two axes (the halves of a residual block) share their variables.
+        if (outer.axis, inner.axis) in self._planes:
+            flipped: dict[Quantity, Vector] = {}
+            _accumulate(flipped, plane, shape)
+            table = self._planes[outer.axis, inner.axis]
+            for quantity, amounts in flipped.items():
+                table[quantity] = table[quantity] + amounts.T
+            return
+        _accumulate(self._planes.setdefault(key, {}), plane, shape)
+
+    def program(
+        self,
+        problem: CompressionProblem,
+        limits: Mapping[Quantity, float],
+        forbidden: Sequence[Mapping[str, int]] = (),
+    ) -> tuple[LinearProgram, dict[str, Columns]]:
+        """Return the program and, per group, the columns of its levels.
+
+        Args:
+            problem: Gives the losses, the objective and `max_loss`; its nodes must be those tabulated.
+            limits: Maxima of cost quantities, which may be tighter than the problem's own.
+            forbidden: Assignments that must not come out again.
+        """
+        program = LinearProgram()
+        levels = {
+            group: program.add_columns(len(choices), integral=True)
+            for group, choices in self._levels.items()
+        }
+        for columns in levels.values():
+            program.add_row(columns, np.ones(len(columns)), low=1.0, high=1.0)
+        weights = {axis: self._axis_columns(program, axis, levels) for axis in self._axes}
+        planes = {key: self._plane_columns(program, key, weights) for key in self._planes}
+        sums = {q: self._summed(q, weights, planes) for q in SUMMED_QUANTITIES}
+        loss = _loss_of(problem.groups, levels)
+        for quantity, limit in limits.items():
+            rows = [sums[quantity]] if quantity in sums else self._peak_rows(levels)
+            for row in rows:
+                _limit(program, row, limit)
+        if problem.max_loss is not None:
+            unit = max(1e-9, float(np.abs(loss.coefficients).max(initial=0.0)))
+            program.add_row(
+                loss.columns, loss.coefficients / unit, high=problem.max_loss / unit + 1e-9
+            )
+        self._set_objective(program, problem.objective, {**sums, Quantity.ACCURACY: loss}, levels)
+        for kept in forbidden:
+            chosen = [
+                int(columns[self._levels[group].index(kept[group])])
+                for group, columns in levels.items()
+            ]
+            program.add_row(chosen, np.ones(len(chosen)), high=len(chosen) - 1)
+        return program, levels
+
+    def _axis_columns(
+        self, program: LinearProgram, axis: Axis, levels: Mapping[str, Columns]
+    ) -> Columns:
+        """Return the columns that weigh the tabulated values of an axis."""
+        if axis.single_group is not None:
+            return levels[axis.single_group]
+        table = self._axes[axis]
+        values = np.array(table.values, dtype=np.float64)
+        weights = program.add_columns(len(values), integral=table.exact)
+        program.add_row(weights, np.ones(len(values)), low=1.0, high=1.0)
+        unit = max(1.0, float(values.max()))
+        tie_columns, tie = [weights], [values / unit]
+        for group, multiplier in axis.terms:
+            tie_columns.append(levels[group])
+            tie.append(-multiplier / unit * np.array(self._levels[group], dtype=np.float64))
+        program.add_row(np.concatenate(tie_columns), np.concatenate(tie), low=0.0, high=0.0)
+        if not table.exact and len(values) > 1:
+            segments = program.add_columns(len(values) - 1, integral=True)
+            program.add_row(segments, np.ones(len(segments)), low=1.0, high=1.0)
+            for index, weight in enumerate(weights):
+                beside = segments[max(0, index - 1) : index + 1]
+                program.add_row([weight, *beside], [1.0, *(-1.0 for _ in beside)], high=0.0)
+        return weights
+
+    def _plane_columns(
+        self, program: LinearProgram, key: _Plane, weights: Mapping[Axis, Columns]
+    ) -> Columns:
+        """Return the columns of all pairs of values, row by row, with the axes' weights as marginals."""
+        rows, columns = weights[key[0]], weights[key[1]]
+        pairs = program.add_columns(len(rows) * len(columns), integral=False)
+        square = pairs.reshape(len(rows), len(columns))
+        for weight, members in [
+            *zip(rows, square, strict=True),
+            *zip(columns, square.T, strict=True),
+        ]:
+            ones = np.ones(len(members) + 1)
+            ones[-1] = -1.0
+            program.add_row(np.append(members, weight), ones, low=0.0, high=0.0)
+        return pairs
+
+    def _summed(
+        self,
+        quantity: Quantity,
+        weights: Mapping[Axis, Columns],
+        planes: Mapping[_Plane, Columns],
+    ) -> _Sum:
+        """Return a cost that adds up over nodes."""
+        columns = [weights[axis] for axis in self._lines] + [planes[key] for key in self._planes]
+        tables = [*self._lines.values(), *self._planes.values()]
+        return _Sum(
+            columns=np.concatenate(columns) if columns else np.empty(0, dtype=np.int64),
+            coefficients=np.concatenate([table[quantity].ravel() for table in tables])
+            if tables
+            else np.empty(0),
+            constant=self._fixed[quantity],
+        )
+
+    def _peak_rows(self, levels: Mapping[str, Columns]) -> list[_Sum]:
+        """Return the bytes in use per schedule point that can be the peak."""
+        rows = []
+        for constant, slopes in self._memory:
+            involved = [group for group, slope in slopes.items() if slope]
+            rows.append(
+                _Sum(
+                    columns=np.concatenate(
+                        [levels[group] for group in involved] or [np.empty(0, dtype=np.int64)]
+                    ),
+                    coefficients=np.concatenate(
+                        [slopes[g] * np.array(self._levels[g], dtype=np.float64) for g in involved]
+                        or [np.empty(0)]
+                    ),
+                    constant=constant + self._fixed[Quantity.RAM],
+                )
+            )
+        return rows
+
+    def _set_objective(
+        self,
+        program: LinearProgram,
+        objective: Quantity,
+        sums: Mapping[Quantity, _Sum],
+        levels: Mapping[str, Columns],
+    ) -> None:
+        """Minimise the objective, scaled so that HiGHS's absolute tolerances are far below it."""
+        if objective is not Quantity.RAM:
+            wanted = sums[objective]
+            unit = float(np.abs(wanted.coefficients).max(initial=0.0)) or 1.0
+            program.add_cost(wanted.columns, wanted.coefficients * (1e3 / unit))
+            return
+        rows = self._peak_rows(levels)
+        unit = max(
+            (abs(row.constant) + float(np.abs(row.coefficients).sum()) for row in rows), default=1.0
+        )
+        (peak,) = program.add_columns(1, integral=False, upper=np.inf)
+        program.add_cost([peak], [1e3])
+        for row in rows:
+            program.add_row(
+                np.append(row.columns, peak),
+                np.append(row.coefficients / unit, -1.0),
+                high=-row.constant / unit,
+            )
+
+
+def _accumulate(
+    table: dict[Quantity, Vector],
+    costs: Sequence[Mapping[Quantity, float]],
+    shape: tuple[int, ...],
+) -> None:
+    for quantity in SUMMED_QUANTITIES:
+        amounts = np.array([cost.get(quantity, 0.0) for cost in costs]).reshape(shape)
+        table[quantity] = table[quantity] + amounts if quantity in table else amounts
+
+
+def _loss_of(groups: Sequence[GroupChoice], levels: Mapping[str, Columns]) -> _Sum:
+    if not groups:
+        return _Sum(columns=np.empty(0, dtype=np.int64), coefficients=np.empty(0), constant=0.0)
+    return _Sum(
+        columns=np.concatenate([levels[group.group_id] for group in groups]),
+        coefficients=np.concatenate([np.array(group.accuracy_loss) for group in groups]),
+        constant=0.0,
+    )
+
+
+def _limit(program: LinearProgram, row: _Sum, limit: float) -> None:
+    """Demand that a sum stays within a limit; the row is scaled to the limit."""
+    program.add_row(
+        row.columns,
+        row.coefficients / limit,
+        high=(limit - row.constant) / limit + EXCESS_TOLERANCE,
+    )
+
+
+def _memory_rows(memory: Sequence[MemoryRow]) -> list[tuple[float, dict[str, float]]]:
+    """Return memory rows as constant and slope per group, those that never are the peak left out."""
+    linear: list[tuple[float, dict[str, float]]] = []
+    for row in memory:
+        constant, slopes = row.fixed_bytes, dict[str, float]()
+        for width, bytes_per_channel in row.tensors:
+            constant += width.fixed * bytes_per_channel
+            for term in width.terms:
+                slope = term.multiplier * bytes_per_channel
+                slopes[term.group_id] = slopes.get(term.group_id, 0.0) + slope
+        linear.append((constant, slopes))
+    kept: list[tuple[float, dict[str, float]]] = []
+    for row_ in sorted(linear, key=lambda item: (item[0], sum(item[1].values())), reverse=True):
+        if not any(_dominates(other, row_) for other in kept):
+            kept.append(row_)
+    return kept
+
+
+def _dominates(one: tuple[float, dict[str, float]], other: tuple[float, dict[str, float]]) -> bool:
+    return one[0] >= other[0] and all(
+        one[1].get(group, 0.0) >= slope for group, slope in other[1].items()
+    )

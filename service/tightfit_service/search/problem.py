@@ -1,0 +1,165 @@
+"""The choices of a compression problem with its limits, and what a solution to it is."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tightfit_service.domain.budget import Quantity
+from tightfit_service.domain.network import Width
+from tightfit_service.domain.trial import COST_QUANTITIES
+
+SUMMED_QUANTITIES = (Quantity.LATENCY, Quantity.ENERGY, Quantity.SIZE)
+"""Cost quantities that add up over nodes; RAM is a peak instead."""
+EXCESS_TOLERANCE = 1e-9
+"""Relative excess over a limit that counts as rounding of floating-point sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupChoice:
+    """How many units of a group may stay, and what each choice is predicted to cost.
+
+    `levels` are allowed numbers of kept units, ascending, the last being all of them.
+    `accuracy_loss` is the predicted loss of accuracy (fraction) at each level, 0 at the last.
+    """
+
+    group_id: str
+    levels: tuple[int, ...]
+    accuracy_loss: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse choices that the solver would misread.
+
+        Raises:
+            ValueError: No level, levels not ascending, or another number of losses than levels.
+        """
+        if not self.levels or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"group {self.group_id!r}: levels must be ascending and distinct")
+        if len(self.levels) != len(self.accuracy_loss):
+            raise ValueError(f"group {self.group_id!r}: one accuracy loss per level is needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeChoice:
+    """A node whose cost depends on widths.
+
+    `cost(in_channels, out_channels)` returns LATENCY in ms, ENERGY in mJ and SIZE in bytes of this
+    node alone; it must be pure. What it leaves out counts as 0.
+    """
+
+    node: str
+    input_width: Width
+    output_width: Width
+    cost: Callable[[int, int], Mapping[Quantity, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """Bytes in use at one point of the schedule: `fixed_bytes` plus bytes per channel of live tensors."""
+
+    node: str
+    fixed_bytes: float
+    tensors: tuple[tuple[Width, float], ...]
+
+    def in_use(self, kept: Mapping[str, int]) -> float:
+        """Return the bytes in use when `kept[group_id]` units of each group remain."""
+        return self.fixed_bytes + sum(
+            width.channels(kept) * bytes_per_channel for width, bytes_per_channel in self.tensors
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionProblem:
+    """All choices with all limits.
+
+    Attributes:
+        fixed_costs: What no choice changes, per cost quantity; for RAM it is added to the peak.
+        limits: Maxima of cost quantities (ms, mJ, bytes).
+        objective: ACCURACY minimises the predicted loss; a cost quantity minimises that cost.
+        max_loss: Greatest predicted loss of accuracy (fraction), or None.
+    """
+
+    groups: tuple[GroupChoice, ...]
+    nodes: tuple[NodeChoice, ...] = ()
+    memory: tuple[MemoryRow, ...] = ()
+    fixed_costs: Mapping[Quantity, float] = field(default_factory=dict)
+    limits: Mapping[Quantity, float] = field(default_factory=dict)
+    objective: Quantity = Quantity.ACCURACY
+    max_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse problems that contradict themselves.
+
+        Raises:
+            ValueError: A group given twice, a width of an unknown group, or a limit on ACCURACY.
+        """
+        known = {group.group_id for group in self.groups}
+        if len(known) != len(self.groups):
+            raise ValueError("a group is given twice")
+        widths = [w for node in self.nodes for w in (node.input_width, node.output_width)]
+        widths += [width for row in self.memory for width, _ in row.tensors]
+        unknown = {term.group_id for width in widths for term in width.terms} - known
+        if unknown:
+            raise ValueError(f"widths refer to groups without choices: {sorted(unknown)}")
+        if Quantity.ACCURACY in self.limits:
+            raise ValueError("limit the accuracy by max_loss")
+
+    def loss(self, kept: Mapping[str, int]) -> float:
+        """Return the predicted loss of accuracy of an assignment of levels."""
+        return math.fsum(
+            group.accuracy_loss[group.levels.index(kept[group.group_id])] for group in self.groups
+        )
+
+    def costs(self, kept: Mapping[str, int]) -> dict[Quantity, float]:
+        """Return the exact costs of an assignment, whether its numbers are levels or not."""
+        totals = {quantity: self.fixed_costs.get(quantity, 0.0) for quantity in COST_QUANTITIES}
+        for node in self.nodes:
+            shares = node.cost(node.input_width.channels(kept), node.output_width.channels(kept))
+            for quantity in SUMMED_QUANTITIES:
+                totals[quantity] += shares.get(quantity, 0.0)
+        totals[Quantity.RAM] += max((row.in_use(kept) for row in self.memory), default=0.0)
+        return totals
+
+    def excess(self, loss: float, costs: Mapping[Quantity, float]) -> dict[Quantity, float]:
+        """Return how far beyond its limit each missed quantity is, relative to the limit.
+
+        ACCURACY stands for `max_loss`; its excess is absolute, since that limit may be 0.
+        """
+        missed = {
+            quantity: costs[quantity] / limit - 1.0
+            for quantity, limit in self.limits.items()
+            if costs[quantity] > limit * (1.0 + EXCESS_TOLERANCE)
+        }
+        if self.max_loss is not None and loss > self.max_loss + EXCESS_TOLERANCE:
+            missed[Quantity.ACCURACY] = loss - self.max_loss
+        return missed
+
+
+class SolutionStatus(enum.StrEnum):
+    """How good a solution is."""
+
+    OPTIMAL = "optimal"
+    """Within the asked gap of the best (of the interpolated model, where sums were too many)."""
+    FEASIBLE = "feasible"
+    """Meets all limits; the time limit ended the search for better ones."""
+    INFEASIBLE = "infeasible"
+    """Proven: no assignment meets all limits."""
+    UNKNOWN = "unknown"
+    """The time limit ended the search with neither a solution nor a proof."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """Units kept per group, with predicted loss and exact costs; empty when there is none."""
+
+    status: SolutionStatus
+    kept: Mapping[str, int] = field(default_factory=dict)
+    predicted_loss: float = math.inf
+    costs: Mapping[Quantity, float] = field(default_factory=dict)
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether there is an assignment that meets all limits."""
+        return self.status in (SolutionStatus.OPTIMAL, SolutionStatus.FEASIBLE)
