@@ -1,0 +1,269 @@
+"""The manifest of a packed dataset: JSON to `DatasetManifest`, every key and value checked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from tightfit_service.domain.dataset import (
+    CalibrationSpec,
+    DatasetManifest,
+    Layout,
+    MetricName,
+    Preprocess,
+    SplitName,
+    SplitSpec,
+    Task,
+)
+from tightfit_service.domain.errors import InvalidDatasetError
+
+MANIFEST_VERSION = 1
+WHOLE_ARCHIVE_KEY = "*"
+"""Array name under which a single .npz stands for all arrays in it."""
+
+_ARRAY_PATH = re.compile(r"arrays/[^/\\\x00]{1,200}\Z")
+_ARRAY_NAME = re.compile(r"[^/\\\x00]{1,200}\Z")
+_GIVEN_SPLITS = (SplitName.TRAIN.value, SplitName.EVALUATION.value)
+_MAX_ARRAYS = 256
+_MAX_CHANNELS = 65_536
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+def parse_manifest(text: bytes) -> DatasetManifest:
+    """Return the manifest that `manifest.json` holds.
+
+    Raises:
+        InvalidDatasetError: Not JSON, unknown keys (near names are offered), missing keys, bad values.
+    """
+    try:
+        document = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InvalidDatasetError(
+            "manifest.json is not valid JSON in UTF-8",
+            field="manifest.json",
+            remedy="pack the dataset with the tightfit client",
+        ) from error
+    root = _mapping(document, "manifest.json")
+    _known_keys(
+        root,
+        {
+            "version",
+            "task",
+            "arrays",
+            "splits",
+            "calibration",
+            "layout",
+            "preprocess",
+            "metric",
+        },
+        "",
+    )
+    if root.get("version") != MANIFEST_VERSION or isinstance(root.get("version"), bool):
+        raise InvalidDatasetError(
+            f"the manifest's version is {root.get('version')!r}, this service reads {MANIFEST_VERSION}",
+            field="version",
+            remedy="pack the dataset with a client of the service's version",
+        )
+    return DatasetManifest(
+        arrays=_arrays(root.get("arrays")),
+        splits=_splits(root.get("splits")),
+        task=_choice(Task, root.get("task", Task.CLASSIFICATION.value), "task"),
+        layout=_choice(Layout, root.get("layout", Layout.NCHW.value), "layout"),
+        preprocess=_preprocess(root.get("preprocess", {})),
+        metric=_choice(MetricName, root.get("metric", MetricName.TOP1.value), "metric"),
+        calibration=_calibration(root.get("calibration", {})),
+    )
+
+
+def near_names(wanted: str, known: Collection[str]) -> str:
+    """Return a remedy that offers the names nearest to the wanted one, or lists those there are."""
+    near = difflib.get_close_matches(wanted, list(known), n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
+    listed = sorted(known)[:12]
+    return "known: " + ", ".join(repr(name) for name in listed) if listed else "there are none"
+
+
+def _refuse_constant(name: str) -> float:
+    raise InvalidDatasetError(
+        f"the manifest holds {name}, which is no finite number",
+        field="manifest.json",
+        remedy="give finite numbers",
+    )
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidDatasetError(
+            f"{where} must be a mapping, not {_kind(value)}", field=where, remedy="see dataset.yaml"
+        )
+    return value
+
+
+def _kind(value: Any) -> str:
+    return {"NoneType": "missing", "list": "a list", "str": "a text"}.get(
+        type(value).__name__, f"a {type(value).__name__}"
+    )
+
+
+def _known_keys(value: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    for key in value:
+        if key not in known:
+            field = f"{where}.{key}" if where else key
+            raise InvalidDatasetError(
+                f"unknown key {key!r}", field=field, remedy=near_names(key, known)
+            )
+
+
+def _choice(kind: type[_E], value: Any, where: str) -> _E:
+    names = [member.value for member in kind]
+    if value not in names:
+        raise InvalidDatasetError(
+            f"{where} is {value!r}, which is not offered",
+            field=where,
+            remedy=near_names(str(value), names),
+        )
+    return kind(value)
+
+
+def _arrays(value: Any) -> dict[str, str]:
+    arrays = _mapping(value, "arrays")
+    if not arrays or len(arrays) > _MAX_ARRAYS:
+        raise InvalidDatasetError(
+            f"arrays has {len(arrays)} entries, outside [1, {_MAX_ARRAYS}]",
+            field="arrays",
+            remedy="name one .npz file, or one .npy file per array",
+        )
+    if WHOLE_ARCHIVE_KEY in arrays and len(arrays) > 1:
+        raise InvalidDatasetError(
+            "arrays names one .npz for everything and further files beside it",
+            field="arrays",
+            remedy="give either one .npz or a mapping of names to .npy files",
+        )
+    for name, path in arrays.items():
+        field = f"arrays.{name}"
+        suffix = ".npz" if name == WHOLE_ARCHIVE_KEY else ".npy"
+        if not _ARRAY_NAME.match(name):
+            raise InvalidDatasetError(
+                "an array's name is empty, too long, or holds a slash",
+                field="arrays",
+                remedy="use short plain names",
+            )
+        if not isinstance(path, str) or not _ARRAY_PATH.match(path) or not path.endswith(suffix):
+            raise InvalidDatasetError(
+                f"the file of array {name!r} is {path!r}, not arrays/<file>{suffix}",
+                field=field,
+                remedy="pack the dataset with the tightfit client",
+            )
+    return dict(arrays)
+
+
+def _splits(value: Any) -> dict[str, SplitSpec]:
+    splits = _mapping(value, "splits")
+    _known_keys(splits, _GIVEN_SPLITS, "splits")
+    result: dict[str, SplitSpec] = {}
+    for name, entry in splits.items():
+        where = f"splits.{name}"
+        spec = _mapping(entry, where)
+        _known_keys(spec, {"input", "label"}, where)
+        for key in ("input", "label"):
+            if not isinstance(spec.get(key, ""), str):
+                raise InvalidDatasetError(
+                    f"{where}.{key} must be the name of an array",
+                    field=f"{where}.{key}",
+                    remedy="models with one input are supported; give one array name",
+                )
+        if not spec.get("input"):
+            raise InvalidDatasetError(
+                f"{where} names no input array",
+                field=f"{where}.input",
+                remedy="name the array that holds the inputs",
+            )
+        result[name] = SplitSpec(input=spec["input"], label=spec.get("label", ""))
+    evaluation = result.get(SplitName.EVALUATION.value)
+    if evaluation is None:
+        raise InvalidDatasetError(
+            "there is no evaluation split, so no accuracy could be reported",
+            field="splits.evaluation",
+            remedy="add one that no sample of the training split is in",
+        )
+    if not evaluation.label:
+        raise InvalidDatasetError(
+            "the evaluation split has no labels, which top1 needs",
+            field="splits.evaluation.label",
+            remedy="name the array of class indices",
+        )
+    return result
+
+
+def _calibration(value: Any) -> CalibrationSpec:
+    spec = _mapping(value, "calibration")
+    _known_keys(spec, {"from", "count"}, "calibration")
+    source = spec.get("from", CalibrationSpec().source)
+    if source not in _GIVEN_SPLITS:
+        raise InvalidDatasetError(
+            f"calibration.from is {source!r}",
+            field="calibration.from",
+            remedy=near_names(str(source), _GIVEN_SPLITS),
+        )
+    count = spec.get("count", CalibrationSpec().count)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1_000_000:
+        raise InvalidDatasetError(
+            f"calibration.count is {count!r}, not a whole number of at least 1",
+            field="calibration.count",
+            remedy="256 is enough for most models",
+        )
+    return CalibrationSpec(source=source, count=count)
+
+
+def _preprocess(value: Any) -> Preprocess:
+    spec = _mapping(value, "preprocess")
+    _known_keys(spec, {"scale", "mean", "std"}, "preprocess")
+    scale = _number(spec.get("scale", 1.0), "preprocess.scale")
+    if scale == 0:
+        raise InvalidDatasetError(
+            "preprocess.scale is 0, which makes all inputs equal",
+            field="preprocess.scale",
+            remedy="leave it out, or give 1/255 (0.00392157) to map bytes to [0, 1]",
+        )
+    mean = _numbers(spec.get("mean", []), "preprocess.mean")
+    std = _numbers(spec.get("std", []), "preprocess.std")
+    if any(item <= 0 for item in std):
+        raise InvalidDatasetError(
+            "preprocess.std has a value that is not positive",
+            field="preprocess.std",
+            remedy="give the standard deviation per channel, above 0",
+        )
+    return Preprocess(scale=scale, mean=mean, std=std)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidDatasetError(
+            f"{where} must be a number, not {_kind(value)}", field=where, remedy="give a number"
+        )
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    # The arithmetic is in float32, whose range is narrower than JSON's.
+    if not math.isfinite(number) or abs(number) > 1e30 or 0 < abs(number) < 1e-30:
+        raise InvalidDatasetError(
+            f"{where} is beyond the range of float32", field=where, remedy="give a finite number"
+        )
+    return number
+
+
+def _numbers(value: Any, where: str) -> tuple[float, ...]:
+    items = value if isinstance(value, list) else [value]
+    if len(items) > _MAX_CHANNELS:
+        raise InvalidDatasetError(
+            f"{where} has {len(items)} values", field=where, remedy="give one per channel"
+        )
+    return tuple(_number(item, where) for item in items)
