@@ -1,0 +1,1 @@
+"""Evaluators: exported files run in their own runtime."""
