@@ -6,9 +6,9 @@ import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
-from tightfit_service.application.ports import AssetRecord, Page, WorkResult
+from tightfit_service.application.ports import AssetRecord, AssetStore, JobStore, Page, WorkResult
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -17,6 +17,11 @@ from tightfit_service.domain.errors import (
 )
 from tightfit_service.domain.job import Job, JobEvent, JobState, check_transition
 from tightfit_service.domain.trial import Trial
+
+
+class RecordStore(JobStore, AssetStore, Protocol):
+    """Both record ports; one implementation serves both, because deletion looks across them."""
+
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -1,0 +1,132 @@
+"""The tables of the record store: columns for what is queried, a JSON document for the rest."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+# names of constraints must not differ between databases, or migrations could not drop them
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment, stored in UTC; SQLite has no time zones and would lose them."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert an aware time to UTC."""
+        del dialect
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return an aware time in UTC."""
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_DIGEST = String(64)
+_NAME = String(255)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", _NAME, primary_key=True),
+    Column("project", _NAME, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    # NULL rather than "" where there is none: NULLs never collide in the unique constraint
+    Column("request_id", _NAME),
+    Column("revision", Integer, nullable=False),
+    Column("last_sequence", Integer, nullable=False),
+    Column("model_digest", _DIGEST, nullable=False),
+    Column("dataset_digest", _DIGEST),
+    Column("document", JSON, nullable=False),
+    UniqueConstraint("project", "request_id"),
+    Index(None, "project", "create_time", "job_id"),
+    Index(None, "state", "create_time"),
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    Column("job_id", _NAME, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    Column("trial_index", Integer, primary_key=True, autoincrement=False),
+    Column("input_digest", String(128), nullable=False, index=True),
+    Column("document", JSON, nullable=False),
+)
+
+trial_artifacts = Table(
+    "trial_artifacts",
+    metadata,
+    Column("job_id", _NAME, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    Column("trial_index", Integer, primary_key=True, autoincrement=False),
+    Column("artifact_name", _NAME, primary_key=True),
+    Column("digest", _DIGEST, nullable=False, index=True),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_id", _NAME, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("document", JSON, nullable=False),
+)
+
+work_results = Table(
+    "work_results",
+    metadata,
+    Column("input_digest", String(128), primary_key=True),
+    Column("document", JSON, nullable=False),
+)
+
+work_outputs = Table(
+    "work_outputs",
+    metadata,
+    Column(
+        "input_digest",
+        String(128),
+        ForeignKey(work_results.c.input_digest, ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("output_name", _NAME, primary_key=True),
+    Column("digest", _DIGEST, nullable=False, index=True),
+)
+
+assets = Table(
+    "assets",
+    metadata,
+    Column("project", _NAME, primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("asset_id", _NAME, primary_key=True),
+    Column("digest", _DIGEST, nullable=False, index=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("display_name", String, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("description", JSON, nullable=False),
+)

@@ -1,0 +1,434 @@
+"""Jobs, trials, events, cached results and assets in a SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Table,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+
+from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.schema import (
+    assets,
+    job_events,
+    jobs,
+    trial_artifacts,
+    trials,
+    work_outputs,
+    work_results,
+)
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import AssetRecord, Page, WorkResult
+from tightfit_service.domain.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+)
+from tightfit_service.domain.job import Job, JobEvent, JobState, check_transition
+from tightfit_service.domain.trial import Trial
+
+_UNFINISHED = [state.value for state in JobState if not state.is_final]
+
+
+class SqlStore:
+    """Implements `JobStore` and `AssetStore` on any database that SQLAlchemy knows.
+
+    The schema must be up to date (`database.upgrade`). Safe for many threads and processes; every
+    method is one transaction and may raise, besides what the ports say:
+
+    Raises:
+        UnavailableError: The database cannot be reached or is locked for too long.
+        ResourceExhaustedError: The database has no room left.
+    """
+
+    def __init__(self, *, engine: Engine) -> None:
+        self._engine = engine
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def create_job(self, job: Job) -> Job:
+        """See `JobStore`. Two racing calls with one request_id get the same job."""
+        with transaction(self._engine, writes=True) as connection:
+            if job.request_id:
+                earlier = connection.execute(
+                    select(jobs.c.document).where(
+                        jobs.c.project == job.project, jobs.c.request_id == job.request_id
+                    )
+                ).scalar()
+                if earlier is not None:
+                    return _same_request(from_plain(Job, earlier), job)
+            if connection.execute(select(jobs.c.job_id).filter_by(job_id=job.job_id)).first():
+                raise AlreadyExistsError(f"there is a job {job.job_id} already", field="job_id")
+            connection.execute(insert(jobs).values(last_sequence=0, **_job_columns(job)))
+        return job
+
+    def get_job(self, project: str, job_id: str) -> Job:
+        """See `JobStore`."""
+        with transaction(self._engine, writes=False) as connection:
+            return from_plain(Job, _job_row(connection, project, job_id).document)
+
+    def list_jobs(
+        self, project: str, page: Page, *, states: Sequence[JobState] = ()
+    ) -> Sequence[Job]:
+        """See `JobStore`. A `page.after` that no longer exists is a NotFoundError."""
+        query = (
+            select(jobs.c.document)
+            .where(jobs.c.project == project)
+            .order_by(jobs.c.create_time.desc(), jobs.c.job_id.desc())
+            .limit(page.size)
+        )
+        if states:
+            query = query.where(jobs.c.state.in_([state.value for state in states]))
+        with transaction(self._engine, writes=False) as connection:
+            if page.after:
+                last = _job_row(connection, project, page.after)
+                query = query.where(
+                    tuple_(jobs.c.create_time, jobs.c.job_id)
+                    < tuple_(last.create_time, last.job_id)
+                )
+            documents = connection.execute(query).scalars().all()
+        return [from_plain(Job, document) for document in documents]
+
+    def update_job(self, job: Job) -> Job:
+        """See `JobStore`."""
+        changed = replace(job, revision=job.revision + 1)
+        with transaction(self._engine, writes=True) as connection:
+            stored = _job_row(connection, job.project, job.job_id, lock=True)
+            if stored.revision != job.revision:
+                raise PreconditionError(
+                    f"job {job.job_id} is at revision {stored.revision}, not {job.revision}",
+                    field="revision",
+                    remedy="read the job again and repeat the change",
+                )
+            if stored.state != job.state.value:
+                check_transition(JobState(stored.state), job.state)
+            connection.execute(
+                update(jobs).where(jobs.c.job_id == job.job_id).values(_job_columns(changed))
+            )
+        return changed
+
+    def delete_job(self, project: str, job_id: str) -> None:
+        """See `JobStore`. Cached results that no other job's trial stands for go as well."""
+        with transaction(self._engine, writes=True) as connection:
+            stored = _job_row(connection, project, job_id, lock=True)
+            if not JobState(stored.state).is_final:
+                raise PreconditionError(
+                    f"job {job_id} is {stored.state}",
+                    field="name",
+                    remedy="cancel it first, or wait for its end",
+                )
+            own = select(trials.c.input_digest).where(trials.c.job_id == job_id)
+            others = select(trials.c.input_digest).where(trials.c.job_id != job_id)
+            connection.execute(
+                delete(work_results).where(
+                    work_results.c.input_digest.in_(own), work_results.c.input_digest.not_in(others)
+                )
+            )
+            connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+
+    def unfinished_jobs(self) -> Sequence[Job]:
+        """See `JobStore`."""
+        query = (
+            select(jobs.c.document)
+            .where(jobs.c.state.in_(_UNFINISHED))
+            .order_by(jobs.c.create_time, jobs.c.job_id)
+        )
+        with transaction(self._engine, writes=False) as connection:
+            documents = connection.execute(query).scalars().all()
+        return [from_plain(Job, document) for document in documents]
+
+    def count_jobs(self) -> Mapping[JobState, int]:
+        """See `JobStore`. States without jobs count 0."""
+        query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+        with transaction(self._engine, writes=False) as connection:
+            counts = {row[0]: row[1] for row in connection.execute(query)}
+        return {state: counts.get(state.value, 0) for state in JobState}
+
+    def save_trial(self, job_id: str, trial: Trial) -> None:
+        """See `JobStore`. Raises NotFoundError for an unknown job."""
+        key = {"job_id": job_id, "trial_index": trial.index}
+        with transaction(self._engine, writes=True) as connection:
+            _lock_job(connection, job_id)
+            connection.execute(delete(trial_artifacts).filter_by(**key))
+            connection.execute(delete(trials).filter_by(**key))
+            connection.execute(
+                insert(trials).values(
+                    input_digest=trial.input_digest, document=to_plain(trial), **key
+                )
+            )
+            _insert_all(
+                connection,
+                trial_artifacts,
+                [
+                    {"artifact_name": name, "digest": digest, **key}
+                    for name, digest in trial.artifacts.items()
+                ],
+            )
+
+    def list_trials(self, job_id: str, page: Page | None = None) -> Sequence[Trial]:
+        """See `JobStore`. An unknown job has no trials."""
+        query = (
+            select(trials.c.document)
+            .where(trials.c.job_id == job_id)
+            .order_by(trials.c.trial_index)
+        )
+        if page is not None:
+            query = query.where(trials.c.trial_index > _trial_index(page.after)).limit(page.size)
+        with transaction(self._engine, writes=False) as connection:
+            documents = connection.execute(query).scalars().all()
+        return [from_plain(Trial, document) for document in documents]
+
+    def append_event(self, event: JobEvent) -> JobEvent:
+        """See `JobStore`. Raises NotFoundError for an unknown job."""
+        with transaction(self._engine, writes=True) as connection:
+            # the job's row is locked by the update, so numbers come out in order and without gaps
+            counted = connection.execute(
+                update(jobs)
+                .where(jobs.c.job_id == event.job_id)
+                .values(last_sequence=jobs.c.last_sequence + 1)
+            )
+            if counted.rowcount == 0:
+                raise _no_job(event.job_id)
+            sequence = connection.execute(
+                select(jobs.c.last_sequence).filter_by(job_id=event.job_id)
+            ).scalar_one()
+            stored = replace(event, sequence=sequence)
+            connection.execute(
+                insert(job_events).values(
+                    job_id=event.job_id, sequence=sequence, document=to_plain(stored)
+                )
+            )
+        return stored
+
+    def list_events(self, job_id: str, *, after: int, limit: int) -> Sequence[JobEvent]:
+        """See `JobStore`. An unknown job has no events."""
+        query = (
+            select(job_events.c.document)
+            .where(job_events.c.job_id == job_id, job_events.c.sequence > after)
+            .order_by(job_events.c.sequence)
+            .limit(limit)
+        )
+        with transaction(self._engine, writes=False) as connection:
+            documents = connection.execute(query).scalars().all()
+        return [from_plain(JobEvent, document) for document in documents]
+
+    def cached_result(self, input_digest: str) -> WorkResult | None:
+        """See `JobStore`."""
+        query = select(work_results.c.document).filter_by(input_digest=input_digest)
+        with transaction(self._engine, writes=False) as connection:
+            document = connection.execute(query).scalar()
+        return None if document is None else from_plain(WorkResult, document)
+
+    def store_result(self, input_digest: str, result: WorkResult) -> None:
+        """See `JobStore`. A result stored before is replaced."""
+        with transaction(self._engine, writes=True) as connection:
+            for table in (work_outputs, work_results):
+                connection.execute(delete(table).filter_by(input_digest=input_digest))
+            connection.execute(
+                insert(work_results).values(input_digest=input_digest, document=to_plain(result))
+            )
+            _insert_all(
+                connection,
+                work_outputs,
+                [
+                    {"input_digest": input_digest, "output_name": name, "digest": digest}
+                    for name, digest in result.outputs.items()
+                ],
+            )
+
+    def add_asset(self, record: AssetRecord) -> AssetRecord:
+        """See `AssetStore`."""
+        key = (record.project, record.kind, record.asset_id)
+        with transaction(self._engine, writes=True) as connection:
+            row = _find_asset(connection, *key)
+            if row is None:
+                connection.execute(
+                    insert(assets).values(
+                        project=record.project,
+                        kind=record.kind,
+                        asset_id=record.asset_id,
+                        digest=record.digest,
+                        size_bytes=record.size_bytes,
+                        display_name=record.display_name,
+                        create_time=record.create_time,
+                        description=to_plain(record.description),
+                    )
+                )
+                return record
+        stored = _asset(row)
+        if stored.digest != record.digest:
+            raise AlreadyExistsError(
+                f"{record.kind} {record.asset_id} exists with other contents",
+                field=f"{record.kind}_id",
+                remedy="choose another id, or delete the old one first",
+            )
+        return stored
+
+    def get_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
+        """See `AssetStore`."""
+        with transaction(self._engine, writes=False) as connection:
+            row = _find_asset(connection, project, kind, asset_id)
+        if row is None:
+            raise _no_asset(kind, asset_id)
+        return _asset(row)
+
+    def list_assets(self, project: str, kind: str, page: Page) -> Sequence[AssetRecord]:
+        """See `AssetStore`."""
+        query = (
+            select(assets)
+            .where(
+                assets.c.project == project,
+                assets.c.kind == kind,
+                assets.c.asset_id > page.after,
+            )
+            .order_by(assets.c.asset_id)
+            .limit(page.size)
+        )
+        with transaction(self._engine, writes=False) as connection:
+            rows = connection.execute(query).all()
+        return [_asset(row) for row in rows]
+
+    def delete_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
+        """See `AssetStore`. A job uses an asset when it works on the same bytes in the same project."""
+        used = jobs.c.model_digest if kind == "model" else jobs.c.dataset_digest
+        with transaction(self._engine, writes=True) as connection:
+            row = _find_asset(connection, project, kind, asset_id)
+            if row is None:
+                raise _no_asset(kind, asset_id)
+            user = connection.execute(
+                select(jobs.c.job_id).where(
+                    jobs.c.project == project,
+                    jobs.c.state.in_(_UNFINISHED),
+                    used == row.digest,
+                )
+            ).scalar()
+            if user is not None:
+                raise PreconditionError(
+                    f"job {user} is not finished and uses {kind} {asset_id}",
+                    field="name",
+                    remedy="cancel the job or wait for its end",
+                )
+            connection.execute(
+                delete(assets).filter_by(project=project, kind=kind, asset_id=asset_id)
+            )
+        return _asset(row)
+
+    def is_digest_used(self, digest: str) -> bool:
+        """See `AssetStore`. The model and the dataset of an unfinished job count as used."""
+        query = select(
+            or_(
+                exists().where(assets.c.digest == digest),
+                exists().where(trial_artifacts.c.digest == digest),
+                exists().where(work_outputs.c.digest == digest),
+                exists().where(
+                    jobs.c.state.in_(_UNFINISHED),
+                    or_(jobs.c.model_digest == digest, jobs.c.dataset_digest == digest),
+                ),
+            )
+        )
+        with transaction(self._engine, writes=False) as connection:
+            return bool(connection.execute(query).scalar())
+
+
+def _same_request(earlier: Job, job: Job) -> Job:
+    if to_plain(earlier.spec) != to_plain(job.spec):
+        raise AlreadyExistsError(
+            f"request_id {job.request_id!r} was used for a different job",
+            field="request_id",
+            remedy="use a new request_id for a new request",
+        )
+    return earlier
+
+
+def _job_columns(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "project": job.project,
+        "state": job.state.value,
+        "create_time": job.create_time,
+        "request_id": job.request_id or None,
+        "revision": job.revision,
+        "model_digest": job.spec.model_digest,
+        "dataset_digest": job.spec.dataset_digest,
+        "document": to_plain(job),
+    }
+
+
+def _job_row(connection: Connection, project: str, job_id: str, *, lock: bool = False) -> Row[Any]:
+    query = select(jobs).where(jobs.c.project == project, jobs.c.job_id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise _no_job(job_id)
+    return row
+
+
+def _lock_job(connection: Connection, job_id: str) -> None:
+    if not connection.execute(
+        select(jobs.c.job_id).filter_by(job_id=job_id).with_for_update()
+    ).first():
+        raise _no_job(job_id)
+
+
+def _insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(table), rows)
+
+
+def _find_asset(connection: Connection, project: str, kind: str, asset_id: str) -> Row[Any] | None:
+    query = select(assets).filter_by(project=project, kind=kind, asset_id=asset_id)
+    return connection.execute(query).first()
+
+
+def _asset(row: Row[Any]) -> AssetRecord:
+    return AssetRecord(
+        asset_id=row.asset_id,
+        project=row.project,
+        kind=row.kind,
+        digest=row.digest,
+        size_bytes=row.size_bytes,
+        display_name=row.display_name,
+        create_time=row.create_time,
+        description=row.description,
+    )
+
+
+def _trial_index(after: str) -> int:
+    if not after:
+        return -1
+    try:
+        return int(after)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{after!r} is not the index of a trial",
+            field="page_token",
+            remedy="pass the page token on as it was received",
+        ) from error
+
+
+def _no_job(job_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no job {job_id}", field="name", remedy="list the jobs of the project"
+    )
+
+
+def _no_asset(kind: str, asset_id: str) -> NotFoundError:
+    return NotFoundError(
+        f"there is no {kind} {asset_id}", field="name", remedy=f"list the {kind}s of the project"
+    )
