@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tightfit.errors import InvalidInputError
 
@@ -197,6 +197,13 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def format_range(show: Callable[[float], str], low: float, high: float) -> str:
+    """Return `14.0 to 17.8 ms`: both ends, the unit once where they share it."""
+    first, last = show(low), show(high)
+    number, _, unit = first.partition(" ")
+    return f"{number if unit and last.endswith(' ' + unit) else first} to {last}"
+
+
 def latency_option(ms: float) -> str:
     """Return a latency as an option value, rounded up so that the limit lets `ms` through."""
     if ms >= 1:
@@ -219,12 +226,11 @@ def bytes_option(size: float) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits without an exponent, trailing zeros kept out of whole numbers."""
+    """Three significant digits without an exponent."""
     if value == 0:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{min(decimals, 6)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.{min(decimals, 6)}f}"
 
 
 def _ceil_digits(value: float) -> str:

@@ -1,0 +1,544 @@
+"""The sections of the report: each takes the content of `result.json` and returns HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tightfit.quantities import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_energy,
+    format_latency,
+    format_percent,
+    format_range,
+)
+from tightfit.report.markup import Markup, element, joined
+from tightfit.summary import (
+    COST_BY_QUANTITY,
+    COSTS,
+    Cell,
+    SummaryTable,
+    has_costs,
+    known_accuracy,
+    limits_of,
+    relaxation_commands,
+    summary_table,
+    verdict,
+)
+from tightfit.timestamps import seconds_between
+
+Result = Mapping[str, Any]
+_ROLE_WORDS = {
+    "baseline": "baseline",
+    "baseline_int8": "int8 only",
+    "screening": "screening",
+    "finalist": "finalist",
+}
+_MAX_LAYERS = 400
+_NOTHING = "\u2013"
+
+
+def all_sections(result: Result) -> Markup:
+    """Return the body of the report in reading order."""
+    return joined(
+        (
+            header(result),
+            infeasibility(result),
+            comparison(result),
+            plot(result),
+            layers(result),
+            preflight(result),
+            course(result),
+            provenance(result),
+        )
+    )
+
+
+def header(result: Result) -> Markup:
+    """The verdict, and the figures that matter most."""
+    headline, sentence = verdict(result)
+    table = summary_table(result)
+    target = result["target"]
+    about = " · ".join(
+        part
+        for part in (
+            result["model"].get("file") or result["model"].get("name"),
+            target.get("display_name") or target.get("name"),
+            f"{target.get('core')} at {target.get('clock_mhz'):g} MHz"
+            if target.get("clock_mhz")
+            else target.get("core"),
+            target.get("runtime"),
+        )
+        if part
+    )
+    state = result["state"]
+    kind = {"SUCCEEDED": "good", "INFEASIBLE": "bad", "FAILED": "bad"}.get(state, "neutral")
+    return element(
+        "header",
+        element(
+            "p",
+            element("span", state.lower(), class_=f"badge {kind}"),
+            element("span", about, class_="about"),
+            class_="eyebrow",
+        ),
+        element("h1", headline),
+        element("p", sentence, class_="lead"),
+        element("div", _cards(table), class_="cards") if table.columns else None,
+    )
+
+
+def _cards(table: SummaryTable) -> list[Markup]:
+    cards = []
+    for row in table.rows:
+        if row.quantity in ("file", "macs"):
+            continue
+        cell, *others = reversed(row.cells)
+        limit = row.limit.text if row.limit is not None and row.limit.is_users else ""
+        against = f"{table.columns[-2]} {others[0].text}" if others else ""
+        cards.append(
+            element(
+                "div",
+                element("div", row.label, class_="card-label"),
+                element("div", cell.text, class_="card-figure"),
+                element(
+                    "div",
+                    _mark(cell) if limit else None,
+                    f"limit {limit}" if limit else "no limit",
+                    class_="card-limit",
+                ),
+                element("div", against, class_="card-note"),
+                class_="card" + (_verdict_class(cell) if limit else ""),
+            )
+        )
+    return cards
+
+
+def _verdict_class(cell: Cell) -> str:
+    return {True: " met", False: " missed", None: ""}[cell.met]
+
+
+def _mark(cell: Cell) -> Markup | None:
+    if cell.met is None:
+        return None
+    word, sign = ("met", "✓") if cell.met else ("missed", "✗")
+    return element("span", sign, class_=f"mark {word}", title=word, role="img", aria_label=word)
+
+
+def comparison(result: Result) -> Markup | None:
+    """Baseline, int8 only and the result beside the limits."""
+    table = summary_table(result)
+    if not table.columns:
+        return None
+    head = [element("th", "", scope="col")]
+    head += [element("th", column, scope="col") for column in table.columns]
+    head.append(element("th", "limit", scope="col"))
+    rows = []
+    for row in table.rows:
+        cells = [
+            element(
+                "td",
+                element("span", _mark(cell), cell.text, class_="figure"),
+                element("span", cell.detail, class_="detail") if cell.detail else None,
+                class_=_verdict_class(cell).strip() or None,
+                data_label=column,
+            )
+            for column, cell in zip(table.columns, row.cells, strict=True)
+        ]
+        limit = "" if row.limit is None else row.limit.text
+        by = None if row.limit is None or row.limit.is_users else "of the target"
+        cells.append(
+            element(
+                "td",
+                limit or _NOTHING,
+                element("span", by, class_="detail") if by else None,
+                class_="limit",
+                data_label="limit",
+            )
+        )
+        rows.append(element("tr", element("th", row.label, scope="row"), cells))
+    return _section(
+        "comparison",
+        "Before and after",
+        "A limit on cost is met when the upper end of the estimate meets it. "
+        "Accuracy is measured on the exported file, with its 95 % interval.",
+        element(
+            "table",
+            element("thead", element("tr", head)),
+            element("tbody", rows),
+            class_="comparison",
+        ),
+    )
+
+
+def plot(result: Result) -> Markup | None:
+    """The place of the Pareto plot; the script draws it from the embedded data."""
+    if not any(has_costs(item) for item in result["trials"]) and not result.get("baseline"):
+        return None
+    selectors = element(
+        "div",
+        element(
+            "label", "across ", element("select", id="plot-x", aria_label="quantity on the x axis")
+        ),
+        element(
+            "label", element("input", type="checkbox", id="plot-bars", checked=""), " intervals"
+        ),
+        class_="controls",
+    )
+    return _section(
+        "pareto",
+        "Accuracy against cost",
+        "Each point is one model file. Hover, tap or use the arrow keys to see its recipe.",
+        selectors,
+        element(
+            "div",
+            element("div", id="plot"),
+            element("aside", id="plot-detail", aria_live="polite"),
+            class_="plot-and-detail",
+        ),
+        element("div", id="plot-legend", class_="legend"),
+        element(
+            "noscript",
+            element("p", "The plot needs JavaScript; the table of trials below holds its figures."),
+        ),
+    )
+
+
+def layers(result: Result) -> Markup | None:
+    """Per layer: latency before and after, channels, and what its pruning costs in accuracy."""
+    rows = result["layers"][:_MAX_LAYERS]
+    if not rows:
+        return None
+    longest = max(max(r["latency_ms_before"], r["latency_ms_after"]) for r in rows) or 1.0
+    dearest = max((r["accuracy_cost"] or 0.0 for r in rows), default=0.0) or 1.0
+    body = [_layer_row(row, longest, dearest) for row in rows]
+    head = ("layer", "latency before and after", "channels", "MACs", "predicted accuracy cost")
+    hidden = len(result["layers"]) - len(rows)
+    return _section(
+        "layers",
+        "Layer by layer",
+        "Where the time goes, and which layer pays for it in accuracy.",
+        element(
+            "table",
+            element("thead", element("tr", [element("th", text, scope="col") for text in head])),
+            element("tbody", body),
+            class_="layers",
+        ),
+        element("p", f"{hidden} more layers are in result.json.") if hidden > 0 else None,
+    )
+
+
+def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup:
+    before, after = row["latency_ms_before"], row["latency_ms_after"]
+    is_narrower = row["channels_after"] != row["channels_before"]
+    cost = row["accuracy_cost"]
+    channels = (
+        f"{row['channels_before']} → {row['channels_after']}"
+        if is_narrower
+        else str(row["channels_before"] or "")
+    )
+    macs = f"{format_count(row['macs_before'])} → {format_count(row['macs_after'])}"
+    if row["macs_before"] == row["macs_after"]:
+        macs = format_count(row["macs_before"])
+    return element(
+        "tr",
+        element(
+            "th",
+            element("span", row["node"], class_="node", title=row["node"]),
+            element("span", row["op_type"], class_="detail"),
+            scope="row",
+        ),
+        element(
+            "td",
+            element(
+                "div",
+                _bar(before / longest, "before", format_latency(before)),
+                _bar(after / longest, "after", format_latency(after)),
+                class_="bars",
+            ),
+            data_label="latency",
+        ),
+        element("td", channels, class_="narrower" if is_narrower else None, data_label="channels"),
+        element("td", macs, data_label="MACs"),
+        element(
+            "td",
+            _bar(cost / dearest, "cost", f"{cost * 100:.2f} points")
+            if cost is not None
+            else element("span", "not pruned", class_="detail"),
+            data_label="accuracy cost",
+        ),
+    )
+
+
+def _bar(share: float, kind: str, text: str) -> Markup:
+    width = f"{max(0.0, min(1.0, share)) * 100:.1f}%"
+    return element(
+        "div",
+        element(
+            "span",
+            element("span", style=f"width:{width}", class_=f"fill {kind}"),
+            class_="track",
+        ),
+        element("span", text, class_="bar-text"),
+        class_="bar",
+    )
+
+
+def preflight(result: Result) -> Markup | None:
+    """What cannot be pruned and why, and the other notes of the preflight."""
+    notes = result["notes"]
+    frozen = [note for note in notes if note["code"] == "NOT_PRUNABLE"]
+    others = [note for note in notes if note["code"] != "NOT_PRUNABLE"]
+    if not notes:
+        return None
+    return _section(
+        "notes",
+        "What could not help, and why",
+        None,
+        element("h3", "Not prunable") if frozen else None,
+        element("dl", [_note(note) for note in frozen], class_="notes") if frozen else None,
+        element("h3", "Notes of the preflight") if others else None,
+        element("dl", [_note(note) for note in others], class_="notes") if others else None,
+    )
+
+
+def _note(note: Mapping[str, Any]) -> Markup:
+    name = note["node"] or note["code"].replace("_", " ").lower()
+    return element("div", element("dt", name), element("dd", note["message"]))
+
+
+def course(result: Result) -> Markup | None:
+    """How the search went: its stages in time, and every trial."""
+    if not result["trials"] and not result["events"]:
+        return None
+    return _section(
+        "course",
+        "The search's course",
+        None,
+        _stages(result["events"]),
+        _trials(result),
+    )
+
+
+def _stages(events: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Return one bar cut into the stages, wide as they were long."""
+    marks = [e for e in events if e["kind"] == "stage" and e["stage"]]
+    if not marks:
+        return None
+    ends = [*marks[1:], events[-1]]
+    spans: list[tuple[str, float]] = []
+    for mark, end in zip(marks, ends, strict=True):
+        seconds = max(0.0, seconds_between(mark["time"], end["time"]))
+        if spans and spans[-1][0] == mark["stage"]:
+            spans[-1] = (mark["stage"], spans[-1][1] + seconds)
+        else:
+            spans.append((mark["stage"], seconds))
+    total = sum(seconds for _, seconds in spans) or 1.0
+    pieces = [
+        element(
+            "span",
+            element("span", f"{stage} {format_duration(seconds)}"),
+            class_=f"stage stage-{stage}",
+            style=f"flex-grow:{max(seconds / total, 0.004):.4f}",
+            title=f"{stage}: {format_duration(seconds)}",
+        )
+        for stage, seconds in spans
+    ]
+    seconds_by_stage: dict[str, float] = {}
+    for stage, seconds in spans:
+        seconds_by_stage[stage] = seconds_by_stage.get(stage, 0.0) + seconds
+    key = [
+        element(
+            "li",
+            element("span", class_=f"swatch stage-{stage}"),
+            f"{stage} ",
+            element("span", format_duration(seconds), class_="detail-inline"),
+        )
+        for stage, seconds in seconds_by_stage.items()
+    ]
+    return joined(
+        (
+            element("div", pieces, class_="stages", role="img", aria_label="stages of the search"),
+            element("ul", key, class_="stage-key"),
+        )
+    )
+
+
+def _trials(result: Result) -> Markup | None:
+    if not result["trials"]:
+        return None
+    limits = limits_of(result)
+    limited = [cost for cost in COSTS if cost.quantity in limits or cost.quantity == "latency"]
+    best = (result.get("best") or {}).get("index")
+    front = set(result["pareto"])
+    head = [
+        "trial",
+        "role",
+        "accuracy",
+        *[cost.label.lower() for cost in limited],
+        "time",
+        "verdict",
+    ]
+    body = []
+    for item in result["trials"]:
+        accuracy = known_accuracy(item)
+        on_selection = item.get("accuracy") is None and accuracy is not None
+        cells = [
+            element("td", _ROLE_WORDS.get(item["role"], item["role"]), data_label="role"),
+            element(
+                "td",
+                _NOTHING if accuracy is None else format_percent(accuracy),
+                element("span", "selection set", class_="detail") if on_selection else None,
+                data_label="accuracy",
+            ),
+        ]
+        for cost in limited:
+            estimate = item.get(cost.metric)
+            text = cost.show(estimate["value"]) if estimate else _NOTHING
+            spread = format_range(cost.show, estimate["low"], estimate["high"]) if estimate else ""
+            cells.append(element("td", text, title=spread or None, data_label=cost.label.lower()))
+        seconds = sum(item["stage_seconds"].values())
+        cells.append(
+            element("td", format_duration(seconds) if seconds else _NOTHING, data_label="time")
+        )
+        cells.append(element("td", _trial_verdict(item, best, front), data_label="verdict"))
+        body.append(
+            element(
+                "tr",
+                element("th", f"#{item['index']}", scope="row"),
+                cells,
+                id=f"trial-{item['index']}",
+                class_="best" if item["index"] == best else None,
+            )
+        )
+    return element(
+        "table",
+        element("thead", element("tr", [element("th", text, scope="col") for text in head])),
+        element("tbody", body),
+        class_="trials",
+    )
+
+
+def _trial_verdict(item: Mapping[str, Any], best: int | None, front: set[int]) -> list[object]:
+    parts: list[object] = []
+    if item["index"] == best:
+        parts.append(element("span", "best", class_="badge good"))
+    elif item["index"] in front:
+        parts.append(element("span", "on the front", class_="badge neutral"))
+    if item["state"] == "failed":
+        parts.append(element("span", f"failed: {item['error']}", class_="missed"))
+    elif item["state"] == "stopped":
+        parts.append(element("span", "stopped early", class_="detail-inline"))
+    parts.extend(
+        element("span", _violation_text(violation), class_="missed")
+        for violation in item["violations"]
+    )
+    parts.extend(element("span", note, class_="detail") for note in item["notes"])
+    return [joined((part, " ")) for part in parts] if parts else ["fits"]
+
+
+def _violation_text(violation: Mapping[str, Any]) -> str:
+    quantity, limit, actual = violation["quantity"], violation["limit"], violation["actual"]
+    if quantity == "accuracy":
+        return f"accuracy {(limit - actual) * 100:.2f} points too low"
+    cost = COST_BY_QUANTITY[quantity]
+    over = (actual - limit) / limit if limit else 0.0
+    much = f"{over * 100:.0f} %" if over < 10 else f"{actual / limit:.0f} times"
+    return f"{cost.label.lower()} {much} over"
+
+
+def infeasibility(result: Result) -> Markup | None:
+    """Why nothing fits, the closest trials, and what would do."""
+    outcome = result.get("infeasibility")
+    if not outcome:
+        return None
+    rows = []
+    for relaxation, (asked, needed, option) in zip(
+        outcome["relaxations"], relaxation_commands(result), strict=True
+    ):
+        trial = relaxation["trial_index"]
+        source = "" if not needed else "solver's estimate" if trial is None else f"trial #{trial}"
+        rows.append(
+            element(
+                "tr",
+                element("th", relaxation["quantity"], scope="row"),
+                element("td", asked, data_label="asked"),
+                element("td", needed or "no known model meets the others", data_label="would do"),
+                element("td", source or _NOTHING, data_label="because of"),
+                element(
+                    "td",
+                    element("code", option) if option else _NOTHING,
+                    data_label="run again with",
+                ),
+            )
+        )
+    head = ("limit", "asked", "would do, the others unchanged", "because of", "run again with")
+    closest = ", ".join(f"#{index}" for index in outcome["closest_trials"])
+    return _section(
+        "infeasible",
+        "Why nothing fits",
+        None,
+        element(
+            "p",
+            "Binding: ",
+            [element("span", name, class_="badge bad") for name in outcome["binding"]],
+            f" · closest trials: {closest}" if closest else None,
+        )
+        if outcome["binding"]
+        else None,
+        element("h3", "The smallest relaxation of each limit"),
+        element(
+            "table",
+            element("thead", element("tr", [element("th", text, scope="col") for text in head])),
+            element("tbody", rows),
+            class_="relaxations",
+        )
+        if rows
+        else element("p", "No single limit, loosened alone, lets a known model through."),
+    )
+
+
+def provenance(result: Result) -> Markup:
+    """What went in, so that the result can be told apart and repeated."""
+    job, target, limits = result["job"], result["target"], result["search_limits"]
+    power = target.get("power_active_mw")
+    facts: list[tuple[str, str]] = [
+        ("job", job.get("name") or ""),
+        ("model", f"{result['model'].get('name', '')} sha256:{result['model'].get('digest', '')}"),
+        ("objective", f"{result['objective']}, format {result['format']}, seed {result['seed']}"),
+        (
+            "search limits",
+            f"{limits['max_trials']} trials, {format_duration(limits['max_seconds'])}",
+        ),
+        (
+            "target",
+            f"{target.get('name')}: {target.get('core_count') or 1} x {target.get('core')}, "
+            f"{format_bytes(target.get('ram_bytes') or 0)} RAM, "
+            f"{format_bytes(target.get('flash_bytes') or 0)} flash, "
+            f"{target.get('runtime')} {target.get('runtime_version') or ''}".strip(),
+        ),
+    ]
+    if result.get("dataset"):
+        dataset = result["dataset"]
+        facts.insert(2, ("dataset", f"{dataset['name']} sha256:{dataset['digest']}"))
+    if power:
+        facts.append(("active power", format_energy(power).replace("J", "W")))
+    if target.get("assumed_fields"):
+        facts.append(("assumed, not given", ", ".join(target["assumed_fields"])))
+    if job.get("start_time"):
+        spent = job.get("elapsed_seconds")
+        lasted = f", {format_duration(spent)}" if spent else ""
+        facts.append(("run", f"{job['start_time']}{lasted}"))
+    rows = [element("div", element("dt", name), element("dd", text)) for name, text in facts]
+    return _section("provenance", "Provenance", None, element("dl", rows, class_="notes"))
+
+
+def _section(name: str, title: str, lead: str | None, *children: object) -> Markup:
+    return element(
+        "section",
+        element("h2", title),
+        element("p", lead, class_="section-lead") if lead else None,
+        *children,
+        id=name,
+    )

@@ -1,0 +1,311 @@
+"""The result at a glance: which limits hold, and how baseline, int8-only and the winner stand to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tightfit.quantities import (
+    bytes_option,
+    energy_option,
+    format_bytes,
+    format_count,
+    format_energy,
+    format_latency,
+    format_percent,
+    format_range,
+    latency_option,
+)
+
+Figures = Mapping[str, Any]
+"""The metrics of one model file as `result.json` holds them."""
+
+
+@dataclass(frozen=True)
+class CostFigure:
+    """A cost that can be limited: where its figures are and how they are written."""
+
+    quantity: str
+    label: str
+    metric: str
+    """Key of the estimate in `result.json`; an object of value, low and high."""
+    budget: str
+    """Key of the limit in `result.json`'s budget."""
+    option: str
+    """Option of the command line that sets the limit."""
+    show: Callable[[float], str]
+    as_option: Callable[[float], str]
+    target_limit: str = ""
+    """Key of the target that implies a limit of its own."""
+
+
+COSTS: tuple[CostFigure, ...] = (
+    CostFigure(
+        "latency",
+        "Latency",
+        "estimated_latency_ms",
+        "max_latency_ms",
+        "--max-latency",
+        format_latency,
+        latency_option,
+    ),
+    CostFigure(
+        "energy",
+        "Energy",
+        "estimated_energy_mj",
+        "max_energy_mj",
+        "--max-energy",
+        format_energy,
+        energy_option,
+    ),
+    CostFigure(
+        "ram",
+        "Peak RAM",
+        "estimated_peak_ram_bytes",
+        "max_ram_bytes",
+        "--max-ram",
+        format_bytes,
+        bytes_option,
+        "ram_bytes",
+    ),
+    CostFigure(
+        "size",
+        "Flash",
+        "flash_bytes",
+        "max_size_bytes",
+        "--max-size",
+        format_bytes,
+        bytes_option,
+        "flash_bytes",
+    ),
+)
+COST_BY_QUANTITY: Mapping[str, CostFigure] = {cost.quantity: cost for cost in COSTS}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit on one quantity; `is_users` is false where the target implies it."""
+
+    quantity: str
+    value: float
+    text: str
+    is_users: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table. `met` is None where nothing limits the quantity or it is unknown."""
+
+    text: str
+    detail: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity over all columns."""
+
+    quantity: str
+    label: str
+    limit: Limit | None
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class SummaryTable:
+    """Columns are model files, rows are quantities."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def limits_of(result: Mapping[str, Any]) -> dict[str, Limit]:
+    """Return the limits that hold, by quantity; the tighter of the user's and the target's."""
+    budget, target = result["budget"], result["target"]
+    limits: dict[str, Limit] = {}
+    for cost in COSTS:
+        asked = budget.get(cost.budget)
+        implied = target.get(cost.target_limit) if cost.target_limit else None
+        if asked is not None and (not implied or asked <= implied):
+            limits[cost.quantity] = Limit(cost.quantity, asked, f"≤ {cost.show(asked)}")
+        elif implied:
+            text = f"≤ {cost.show(implied)}"
+            limits[cost.quantity] = Limit(cost.quantity, implied, text, is_users=False)
+    floor = accuracy_floor(result)
+    if floor is not None:
+        limits["accuracy"] = Limit("accuracy", floor, f"≥ {format_percent(floor)}")
+    return limits
+
+
+def accuracy_floor(result: Mapping[str, Any]) -> float | None:
+    """Return the least accuracy allowed, or None when it is free or the baseline is unknown."""
+    budget = result["budget"]
+    if budget.get("min_accuracy") is not None:
+        return float(budget["min_accuracy"])
+    drop, baseline = budget.get("max_accuracy_drop"), result.get("baseline")
+    if drop is None or not baseline or baseline.get("accuracy") is None:
+        return None
+    return float(baseline["accuracy"] - drop)
+
+
+def known_accuracy(figures: Figures) -> float | None:
+    """Return the accuracy on the evaluation set, else the one that trials are ranked by."""
+    accuracy = figures.get("accuracy")
+    return accuracy if accuracy is not None else figures.get("selection_accuracy")
+
+
+def shown_trial(result: Mapping[str, Any]) -> tuple[str, Figures] | None:
+    """Return the trial that the result is about, with its caption: the best, else the closest."""
+    if result.get("best"):
+        return "tightfit best", result["best"]
+    closest = ((result.get("infeasibility") or {}).get("closest_trials") or [None])[0]
+    for trial in result["trials"]:
+        if closest is not None and trial["index"] == closest and has_costs(trial):
+            return "closest trial", trial
+    return None
+
+
+def has_costs(figures: Figures) -> bool:
+    """Whether a trial got as far as estimates."""
+    return bool(figures.get("estimated_latency_ms"))
+
+
+def summary_table(result: Mapping[str, Any]) -> SummaryTable:
+    """Return baseline, int8-only and the shown trial against the limits."""
+    columns: list[tuple[str, Figures]] = []
+    for caption, key in (("baseline", "baseline"), ("int8 only", "baseline_int8")):
+        if result.get(key):
+            columns.append((caption, result[key]))
+    shown = shown_trial(result)
+    if shown is not None:
+        columns.append(shown)
+    limits = limits_of(result)
+    floor = limits.get("accuracy")
+    rows = [
+        Row(
+            "accuracy",
+            "Accuracy",
+            floor,
+            tuple(_accuracy_cell(figures, floor) for _, figures in columns),
+        )
+    ]
+    for cost in COSTS:
+        limit = limits.get(cost.quantity)
+        cells = tuple(_cost_cell(figures, cost, limit) for _, figures in columns)
+        rows.append(Row(cost.quantity, cost.label, limit, cells))
+    for quantity, label, key, show in (
+        ("file", "File", "file_bytes", format_bytes),
+        ("macs", "MACs", "macs", format_count),
+    ):
+        cells = tuple(_plain_cell(figures, key, show) for _, figures in columns)
+        rows.append(Row(quantity, label, None, cells))
+    return SummaryTable(tuple(caption for caption, _ in columns), tuple(rows))
+
+
+def _accuracy_cell(figures: Figures, floor: Limit | None) -> Cell:
+    value = known_accuracy(figures)
+    if value is None:
+        return Cell("unknown", "no labelled data")
+    if figures.get("accuracy") is None:
+        detail = "on the selection set"
+    else:
+        low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
+        known = low is not None and high is not None
+        detail = f"{low * 100:.2f} to {high * 100:.2f}" if known else ""  # type: ignore[operator]  # both are known then
+    met = None if floor is None else value >= floor.value - 1e-12
+    return Cell(format_percent(value), detail, met)
+
+
+def _cost_cell(figures: Figures, cost: CostFigure, limit: Limit | None) -> Cell:
+    estimate = figures.get(cost.metric)
+    if not estimate:
+        return Cell("unknown")
+    low, high = estimate["low"], estimate["high"]
+    is_exact = high - low <= 1e-9 * max(abs(high), 1e-12)
+    detail = "" if is_exact else format_range(cost.show, low, high)
+    met = None if limit is None else high <= limit.value
+    return Cell(cost.show(estimate["value"]), detail, met)
+
+
+def _plain_cell(figures: Figures, key: str, show: Callable[[float], str]) -> Cell:
+    value = figures.get(key)
+    return Cell(show(value) if value else "unknown")
+
+
+def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the outcome in one short sentence, and a second one with the figures that matter."""
+    state, target = result["state"], result["target"].get("name") or "the target"
+    shown = shown_trial(result)
+    if state == "SUCCEEDED" and result.get("best"):
+        return f"Fits {target}", _gain(result, result["best"])
+    if state == "INFEASIBLE":
+        reasons = (result.get("infeasibility") or {}).get("explanation") or ""
+        return f"Nothing found fits {target} within the budget", reasons
+    if state == "FAILED":
+        return "The job failed", result["job"].get("error") or "The server gave no reason."
+    if state == "CANCELLED":
+        kept = "The best trial so far is kept below." if shown else "No trial had finished."
+        return "The job was cancelled", kept
+    return f"The job is {state.lower()}", "These are its figures so far."
+
+
+def _gain(result: Mapping[str, Any], best: Figures) -> str:
+    """Compare the winner with what a user would otherwise ship."""
+    reference, name = result.get("baseline_int8"), "int8 alone"
+    if not reference:
+        reference, name = result.get("baseline"), "the model as it came"
+    if not reference or not has_costs(reference):
+        return "It meets every limit."
+    before = reference["estimated_latency_ms"]["value"]
+    after = best["estimated_latency_ms"]["value"]
+    parts = []
+    if after > 0 and abs(before - after) > 0.005 * before:
+        word = "faster" if after < before else "slower"
+        ratio = before / after if after < before else after / before
+        parts.append(f"{ratio:.2f} times {word} than {name}")
+    one, other = known_accuracy(best), known_accuracy(reference)
+    if one is not None and other is not None:
+        points = (one - other) * 100
+        parts.append(
+            f"{abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
+            if abs(points) >= 0.005
+            else "the same accuracy"
+        )
+    sentence = ", ".join(parts) + "." if parts else "It meets every limit."
+    return sentence[0].upper() + sentence[1:]
+
+
+def relaxation_commands(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return per relaxation: what was asked, what would do, and the option that asks for it.
+
+    The option is empty where no known model meets the other limits.
+    """
+    rows = []
+    for relaxation in (result.get("infeasibility") or {}).get("relaxations", []):
+        quantity, needed = relaxation["quantity"], relaxation["needed"]
+        if quantity == "accuracy":
+            asked = f"≥ {format_percent(relaxation['limit'])}"
+            would_do = "" if needed is None else f"≥ {format_percent(needed)}"
+        else:
+            show = COST_BY_QUANTITY[quantity].show
+            asked = f"≤ {show(relaxation['limit'])}"
+            would_do = "" if needed is None else f"≤ {show(needed)}"
+        rows.append((asked, would_do, option_for(result, quantity, needed)))
+    return rows
+
+
+def option_for(result: Mapping[str, Any], quantity: str, needed: float | None) -> str:
+    """Return the command-line option that sets a limit to what is needed, or ""."""
+    if needed is None:
+        return ""
+    if quantity != "accuracy":
+        cost = COST_BY_QUANTITY[quantity]
+        return f"{cost.option} {cost.as_option(needed)}"
+    baseline = (result.get("baseline") or {}).get("accuracy")
+    if result["budget"].get("max_accuracy_drop") is not None and baseline is not None:
+        drop = max(0.0, baseline - needed)
+        return f"--max-accuracy-drop {math.ceil(drop * 10_000 - 1e-9) / 10_000:g}"
+    # one hundredth of a percentage point is as fine as anyone asks for
+    return f"--min-accuracy {max(1, math.floor(needed * 10_000)) / 10_000:g}"
