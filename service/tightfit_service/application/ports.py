@@ -384,6 +384,61 @@ class ArtifactStore(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UploadTicket:
+    """What was announced when an upload was opened."""
+
+    upload_id: str
+    project: str
+    kind: str
+    size_bytes: int
+    digest: str
+    display_name: str
+
+
+class UploadStaging(Protocol):
+    """Where unfinished uploads wait; they survive a restart of the server.
+
+    One caller at a time per upload; different uploads may be written from different threads.
+    """
+
+    def open(self, ticket: UploadTicket) -> int:
+        """Open an upload, or find it again, and return the committed size in bytes.
+
+        Raises:
+            AlreadyExistsError: The id is in use for other bytes.
+            ResourceExhaustedError: There is no room for what was announced.
+        """
+        ...
+
+    def find(self, upload_id: str) -> tuple[UploadTicket, int]:
+        """Return the ticket and the committed size. Raises NotFoundError."""
+        ...
+
+    def append(self, upload_id: str, *, offset: int, data: bytes) -> int:
+        """Write at the committed size, which `offset` must be, and return the new size.
+
+        Raises:
+            PreconditionError: Another offset; the message tells the right one.
+            InvalidRequestError: More bytes than announced.
+            ResourceExhaustedError: The disk is full; what was committed stays.
+        """
+        ...
+
+    def complete(self, upload_id: str) -> Path:
+        """Verify size and digest and return the file, which stays until `discard`.
+
+        Raises:
+            PreconditionError: Bytes are missing.
+            IntegrityError: The digest differs; the upload is discarded.
+        """
+        ...
+
+    def discard(self, upload_id: str) -> None:
+        """Remove an upload; one that is not there is no error."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssetRecord:
     """A model or dataset that was uploaded. `asset_id` is the last segment of its resource name."""
 

@@ -1,0 +1,311 @@
+"""What a network costs on a target at the precision it would be exported in, and what that allows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tightfit_service.application.ports import Emulator, Telemetry
+from tightfit_service.domain.budget import Budget, Constraint, LimitSource, Objective, Quantity
+from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.errors import UnsupportedError
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
+from tightfit_service.domain.job import PreflightNote
+from tightfit_service.domain.network import (
+    NetworkProfile,
+    Operator,
+    OperatorKind,
+    PruningSpace,
+    Width,
+)
+from tightfit_service.domain.quantities import Interval
+from tightfit_service.domain.trial import COST_QUANTITIES
+from tightfit_service.search.problem import (
+    CompressionProblem,
+    GroupChoice,
+    MemoryRow,
+    NodeChoice,
+)
+
+MAX_LEVELS = 16
+"""Widths offered to the solver per group; finer steps change latency by less than estimates err."""
+
+BITS = {NumberFormat.INT8: (8, 8), NumberFormat.FLOAT32: (32, 32)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """An emulator bound to a target; every estimate is reported to the telemetry."""
+
+    emulator: Emulator
+    target: HardwareSpec
+    telemetry: Telemetry
+
+    def at(self, profile: NetworkProfile, number_format: NumberFormat) -> NetworkProfile:
+        """Return the profile as computed in the number format."""
+        weight_bits, activation_bits = BITS[number_format]
+        return profile.at_precision(weight_bits=weight_bits, activation_bits=activation_bits)
+
+    def estimate(
+        self,
+        profile: NetworkProfile,
+        number_format: NumberFormat,
+        *,
+        file_bytes: int | None = None,
+    ) -> CostEstimate:
+        """Return the estimated cost of the network computed in the number format."""
+        start = time.perf_counter()
+        estimate = self.emulator.estimate(
+            self.at(profile, number_format), self.target, file_bytes=file_bytes
+        )
+        self.telemetry.emulator_called(self.emulator.name, time.perf_counter() - start)
+        return estimate
+
+    def preferred_format(self, profile: NetworkProfile) -> NumberFormat:
+        """Return int8 where the target computes in it and it is estimated to be no slower than float32."""
+        formats = self.target.number_formats
+        if NumberFormat.INT8 not in formats:
+            return NumberFormat.FLOAT32
+        if NumberFormat.FLOAT32 not in formats:
+            return NumberFormat.INT8
+        as_int8 = self.estimate(profile, NumberFormat.INT8).latency_ms.value
+        as_float = self.estimate(profile, NumberFormat.FLOAT32).latency_ms.value
+        return NumberFormat.INT8 if as_int8 <= as_float else NumberFormat.FLOAT32
+
+
+def select_emulator(emulators: Sequence[Emulator], target: HardwareSpec) -> Emulator:
+    """Return the first emulator that has a model of the target.
+
+    Raises:
+        UnsupportedError: None has.
+    """
+    for emulator in emulators:
+        if emulator.supports(target):
+            return emulator
+    raise UnsupportedError(
+        f"no emulator knows the core {target.core!r} of target {target.name!r}",
+        field="hardware_target",
+        remedy="choose a target from `tightfit targets list`, or a core that one of them has",
+    )
+
+
+def with_target_limits(budget: Budget, target: HardwareSpec) -> Budget:
+    """Return the budget with the target's RAM and flash as limits: a larger model cannot run there."""
+    implied = (
+        (Quantity.RAM, target.memory.ram_bytes),
+        (Quantity.SIZE, target.memory.flash_bytes),
+    )
+    return budget.with_constraints(
+        Constraint(quantity=quantity, limit=float(limit), source=LimitSource.TARGET)
+        for quantity, limit in implied
+    )
+
+
+def interval_of(cost: CostEstimate, quantity: Quantity) -> Interval:
+    """Return the estimate of a cost quantity."""
+    return {
+        Quantity.LATENCY: cost.latency_ms,
+        Quantity.ENERGY: cost.energy_mj,
+        Quantity.RAM: cost.peak_ram_bytes,
+        Quantity.SIZE: cost.flash_bytes,
+    }[quantity]
+
+
+def levels(unit_count: int, multiple: int) -> tuple[int, ...]:
+    """Return the numbers of kept units offered for a group, ascending, the last being all of them.
+
+    Steps are multiples of what the target's kernels round up to anyway, and coarse enough that at
+    most MAX_LEVELS are offered.
+    """
+    step = max(1, min(multiple, unit_count))
+    step *= max(1, math.ceil(unit_count / (MAX_LEVELS * step)))
+    return tuple(sorted({*range(step, unit_count, step), unit_count}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemBuilder:
+    """Makes the solver's problem from a graph's pruning space and a target's emulator."""
+
+    costs: CostModel
+    profile: NetworkProfile
+    space: PruningSpace
+    number_format: NumberFormat
+
+    def group_levels(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the levels offered per group."""
+        multiple = self.costs.target.channel_multiple
+        return {g.group_id: levels(g.unit_count, multiple) for g in self.space.groups}
+
+    def build(
+        self,
+        *,
+        losses: Mapping[str, Sequence[float]],
+        budget: Budget,
+        objective: Objective,
+        max_loss: float | None,
+        margins: Mapping[Quantity, float],
+    ) -> CompressionProblem:
+        """Return the problem for a budget.
+
+        Args:
+            losses: Predicted loss of accuracy per group and level.
+            budget: Its cost limits become the solver's limits on the centre of the estimate.
+            objective: What is optimised.
+            max_loss: Largest predicted loss allowed; needed when a cost is minimised.
+            margins: Per quantity, the ratio of the upper end of the interval to its centre.
+        """
+        target, emulator = self.costs.target, self.costs.emulator
+        profile = self.costs.at(self.profile, self.number_format)
+        whole = emulator.estimate(profile, target)
+        nodes: list[NodeChoice] = []
+        sums = dict.fromkeys((Quantity.LATENCY, Quantity.ENERGY, Quantity.SIZE), 0.0)
+        for operator in profile.operators:
+            cost = emulator.operator_cost(operator, target)
+            sums[Quantity.LATENCY] += cost.latency_ms
+            sums[Quantity.ENERGY] += cost.energy_mj
+            sums[Quantity.SIZE] += cost.weight_bytes
+            nodes.append(
+                NodeChoice(
+                    node=operator.node,
+                    input_width=self.space.input_widths.get(
+                        operator.node, Width(fixed=operator.in_channels)
+                    ),
+                    output_width=self.space.output_widths.get(
+                        operator.node, Width(fixed=operator.out_channels)
+                    ),
+                    cost=self._node_cost(operator),
+                )
+            )
+        return CompressionProblem(
+            groups=tuple(
+                GroupChoice(group_id=group_id, levels=steps, accuracy_loss=tuple(losses[group_id]))
+                for group_id, steps in self.group_levels().items()
+            ),
+            nodes=tuple(nodes),
+            memory=self._memory_rows(profile),
+            fixed_costs={q: interval_of(whole, q).value - total for q, total in sums.items()},
+            limits={
+                quantity: limit / margins.get(quantity, 1.0)
+                for quantity in COST_QUANTITIES
+                if (limit := budget.limit_of(quantity)) is not None
+            },
+            objective=objective.quantity,
+            max_loss=max_loss,
+        )
+
+    def _node_cost(self, operator: Operator) -> _NodeCost:
+        return _NodeCost(operator=operator, emulator=self.costs.emulator, target=self.costs.target)
+
+    def _memory_rows(self, profile: NetworkProfile) -> tuple[MemoryRow, ...]:
+        rows = []
+        for point in self.costs.emulator.memory_points(profile, self.costs.target):
+            fixed = point.fixed_bytes
+            tensors: list[tuple[Width, float]] = []
+            for name, byte_count in point.tensor_bytes.items():
+                width = self.space.tensor_widths.get(name)
+                channels = _full_channels(width, self.space) if width is not None else 0
+                if width is None or not channels or not width.terms:
+                    fixed += byte_count
+                else:
+                    tensors.append((width, byte_count / channels))
+            rows.append(MemoryRow(node=point.node, fixed_bytes=fixed, tensors=tuple(tensors)))
+        return tuple(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NodeCost:
+    """Cost of one operator as a function of its widths."""
+
+    operator: Operator
+    emulator: Emulator
+    target: HardwareSpec
+
+    def __call__(self, in_channels: int, out_channels: int) -> Mapping[Quantity, float]:
+        cost = self.emulator.operator_cost(
+            self.operator.resized(in_channels, out_channels), self.target
+        )
+        return {
+            Quantity.LATENCY: cost.latency_ms,
+            Quantity.ENERGY: cost.energy_mj,
+            Quantity.SIZE: cost.weight_bytes,
+        }
+
+
+def _full_channels(width: Width, space: PruningSpace) -> int:
+    return width.channels({group.group_id: group.unit_count for group in space.groups})
+
+
+def margins_of(cost: CostEstimate) -> Mapping[Quantity, float]:
+    """Return, per cost quantity, how far the upper end of the estimate lies above its centre (ratio)."""
+    return {
+        quantity: interval.high / interval.value if interval.value > 0 else 1.0
+        for quantity in COST_QUANTITIES
+        for interval in (interval_of(cost, quantity),)
+    }
+
+
+def preflight_notes(
+    *, costs: CostModel, profile: NetworkProfile, space: PruningSpace, warnings: Sequence[str]
+) -> tuple[PreflightNote, ...]:
+    """Say before the search what cannot help, what is frozen and what is assumed."""
+    target = costs.target
+    notes = [PreflightNote(code="MODEL", message=warning) for warning in warnings]
+    as_float = costs.estimate(profile, NumberFormat.FLOAT32)
+    if NumberFormat.INT8 not in target.number_formats:
+        notes.append(
+            PreflightNote(
+                code="INT8_NOT_OFFERED",
+                message=f"{target.name} has no int8 kernels: models stay in float32 there",
+            )
+        )
+    else:
+        as_int8 = costs.estimate(profile, NumberFormat.INT8)
+        if as_int8.latency_ms.value > as_float.latency_ms.value:
+            notes.append(
+                PreflightNote(
+                    code="INT8_NOT_FASTER",
+                    message=(
+                        f"int8 is estimated at {as_int8.latency_ms.value:.3g} ms against "
+                        f"{as_float.latency_ms.value:.3g} ms in float32 on {target.name}"
+                    ),
+                )
+            )
+    notes.extend(
+        PreflightNote(
+            code="NOT_PRUNABLE",
+            node=frozen.node,
+            message=f"{frozen.channel_count} channels stay: {frozen.reason}",
+        )
+        for frozen in space.frozen
+    )
+    multiple = target.channel_multiple
+    odd = [
+        op.node
+        for op in profile.operators
+        if op.kind in (OperatorKind.CONV, OperatorKind.DENSE)
+        and multiple > 1
+        and op.out_channels % multiple
+    ]
+    if odd:
+        notes.append(
+            PreflightNote(
+                code="WIDTH_ROUNDED_UP",
+                message=(
+                    f"{len(odd)} layers have widths that {target.name} rounds up to a multiple of "
+                    f"{multiple}; widths in between bring nothing there"
+                ),
+                node=odd[0],
+            )
+        )
+    if target.assumed_fields:
+        notes.append(
+            PreflightNote(
+                code="TARGET_ASSUMED",
+                message="taken from the class of the core, which widens the intervals: "
+                + ", ".join(target.assumed_fields),
+            )
+        )
+    notes.extend(PreflightNote(code="EMULATOR", message=text) for text in as_float.warnings)
+    return tuple(notes)

@@ -1,0 +1,269 @@
+"""Compression jobs as the API sees them: created, checked, listed, watched, cancelled, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+
+from tightfit_service.application.assets import DATASET
+from tightfit_service.application.costing import (
+    CostModel,
+    ProblemBuilder,
+    margins_of,
+    preflight_notes,
+    with_target_limits,
+)
+from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.journal import EventHub, follow
+from tightfit_service.application.plain import to_plain
+from tightfit_service.application.ports import (
+    AssetStore,
+    Clock,
+    Executor,
+    JobStore,
+    Page,
+    Telemetry,
+    WorkUnit,
+)
+from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.units import run_cached
+from tightfit_service.application.use_cases import CheckReport, JobRequest
+from tightfit_service.application.work import CHECK_DATASET, ModelFacts
+from tightfit_service.domain.budget import Objective, Quantity
+from tightfit_service.domain.errors import (
+    InvalidBudgetError,
+    InvalidModelError,
+    InvalidRequestError,
+)
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
+from tightfit_service.domain.trial import Metrics, Trial, violations
+from tightfit_service.search.solver import smallest_costs
+
+EXPORTABLE = (ModelFormat.TFLITE, ModelFormat.ONNX)
+
+
+class JobDesk:
+    """Implements `use_cases.Jobs`."""
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        records: AssetStore,
+        hardware: HardwareLibrary,
+        executor: Executor,
+        scheduler: JobScheduler,
+        hub: EventHub,
+        clock: Clock,
+        telemetry: Telemetry,
+    ) -> None:
+        self._jobs = jobs
+        self._records = records
+        self._hardware = hardware
+        self._executor = executor
+        self._scheduler = scheduler
+        self._hub = hub
+        self._clock = clock
+        self._telemetry = telemetry
+
+    async def create(self, project: str, request: JobRequest) -> Job:
+        """Queue a job; the same `request_id` gives the same job."""
+        job = await self.validate(project, request)
+        stored = await asyncio.to_thread(self._jobs.create_job, job)
+        if stored.job_id == job.job_id:
+            self._telemetry.job_state(stored, None)
+        self._scheduler.wake()
+        return stored
+
+    async def validate(self, project: str, request: JobRequest) -> Job:
+        """Check everything that can be known without running anything long."""
+        target = self._hardware.resolve(request.target)
+        self._hardware.cost_model(target)
+        output_format = request.output_format or target.output_format
+        if output_format not in EXPORTABLE:
+            raise InvalidRequestError(
+                f"{output_format} is not a format that is exported",
+                field="output_format",
+                remedy="choose tflite or onnx",
+            )
+        digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
+        if facts.is_quantized:
+            raise InvalidModelError(
+                "the model is quantized already; its rounding cannot be trained or pruned away",
+                field="model",
+                remedy="send the float model that it was made from; this one can be estimated",
+            )
+        if not request.dataset:
+            raise InvalidRequestError(
+                "a job needs a dataset to measure accuracy on",
+                field="dataset",
+                remedy="upload one and name it; `tightfit check` and `estimate` work without",
+            )
+        dataset = await asyncio.to_thread(
+            self._records.get_asset, project, DATASET, request.dataset
+        )
+        await self._check_dataset(dataset.digest, facts, graph_digest)
+        check_consistent(request, target)
+        now = self._clock.now()
+        return Job(
+            job_id=uuid.uuid4().hex[:16],
+            project=project,
+            spec=JobSpec(
+                model_digest=digest,
+                model_name=request.model,
+                target=target,
+                budget=request.budget,
+                dataset_digest=dataset.digest,
+                dataset_name=request.dataset,
+                objective=request.objective,
+                search_limits=request.search_limits,
+                output_format=output_format,
+                seed=request.seed,
+            ),
+            state=JobState.QUEUED,
+            create_time=now,
+            update_time=now,
+            request_id=request.request_id,
+        )
+
+    async def check(self, project: str, request: JobRequest) -> CheckReport:
+        """Run the preflight: estimates only."""
+        target = self._hardware.resolve(request.target)
+        costs = self._hardware.cost_model(target)
+        _, facts, graph_digest = await self._hardware.model_facts(project, request.model)
+        if request.dataset:
+            dataset = await asyncio.to_thread(
+                self._records.get_asset, project, DATASET, request.dataset
+            )
+            await self._check_dataset(dataset.digest, facts, graph_digest)
+        return check_report(request, costs=costs, facts=facts)
+
+    async def get(self, project: str, job_id: str) -> Job:
+        """Return a job."""
+        return await asyncio.to_thread(self._jobs.get_job, project, job_id)
+
+    async def list(
+        self, project: str, page: Page, *, states: Sequence[JobState] = ()
+    ) -> Sequence[Job]:
+        """Return jobs, newest first."""
+        return await asyncio.to_thread(self._jobs.list_jobs, project, page, states=states)
+
+    async def trials(self, project: str, job_id: str, page: Page) -> Sequence[Trial]:
+        """Return trials by index."""
+        await self.get(project, job_id)
+        return await asyncio.to_thread(self._jobs.list_trials, job_id, page)
+
+    async def cancel(self, project: str, job_id: str) -> Job:
+        """Cancel a job and free its worker."""
+        job = await self.get(project, job_id)
+        if job.state.is_final:
+            return job
+        await self._scheduler.cancel(job)
+        return await self.get(project, job_id)
+
+    async def delete(self, project: str, job_id: str) -> None:
+        """Delete a final job."""
+        await asyncio.to_thread(self._jobs.delete_job, project, job_id)
+
+    async def watch(self, project: str, job_id: str, *, after: int) -> AsyncIterator[JobEvent]:
+        """Yield the job's events."""
+        async for event in follow(self._jobs, self._hub, project, job_id, after=after):
+            yield event
+
+    async def _check_dataset(self, digest: str, facts: ModelFacts, graph_digest: str) -> None:
+        await run_cached(
+            WorkUnit(
+                kind=CHECK_DATASET,
+                payload={"model": to_plain(facts)},
+                inputs={"dataset": digest, "graph": graph_digest},
+                timeout_seconds=600.0,
+                label="dataset against model",
+            ),
+            executor=self._executor,
+            store=self._jobs,
+            telemetry=self._telemetry,
+            on_progress=lambda _share, _text: None,
+        )
+
+
+def check_consistent(request: JobRequest, target: HardwareSpec) -> None:
+    """Refuse budgets that contradict themselves or the objective.
+
+    Raises:
+        InvalidBudgetError: A cost is the objective without an accuracy limit, or a limit exceeds
+            what the target has.
+    """
+    has_accuracy = any(c.quantity is Quantity.ACCURACY for c in request.budget.constraints)
+    if request.objective.quantity is not Quantity.ACCURACY and not has_accuracy:
+        raise InvalidBudgetError(
+            f"minimising {request.objective.quantity} without an accuracy limit ends in an empty model",
+            field="budget.min_accuracy",
+            remedy="add --min-accuracy or --max-accuracy-drop",
+        )
+    capacity = {
+        Quantity.RAM: target.memory.ram_bytes,
+        Quantity.SIZE: target.memory.flash_bytes,
+    }
+    for constraint in request.budget.constraints:
+        room = capacity.get(constraint.quantity)
+        if room is not None and constraint.limit is not None and constraint.limit > room:
+            raise InvalidBudgetError(
+                f"{constraint.field_name} is {constraint.limit:.0f} bytes, but {target.name} has {room}",
+                field=constraint.field_name,
+                remedy="lower the limit or choose a target with more memory",
+            )
+
+
+def check_report(request: JobRequest, *, costs: CostModel, facts: ModelFacts) -> CheckReport:
+    """Return the preflight of a model on a target under a budget."""
+    budget = with_target_limits(request.budget, costs.target)
+    number_format = costs.preferred_format(facts.profile)
+    as_float = costs.estimate(facts.profile, NumberFormat.FLOAT32)
+    as_shipped = costs.estimate(facts.profile, number_format)
+    baseline = Metrics(cost=as_float, file_bytes=0)
+    shipped = Metrics(cost=as_shipped, file_bytes=0)
+    # Accuracy is not known before anything ran: only costs count here.
+    missed = tuple(
+        v
+        for v in violations(shipped, budget, baseline_accuracy=None)
+        if v.quantity is not Quantity.ACCURACY
+    )
+    builder = ProblemBuilder(
+        costs=costs, profile=facts.profile, space=facts.space, number_format=number_format
+    )
+    margins = margins_of(as_shipped)
+    problem = builder.build(
+        losses={group: [0.0] * len(steps) for group, steps in builder.group_levels().items()},
+        budget=budget,
+        objective=Objective(),
+        max_loss=None,
+        margins=margins,
+    )
+    least = smallest_costs(problem)
+    out_of_reach = [q for q, limit in problem.limits.items() if least[q] > limit]
+    notes = list(
+        preflight_notes(
+            costs=costs, profile=facts.profile, space=facts.space, warnings=facts.warnings
+        )
+    )
+    notes.extend(
+        PreflightNote(
+            code="BUDGET_BELOW_REACH",
+            message=(
+                f"the {quantity} limit is below what pruning can reach on {costs.target.name}: "
+                f"at least {least[quantity] * margins.get(quantity, 1.0):.4g} is needed"
+            ),
+        )
+        for quantity in out_of_reach
+    )
+    return CheckReport(
+        target=costs.target,
+        baseline=baseline,
+        baseline_int8=shipped if number_format is NumberFormat.INT8 else None,
+        violations=missed,
+        notes=tuple(notes),
+        fits_already=not missed,
+        reachable=not out_of_reach,
+    )

@@ -1,0 +1,282 @@
+"""Which candidate to try next: solutions of the whole budget under several views of sensitivity.
+
+Importance scores rank channels well within a layer and less well between layers, and what recovery
+training regains differs by layer. So the first round asks the solver under three views, and what
+the trials show corrects the first of them:
+
+measured   the sensitivity model: importance scores scaled by measured points
+even       every group loses alike for the same share cut, which is what uniform pruning assumes
+blended    the mean of both
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tightfit_service.application.costing import CostModel, ProblemBuilder, interval_of
+from tightfit_service.application.work import SensitivityOutcome
+from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
+from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.network import NetworkProfile, PruningSpace
+from tightfit_service.domain.trial import (
+    COST_QUANTITIES,
+    Trial,
+    TrialRole,
+    TrialState,
+    cost_of,
+)
+from tightfit_service.search.problem import CompressionProblem, Solution
+from tightfit_service.search.sensitivity import Probe, SensitivityModel
+from tightfit_service.search.solver import smallest_costs, solve
+
+EVEN_EXPONENT = 2.0
+"""Loss grows with the square of the share cut in the even view: small cuts are nearly free."""
+
+SPARE_FACTOR = 0.8
+"""The last proposal of the first round meets limits this much tighter: a second point of the front."""
+
+FIRST_PACE = 0.5
+"""Share of the quantized model's cost that is tried first when a cost is minimised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """Units to keep per group, and why this candidate was made."""
+
+    kept: Mapping[str, int]
+    importance: Mapping[str, Sequence[float]]
+    predicted_loss: float
+    predicted_costs: Mapping[Quantity, float]
+    origin: str
+    pace: float | None = None
+
+
+class Proposer:
+    """Makes candidates for one job and learns from their trials. Not for several threads at once."""
+
+    def __init__(
+        self,
+        *,
+        costs: CostModel,
+        profile: NetworkProfile,
+        space: PruningSpace,
+        number_format: NumberFormat,
+        sensitivity: SensitivityOutcome,
+        budget: Budget,
+        objective: Objective,
+        margins: Mapping[Quantity, float],
+    ) -> None:
+        self._costs = costs
+        self._builder = ProblemBuilder(
+            costs=costs, profile=profile, space=space, number_format=number_format
+        )
+        self._levels = self._builder.group_levels()
+        self._importance = sensitivity.importance
+        self._budget = budget
+        self._objective = objective
+        self._margins = dict(margins)
+        self._whole = costs.estimate(profile, number_format)
+        self._model = SensitivityModel.from_importance(sensitivity.importance).probe(
+            [
+                Probe(
+                    group_id=point.group_id,
+                    kept=point.kept,
+                    accuracy_loss=sensitivity.reference_accuracy - point.accuracy,
+                )
+                for point in sensitivity.points
+            ]
+        )
+        self._by_kept: dict[tuple[tuple[str, int], ...], Proposal] = {}
+        self._pace_too_tight, self._pace_met = 0.0, 1.0
+
+    def out_of_reach(self) -> list[str]:
+        """Return a sentence for each limit that even the smallest widths miss by estimate."""
+        reachable = self.reachable()
+        return [
+            f"the {quantity} limit of {limit:.4g} is out of reach: the smallest network that pruning "
+            f"can make needs {reachable[quantity]:.4g}"
+            for quantity in COST_QUANTITIES
+            if (limit := self._budget.limit_of(quantity)) is not None
+            and reachable[quantity] > limit
+        ]
+
+    def reachable(self) -> Mapping[Quantity, float]:
+        """Return the least upper end of each cost that pruning can reach by estimate."""
+        least = smallest_costs(self._problem(self._measured_losses()))
+        return {q: value * self._margins.get(q, 1.0) for q, value in least.items()}
+
+    def smallest(self) -> Proposal:
+        """Return the smallest network there is."""
+        kept = {group_id: steps[0] for group_id, steps in self._levels.items()}
+        problem = self._problem(self._measured_losses())
+        return self._remember(
+            Proposal(
+                kept=kept,
+                importance=self._importance,
+                predicted_loss=min(1.0, problem.loss(kept)),
+                predicted_costs=problem.costs(kept),
+                origin="smallest widths",
+            )
+        )
+
+    def first_round(self) -> list[Proposal]:
+        """Return the candidates to screen; none when a cost is minimised (see `finalist`)."""
+        if self._objective.quantity is not Quantity.ACCURACY:
+            return []
+        measured, even = self._measured_losses(), self._even_losses()
+        blended = {
+            group_id: [(a + b) / 2 for a, b in zip(losses, even[group_id], strict=True)]
+            for group_id, losses in measured.items()
+        }
+        wanted = [
+            self._solved(self._problem(measured), "measured sensitivity"),
+            self._solved(self._problem(blended), "blended sensitivity"),
+            self._solved(self._problem(even), "even sensitivity"),
+            self._solved(
+                self._tightened(self._problem(blended), SPARE_FACTOR), "blended, tighter limits"
+            ),
+        ]
+        return self._new(wanted)
+
+    def next_round(self) -> list[Proposal]:
+        """Return a candidate that follows from what was seen, unless it was tried already."""
+        return self._new([self._solved(self._problem(self._measured_losses()), "corrected")])
+
+    def observe(self, proposal: Proposal, *, loss: float, cost: CostEstimate) -> None:
+        """Learn from a trial: its true loss of accuracy and its re-estimated cost."""
+        self._model = self._model.observe(proposal.kept, loss)
+        for quantity in COST_QUANTITIES:
+            predicted = proposal.predicted_costs.get(quantity, 0.0)
+            if predicted > 0:
+                seen = interval_of(cost, quantity).high / predicted
+                self._margins[quantity] = max(self._margins.get(quantity, 1.0), seen)
+
+    def finalist(self, tried: Sequence[Trial], trials: Sequence[Trial]) -> Proposal | None:
+        """Return the candidate to train long, or None when there is nothing left to try."""
+        if self._objective.quantity is not Quantity.ACCURACY:
+            return self._paced(tried)
+        used = {self._kept_of(trial) for trial in tried}
+        screened = [
+            (trial.metrics.selection_accuracy.value, self._by_kept[key])
+            for trial in trials
+            if trial.role is TrialRole.SCREENING
+            and trial.state is TrialState.COMPLETED
+            and trial.metrics is not None
+            and trial.metrics.selection_accuracy is not None
+            and not any(v.quantity in COST_QUANTITIES for v in trial.violations)
+            and (key := self._kept_of(trial)) not in used
+            and key in self._by_kept
+        ]
+        if screened:
+            return max(screened, key=lambda pair: pair[0])[1]
+        solved = self._solved(self._problem(self._measured_losses()), "solved")
+        if solved is None or _key(solved.kept) in used:
+            return None
+        return self._remember(solved)
+
+    def group_losses(self, kept: Mapping[str, int]) -> Mapping[str, float]:
+        """Return the predicted loss of each group at the given widths; whole groups lose nothing."""
+        return {
+            group_id: self._model.loss(group_id, kept[group_id])
+            for group_id in self._levels
+            if group_id in kept
+        }
+
+    def _paced(self, tried: Sequence[Trial]) -> Proposal | None:
+        """Bisect the objective's cost: tighter while the budget is met, looser when it is not."""
+        for trial in tried:
+            proposal = self._by_kept.get(self._kept_of(trial))
+            if proposal is None or proposal.pace is None:
+                continue
+            if trial.is_feasible:
+                self._pace_met = min(self._pace_met, proposal.pace)
+            else:
+                self._pace_too_tight = max(self._pace_too_tight, proposal.pace)
+        pace = (self._pace_too_tight + self._pace_met) / 2 if tried else FIRST_PACE
+        quantity = self._objective.quantity
+        limit = pace * cost_of(self._whole, quantity)
+        asked = self._budget.limit_of(quantity)
+        budget = Budget(
+            constraints=tuple(c for c in self._budget.constraints if c.quantity is not quantity)
+        ).with_constraints(
+            [Constraint(quantity=quantity, limit=limit if asked is None else min(limit, asked))]
+        )
+        problem = self._problem(self._measured_losses(), budget=budget)
+        solved = self._solved(problem, f"{quantity} at {pace:.0%} of the quantized model")
+        if solved is None:
+            self._pace_too_tight = max(self._pace_too_tight, pace)
+            return None if len(tried) > 1 else self.smallest()
+        proposal = replace(solved, pace=pace)
+        if _key(proposal.kept) in {self._kept_of(trial) for trial in tried}:
+            return None
+        return self._remember(proposal)
+
+    def _problem(
+        self, losses: Mapping[str, Sequence[float]], *, budget: Budget | None = None
+    ) -> CompressionProblem:
+        return self._builder.build(
+            losses=losses,
+            budget=budget or self._budget,
+            objective=Objective(),
+            max_loss=None,
+            margins=self._margins,
+        )
+
+    def _measured_losses(self) -> dict[str, list[float]]:
+        return {
+            group_id: [self._model.loss(group_id, kept) for kept in steps]
+            for group_id, steps in self._levels.items()
+        }
+
+    def _even_losses(self) -> dict[str, list[float]]:
+        """Return losses by the share cut alone, on the scale of the measured ones."""
+        shape = {
+            group_id: [(1 - kept / steps[-1]) ** EVEN_EXPONENT for kept in steps]
+            for group_id, steps in self._levels.items()
+        }
+        measured = self._measured_losses()
+        total = sum(sum(losses) for losses in measured.values())
+        flat = sum(sum(losses) for losses in shape.values())
+        scale = total / flat if total > 0 and flat > 0 else 1.0
+        return {group_id: [scale * v for v in losses] for group_id, losses in shape.items()}
+
+    def _tightened(self, problem: CompressionProblem, factor: float) -> CompressionProblem:
+        return replace(problem, limits={q: limit * factor for q, limit in problem.limits.items()})
+
+    def _solved(self, problem: CompressionProblem, origin: str) -> Proposal | None:
+        solution: Solution = solve(problem)
+        if not solution.is_feasible:
+            return None
+        return Proposal(
+            kept=dict(solution.kept),
+            importance=self._importance,
+            predicted_loss=min(1.0, self._model.predict(solution.kept)),
+            predicted_costs=dict(solution.costs),
+            origin=origin,
+        )
+
+    def _new(self, proposals: Sequence[Proposal | None]) -> list[Proposal]:
+        fresh: dict[tuple[tuple[str, int], ...], Proposal] = {}
+        for proposal in proposals:
+            if proposal is not None and _key(proposal.kept) not in self._by_kept:
+                fresh.setdefault(_key(proposal.kept), proposal)
+        return [self._remember(proposal) for proposal in fresh.values()]
+
+    def _remember(self, proposal: Proposal) -> Proposal:
+        return self._by_kept.setdefault(_key(proposal.kept), proposal)
+
+    def _kept_of(self, trial: Trial) -> tuple[tuple[str, int], ...]:
+        step = trial.recipe.step("structured_pruning")
+        keep = step.parameters["keep"] if step is not None else {}
+        return _key(
+            {
+                group_id: len(keep[group_id]) if group_id in keep else steps[-1]
+                for group_id, steps in self._levels.items()
+            }
+        )
+
+
+def _key(kept: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(kept.items()))

@@ -1,0 +1,51 @@
+"""Joins the scheduler to the search: what a queued job needs before its run can begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tightfit_service.application.compression import CompressionRun, RunContext
+from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.ports import Clock, Executor, JobStore, Telemetry
+
+
+class JobRunner:
+    """Runs one job to SUCCEEDED or INFEASIBLE; the scheduler's `RunJob`."""
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        hardware: HardwareLibrary,
+        executor: Executor,
+        clock: Clock,
+        telemetry: Telemetry,
+        tool_versions: Mapping[str, str],
+    ) -> None:
+        self._store = store
+        self._hardware = hardware
+        self._executor = executor
+        self._clock = clock
+        self._telemetry = telemetry
+        self._tool_versions = tool_versions
+
+    async def __call__(self, journal: JobJournal) -> None:
+        """Run the job of the journal.
+
+        Raises:
+            TightfitError: The job cannot be run; the scheduler fails it.
+        """
+        spec = journal.job.spec
+        facts, graph_digest = await self._hardware.facts_of_digest(spec.model_digest)
+        context = RunContext(
+            store=self._store,
+            executor=self._executor,
+            telemetry=self._telemetry,
+            clock=self._clock,
+            cost_model=self._hardware.cost_model(spec.target),
+            facts=facts,
+            graph_digest=graph_digest,
+            tool_versions=self._tool_versions,
+        )
+        await CompressionRun(journal, context).run()

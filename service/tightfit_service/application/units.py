@@ -1,0 +1,37 @@
+"""Running units of work with their results remembered by the digest of their inputs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tightfit_service.application.ports import (
+    Executor,
+    JobStore,
+    ProgressCallback,
+    Telemetry,
+    WorkResult,
+    WorkUnit,
+)
+from tightfit_service.application.work import unit_digest
+
+
+async def run_cached(
+    unit: WorkUnit,
+    *,
+    executor: Executor,
+    store: JobStore,
+    telemetry: Telemetry,
+    on_progress: ProgressCallback,
+) -> WorkResult:
+    """Return the remembered result of the unit, or run it and remember what it gave.
+
+    Failures are not remembered: they may come from a full disk or a killed worker.
+    """
+    digest = unit_digest(unit)
+    remembered = await asyncio.to_thread(store.cached_result, digest)
+    telemetry.cache_lookup(hit=remembered is not None)
+    if remembered is not None:
+        return remembered
+    result = await executor.run(unit, on_progress=on_progress)
+    await asyncio.to_thread(store.store_result, digest, result)
+    return result

@@ -1,0 +1,123 @@
+"""All settings of the service in one frozen object; read from the environment and the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from tightfit_service.domain.errors import InvalidRequestError
+
+ENVIRONMENT_PREFIX = "TIGHTFIT_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of the service.
+
+    Each is read from the environment variable TIGHTFIT_<NAME IN CAPITALS>; the command line
+    overrides the environment. The Helm chart's values mirror these names.
+    """
+
+    listen: str = "127.0.0.1:50051"
+    """Address of the gRPC port; port 0 takes a free one."""
+    metrics_listen: str = "127.0.0.1:9464"
+    """Address of the Prometheus port; port 0 takes a free one, empty turns it off."""
+    data_dir: Path = Path("tightfit-data")
+    """Folder of the database, artifacts, unfinished uploads and worker caches."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty takes SQLite below data_dir."""
+    artifact_store: str = "folder"
+    """Where artifacts live: `folder` (below data_dir) or `s3`."""
+    s3_endpoint: str = ""
+    """Host and port of the S3-compatible store."""
+    s3_bucket: str = "tightfit"
+    """Bucket for artifacts; it is created when missing."""
+    s3_prefix: str = ""
+    """Prefix of all object names in the bucket."""
+    s3_access_key: str = ""
+    """Access key of the S3 store."""
+    s3_secret_key: str = ""
+    """Secret key of the S3 store."""
+    s3_region: str = ""
+    """Region of the S3 store; empty lets the client ask."""
+    s3_secure: bool = True
+    """Whether the S3 store is spoken to over TLS."""
+    worker_count: int = 1
+    """Worker processes; each runs one unit of work at a time."""
+    worker_threads: int = 0
+    """Threads per worker; 0 divides the machine's cores by the workers."""
+    worker_memory_bytes: int = 8 << 30
+    """Memory that a worker with its children may hold before it is killed; 0 for no limit."""
+    concurrent_jobs: int = 1
+    """Jobs that run at a time; their trials share the workers."""
+    max_upload_bytes: int = 4 << 30
+    """Largest model or dataset that is accepted."""
+    drain_seconds: float = 30.0
+    """How long running calls may go on after a stop was asked for."""
+    log_format: str = "json"
+    """`json` for machines or `console` for people."""
+    log_level: str = "info"
+    """`debug`, `info`, `warning` or `error`."""
+
+
+def load_settings(
+    overrides: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Return the settings from the environment, with `overrides` that are not None on top.
+
+    Raises:
+        InvalidRequestError: A value cannot be read, or a TIGHTFIT_ variable has no setting.
+    """
+    environment = os.environ if environment is None else environment
+    hints = get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for field in fields(Settings):
+        variable = ENVIRONMENT_PREFIX + field.name.upper()
+        if variable in environment:
+            values[field.name] = _parse(variable, environment[variable], hints[field.name])
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _parse(variable: str, text: str, kind: type[Any]) -> Any:
+    if kind is bool:
+        if text.lower() in ("1", "true", "yes"):
+            return True
+        if text.lower() in ("0", "false", "no"):
+            return False
+        raise InvalidRequestError(
+            f"{variable} is {text!r}", field=variable, remedy="write true or false"
+        )
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{variable} is {text!r}, not {kind.__name__}", field=variable, remedy="write a number"
+        ) from error
+
+
+def _check(settings: Settings) -> None:
+    if settings.artifact_store not in ("folder", "s3"):
+        raise InvalidRequestError(
+            f"artifact_store is {settings.artifact_store!r}",
+            field="artifact_store",
+            remedy="choose folder or s3",
+        )
+    if settings.artifact_store == "s3":
+        for name in ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"):
+            if not getattr(settings, name):
+                raise InvalidRequestError(
+                    f"{name} is needed when artifacts live in S3",
+                    field=name,
+                    remedy=f"set {ENVIRONMENT_PREFIX}{name.upper()}",
+                )
+    for name, least in (("worker_count", 1), ("concurrent_jobs", 1), ("max_upload_bytes", 1)):
+        if getattr(settings, name) < least:
+            raise InvalidRequestError(
+                f"{name} is {getattr(settings, name)}", field=name, remedy=f"at least {least}"
+            )
