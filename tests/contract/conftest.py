@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes.artifacts import InMemoryArtifactStore
+from fakes.s3_gateway import S3Gateway, find_s3_gateway
 from fakes.stores import InMemoryStore, RecordStore
 from tightfit_service.adapters.storage.database import open_database, upgrade
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
+from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts
 from tightfit_service.adapters.storage.sql_store import SqlStore
+from tightfit_service.application.ports import ArtifactStore
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -22,3 +28,37 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStor
     sql_store = SqlStore(engine=engine)
     yield sql_store
     sql_store.close()
+
+
+@pytest.fixture(scope="session")
+def s3_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Gateway]:
+    """A real S3 server; tests that need one are skipped where there is none."""
+    with find_s3_gateway(tmp_path_factory.mktemp("s3")) as gateway:
+        if gateway.reason_missing:
+            pytest.skip(gateway.reason_missing)
+        yield gateway
+
+
+@pytest.fixture(params=["memory", "folder", "folder-linking", "s3"])
+def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
+    """Every implementation of the artifact port, empty."""
+    if request.param == "memory":
+        return InMemoryArtifactStore()
+    if request.param == "s3":
+        gateway: S3Gateway = request.getfixturevalue("s3_gateway")
+        return open_s3(gateway)
+    root = tmp_path / "artifacts"
+    return FolderArtifacts(root=root, link_sources=request.param == "folder-linking")
+
+
+def open_s3(gateway: S3Gateway) -> S3Artifacts:
+    """Return a store of its own on the gateway."""
+    store = S3Artifacts(
+        url=gateway.url,
+        bucket="tightfit-test",
+        access_key=gateway.access_key,
+        secret_key=gateway.secret_key,
+        prefix=f"{uuid.uuid4().hex}/",
+    )
+    store.ensure_bucket()
+    return store

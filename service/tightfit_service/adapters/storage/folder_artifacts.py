@@ -1,0 +1,222 @@
+"""Artifacts in a folder of the local or a shared file system."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from tightfit_service.adapters.storage.content import (
+    CHUNK_BYTES,
+    check_digest,
+    check_range,
+    mismatch,
+    not_stored,
+    verified,
+)
+from tightfit_service.domain.errors import (
+    ResourceExhaustedError,
+    TightfitError,
+    UnavailableError,
+)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_STALE_SECONDS = 24 * 3600
+
+
+class FolderArtifacts:
+    """Implements `ArtifactStore`: `root/ab/cd/abcd...`, written beside and renamed into place.
+
+    What a process that was killed left unfinished lies in `root/incoming` and is removed, once it is
+    a day old, by the next store that opens the folder.
+
+    Args:
+        root: Made if it is missing; may be shared by many processes.
+        link_sources: Take over the source's blocks by a hard link where the file system allows it,
+            instead of copying. Only for callers that never write to a source again after `put`.
+
+    Raises:
+        UnavailableError: The folder cannot be made or read.
+    """
+
+    def __init__(self, *, root: Path, link_sources: bool = False) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+        self._link_sources = link_sources
+        with _translated():
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
+
+    def put(self, source: Path, digest: str) -> None:
+        """See `ArtifactStore`. The bytes are on the disk, not only in its cache, on return."""
+        check_digest(digest)
+        final = self._path(digest)
+        with source.open("rb") as opened, _translated():
+            if final.exists():
+                return
+            with self._temporary() as temporary:
+                if self._link_sources and _try_link(source, temporary):
+                    _write_through(opened, None, digest)
+                    _sync(temporary)
+                else:
+                    with temporary.open("xb") as copy:
+                        _write_through(opened, copy, digest)
+                        copy.flush()
+                        os.fsync(copy.fileno())
+                temporary.chmod(0o444)
+                self._make_fan_out(final.parent)
+                temporary.rename(final)
+                _sync(final.parent)
+
+    def size(self, digest: str) -> int | None:
+        """See `ArtifactStore`."""
+        check_digest(digest)
+        with _translated():
+            try:
+                return self._path(digest).stat().st_size
+            except FileNotFoundError:
+                self._check_root()
+                return None
+
+    def read(
+        self, digest: str, *, offset: int = 0, chunk_bytes: int = CHUNK_BYTES
+    ) -> Iterator[bytes]:
+        """See `ArtifactStore`. From offset 0 the last chunk comes only when the digest was right."""
+        check_digest(digest)
+        check_range(offset, chunk_bytes)
+        if self.size(digest) is None:
+            raise not_stored(digest)
+        chunks = self._chunks(digest, offset, chunk_bytes)
+        return verified(chunks, digest) if offset == 0 else chunks
+
+    def fetch(self, digest: str, destination: Path) -> None:
+        """See `ArtifactStore`. The destination appears whole or not at all."""
+        partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
+        try:
+            with _translated(), partial.open("xb") as copy:
+                for chunk in self.read(digest):
+                    copy.write(chunk)
+            partial.rename(destination)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def delete(self, digest: str) -> None:
+        """See `ArtifactStore`."""
+        check_digest(digest)
+        with _translated():
+            self._path(digest).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """See `ArtifactStore`. Writes, reads and removes a small file."""
+        probe = uuid.uuid4().bytes
+        with _translated():
+            self._check_root()
+            try:
+                with self._temporary() as temporary:
+                    temporary.write_bytes(probe)
+                    if temporary.read_bytes() != probe:
+                        raise UnavailableError("the artifact folder does not keep what is written")
+            except OSError as error:
+                raise _unusable(error) from error
+
+    def _path(self, digest: str) -> Path:
+        return self._root / digest[:2] / digest[2:4] / digest
+
+    def _chunks(self, digest: str, offset: int, chunk_bytes: int) -> Iterator[bytes]:
+        try:
+            with self._path(digest).open("rb") as stored:
+                stored.seek(offset)
+                while chunk := stored.read(chunk_bytes):
+                    yield chunk
+        except FileNotFoundError as error:
+            raise not_stored(digest) from error
+        except OSError as error:
+            raise _unusable(error) from error
+
+    def _make_fan_out(self, folder: Path) -> None:
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync(folder.parent)
+            _sync(self._root)
+
+    def _check_root(self) -> None:
+        if not self._incoming.is_dir():
+            raise UnavailableError(
+                "the artifact folder is gone",
+                remedy="mount or restore the data folder, then try again",
+            )
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        self._check_root()
+        path = self._incoming / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            # after the rename there is nothing left to remove; on a dead disk it cannot be done
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _remove_stale(self) -> None:
+        oldest = time.time() - _STALE_SECONDS
+        for path in self._incoming.iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+
+
+def _write_through(source: BinaryIO, copy: BinaryIO | None, digest: str) -> None:
+    seen = hashlib.sha256()
+    buffer = bytearray(CHUNK_BYTES)
+    view = memoryview(buffer)
+    while count := source.readinto(buffer):  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
+        seen.update(view[:count])
+        if copy is not None:
+            copy.write(view[:count])
+    if seen.hexdigest() != digest:
+        raise mismatch(digest, seen.hexdigest())
+
+
+def _try_link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unusable(error) from error
+
+
+def _unusable(error: OSError) -> TightfitError:
+    if error.errno in _FULL:
+        return ResourceExhaustedError(
+            "the disk is full",
+            remedy="free disk space or delete jobs, models and datasets, then try again",
+        )
+    reason = errno.errorcode.get(error.errno or 0, "unknown")
+    return UnavailableError(
+        f"the artifact folder cannot be used ({reason})",
+        remedy="check that the data folder is mounted and writable",
+    )

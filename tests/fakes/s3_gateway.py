@@ -1,0 +1,82 @@
+"""Finds or starts a real S3 server for tests.
+
+A running one is named by TIGHTFIT_TEST_S3_URL, TIGHTFIT_TEST_S3_ACCESS_KEY and
+TIGHTFIT_TEST_S3_SECRET_KEY. Otherwise a gateway script is looked for at TIGHTFIT_S3_SERVER and at
+`../shared/tools/s3-server` beside the repository. It must know `start PORT DIR`, which prints
+S3_URL=, S3_ACCESS_KEY= and S3_SECRET_KEY= lines and returns when the server answers, and `destroy DIR`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_BESIDE_REPOSITORY = Path(__file__).parents[3] / "shared" / "tools" / "s3-server"
+_START_SECONDS = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Gateway:
+    """Where a server answers; `reason_missing` says why there is none."""
+
+    url: str = ""
+    access_key: str = ""
+    secret_key: str = ""
+    reason_missing: str = ""
+
+
+@contextmanager
+def find_s3_gateway(directory: Path) -> Iterator[S3Gateway]:
+    """Yield a gateway, started with its data in `directory` if it must be, and end it again."""
+    if url := os.environ.get("TIGHTFIT_TEST_S3_URL"):
+        yield S3Gateway(
+            url=url,
+            access_key=os.environ.get("TIGHTFIT_TEST_S3_ACCESS_KEY", ""),
+            secret_key=os.environ.get("TIGHTFIT_TEST_S3_SECRET_KEY", ""),
+        )
+        return
+    script = Path(os.environ.get("TIGHTFIT_S3_SERVER", _BESIDE_REPOSITORY))
+    if not script.exists():
+        yield S3Gateway(
+            reason_missing=f"no S3 server: TIGHTFIT_TEST_S3_URL is not set and {script} does not exist"
+        )
+        return
+    try:
+        yield _start(script, directory)
+    finally:
+        subprocess.run([script, "destroy", directory], check=False, capture_output=True)
+
+
+def _start(script: Path, directory: Path) -> S3Gateway:
+    # output goes to a file: the server inherits it, and a pipe would never end
+    log = directory.with_name(f"{directory.name}.log")
+    with log.open("wb") as output:
+        started = subprocess.run(
+            [script, "start", str(_free_port()), directory],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=_START_SECONDS,
+            check=False,
+        )
+    lines = log.read_text().splitlines()
+    if started.returncode != 0:
+        return S3Gateway(
+            reason_missing=f"{script} failed: {lines[-1] if lines else started.returncode}"
+        )
+    values = dict(line.split("=", 1) for line in lines if line.startswith("S3_"))
+    return S3Gateway(
+        url=values["S3_URL"],
+        access_key=values["S3_ACCESS_KEY"],
+        secret_key=values["S3_SECRET_KEY"],
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
