@@ -1,0 +1,104 @@
+"""Comparison of an exported file's outputs with those of the graph that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import load_session, run_session
+from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.domain.errors import ParityError
+
+COMPARED_SAMPLES = 64
+_RUN_BATCH = 16
+_FLOAT_TOLERANCE = 1e-3
+"""Of the largest output: other kernels sum in another order, which costs 1e-6 to 1e-4 in float32."""
+_NOISE_LIMIT = 0.5
+"""Of the outputs' variance. A file that ignores its input has 1, int8 of a sound network 0.0001 to 0.1;
+from one half on (a signal-to-noise ratio under 3 dB) more is noise than could be repaired."""
+
+
+def comparison_inputs(calibration: Samples | None, shape: Sequence[int]) -> FloatArray:
+    """Return inputs to compare on: calibration samples, or seeded normal ones where there are none.
+
+    Args:
+        calibration: Samples that the model is meant for; evenly spread ones are taken.
+        shape: Shape of the model's input; its first axis is the batch and is ignored.
+    """
+    if calibration is not None and len(calibration):
+        count = min(COMPARED_SAMPLES, len(calibration))
+        chosen = np.linspace(0, len(calibration) - 1, count).astype(np.int64)
+        return calibration.inputs(np.unique(chosen))
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((COMPARED_SAMPLES // 4, *shape[1:])).astype(np.float32)
+
+
+def run_graph(graph: bytes, inputs: FloatArray) -> list[npt.NDArray[np.float32]]:
+    """Return all outputs of a graph in onnxruntime, run in bounded batches."""
+    session = load_session(graph, threads=1)
+    parts = [
+        run_session(session, inputs[start : start + _RUN_BATCH])
+        for start in range(0, len(inputs), _RUN_BATCH)
+    ]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def check_outputs(
+    expected: Sequence[npt.NDArray[np.float32]],
+    exported: Sequence[npt.NDArray[np.float32]],
+    *,
+    is_quantized: bool,
+) -> Mapping[str, float]:
+    """Return how far the exported outputs are from the expected ones, each output shape (n, ...).
+
+    Figures are the worst over the outputs: `max_abs_diff` and `mean_abs_diff` relative to the
+    standard deviation of the expected output, `noise_ratio` (mean squared difference over variance),
+    and `top1_agreement` of the first output where it has classes.
+
+    Raises:
+        ParityError: Another number or shape of outputs, NaN, or a difference beyond what float32
+            rounding (or int8, when `is_quantized`) explains; says how much.
+    """
+    if len(expected) != len(exported):
+        raise _broken(f"has {len(exported)} outputs, the graph {len(expected)}")
+    figures: dict[str, float] = {}
+    for index, (ours, theirs) in enumerate(zip(expected, exported, strict=True)):
+        if ours.size != theirs.size or len(ours) != len(theirs):
+            raise _broken(f"gives shape {theirs.shape} for output {index}, the graph {ours.shape}")
+        if not np.isfinite(theirs).all():
+            raise _broken(f"gives NaN or infinite values in output {index}")
+        difference = theirs.reshape(ours.shape).astype(np.float64) - ours.astype(np.float64)
+        peak = float(np.abs(ours).max(initial=0.0))
+        # An output that hardly varies is compared with its size instead.
+        variance = max(float(ours.astype(np.float64).var()), (1e-3 * peak) ** 2, 1e-24)
+        worst = float(np.abs(difference).max(initial=0.0))
+        noise = float((difference**2).mean()) / variance
+        if not is_quantized and worst > _FLOAT_TOLERANCE * max(peak, 1e-6):
+            raise _broken(
+                f"differs by {worst:.3g} in output {index}, whose largest value is {peak:.3g}"
+            )
+        if is_quantized and noise > _NOISE_LIMIT:
+            raise _broken(
+                f"has errors of {noise:.2f} times the variance of output {index}, "
+                f"more than {_NOISE_LIMIT}"
+            )
+        for key, value in (
+            ("max_abs_diff", worst / variance**0.5),
+            ("mean_abs_diff", float(np.abs(difference).mean()) / variance**0.5),
+            ("noise_ratio", noise),
+        ):
+            figures[key] = max(value, figures.get(key, 0.0))
+    first, second = (outputs[0].reshape(len(outputs[0]), -1) for outputs in (expected, exported))
+    if first.shape[1] > 1:
+        agreement = (first.argmax(axis=1) == second.argmax(axis=1)).mean()
+        figures["top1_agreement"] = float(agreement)
+    return figures
+
+
+def _broken(what: str) -> ParityError:
+    return ParityError(
+        f"the exported file {what}",
+        field="model",
+        remedy="keep the sensitive nodes in float, or export in float32",
+    )
