@@ -563,7 +563,7 @@ class CompressionRun:
                 if attempt + 1 == STORE_RETRIES:
                     raise
                 log.warning("unit.retried", unit=unit.label, error=str(error))
-                await asyncio.sleep(2.0**attempt)
+                await _pause(2.0**attempt)
         raise AssertionError("unreachable")
 
     async def _with_progress(
@@ -648,3 +648,7 @@ class CompressionRun:
         overhead = 1.5 * max(overheads, default=0.0) + RESERVE_SECONDS
         left = self._spec.search_limits.max_seconds - self._elapsed
         return max(1.0, round(left / shared_by - overhead, 1))
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)

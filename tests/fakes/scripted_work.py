@@ -1,0 +1,211 @@
+"""Worker results made up from the widths a recipe keeps, and a network small enough to check by hand.
+
+The network is conv a (3 -> 16), conv b (16 -> 32), dense c (32 -> 10) at 8 x 8. Accuracy falls with
+the square of the share cut, and half of that comes back with an epoch of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import (
+    ProgressCallback,
+    TensorSignature,
+    WorkResult,
+    WorkUnit,
+)
+from tightfit_service.application.work import (
+    BASELINE,
+    CHECK_DATASET,
+    IMPORT_MODEL,
+    SENSITIVITY,
+    TRIAL,
+    BaselineOutcome,
+    MeasuredPoint,
+    ModelFacts,
+    SensitivityOutcome,
+    TrialOutcome,
+    unit_digest,
+)
+from tightfit_service.domain.errors import TightfitError
+from tightfit_service.domain.network import (
+    ChannelGroup,
+    FrozenChannels,
+    NetworkProfile,
+    Operator,
+    OperatorKind,
+    PruningSpace,
+    Width,
+    WidthTerm,
+)
+from tightfit_service.domain.quantities import wilson_accuracy
+from tightfit_service.domain.recipe import Recipe
+
+UNITS = {"a": 16, "b": 32}
+BASELINE_ACCURACY = 0.9
+QUANTIZED_ACCURACY = 0.895
+
+
+def network(a: int = 16, b: int = 32) -> NetworkProfile:
+    def conv(node: str, source: str, into: int, out: int) -> Operator:
+        return Operator(
+            node=node,
+            kind=OperatorKind.CONV,
+            op_type="Conv",
+            inputs=(source,),
+            outputs=(f"{node}_out",),
+            macs=64 * 9 * into * out,
+            in_channels=into,
+            out_channels=out,
+            in_size=(8, 8),
+            out_size=(8, 8),
+            kernel=(3, 3),
+            stride=(1, 1),
+            weight_count=9 * into * out,
+            bias_count=out,
+        )
+
+    dense = Operator(
+        node="c",
+        kind=OperatorKind.DENSE,
+        op_type="Gemm",
+        inputs=("b_out",),
+        outputs=("logits",),
+        macs=b * 10,
+        in_channels=b,
+        out_channels=10,
+        weight_count=b * 10,
+        bias_count=10,
+    )
+    return NetworkProfile(
+        operators=(conv("a", "input", 3, a), conv("b", "a_out", a, b), dense),
+        tensors={
+            "input": (1, 3, 8, 8),
+            "a_out": (1, a, 8, 8),
+            "b_out": (1, b, 8, 8),
+            "logits": (1, 10),
+        },
+        inputs=("input",),
+        outputs=("logits",),
+    )
+
+
+def pruning_space() -> PruningSpace:
+    def width(group: str) -> Width:
+        return Width(terms=(WidthTerm(group_id=group, multiplier=1),))
+
+    return PruningSpace(
+        groups=(
+            ChannelGroup(group_id="a", unit_count=16, producers=("a",), consumers=("b",)),
+            ChannelGroup(group_id="b", unit_count=32, producers=("b",), consumers=("c",)),
+        ),
+        input_widths={"b": width("a"), "c": width("b")},
+        output_widths={"a": width("a"), "b": width("b")},
+        tensor_widths={"a_out": width("a"), "b_out": width("b")},
+        frozen=(FrozenChannels(node="c", channel_count=10, reason="its channels are the output"),),
+    )
+
+
+def facts() -> ModelFacts:
+    return ModelFacts(
+        inputs=(TensorSignature(name="input", shape=(-1, 3, 8, 8), dtype="float32"),),
+        outputs=(TensorSignature(name="logits", shape=(-1, 10), dtype="float32"),),
+        opset=17,
+        node_count=3,
+        parameter_count=network().weight_count,
+        macs=network().macs,
+        is_quantized=False,
+        warnings=(),
+        profile=network(),
+        space=pruning_space(),
+    )
+
+
+class ScriptedExecutor:
+    """Implements `ports.Executor` without processes; counts what it ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[WorkUnit] = []
+        self.fail: dict[int, TightfitError] = {}
+        """Errors to raise at the n-th unit run, counted from 1."""
+
+    async def start(self) -> None:
+        return
+
+    async def stop(self) -> None:
+        return
+
+    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+        self.ran.append(unit)
+        if (error := self.fail.get(len(self.ran))) is not None:
+            raise error
+        on_progress(0.5, "half way")
+        handler = {
+            IMPORT_MODEL: self._import,
+            CHECK_DATASET: self._dataset,
+            BASELINE: self._baseline,
+            SENSITIVITY: self._sensitivity,
+            TRIAL: self._trial,
+        }[unit.kind]
+        return handler(unit)
+
+    def trials_run(self) -> list[str]:
+        return [unit_digest(unit) for unit in self.ran if unit.kind == TRIAL]
+
+    def _import(self, unit: WorkUnit) -> WorkResult:
+        return WorkResult(payload=to_plain(facts()), outputs={"graph": "9" * 64})
+
+    def _dataset(self, unit: WorkUnit) -> WorkResult:
+        return WorkResult(payload={"task": "classification"})
+
+    def _baseline(self, unit: WorkUnit) -> WorkResult:
+        accuracy = wilson_accuracy(BASELINE_ACCURACY * 1000, 1000)
+        outcome = BaselineOutcome(
+            accuracy=accuracy,
+            selection_accuracy=accuracy,
+            parity=0.0,
+            train_count=5000,
+            evaluation_count=1000,
+        )
+        return WorkResult(payload=to_plain(outcome))
+
+    def _sensitivity(self, unit: WorkUnit) -> WorkResult:
+        outcome = SensitivityOutcome(
+            importance={g: tuple(1.0 + i / n for i in range(n)) for g, n in UNITS.items()},
+            points=tuple(
+                MeasuredPoint(group_id=g, kept=n // 2, accuracy=BASELINE_ACCURACY - loss)
+                for (g, n), loss in zip(UNITS.items(), (0.2, 0.1), strict=True)
+            ),
+            reference_accuracy=BASELINE_ACCURACY,
+        )
+        return WorkResult(payload=to_plain(outcome))
+
+    def _trial(self, unit: WorkUnit) -> WorkResult:
+        recipe = from_plain(Recipe, unit.payload["recipe"])
+        step = recipe.step("structured_pruning")
+        keep: Mapping[str, Any] = step.parameters["keep"] if step else {}
+        kept = {g: len(keep.get(g, range(n))) for g, n in UNITS.items()}
+        profile = network(kept["a"], kept["b"])
+        recovery = recipe.step("recovery")
+        epochs = float(recovery.parameters["epochs"]) if recovery else 0.0
+        cut = sum(
+            (1 - kept[g] / n) ** 2 * w for (g, n), w in zip(UNITS.items(), (0.2, 0.1), strict=True)
+        )
+        value = QUANTIZED_ACCURACY - cut / (1 + epochs)
+        accuracy = wilson_accuracy(value * 1000, 1000)
+        outcome = TrialOutcome(
+            profile=profile,
+            file_bytes=profile.weight_count + 1000,
+            accuracy=accuracy if unit.payload["evaluate"] else None,
+            selection_accuracy=accuracy,
+            float_selection_accuracy=accuracy,
+            parity={"top1_agreement": 1.0},
+            stage_seconds={"recover": epochs, "export": 1.0},
+            epochs=epochs,
+        )
+        digest = unit_digest(unit)
+        return WorkResult(
+            payload=to_plain(outcome), outputs={"model": digest, "graph": digest[::-1]}
+        )

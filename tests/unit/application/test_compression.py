@@ -1,0 +1,252 @@
+"""The search as a whole, over scripted workers: what it finds, explains, and survives."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from fakes.clock import FakeClock
+from fakes.linear_emulator import LinearEmulator
+from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor, facts
+from fakes.stores import InMemoryStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.application.compression import CompressionRun, RunContext
+from tightfit_service.application.costing import CostModel
+from tightfit_service.application.journal import EventHub, JobJournal
+from tightfit_service.application.ports import WorkResult, WorkUnit
+from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
+from tightfit_service.domain.errors import UnavailableError, WorkFailedError
+from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
+from tightfit_service.domain.job import Job, JobSpec, JobState
+from tightfit_service.domain.trial import Trial, TrialRole, TrialState
+
+TARGET = HardwareSpec(
+    name="board",
+    display_name="A board",
+    core="cortex-m7",
+    clock_mhz=280.0,
+    memory=Memory(ram_bytes=1 << 20, flash_bytes=2 << 20),
+    runtime=Runtime(name="TFLM"),
+)
+WHOLE_LATENCY_MS = facts().macs * 1e-6
+
+
+class Bench:
+    """One job with everything it needs, which can be run again after it was interrupted."""
+
+    def __init__(
+        self, *constraints: Constraint, objective: Quantity = Quantity.ACCURACY, max_trials: int = 8
+    ) -> None:
+        self.clock = FakeClock()
+        self.store = InMemoryStore()
+        self.executor = ScriptedExecutor()
+        self.telemetry = RecordingTelemetry()
+        self.hub = EventHub()
+        spec = JobSpec(
+            model_digest="1" * 64,
+            model_name="m",
+            target=TARGET,
+            budget=Budget(constraints=constraints),
+            dataset_digest="2" * 64,
+            dataset_name="d",
+            objective=Objective(quantity=objective),
+            search_limits=SearchLimits(max_trials=max_trials, max_seconds=600),
+        )
+        now = self.clock.now()
+        self.store.create_job(
+            Job(
+                job_id="j",
+                project="p",
+                spec=spec,
+                state=JobState.QUEUED,
+                create_time=now,
+                update_time=now,
+            )
+        )
+
+    async def run(self) -> Job:
+        journal = JobJournal(
+            self.store.get_job("p", "j"),
+            store=self.store,
+            hub=self.hub,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+        if journal.job.state is JobState.QUEUED:
+            await journal.enter(JobState.RUNNING, "started")
+        context = RunContext(
+            store=self.store,
+            executor=self.executor,
+            telemetry=self.telemetry,
+            clock=self.clock,
+            cost_model=CostModel(
+                emulator=LinearEmulator(), target=TARGET, telemetry=self.telemetry
+            ),
+            facts=facts(),
+            graph_digest="9" * 64,
+            tool_versions={},
+        )
+        await CompressionRun(journal, context).run()
+        return self.store.get_job("p", "j")
+
+    def trials(self) -> list[Trial]:
+        return list(self.store.list_trials("j"))
+
+
+def latency(limit: float) -> Constraint:
+    return Constraint(quantity=Quantity.LATENCY, limit=limit)
+
+
+def max_drop(drop: float) -> Constraint:
+    return Constraint(quantity=Quantity.ACCURACY, max_drop=drop)
+
+
+async def test_half_the_latency_is_met_by_the_upper_end_of_the_estimate() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.best_trial is not None
+    best = bench.trials()[job.result.best_trial]
+    assert best.role is TrialRole.FINALIST
+    assert best.metrics is not None
+    assert best.metrics.cost.latency_ms.high <= WHOLE_LATENCY_MS / 2
+    assert best.metrics.cost.latency_ms.high > 0.8 * WHOLE_LATENCY_MS / 2, "the budget is not used"
+    assert best.metrics.accuracy is not None
+    assert job.result.pareto_trials
+    cut = [layer for layer in job.result.layers if layer.channels_after < layer.channels_before]
+    assert cut
+    assert all(layer.accuracy_cost is not None for layer in cut)
+
+
+async def test_only_the_baseline_and_finalists_see_the_evaluation_set() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    await bench.run()
+    for trial in bench.trials():
+        assert trial.metrics is not None
+        assert (trial.metrics.accuracy is None) == (trial.role is TrialRole.SCREENING)
+
+
+async def test_a_model_that_fits_when_quantized_is_not_pruned() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS * 2))
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.best_trial == 0
+    assert len(bench.trials()) == 1
+
+
+async def test_an_impossible_budget_ends_with_evidence() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 1000), max_drop(0.0))
+    job = await bench.run()
+    assert job.state is JobState.INFEASIBLE
+    why = job.result.infeasibility
+    assert why is not None
+    assert why.binding[0] is Quantity.LATENCY
+    assert why.closest_trials
+    needed = {r.quantity: r.needed for r in why.relaxations}
+    # The untouched model is the only one without any loss; nothing meets the latency limit.
+    assert needed[Quantity.LATENCY] == pytest.approx(4 * WHOLE_LATENCY_MS * 1.1)
+    assert needed[Quantity.ACCURACY] is None
+    assert len(bench.trials()) == 2, "no time is spent on what cannot be reached"
+
+
+async def test_an_accuracy_floor_out_of_reach_is_explained_by_the_best_that_fits() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 4), max_drop(0.0))
+    job = await bench.run()
+    assert job.state is JobState.INFEASIBLE
+    why = job.result.infeasibility
+    assert why is not None
+    assert Quantity.ACCURACY in why.binding
+    needed = {r.quantity: r.needed for r in why.relaxations}
+    assert needed[Quantity.ACCURACY] is not None
+    assert 0 < needed[Quantity.ACCURACY] < BASELINE_ACCURACY
+
+
+async def test_a_cost_is_minimised_inside_an_accuracy_limit() -> None:
+    bench = Bench(max_drop(0.02), objective=Quantity.LATENCY)
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.best_trial is not None
+    best = bench.trials()[job.result.best_trial]
+    assert best.metrics is not None
+    assert best.metrics.cost.latency_ms.value < 0.6 * WHOLE_LATENCY_MS
+    assert best.metrics.accuracy is not None
+    assert best.metrics.accuracy.value >= BASELINE_ACCURACY - 0.02
+
+
+@pytest.mark.parametrize("interrupted_at", range(2, 7))
+async def test_an_interrupted_job_goes_on_and_repeats_no_finished_trial(
+    interrupted_at: int,
+) -> None:
+    undisturbed = Bench(latency(WHOLE_LATENCY_MS / 2))
+    expected = await undisturbed.run()
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    hanging = _HangingExecutor(bench.executor, at=interrupted_at)
+    bench.executor.run = hanging.run  # type: ignore[method-assign]  # the interruption under test
+    life = asyncio.create_task(bench.run())
+    await hanging.reached.wait()
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    finished = {t.input_digest for t in bench.trials() if t.state is TrialState.COMPLETED}
+    ran_before = len(bench.executor.trials_run())
+    job = await bench.run()
+    again = bench.executor.trials_run()[ran_before:]
+    assert not finished & set(again)
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.best_trial == expected.result.best_trial
+    assert [t.recipe for t in bench.trials()] == [t.recipe for t in undisturbed.trials()]
+
+
+class _HangingExecutor:
+    """Passes units on until the n-th, which it never finishes the first time."""
+
+    def __init__(self, inner: ScriptedExecutor, *, at: int) -> None:
+        self._run = inner.run
+        self._count, self._at = 0, at
+        self.reached = asyncio.Event()
+
+    async def run(self, unit: WorkUnit, *, on_progress: object) -> WorkResult:
+        self._count += 1
+        if self._count == self._at:
+            self.reached.set()
+            await asyncio.Event().wait()
+        return await self._run(unit, on_progress=lambda _share, _text: None)
+
+
+async def test_a_failed_trial_does_not_end_the_job() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    bench.executor.fail[4] = WorkFailedError("the worker ran out of memory")
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    failed = [t for t in bench.trials() if t.state is TrialState.FAILED]
+    assert len(failed) == 1
+    assert "memory" in failed[0].error
+
+
+async def test_trials_are_limited() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), max_trials=2)
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert len([t for t in bench.trials() if t.role is not TrialRole.BASELINE_INT8]) == 2
+
+
+async def test_a_store_that_is_away_for_a_moment_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def at_once(_: float) -> None:
+        return
+
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    bench.executor.fail[2] = UnavailableError("the store does not answer")
+    monkeypatch.setattr("tightfit_service.application.compression._pause", at_once)
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert all(t.state is TrialState.COMPLETED for t in bench.trials())
+
+
+async def test_the_same_seed_gives_the_same_search() -> None:
+    one, other = (Bench(latency(WHOLE_LATENCY_MS / 2)) for _ in range(2))
+    first, second = await one.run(), await other.run()
+    assert replace(first, result=first.result) == replace(second, result=second.result)
+    assert one.trials() == other.trials()
