@@ -52,6 +52,8 @@ class PackedDataset:
     """An archive ready for upload; `digest` is its lower-case hex sha-256."""
 
     path: Path
+    display_name: str
+    """Name of the folder that the description lies in."""
     digest: str
     size_bytes: int
 
@@ -111,7 +113,10 @@ def packed(dataset: DatasetFile) -> Iterator[PackedDataset]:
                 remedy="check that the arrays are readable and that TMPDIR has room for a copy",
             ) from error
         yield PackedDataset(
-            path=archive, digest=file_digest(archive), size_bytes=archive.stat().st_size
+            path=archive,
+            display_name=dataset.path.resolve().parent.name,
+            digest=file_digest(archive),
+            size_bytes=archive.stat().st_size,
         )
 
 

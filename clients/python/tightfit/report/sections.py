@@ -507,10 +507,7 @@ def provenance(result: Result) -> Markup:
         ("job", job.get("name") or ""),
         ("model", f"{result['model'].get('name', '')} sha256:{result['model'].get('digest', '')}"),
         ("objective", f"{result['objective']}, format {result['format']}, seed {result['seed']}"),
-        (
-            "search limits",
-            f"{limits['max_trials']} trials, {format_duration(limits['max_seconds'])}",
-        ),
+        ("search limits", _search_limits(limits)),
         (
             "target",
             f"{target.get('name')}: {target.get('core_count') or 1} x {target.get('core')}, "
@@ -532,6 +529,16 @@ def provenance(result: Result) -> Markup:
         facts.append(("run", f"{job['start_time']}{lasted}"))
     rows = [element("div", element("dt", name), element("dd", text)) for name, text in facts]
     return _section("provenance", "Provenance", None, element("dl", rows, class_="notes"))
+
+
+def _search_limits(limits: Mapping[str, Any]) -> str:
+    trials, seconds = limits["max_trials"], limits["max_seconds"]
+    return ", ".join(
+        (
+            f"{trials} trials" if trials else "trials by the server's default",
+            format_duration(seconds) if seconds else "time by the server's default",
+        )
+    )
 
 
 def _section(name: str, title: str, lead: str | None, *children: object) -> Markup:

@@ -1,0 +1,108 @@
+"""How the client connects: channel options, which calls gRPC repeats by itself, and patience."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+
+from tightfit.errors import TightfitError
+
+DEFAULT_SERVER = "localhost:50051"
+DEFAULT_PROJECT = "default"
+_IDEMPOTENT = {
+    "tightfit.v1.ModelService": ("StartModelUpload", "GetModelUpload", "GetModel", "ListModels"),
+    "tightfit.v1.DatasetService": (
+        "StartDatasetUpload",
+        "GetDatasetUpload",
+        "GetDataset",
+        "ListDatasets",
+    ),
+    "tightfit.v1.HardwareService": (
+        "GetHardwareTarget",
+        "ListHardwareTargets",
+        "EstimateModel",
+    ),
+    # CreateJob is safe to repeat because the client gives every call a request_id
+    "tightfit.v1.CompressionService": (
+        "CreateJob",
+        "GetJob",
+        "ListJobs",
+        "CancelJob",
+        "CheckJob",
+        "ListTrials",
+        "GetTrial",
+    ),
+    "tightfit.v1.ArtifactService": ("GetArtifact",),
+}
+SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [
+                    {"service": service, "method": method}
+                    for service, methods in _IDEMPOTENT.items()
+                    for method in methods
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", SERVICE_CONFIG),
+    # a restarted server is found again within seconds, not after gRPC's two minutes
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # jobs with thousands of layers and trials exceed gRPC's 4 MiB
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a broken stream is taken up again before the error is given to the caller.
+
+    Attributes:
+        first_seconds: Wait before the first attempt; doubles with each one that brings nothing.
+        most_seconds: Longest wait between two attempts.
+        total_seconds: Sum of the waits without any progress after which the client gives up.
+    """
+
+    first_seconds: float = 0.2
+    most_seconds: float = 5.0
+    total_seconds: float = 120.0
+
+
+class Backoff:
+    """Counts the waits since the last progress. Not safe for several threads."""
+
+    def __init__(self, patience: Patience) -> None:
+        """Begin with no wait spent."""
+        self._patience = patience
+        self._delay = patience.first_seconds
+        self._spent = 0.0
+
+    def progressed(self) -> None:
+        """Forget the waits: something arrived."""
+        self._delay = self._patience.first_seconds
+        self._spent = 0.0
+
+    def delay_after(self, error: TightfitError) -> float:
+        """Return the seconds to wait before the next attempt, spread so that clients do not move in step.
+
+        Raises:
+            TightfitError: `error` itself, when patience is used up.
+        """
+        if self._spent >= self._patience.total_seconds:
+            raise error
+        delay = self._delay
+        self._spent += delay
+        self._delay = min(2 * delay, self._patience.most_seconds)
+        return delay * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, not a secret

@@ -1,0 +1,59 @@
+"""Resource names: the only place of the client that builds or takes apart these strings."""
+
+from __future__ import annotations
+
+import re
+
+from tightfit.errors import InvalidInputError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def project_name(project: str) -> str:
+    """Return `projects/{project}`."""
+    return f"projects/{project}"
+
+
+def job_name(job: str, *, project: str) -> str:
+    """Return the full name of a job from its name or its last segment.
+
+    Raises:
+        InvalidInputError: Neither a job's name nor a single segment.
+    """
+    if re.fullmatch(r"projects/[^/]+/jobs/[^/]+", job):
+        return job
+    if not job or "/" in job:
+        raise InvalidInputError(
+            f"{job!r} is no job", field="job", remedy="give its id as `tightfit jobs list` shows it"
+        )
+    return f"{project_name(project)}/jobs/{job}"
+
+
+def target_name(target: str) -> str:
+    """Return the full name of a catalogue target from its name or its last segment."""
+    return target if target.startswith("hardwareTargets/") else f"hardwareTargets/{target}"
+
+
+def artifact_name(artifact: str, *, project: str) -> str:
+    """Return the full name of an artifact from its name or its digest.
+
+    Raises:
+        InvalidInputError: Neither an artifact's name nor a sha-256 in hexadecimal.
+    """
+    if not _DIGEST.fullmatch(last_segment(artifact)):
+        raise InvalidInputError(
+            f"{artifact!r} is no artifact",
+            field="artifact",
+            remedy="give a sha-256 in lower-case hexadecimal",
+        )
+    return artifact if "/" in artifact else f"{project_name(project)}/artifacts/{artifact}"
+
+
+def last_segment(name: str) -> str:
+    """Return the last segment of a resource name."""
+    return name.rpartition("/")[2]
+
+
+def trial_index(name: str) -> int | None:
+    """Return the index in a trial's name, or None for the empty name."""
+    return int(last_segment(name)) if name else None
