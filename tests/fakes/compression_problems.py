@@ -188,5 +188,8 @@ def limited(
         Quantity.SIZE: full[Quantity.SIZE] * 0.75,
     }
     return CompressionProblem(
-        groups=free.groups, nodes=free.nodes, memory=free.memory, limits=limits
+        groups=free.groups,
+        nodes=free.nodes,
+        memory=free.memory,
+        limits={quantity: limit for quantity, limit in limits.items() if limit > 0},
     )

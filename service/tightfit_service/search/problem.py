@@ -93,7 +93,8 @@ class CompressionProblem:
         """Refuse problems that contradict themselves.
 
         Raises:
-            ValueError: A group given twice, a width of an unknown group, or a limit on ACCURACY.
+            ValueError: A group given twice, a width of an unknown group, a limit on ACCURACY,
+                or one that is not positive.
         """
         known = {group.group_id for group in self.groups}
         if len(known) != len(self.groups):
@@ -105,6 +106,8 @@ class CompressionProblem:
             raise ValueError(f"widths refer to groups without choices: {sorted(unknown)}")
         if Quantity.ACCURACY in self.limits:
             raise ValueError("limit the accuracy by max_loss")
+        if not all(limit > 0 for limit in self.limits.values()):
+            raise ValueError("limits must be positive")
 
     def loss(self, kept: Mapping[str, int]) -> float:
         """Return the predicted loss of accuracy of an assignment of levels."""

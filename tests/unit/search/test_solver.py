@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import pytest
-from fakes.compression_problems import conv_cost, densenet, mobilenet, resnet20, width
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fakes.compression_problems import conv_cost, densenet, mobilenet, resnet20, width
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.network import Width, WidthTerm
 from tightfit_service.search.problem import (
@@ -274,6 +275,7 @@ def test_when_time_runs_out_at_once_a_greedy_solution_that_fits_is_returned() ->
     [
         ({"groups": ()}, "without choices"),
         ({"limits": {Quantity.ACCURACY: 0.9}}, "max_loss"),
+        ({"limits": {Quantity.SIZE: 0.0}}, "positive"),
     ],
 )
 def test_contradictory_problems_are_refused(change: Mapping[str, object], message: str) -> None:

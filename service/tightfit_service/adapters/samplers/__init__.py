@@ -1,0 +1,1 @@
+"""Samplers of other libraries behind tightfit's own Protocol."""
