@@ -66,8 +66,8 @@ class ArtifactServiceServicer:
         A client whose stream drops SHOULD call again with `offset` at the number of bytes it has, and
         MUST verify the whole against the digest in the name.
 
-        Codes: OK; INVALID_ARGUMENT (malformed name, negative offset); OUT_OF_RANGE (offset beyond the
-        end); NOT_FOUND; UNAVAILABLE (the store is down; retry from the last byte).
+        Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
+        UNAVAILABLE (the store is down; retry from the last byte).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,8 +44,8 @@ class ArtifactServiceStub:
     A client whose stream drops SHOULD call again with `offset` at the number of bytes it has, and
     MUST verify the whole against the digest in the name.
 
-    Codes: OK; INVALID_ARGUMENT (malformed name, negative offset); OUT_OF_RANGE (offset beyond the
-    end); NOT_FOUND; UNAVAILABLE (the store is down; retry from the last byte).
+    Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
+    UNAVAILABLE (the store is down; retry from the last byte).
     """
 
 @_typing.type_check_only
@@ -64,8 +64,8 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     A client whose stream drops SHOULD call again with `offset` at the number of bytes it has, and
     MUST verify the whole against the digest in the name.
 
-    Codes: OK; INVALID_ARGUMENT (malformed name, negative offset); OUT_OF_RANGE (offset beyond the
-    end); NOT_FOUND; UNAVAILABLE (the store is down; retry from the last byte).
+    Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
+    UNAVAILABLE (the store is down; retry from the last byte).
     """
 
 class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -93,8 +93,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         A client whose stream drops SHOULD call again with `offset` at the number of bytes it has, and
         MUST verify the whole against the digest in the name.
 
-        Codes: OK; INVALID_ARGUMENT (malformed name, negative offset); OUT_OF_RANGE (offset beyond the
-        end); NOT_FOUND; UNAVAILABLE (the store is down; retry from the last byte).
+        Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
+        UNAVAILABLE (the store is down; retry from the last byte).
         """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

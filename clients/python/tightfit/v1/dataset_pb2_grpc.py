@@ -92,12 +92,14 @@ class DatasetServiceServicer:
         """UploadDataset appends bytes to an upload; the first message is the header, all others are data.
 
         When the last byte is there, the server verifies the digest, checks the content and answers with
-        the dataset. A stream that ends earlier commits what it brought and answers without a dataset. After a
-        stream that broke, the client asks GetDatasetUpload for `committed_bytes` and goes on from there; a
-        header at the full size without data finishes an upload whose answer was lost.
+        the dataset. A stream that breaks, or ends earlier, commits what it brought: the client asks
+        GetDatasetUpload for `committed_bytes` and goes on from there. A header at the full size without data
+        finishes an upload whose answer was lost; once finished, an upload is forgotten and
+        StartDatasetUpload with the same digest answers with the dataset.
 
         Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a dataset that cannot be used);
-        FAILED_PRECONDITION (the offset is not the committed size; the message tells the right one);
+        FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
+        ended before the last byte);
         DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
         upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
         """

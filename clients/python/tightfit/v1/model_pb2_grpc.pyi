@@ -49,12 +49,14 @@ class ModelServiceStub:
     """UploadModel appends bytes to an upload; the first message is the header, all others are data.
 
     When the last byte is there, the server verifies the digest, checks the content and answers with
-    the model. A stream that ends earlier commits what it brought and answers without a model. After a
-    stream that broke, the client asks GetModelUpload for `committed_bytes` and goes on from there; a
-    header at the full size without data finishes an upload whose answer was lost.
+    the model. A stream that breaks, or ends earlier, commits what it brought: the client asks
+    GetModelUpload for `committed_bytes` and goes on from there. A header at the full size without data
+    finishes an upload whose answer was lost; once finished, an upload is forgotten and
+    StartModelUpload with the same digest answers with the model.
 
     Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
-    FAILED_PRECONDITION (the offset is not the committed size; the message tells the right one);
+    FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
+    ended before the last byte);
     DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
     upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
     """
@@ -101,12 +103,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """UploadModel appends bytes to an upload; the first message is the header, all others are data.
 
     When the last byte is there, the server verifies the digest, checks the content and answers with
-    the model. A stream that ends earlier commits what it brought and answers without a model. After a
-    stream that broke, the client asks GetModelUpload for `committed_bytes` and goes on from there; a
-    header at the full size without data finishes an upload whose answer was lost.
+    the model. A stream that breaks, or ends earlier, commits what it brought: the client asks
+    GetModelUpload for `committed_bytes` and goes on from there. A header at the full size without data
+    finishes an upload whose answer was lost; once finished, an upload is forgotten and
+    StartModelUpload with the same digest answers with the model.
 
     Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
-    FAILED_PRECONDITION (the offset is not the committed size; the message tells the right one);
+    FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
+    ended before the last byte);
     DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
     upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
     """
@@ -162,12 +166,14 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """UploadModel appends bytes to an upload; the first message is the header, all others are data.
 
         When the last byte is there, the server verifies the digest, checks the content and answers with
-        the model. A stream that ends earlier commits what it brought and answers without a model. After a
-        stream that broke, the client asks GetModelUpload for `committed_bytes` and goes on from there; a
-        header at the full size without data finishes an upload whose answer was lost.
+        the model. A stream that breaks, or ends earlier, commits what it brought: the client asks
+        GetModelUpload for `committed_bytes` and goes on from there. A header at the full size without data
+        finishes an upload whose answer was lost; once finished, an upload is forgotten and
+        StartModelUpload with the same digest answers with the model.
 
         Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
-        FAILED_PRECONDITION (the offset is not the committed size; the message tells the right one);
+        FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
+        ended before the last byte);
         DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
         upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
         """

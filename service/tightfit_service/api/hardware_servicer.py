@@ -1,0 +1,57 @@
+"""HardwareService over the use case `Hardware`."""
+# ruff: noqa: N802, D102, ARG002  (gRPC gives names and parameters, the protos document them)
+
+from __future__ import annotations
+
+from typing import Any
+
+from tightfit.v1 import hardware_pb2, hardware_pb2_grpc
+from tightfit_service.api import resource_names
+from tightfit_service.api.codec import enums
+from tightfit_service.api.codec.hardware import spec_to_proto, target_to_proto
+from tightfit_service.api.codec.job import target_from_proto
+from tightfit_service.api.codec.metrics import cost_to_proto
+from tightfit_service.api.paging import page_cursor
+from tightfit_service.application.use_cases import Hardware
+from tightfit_service.domain.hardware import NumberFormat
+
+
+class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
+    """Translates HardwareService."""
+
+    def __init__(self, *, hardware: Hardware) -> None:
+        self._hardware = hardware
+
+    async def GetHardwareTarget(
+        self, request: hardware_pb2.GetHardwareTargetRequest, context: Any
+    ) -> hardware_pb2.HardwareTarget:
+        target_id = resource_names.parse_hardware_target(request.name)
+        return target_to_proto(await self._hardware.get_target(target_id))
+
+    async def ListHardwareTargets(
+        self, request: hardware_pb2.ListHardwareTargetsRequest, context: Any
+    ) -> hardware_pb2.ListHardwareTargetsResponse:
+        cursor = page_cursor(request)
+        fetched = await self._hardware.list_targets(cursor.page)
+        specs, token = cursor.cut(fetched, lambda spec: spec.name)
+        return hardware_pb2.ListHardwareTargetsResponse(
+            hardware_targets=[target_to_proto(spec) for spec in specs], next_page_token=token
+        )
+
+    async def EstimateModel(
+        self, request: hardware_pb2.EstimateModelRequest, context: Any
+    ) -> hardware_pb2.EstimateModelResponse:
+        project_id, model_id = resource_names.MODEL.ids(request.model, field="model")
+        target, costs = await self._hardware.estimate(
+            project_id, model=model_id, target=target_from_proto(request)
+        )
+        return hardware_pb2.EstimateModelResponse(
+            target=spec_to_proto(target),
+            estimates=[
+                hardware_pb2.FormatEstimate(
+                    number_format=enums.NUMBER_FORMAT.to_proto(NumberFormat(name)),
+                    cost=cost_to_proto(cost),
+                )
+                for name, cost in costs.items()
+            ],
+        )

@@ -1,0 +1,178 @@
+"""The gRPC server: which services it offers, on which port, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_health.v1 import (  # type: ignore[import-untyped]  # ships no types
+    health,
+    health_pb2,
+    health_pb2_grpc,
+)
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # ships no types
+
+from tightfit.v1 import (
+    artifact_pb2,
+    artifact_pb2_grpc,
+    compression_pb2,
+    compression_pb2_grpc,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    hardware_pb2,
+    hardware_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    runner_pb2,
+    runner_pb2_grpc,
+)
+from tightfit_service.api.asset_servicers import ArtifactServicer, DatasetServicer, ModelServicer
+from tightfit_service.api.compression_servicer import CompressionServicer
+from tightfit_service.api.drain import Drain
+from tightfit_service.api.hardware_servicer import HardwareServicer
+from tightfit_service.api.health_servicer import DrainingHealthServicer
+from tightfit_service.api.interceptors import BoundaryInterceptor, RpcMetrics
+from tightfit_service.api.runner_servicer import RunnerServicer
+from tightfit_service.application.use_cases import Assets, Hardware, Jobs
+from tightfit_service.domain.errors import UnavailableError
+
+SERVICES: tuple[str, ...] = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (artifact_pb2, "ArtifactService"),
+        (compression_pb2, "CompressionService"),
+        (dataset_pb2, "DatasetService"),
+        (hardware_pb2, "HardwareService"),
+        (model_pb2, "ModelService"),
+        (runner_pb2, "RunnerService"),
+    )
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """How the server listens.
+
+    Attributes:
+        listen: `host:port`; port 0 takes a free one.
+        max_receive_bytes: Greatest message from a client. Uploads come in parts of up to 4 MiB.
+        keepalive_seconds: Idle connections are probed this often, so that dead clients are noticed.
+        credentials: TLS of the port; None serves without, for loopback and for meshes that bring it.
+    """
+
+    listen: str = "127.0.0.1:50051"
+    max_receive_bytes: int = 8 << 20
+    keepalive_seconds: float = 60.0
+    credentials: grpc.ServerCredentials | None = None
+
+
+class GrpcServer:
+    """Serves the use cases over gRPC, with health and reflection. Lives on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        assets: Assets,
+        jobs: Jobs,
+        hardware: Hardware,
+        metrics: RpcMetrics,
+        options: ServerOptions,
+    ) -> None:
+        self._assets = assets
+        self._jobs = jobs
+        self._hardware = hardware
+        self._metrics = metrics
+        self._options = options
+        self._drain = Drain()
+        self._health = DrainingHealthServicer(drain=self._drain)
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> str:
+        """Listen and serve; return the address as `host:port` with the port that was bound.
+
+        Raises:
+            UnavailableError: The address cannot be bound.
+        """
+        server = grpc.aio.server(
+            interceptors=[BoundaryInterceptor(metrics=self._metrics)],
+            options=self._channel_options(),
+        )
+        self._add_services(server)
+        address = self._bind(server)
+        await server.start()
+        self._server = server
+        serving = health_pb2.HealthCheckResponse.SERVING
+        await asyncio.gather(*(self._health.set(name, serving) for name in ("", *SERVICES)))
+        _log.info("serving", address=address)
+        return address
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Drain and stop.
+
+        1. Health turns to NOT_SERVING, so that balancers look elsewhere.
+        2. New RPCs are refused, and watches end with UNAVAILABLE: their clients resume elsewhere.
+        3. RPCs at work have `grace_seconds` to finish; then they are cancelled.
+        """
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        _log.info("draining", grace_seconds=grace_seconds)
+        await self._health.enter_graceful_shutdown()
+        self._drain.begin()
+        await server.stop(grace_seconds)
+        _log.info("stopped")
+
+    def _channel_options(self) -> list[tuple[str, int]]:
+        keepalive_ms = round(self._options.keepalive_seconds * 1000)
+        return [
+            ("grpc.max_receive_message_length", self._options.max_receive_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", keepalive_ms),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            # Clients may probe idle watches; gRPC's default would cut them off as abuse.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # A second server on the same port must fail instead of taking half of the calls.
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(assets=self._assets), server
+        )
+        dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
+            DatasetServicer(assets=self._assets), server
+        )
+        artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(
+            ArtifactServicer(assets=self._assets), server
+        )
+        hardware_pb2_grpc.add_HardwareServiceServicer_to_server(
+            HardwareServicer(hardware=self._hardware), server
+        )
+        compression_pb2_grpc.add_CompressionServiceServicer_to_server(
+            CompressionServicer(jobs=self._jobs, drain=self._drain), server
+        )
+        runner_pb2_grpc.add_RunnerServiceServicer_to_server(RunnerServicer(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+
+    def _bind(self, server: grpc.aio.Server) -> str:
+        listen, credentials = self._options.listen, self._options.credentials
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(listen)
+            else:
+                port = server.add_secure_port(listen, credentials)
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"cannot listen on {listen}",
+                field="listen",
+                remedy="choose a free port, or 0 for any, on an address of this machine",
+            ) from error
+        return f"{listen.rpartition(':')[0]}:{port}"
