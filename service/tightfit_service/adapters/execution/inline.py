@@ -1,0 +1,94 @@
+"""Runs units of work in threads of this process: for tests, and where nothing needs to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tightfit_service.adapters.execution.staging import Staging, UnitFolder
+from tightfit_service.adapters.execution.worker import find_handler
+from tightfit_service.application.plain import to_plain
+from tightfit_service.application.ports import (
+    ArtifactStore,
+    ProgressCallback,
+    WorkHandler,
+    WorkResult,
+    WorkUnit,
+)
+from tightfit_service.domain.errors import TightfitError, UnavailableError, WorkFailedError
+
+
+class InlineExecutor:
+    """Implements `Executor` without processes.
+
+    A handler that is cancelled or out of time cannot be killed: the caller goes on at once, the
+    thread runs to its end, and its result is dropped.
+
+    Args:
+        handlers: Kind of unit to what runs it.
+        scratch_dir: For running units; emptied by `start`, used by nobody else.
+    """
+
+    def __init__(
+        self,
+        *,
+        handlers: Mapping[str, WorkHandler],
+        artifacts: ArtifactStore,
+        scratch_dir: Path,
+        worker_count: int = 1,
+    ) -> None:
+        self._handlers = handlers
+        self._staging = Staging(artifacts=artifacts, root=scratch_dir)
+        self._slots = asyncio.Semaphore(worker_count)
+        self._is_running = False
+
+    async def start(self) -> None:
+        """See `Executor`."""
+        await asyncio.to_thread(self._staging.reset)
+        self._is_running = True
+
+    async def stop(self) -> None:
+        """See `Executor`. Does not wait for handlers."""
+        self._is_running = False
+
+    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+        """See `Executor`."""
+        loop = asyncio.get_running_loop()
+
+        def report(fraction: float, message: str) -> None:
+            loop.call_soon_threadsafe(on_progress, fraction, message)
+
+        async with self._slots:
+            if not self._is_running:
+                raise UnavailableError("the executor is not running")
+            try:
+                async with asyncio.timeout(unit.timeout_seconds):
+                    return await asyncio.to_thread(self._run, unit, report)
+            except TimeoutError as error:
+                raise WorkFailedError(
+                    f"{unit.label or unit.kind}: took longer than {unit.timeout_seconds:g} s"
+                ) from error
+
+    def _run(self, unit: WorkUnit, report: ProgressCallback) -> WorkResult:
+        folder = self._staging.open_unit(unit.inputs)
+        try:
+            return self._run_in(folder, unit, report)
+        except TightfitError:
+            raise
+        except Exception as error:
+            raise WorkFailedError(
+                f"{unit.label or unit.kind}: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            self._staging.close_unit(folder)
+
+    def _run_in(self, folder: UnitFolder, unit: WorkUnit, report: ProgressCallback) -> WorkResult:
+        handler = find_handler(self._handlers, unit.kind)
+        # through JSON both ways, as a real worker would get and give it
+        payload, outputs = handler(
+            json.loads(json.dumps(dict(unit.payload))), folder.inputs, folder.output_dir, report
+        )
+        digests = self._staging.collect(folder, {name: str(p) for name, p in outputs.items()})
+        return WorkResult(payload=json.loads(json.dumps(to_plain(payload))), outputs=digests)

@@ -1,0 +1,75 @@
+"""Which processes belong to a worker, and how much memory they hold, read from Linux' /proc."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def members(leader: int) -> set[int]:
+    """Return the ids of a session leader, of its session, and of all descendants.
+
+    Descendants count even when they made a session of their own. Empty where there is no /proc.
+    """
+    found = {leader}
+    stats = list(_stats())
+    # a child is listed after its parent in most cases; repeat until nothing is added
+    while True:
+        more = {
+            pid
+            for pid, parent, session in stats
+            if pid not in found and (session == leader or parent in found)
+        }
+        if not more:
+            return found
+        found |= more
+
+
+def kill_all(leader: int) -> None:
+    """Send SIGKILL to a leader that was not reaped yet, to its process group, and to all members."""
+    others = members(leader)
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    _kill(others)
+
+
+def kill_left_behind(leader: int) -> None:
+    """Send SIGKILL to what remains of the session of a leader that is gone."""
+    _kill(members(leader) - {leader})
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Return the memory that only these processes hold: anonymous and shared, not mapped files."""
+    return sum(_own_memory(pid) for pid in pids)
+
+
+def _stats() -> Iterator[tuple[int, int, int]]:
+    """Yield (pid, parent, session) of all processes."""
+    for entry in _PROC.iterdir() if _PROC.is_dir() else ():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                # the command's name, in parentheses, may hold anything
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                yield int(entry.name), int(fields[1]), int(fields[3])
+
+
+def _own_memory(pid: int) -> int:
+    with suppress(OSError):
+        lines = (_PROC / str(pid) / "status").read_text().splitlines()
+        return sum(
+            int(line.split()[1]) * 1024
+            for line in lines
+            if line.startswith(("RssAnon:", "RssShmem:"))
+        )
+    return 0

@@ -1,0 +1,160 @@
+"""Folders of running units: inputs fetched once and linked in, outputs stored as artifacts."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tightfit_service.application.ports import ArtifactStore
+from tightfit_service.domain.errors import (
+    InvalidRequestError,
+    ResourceExhaustedError,
+    WorkFailedError,
+)
+
+DEFAULT_CACHE_BYTES = 8 << 30
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitFolder:
+    """The files of one unit: read-only inputs by name, and an empty folder for outputs."""
+
+    root: Path
+    inputs: Mapping[str, Path]
+    output_dir: Path
+
+
+class Staging:
+    """Prepares and clears folders of units below `root`, which belongs to this object alone.
+
+    Inputs are kept by digest in `root/cache` up to `cache_bytes` (the least recently used go
+    first), so that a dataset is fetched once and not for each trial. Safe for many threads.
+    """
+
+    def __init__(
+        self, *, artifacts: ArtifactStore, root: Path, cache_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
+        self._artifacts = artifacts
+        self._root = root
+        self._units = root / "units"
+        self._cache = root / "cache"
+        self._cache_bytes = cache_bytes
+        self._lock = threading.Lock()
+        self._digest_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def reset(self) -> None:
+        """Remove what an earlier life of the server left, and make the folders."""
+        shutil.rmtree(self._root, ignore_errors=True)
+        with _disk_errors():
+            self._units.mkdir(parents=True)
+            self._cache.mkdir()
+
+    def open_unit(self, inputs: Mapping[str, str]) -> UnitFolder:
+        """Return a new folder with the inputs (name to digest) in it.
+
+        Raises:
+            NotFoundError, IntegrityError, UnavailableError: From the artifact store.
+            ResourceExhaustedError: The disk is full.
+            InvalidRequestError: A name cannot be the name of a file.
+        """
+        root = self._units / uuid.uuid4().hex
+        try:
+            with _disk_errors():
+                (root / "inputs").mkdir(parents=True)
+                (root / "outputs").mkdir()
+                paths = {
+                    name: self._stage(digest, root / "inputs" / _checked(name))
+                    for name, digest in inputs.items()
+                }
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        return UnitFolder(root=root, inputs=paths, output_dir=root / "outputs")
+
+    def collect(self, unit: UnitFolder, outputs: Mapping[str, str]) -> Mapping[str, str]:
+        """Store output files (name to path) as artifacts and return their digests by name.
+
+        Raises:
+            WorkFailedError: A path is not a file below the unit's output folder.
+            UnavailableError, ResourceExhaustedError: From the artifact store.
+        """
+        digests: dict[str, str] = {}
+        allowed = unit.output_dir.resolve()
+        for name, path in outputs.items():
+            file = Path(path).resolve()
+            if not file.is_relative_to(allowed) or not file.is_file():
+                raise WorkFailedError(
+                    f"output {name!r} is not a file in the unit's output folder",
+                    remedy="the handler must write its outputs there",
+                )
+            with file.open("rb") as opened:
+                digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+            self._artifacts.put(file, digests[name])
+        return digests
+
+    def close_unit(self, unit: UnitFolder) -> None:
+        """Remove the folder of a unit."""
+        shutil.rmtree(unit.root, ignore_errors=True)
+
+    def _stage(self, digest: str, target: Path) -> Path:
+        cached = self._cache / digest
+        with self._digest_lock(digest):
+            if not cached.exists():
+                self._artifacts.fetch(digest, cached)
+                cached.chmod(0o444)
+            os.utime(cached)
+            # the link keeps the bytes for this unit even when the cache lets them go
+            os.link(cached, target)
+        self._shrink_cache()
+        return target
+
+    def _digest_lock(self, digest: str) -> threading.Lock:
+        with self._lock:
+            return self._digest_locks[digest]
+
+    def _shrink_cache(self) -> None:
+        with self._lock:
+            files = []
+            for entry in os.scandir(self._cache):
+                with suppress(FileNotFoundError):
+                    files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+            used = sum(size for _, size, _ in files)
+            for _, size, path in sorted(files):
+                if used <= self._cache_bytes:
+                    return
+                Path(path).unlink(missing_ok=True)
+                used -= size
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            f"{name!r} cannot be the name of an input file",
+            field="inputs",
+            remedy="use letters, digits, dots, dashes and underscores",
+        )
+    return name
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise ResourceExhaustedError(
+                "the disk of the scratch folder is full", remedy="free disk space, then try again"
+            ) from error
+        raise

@@ -1,0 +1,169 @@
+"""What every `Executor` does; what only processes can do is in integration/test_worker_processes.py."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fakes import worker_main
+from fakes.artifacts import InMemoryArtifactStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.adapters.execution.inline import InlineExecutor
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.application.ports import Executor, WorkUnit
+from tightfit_service.domain.errors import (
+    DivergedError,
+    InvalidModelError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+    WorkFailedError,
+)
+
+
+def ignore_progress(fraction: float, message: str) -> None:
+    del fraction, message
+
+
+@pytest.fixture
+def artifacts() -> InMemoryArtifactStore:
+    """Where inputs come from and outputs go."""
+    return InMemoryArtifactStore()
+
+
+@pytest.fixture(params=["inline", "processes"])
+async def executor(
+    request: pytest.FixtureRequest, artifacts: InMemoryArtifactStore, tmp_path: Path
+) -> AsyncIterator[Executor]:
+    """Every implementation, started."""
+    made: Executor
+    if request.param == "inline":
+        made = InlineExecutor(
+            handlers=worker_main.HANDLERS, artifacts=artifacts, scratch_dir=tmp_path / "scratch"
+        )
+    else:
+        made = LocalProcessExecutor(
+            command=[sys.executable, worker_main.__file__],
+            artifacts=artifacts,
+            scratch_dir=tmp_path / "scratch",
+            telemetry=RecordingTelemetry(),
+            environment={"PYTHONPATH": ":".join(sys.path)},
+        )
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def echo(payload: object = None, **inputs: str) -> WorkUnit:
+    return WorkUnit(kind="echo", payload={"x": payload}, inputs=inputs)
+
+
+async def test_payload_inputs_and_outputs_travel(
+    executor: Executor, artifacts: InMemoryArtifactStore
+) -> None:
+    model = artifacts.add(b"model bytes")
+    payload = {"numbers": [1, 2.5, None], "text": "ü\n", "nested": {"on": True}}
+    result = await executor.run(echo(payload, model=model), on_progress=ignore_progress)
+    assert result.payload["payload"] == {"x": payload}
+    assert result.payload["names"] == ["model"]
+    reversed_digest = hashlib.sha256(b"setyb ledom").hexdigest()
+    assert result.outputs == {"model": reversed_digest}
+    assert artifacts.contents[reversed_digest] == b"setyb ledom"
+
+
+async def test_progress_arrives_on_the_event_loop_in_order(executor: Executor) -> None:
+    loop = asyncio.get_running_loop()
+    seen: list[tuple[float, str]] = []
+
+    def on_progress(fraction: float, message: str) -> None:
+        assert asyncio.get_running_loop() is loop
+        seen.append((fraction, message))
+
+    await executor.run(echo(), on_progress=on_progress)
+    await asyncio.sleep(0)
+    assert seen == [(0.0, "begun"), (1.0, "done")]
+
+
+async def test_an_input_is_fetched_once_for_many_units(
+    executor: Executor, artifacts: InMemoryArtifactStore
+) -> None:
+    dataset = artifacts.add(b"dataset")
+    for number in range(3):
+        await executor.run(echo(number, first=dataset, again=dataset), on_progress=ignore_progress)
+    assert artifacts.fetch_count == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("model", InvalidModelError), ("diverged", DivergedError)]
+)
+async def test_errors_of_the_domain_arrive_as_themselves(
+    executor: Executor, kind: str, error: type[Exception]
+) -> None:
+    unit = WorkUnit(kind="domain_error", payload={"kind": kind}, inputs={})
+    with pytest.raises(error) as caught:
+        await executor.run(unit, on_progress=ignore_progress)
+    assert type(caught.value) is error
+    assert str(caught.value) == "the model is bad [model] (send a good one)"
+
+
+async def test_other_errors_become_failed_work_that_names_unit_and_cause(
+    executor: Executor,
+) -> None:
+    unit = WorkUnit(kind="other_error", payload={}, inputs={}, label="job 7 trial 3")
+    with pytest.raises(WorkFailedError, match=r"job 7 trial 3.*ZeroDivisionError: one by zero"):
+        await executor.run(unit, on_progress=ignore_progress)
+    assert (await executor.run(echo(), on_progress=ignore_progress)).payload
+
+
+@pytest.mark.parametrize("kind", ["stray_output", "not_plain"])
+async def test_a_result_that_cannot_travel_is_failed_work(executor: Executor, kind: str) -> None:
+    with pytest.raises(WorkFailedError):
+        await executor.run(WorkUnit(kind=kind, payload={}, inputs={}), on_progress=ignore_progress)
+
+
+async def test_an_unknown_kind_is_unsupported(executor: Executor) -> None:
+    with pytest.raises(UnsupportedError):
+        await executor.run(
+            WorkUnit(kind="unheard of", payload={}, inputs={}), on_progress=ignore_progress
+        )
+
+
+async def test_a_missing_input_is_not_found(executor: Executor) -> None:
+    with pytest.raises(NotFoundError):
+        await executor.run(echo(model="0" * 64), on_progress=ignore_progress)
+
+
+async def test_an_input_name_that_is_no_file_name_is_refused(
+    executor: Executor, artifacts: InMemoryArtifactStore
+) -> None:
+    unit = WorkUnit(kind="echo", payload={}, inputs={"../model": artifacts.add(b"x")})
+    with pytest.raises(InvalidRequestError):
+        await executor.run(unit, on_progress=ignore_progress)
+
+
+async def test_more_units_than_workers_wait_their_turn(executor: Executor) -> None:
+    units = [executor.run(echo(number), on_progress=ignore_progress) for number in range(5)]
+    results = await asyncio.gather(*units)
+    assert [result.payload["payload"]["x"] for result in results] == list(range(5))
+
+
+async def test_nothing_of_a_unit_stays_in_the_scratch_folder(
+    executor: Executor, artifacts: InMemoryArtifactStore, tmp_path: Path
+) -> None:
+    await executor.run(echo(model=artifacts.add(b"x")), on_progress=ignore_progress)
+    await executor.stop()
+    assert not list((tmp_path / "scratch").glob("**/units/*"))
+
+
+async def test_a_stopped_executor_is_unavailable_and_starts_again(executor: Executor) -> None:
+    await executor.stop()
+    with pytest.raises(UnavailableError):
+        await executor.run(echo(), on_progress=ignore_progress)
+    await executor.start()
+    assert (await executor.run(echo(), on_progress=ignore_progress)).payload

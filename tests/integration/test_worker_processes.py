@@ -1,0 +1,330 @@
+"""Worker processes that crash, hang, grow, and outlive their server: none of it is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import worker_main
+from fakes.artifacts import InMemoryArtifactStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.application.ports import WorkUnit
+from tightfit_service.domain.errors import UnavailableError, WorkFailedError
+
+Make = Callable[..., LocalProcessExecutor]
+
+ECHO = WorkUnit(kind="echo", payload={}, inputs={})
+PATIENCE_SECONDS = 20.0
+
+
+def ignore_progress(fraction: float, message: str) -> None:
+    del fraction, message
+
+
+@pytest.fixture
+def telemetry() -> RecordingTelemetry:
+    return RecordingTelemetry()
+
+
+@pytest.fixture
+async def make(tmp_path: Path, telemetry: RecordingTelemetry) -> AsyncIterator[Make]:
+    """Make executors, which are stopped at the end."""
+    made: list[LocalProcessExecutor] = []
+
+    def factory(**settings: Any) -> LocalProcessExecutor:
+        values: dict[str, Any] = {
+            "command": [sys.executable, worker_main.__file__],
+            "artifacts": InMemoryArtifactStore(),
+            "scratch_dir": tmp_path / "scratch",
+            "telemetry": telemetry,
+            "environment": {"PYTHONPATH": ":".join(sys.path)},
+        }
+        made.append(LocalProcessExecutor(**(values | settings)))
+        return made[-1]
+
+    yield factory
+    for executor in made:
+        await executor.stop()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+async def wait_until_gone(pids: list[int]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while any(is_running(pid) for pid in pids):  # noqa: ASYNC110  # processes send no events
+            await asyncio.sleep(0.02)
+
+
+async def start_hanging(
+    executor: LocalProcessExecutor, **settings: Any
+) -> tuple[asyncio.Task[Any], list[int]]:
+    """Start a unit that never ends; return its task, and its process with two children."""
+    begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    unit = WorkUnit(kind="hang", payload={}, inputs={}, **settings)
+    task = asyncio.create_task(
+        executor.run(unit, on_progress=lambda _, message: begun.set_result(message))
+    )
+    pids = [int(pid) for pid in (await begun).split()]
+    assert all(is_running(pid) for pid in pids)
+    return task, pids
+
+
+async def worker_pid(executor: LocalProcessExecutor) -> int:
+    result = await executor.run(ECHO, on_progress=ignore_progress)
+    return int(result.payload["pid"])
+
+
+async def test_a_worker_is_reused_and_replaced_after_its_share(make: Make) -> None:
+    executor = make(units_per_worker=2)
+    await executor.start()
+    pids = [await worker_pid(executor) for _ in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+async def test_replacing_a_worker_by_plan_is_not_reported(
+    make: Make, telemetry: RecordingTelemetry
+) -> None:
+    executor = make(units_per_worker=1)
+    await executor.start()
+    assert await worker_pid(executor) != await worker_pid(executor)
+    assert telemetry.worker_restarts == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("exit_status", "exit status 3"), ("segfault", "SIGSEGV")]
+)
+async def test_a_crash_is_failed_work_and_the_next_unit_runs(
+    make: Make, telemetry: RecordingTelemetry, kind: str, ending: str
+) -> None:
+    executor = make()
+    await executor.start()
+    before = await worker_pid(executor)
+    with pytest.raises(WorkFailedError, match=ending) as caught:
+        await executor.run(WorkUnit(kind=kind, payload={}, inputs={}), on_progress=ignore_progress)
+    if kind == "exit_status":
+        assert "last words" in str(caught.value)
+    assert "echo prints" not in str(caught.value)
+    assert await worker_pid(executor) != before
+    assert telemetry.worker_restarts == ["crashed"]
+
+
+async def test_a_failure_shows_what_the_handler_printed(make: Make) -> None:
+    executor = make()
+    await executor.start()
+    unit = WorkUnit(kind="other_error", payload={}, inputs={})
+    with pytest.raises(WorkFailedError) as caught:
+        await executor.run(unit, on_progress=ignore_progress)
+    assert "about to fail" in str(caught.value)
+    assert "Traceback" in str(caught.value)
+
+
+async def test_cancelling_kills_the_worker_and_its_children_and_frees_the_slot(
+    make: Make, telemetry: RecordingTelemetry
+) -> None:
+    executor = make()
+    await executor.start()
+    task, pids = await start_hanging(executor)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await wait_until_gone(pids)
+    assert await worker_pid(executor) not in pids
+    assert telemetry.worker_restarts == ["killed"]
+
+
+async def test_cancelling_while_waiting_for_a_slot_disturbs_nobody(
+    make: Make, telemetry: RecordingTelemetry
+) -> None:
+    executor = make()
+    await executor.start()
+    running, pids = await start_hanging(executor)
+    waiting = asyncio.create_task(executor.run(ECHO, on_progress=ignore_progress))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert all(is_running(pid) for pid in pids)
+    assert telemetry.worker_restarts == []
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await worker_pid(executor) not in pids
+
+
+async def test_being_cancelled_twice_still_kills(make: Make) -> None:
+    executor = make()
+    await executor.start()
+    task, pids = await start_hanging(executor)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await wait_until_gone(pids)
+    assert await worker_pid(executor) not in pids
+
+
+async def test_a_unit_out_of_time_is_killed(make: Make, telemetry: RecordingTelemetry) -> None:
+    executor = make()
+    await executor.start()
+    await worker_pid(executor)
+    task, pids = await start_hanging(executor, timeout_seconds=1.5)
+    with pytest.raises(WorkFailedError, match=r"longer than 1\.5 s"):
+        await task
+    await wait_until_gone(pids)
+    assert await worker_pid(executor) not in pids
+    assert telemetry.worker_restarts == ["timeout"]
+
+
+async def test_a_unit_that_takes_too_much_memory_is_killed(
+    make: Make, telemetry: RecordingTelemetry
+) -> None:
+    executor = make(memory_limit_bytes=200 << 20)
+    await executor.start()
+    unit = WorkUnit(kind="hog", payload={"step_bytes": 4 << 20}, inputs={}, timeout_seconds=60)
+    with pytest.raises(WorkFailedError, match="MiB of memory, limit 200 MiB"):
+        await executor.run(unit, on_progress=ignore_progress)
+    assert await worker_pid(executor)
+    assert telemetry.worker_restarts == ["memory"]
+
+
+async def test_a_worker_that_died_idle_is_replaced_unnoticed(
+    make: Make, telemetry: RecordingTelemetry
+) -> None:
+    executor = make()
+    await executor.start()
+    pid = await worker_pid(executor)
+    os.kill(pid, signal.SIGKILL)
+    await wait_until_gone([pid])
+    # the event loop learns of it a moment later than the process table
+    await asyncio.sleep(0.2)
+    assert await worker_pid(executor) != pid
+    assert telemetry.worker_restarts == ["crashed"]
+
+
+async def test_two_units_run_at_the_same_time_on_two_workers(make: Make) -> None:
+    executor = make(worker_count=2)
+    await executor.start()
+    first, first_pids = await start_hanging(executor)
+    second, second_pids = await start_hanging(executor)
+    assert first_pids[0] != second_pids[0]
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await wait_until_gone(first_pids)
+    assert all(is_running(pid) for pid in second_pids)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+
+
+async def test_stopping_ends_running_and_waiting_units(make: Make) -> None:
+    executor = make()
+    await executor.start()
+    running, pids = await start_hanging(executor)
+    waiting = asyncio.create_task(executor.run(ECHO, on_progress=ignore_progress))
+    await asyncio.sleep(0)
+    await executor.stop()
+    assert not any(is_running(pid) for pid in pids)
+    for task in (running, waiting):
+        with pytest.raises(UnavailableError):
+            await task
+
+
+async def test_a_worker_sees_no_secrets_and_its_share_of_threads(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TIGHTFIT_S3_SECRET_KEY", "secret")
+    executor = make(threads_per_worker=3)
+    await executor.start()
+    result = await executor.run(ECHO, on_progress=ignore_progress)
+    environment = result.payload["environment"]
+    assert not [name for name in environment if name.startswith("TIGHTFIT")]
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["TMPDIR"].startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command", [["/does/not/exist"], [sys.executable, "-c", "print('no such module')"]]
+)
+async def test_a_worker_that_does_not_start_is_an_error_with_a_remedy(
+    make: Make, command: list[str]
+) -> None:
+    executor = make(command=command)
+
+    async def start_and_run() -> None:
+        await executor.start()
+        await executor.run(ECHO, on_progress=ignore_progress)
+
+    with pytest.raises(UnavailableError) as caught:
+        await start_and_run()
+    assert "installation" in caught.value.remedy
+
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from fakes import worker_main
+from fakes.artifacts import InMemoryArtifactStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.application.ports import WorkUnit
+
+async def main():
+    executor = LocalProcessExecutor(
+        command=[sys.executable, worker_main.__file__], artifacts=InMemoryArtifactStore(),
+        scratch_dir=Path(sys.argv[1]), telemetry=RecordingTelemetry(),
+        environment={"PYTHONPATH": ":".join(sys.path)},
+    )
+    await executor.start()
+    unit = WorkUnit(kind="hang", payload={"pid_file": sys.argv[2]}, inputs={})
+    await executor.run(unit, on_progress=lambda *_: None)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def hanging_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A server process with a unit that never ends, and that unit's processes."""
+    pid_file = tmp_path / "pids"
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, tmp_path / "scratch", pid_file],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not pid_file.exists():
+        assert server.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pids = [int(pid) for pid in pid_file.read_text().split()]
+    yield server, pids
+    # the last one made a session of its own; with its server dead nobody knows of it any more
+    os.kill(pids[-1], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_server_that_is_killed_leaves_no_worker_behind(
+    hanging_server: tuple[subprocess.Popen[bytes], list[int]], number: signal.Signals
+) -> None:
+    server, (worker, child, _) = hanging_server
+    server.send_signal(number)
+    server.wait()
+    await wait_until_gone([worker, child])
