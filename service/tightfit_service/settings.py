@@ -31,8 +31,8 @@ class Settings:
     """SQLAlchemy URL; empty takes SQLite below data_dir."""
     artifact_store: str = "folder"
     """Where artifacts live: `folder` (below data_dir) or `s3`."""
-    s3_endpoint: str = ""
-    """Host and port of the S3-compatible store."""
+    s3_url: str = ""
+    """URL of the S3-compatible store (http or https, host, port)."""
     s3_bucket: str = "tightfit"
     """Bucket for artifacts; it is created when missing."""
     s3_prefix: str = ""
@@ -43,8 +43,6 @@ class Settings:
     """Secret key of the S3 store."""
     s3_region: str = ""
     """Region of the S3 store; empty lets the client ask."""
-    s3_secure: bool = True
-    """Whether the S3 store is spoken to over TLS."""
     worker_count: int = 1
     """Worker processes; each runs one unit of work at a time."""
     worker_threads: int = 0
@@ -109,7 +107,7 @@ def _check(settings: Settings) -> None:
             remedy="choose folder or s3",
         )
     if settings.artifact_store == "s3":
-        for name in ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"):
+        for name in ("s3_url", "s3_bucket", "s3_access_key", "s3_secret_key"):
             if not getattr(settings, name):
                 raise InvalidRequestError(
                     f"{name} is needed when artifacts live in S3",

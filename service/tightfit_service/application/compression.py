@@ -221,6 +221,7 @@ class CompressionRun:
             budget=self._budget,
             objective=self._spec.objective,
             margins=margins,
+            seed=self._spec.seed,
         )
         await self._stage("solve", "widths that meet the whole budget", fraction=0.15)
         can_train = baseline.train_count > 0
@@ -472,11 +473,13 @@ class CompressionRun:
                 end_time=self._context.clock.now(),
             )
             return
-        reachable: Mapping[Quantity, float] = {}
-        if self._proposer is not None:
-            reachable = await asyncio.to_thread(self._proposer.reachable)
+        reachable, needed = await asyncio.to_thread(self._estimated_needs)
         infeasibility = explain_infeasibility(
-            self._ordered(), budget=self._budget, baseline=self._baseline, reachable=reachable
+            self._ordered(),
+            budget=self._budget,
+            baseline=self._baseline,
+            reachable=reachable,
+            needed=needed,
         )
         await self._journal.enter(
             JobState.INFEASIBLE,
@@ -484,6 +487,17 @@ class CompressionRun:
             result=replace(result, infeasibility=infeasibility),
             end_time=self._context.clock.now(),
         )
+
+    def _estimated_needs(
+        self,
+    ) -> tuple[Mapping[Quantity, float], Mapping[Quantity, float | None]]:
+        """Return what pruning can reach at all, and the solver's least limits; empty before it ran."""
+        if self._proposer is None:
+            return {}, {}
+        accuracy = self._baseline.accuracy if self._baseline else None
+        floor = self._budget.accuracy_floor(accuracy.value if accuracy else None)
+        max_loss = None if accuracy is None or floor is None else max(0.0, accuracy.value - floor)
+        return self._proposer.reachable(), self._proposer.needed(max_loss)
 
     def _result(self) -> JobResult:
         best = self._best()

@@ -26,6 +26,7 @@ def explain_infeasibility(
     budget: Budget,
     baseline: Metrics | None,
     reachable: Mapping[Quantity, float],
+    needed: Mapping[Quantity, float | None],
 ) -> Infeasibility:
     """Explain from the finished trials why nothing met the budget.
 
@@ -35,6 +36,8 @@ def explain_infeasibility(
         baseline: Metrics of the model as it came; a known point like any trial.
         reachable: Least upper end per cost quantity that pruning to the smallest widths would reach
             by estimate, whatever the accuracy.
+        needed: Least limit per quantity that would do by the solver's estimate (for ACCURACY the
+            loss to allow), used where no known model shows it.
     """
     accuracy = baseline.accuracy.value if baseline and baseline.accuracy else None
     known: list[tuple[int | None, Metrics]] = [
@@ -56,7 +59,13 @@ def explain_infeasibility(
     if floor is not None:
         limited.append(Quantity.ACCURACY)
     relaxations = tuple(
-        _relaxation(quantity, known, budget=budget, baseline_accuracy=accuracy)
+        _relaxation(
+            quantity,
+            known,
+            budget=budget,
+            baseline_accuracy=accuracy,
+            estimate=needed.get(quantity),
+        )
         for quantity in limited
         if _is_users(quantity, budget)
     )
@@ -80,6 +89,7 @@ def _relaxation(
     *,
     budget: Budget,
     baseline_accuracy: float | None,
+    estimate: float | None,
 ) -> Relaxation:
     """Return the smallest change of one limit, the others unchanged, that lets a known model through."""
     floor = budget.accuracy_floor(baseline_accuracy)
@@ -105,6 +115,10 @@ def _relaxation(
             is_better = best is None or value < best[0]
         if is_better:
             best = (value, index)
+    if best is None and estimate is not None:
+        if quantity is Quantity.ACCURACY:
+            estimate = None if baseline_accuracy is None else max(0.0, baseline_accuracy - estimate)
+        return Relaxation(quantity=quantity, limit=limit, needed=estimate, trial_index=None)
     return Relaxation(
         quantity=quantity,
         limit=limit,

@@ -27,18 +27,24 @@ from tightfit_service.domain.trial import (
     TrialState,
     cost_of,
 )
-from tightfit_service.search.problem import CompressionProblem, Solution
+from tightfit_service.search.early_stopping import Screened, SuccessiveHalving
+from tightfit_service.search.problem import CompressionProblem
+from tightfit_service.search.relaxation import conflict
+from tightfit_service.search.samplers import MilpSampler, TrialOutcome
 from tightfit_service.search.sensitivity import Probe, SensitivityModel
 from tightfit_service.search.solver import smallest_costs, solve
 
 EVEN_EXPONENT = 2.0
 """Loss grows with the square of the share cut in the even view: small cuts are nearly free."""
 
-SPARE_FACTOR = 0.8
-"""The last proposal of the first round meets limits this much tighter: a second point of the front."""
+TIGHTENING = (1.0, 0.8)
+"""Limits of the solver's ladder: the budget, and a second point of the front below it."""
 
 FIRST_PACE = 0.5
 """Share of the quantized model's cost that is tried first when a cost is minimised."""
+
+
+_Key = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +54,6 @@ class Proposal:
     kept: Mapping[str, int]
     importance: Mapping[str, Sequence[float]]
     predicted_loss: float
-    predicted_costs: Mapping[Quantity, float]
     origin: str
     pace: float | None = None
 
@@ -67,8 +72,8 @@ class Proposer:
         budget: Budget,
         objective: Objective,
         margins: Mapping[Quantity, float],
+        seed: int,
     ) -> None:
-        self._costs = costs
         self._builder = ProblemBuilder(
             costs=costs, profile=profile, space=space, number_format=number_format
         )
@@ -78,7 +83,8 @@ class Proposer:
         self._objective = objective
         self._margins = dict(margins)
         self._whole = costs.estimate(profile, number_format)
-        self._model = SensitivityModel.from_importance(sensitivity.importance).probe(
+        self._halving = SuccessiveHalving()
+        model = SensitivityModel.from_importance(sensitivity.importance).probe(
             [
                 Probe(
                     group_id=point.group_id,
@@ -88,7 +94,10 @@ class Proposer:
                 for point in sensitivity.points
             ]
         )
-        self._by_kept: dict[tuple[tuple[str, int], ...], Proposal] = {}
+        self._sampler = MilpSampler(
+            self._problem(self._losses(model)), model, seed=seed, tightening=TIGHTENING
+        )
+        self._by_kept: dict[_Key, Proposal] = {}
         self._pace_too_tight, self._pace_met = 0.0, 1.0
 
     def out_of_reach(self) -> list[str]:
@@ -110,16 +119,7 @@ class Proposer:
     def smallest(self) -> Proposal:
         """Return the smallest network there is."""
         kept = {group_id: steps[0] for group_id, steps in self._levels.items()}
-        problem = self._problem(self._measured_losses())
-        return self._remember(
-            Proposal(
-                kept=kept,
-                importance=self._importance,
-                predicted_loss=min(1.0, problem.loss(kept)),
-                predicted_costs=problem.costs(kept),
-                origin="smallest widths",
-            )
-        )
+        return self._remember(self._proposal(kept, "smallest widths"))
 
     def first_round(self) -> list[Proposal]:
         """Return the candidates to screen; none when a cost is minimised (see `finalist`)."""
@@ -131,35 +131,47 @@ class Proposer:
             for group_id, losses in measured.items()
         }
         wanted = [
-            self._solved(self._problem(measured), "measured sensitivity"),
+            self._asked("measured sensitivity"),
             self._solved(self._problem(blended), "blended sensitivity"),
             self._solved(self._problem(even), "even sensitivity"),
-            self._solved(
-                self._tightened(self._problem(blended), SPARE_FACTOR), "blended, tighter limits"
-            ),
+            self._asked("tighter limits"),
         ]
         return self._new(wanted)
 
     def next_round(self) -> list[Proposal]:
-        """Return a candidate that follows from what was seen, unless it was tried already."""
-        return self._new([self._solved(self._problem(self._measured_losses()), "corrected")])
+        """Return a candidate that follows from what was seen, or nothing when there is none new."""
+        return self._new([self._asked("corrected by trials")])
 
     def observe(self, proposal: Proposal, *, loss: float, cost: CostEstimate) -> None:
         """Learn from a trial: its true loss of accuracy and its re-estimated cost."""
-        self._model = self._model.observe(proposal.kept, loss)
-        for quantity in COST_QUANTITIES:
-            predicted = proposal.predicted_costs.get(quantity, 0.0)
-            if predicted > 0:
-                seen = interval_of(cost, quantity).high / predicted
-                self._margins[quantity] = max(self._margins.get(quantity, 1.0), seen)
+        centres = {
+            quantity: interval_of(cost, quantity).high / self._margins.get(quantity, 1.0)
+            for quantity in COST_QUANTITIES
+        }
+        self._sampler.tell(proposal.kept, TrialOutcome(accuracy_loss=loss, costs=centres))
+
+    def needed(self, max_loss: float | None) -> Mapping[Quantity, float | None]:
+        """Return, per limited quantity, the least limit that would do by estimate, the others in force.
+
+        For ACCURACY that is the greatest loss that must be allowed; None where nothing would do.
+
+        Args:
+            max_loss: Loss of accuracy that the budget allows now, or None when accuracy is free.
+        """
+        problem = replace(self._problem(self._measured_losses()), max_loss=max_loss)
+        found = conflict(problem).needed
+        return {
+            quantity: None if least is None else least * self._margins.get(quantity, 1.0)
+            for quantity, least in found.items()
+        }
 
     def finalist(self, tried: Sequence[Trial], trials: Sequence[Trial]) -> Proposal | None:
         """Return the candidate to train long, or None when there is nothing left to try."""
         if self._objective.quantity is not Quantity.ACCURACY:
             return self._paced(tried)
         used = {self._kept_of(trial) for trial in tried}
-        screened = [
-            (trial.metrics.selection_accuracy.value, self._by_kept[key])
+        screened = {
+            trial.index: (trial.metrics.selection_accuracy, self._by_kept[key])
             for trial in trials
             if trial.role is TrialRole.SCREENING
             and trial.state is TrialState.COMPLETED
@@ -168,18 +180,17 @@ class Proposer:
             and not any(v.quantity in COST_QUANTITIES for v in trial.violations)
             and (key := self._kept_of(trial)) not in used
             and key in self._by_kept
-        ]
-        if screened:
-            return max(screened, key=lambda pair: pair[0])[1]
-        solved = self._solved(self._problem(self._measured_losses()), "solved")
-        if solved is None or _key(solved.kept) in used:
-            return None
-        return self._remember(solved)
+        }
+        rung = [Screened(index=i, accuracy=accuracy) for i, (accuracy, _) in screened.items()]
+        for index in self._halving.survivors(rung, slots=1):
+            return screened[index][1]
+        solved = self._asked("solved")
+        return None if solved is None else self._remember(solved)
 
     def group_losses(self, kept: Mapping[str, int]) -> Mapping[str, float]:
         """Return the predicted loss of each group at the given widths; whole groups lose nothing."""
         return {
-            group_id: self._model.loss(group_id, kept[group_id])
+            group_id: self._sampler.model.loss(group_id, kept[group_id])
             for group_id in self._levels
             if group_id in kept
         }
@@ -224,11 +235,14 @@ class Proposer:
             margins=self._margins,
         )
 
-    def _measured_losses(self) -> dict[str, list[float]]:
+    def _losses(self, model: SensitivityModel) -> dict[str, list[float]]:
         return {
-            group_id: [self._model.loss(group_id, kept) for kept in steps]
+            group_id: [model.loss(group_id, kept) for kept in steps]
             for group_id, steps in self._levels.items()
         }
+
+    def _measured_losses(self) -> dict[str, list[float]]:
+        return self._losses(self._sampler.model)
 
     def _even_losses(self) -> dict[str, list[float]]:
         """Return losses by the share cut alone, on the scale of the measured ones."""
@@ -242,23 +256,25 @@ class Proposer:
         scale = total / flat if total > 0 and flat > 0 else 1.0
         return {group_id: [scale * v for v in losses] for group_id, losses in shape.items()}
 
-    def _tightened(self, problem: CompressionProblem, factor: float) -> CompressionProblem:
-        return replace(problem, limits={q: limit * factor for q, limit in problem.limits.items()})
+    def _asked(self, origin: str) -> Proposal | None:
+        """Return what the sampler proposes next."""
+        kept = self._sampler.ask()
+        return None if kept is None else self._proposal(kept, origin)
 
     def _solved(self, problem: CompressionProblem, origin: str) -> Proposal | None:
-        solution: Solution = solve(problem)
-        if not solution.is_feasible:
-            return None
+        solution = solve(problem)
+        return self._proposal(solution.kept, origin) if solution.is_feasible else None
+
+    def _proposal(self, kept: Mapping[str, int], origin: str) -> Proposal:
         return Proposal(
-            kept=dict(solution.kept),
+            kept=dict(kept),
             importance=self._importance,
-            predicted_loss=min(1.0, self._model.predict(solution.kept)),
-            predicted_costs=dict(solution.costs),
+            predicted_loss=min(1.0, self._sampler.model.predict(kept)),
             origin=origin,
         )
 
     def _new(self, proposals: Sequence[Proposal | None]) -> list[Proposal]:
-        fresh: dict[tuple[tuple[str, int], ...], Proposal] = {}
+        fresh: dict[_Key, Proposal] = {}
         for proposal in proposals:
             if proposal is not None and _key(proposal.kept) not in self._by_kept:
                 fresh.setdefault(_key(proposal.kept), proposal)
@@ -267,7 +283,7 @@ class Proposer:
     def _remember(self, proposal: Proposal) -> Proposal:
         return self._by_kept.setdefault(_key(proposal.kept), proposal)
 
-    def _kept_of(self, trial: Trial) -> tuple[tuple[str, int], ...]:
+    def _kept_of(self, trial: Trial) -> _Key:
         step = trial.recipe.step("structured_pruning")
         keep = step.parameters["keep"] if step is not None else {}
         return _key(
@@ -278,5 +294,5 @@ class Proposer:
         )
 
 
-def _key(kept: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+def _key(kept: Mapping[str, int]) -> _Key:
     return tuple(sorted(kept.items()))

@@ -1,0 +1,82 @@
+"""The command `python -m tightfit_service`: serve, or be a worker of a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from tightfit_service import __version__
+from tightfit_service.domain.errors import TightfitError
+from tightfit_service.settings import Settings, load_settings
+
+USAGE_ERROR = 2
+UNAVAILABLE = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 for usage, 5 when the server cannot start."""
+    arguments = _parser().parse_args(argv)
+    names = {field.name for field in fields(Settings)}
+    given = {key: value for key, value in vars(arguments).items() if key in names}
+    try:
+        settings = load_settings(given)
+    except TightfitError as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE_ERROR
+    from tightfit_service import bootstrap
+
+    if arguments.command == "worker":
+        bootstrap.run_worker(settings)
+        return 0
+    try:
+        asyncio.run(
+            bootstrap.serve(
+                settings, ready_file=arguments.ready_file, parent_pid=arguments.parent_pid
+            )
+        )
+    except TightfitError as error:
+        sys.stderr.write(f"{error}\n")
+        return UNAVAILABLE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tightfit-service", description="Compresses trained models to fit a device's budget."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve gRPC until stopped by SIGTERM or SIGINT")
+    serve.add_argument(
+        "--listen", help="address of the gRPC port (host:port, port 0 takes a free one)"
+    )
+    serve.add_argument(
+        "--metrics-listen", help="address of the Prometheus port; empty turns it off"
+    )
+    serve.add_argument("--data-dir", type=Path, help="folder of all state")
+    serve.add_argument(
+        "--database-url", help="SQLAlchemy URL; SQLite below the data folder by default"
+    )
+    serve.add_argument("--worker-count", type=int, help="worker processes")
+    serve.add_argument("--concurrent-jobs", type=int, help="jobs that run at a time")
+    serve.add_argument("--log-format", choices=("json", "console"), help="form of the log")
+    serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    serve.add_argument(
+        "--ready-file", type=Path, help="file to write the addresses to, as JSON, once serving"
+    )
+    serve.add_argument(
+        "--parent-pid",
+        type=int,
+        help="stop when this process is gone (for servers started by a tool)",
+    )
+    worker = commands.add_parser("worker", help="run units of work for a server (started by it)")
+    worker.add_argument("--data-dir", type=Path, help="folder of the caches")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

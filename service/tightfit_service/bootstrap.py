@@ -1,0 +1,322 @@
+"""Composition: the only file that names concrete classes, in the server and in its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+
+from tightfit_service.adapters.emulators.mcu import McuEmulator
+from tightfit_service.adapters.emulators.roofline import RooflineEmulator
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.storage.database import open_database, upgrade
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStore
+from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStore
+from tightfit_service.adapters.storage.sql_store import SqlStore
+from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
+from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
+from tightfit_service.adapters.telemetry.prometheus import MetricsServer, PrometheusTelemetry
+from tightfit_service.api.server import GrpcServer, ServerOptions
+from tightfit_service.application.assets import AssetLibrary
+from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.jobs import JobDesk
+from tightfit_service.application.journal import EventHub
+from tightfit_service.application.ports import ArtifactStore, Emulator
+from tightfit_service.application.running import JobRunner
+from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.work import WorkHandlers
+from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+PARENT_POLL_SECONDS = 0.5
+
+REPORTED_PACKAGES = (
+    "tightfit-service",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "scipy",
+    "numpy",
+)
+
+
+class SystemClock:
+    """The machine's clock; implements `ports.Clock`."""
+
+    def now(self) -> datetime:
+        """Return the present time in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump."""
+        return time.monotonic()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server with everything it owns, ready to be started."""
+
+    settings: Settings
+    grpc: GrpcServer
+    metrics: MetricsServer | None
+    executor: LocalProcessExecutor
+    scheduler: JobScheduler
+    store: SqlStore
+
+    async def start(self) -> dict[str, str]:
+        """Start workers, the queue, and the ports, in this order; return the bound addresses."""
+        await self.executor.start()
+        await self.scheduler.start()
+        addresses = {"address": await self.grpc.start()}
+        if self.metrics is not None:
+            addresses["metrics_address"] = self.metrics.start()
+        return addresses
+
+    async def stop(self) -> None:
+        """Drain calls, then stop queue and workers; running jobs go on after the next start."""
+        await self.grpc.stop(grace_seconds=self.settings.drain_seconds)
+        await self.scheduler.stop()
+        await self.executor.stop()
+        if self.metrics is not None:
+            self.metrics.stop()
+        self.store.close()
+
+
+def build_server(settings: Settings) -> Server:
+    """Compose a server from its settings; the database is brought up to date.
+
+    Raises:
+        TightfitError: The database or the artifact store cannot be used.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engine = open_database(
+        settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}"
+    )
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    artifacts = _artifacts(settings)
+    artifacts.check()
+    telemetry = PrometheusTelemetry()
+    clock = SystemClock()
+    hub = EventHub()
+    executor = LocalProcessExecutor(
+        command=[
+            sys.executable,
+            "-m",
+            "tightfit_service",
+            "worker",
+            "--data-dir",
+            str(settings.data_dir.resolve()),
+        ],
+        artifacts=artifacts,
+        scratch_dir=settings.data_dir.resolve() / "scratch",
+        telemetry=telemetry,
+        worker_count=settings.worker_count,
+        threads_per_worker=settings.worker_threads or None,
+        memory_limit_bytes=settings.worker_memory_bytes or None,
+    )
+    hardware = HardwareLibrary(
+        catalogue=YamlTargetCatalogue(),
+        emulators=_emulators(),
+        records=store,
+        results=store,
+        executor=executor,
+        telemetry=telemetry,
+    )
+    runner = JobRunner(
+        store=store,
+        hardware=hardware,
+        executor=executor,
+        clock=clock,
+        telemetry=telemetry,
+        tool_versions=tool_versions(),
+    )
+    scheduler = JobScheduler(
+        store=store,
+        run_job=runner,
+        hub=hub,
+        clock=clock,
+        telemetry=telemetry,
+        concurrent_jobs=settings.concurrent_jobs,
+    )
+    assets = AssetLibrary(
+        staging=FolderUploadStaging(root=settings.data_dir / "uploads"),
+        artifacts=artifacts,
+        records=store,
+        results=store,
+        executor=executor,
+        clock=clock,
+        telemetry=telemetry,
+        max_bytes=settings.max_upload_bytes,
+    )
+    jobs = JobDesk(
+        jobs=store,
+        records=store,
+        hardware=hardware,
+        executor=executor,
+        scheduler=scheduler,
+        hub=hub,
+        clock=clock,
+        telemetry=telemetry,
+    )
+    return Server(
+        settings=settings,
+        grpc=GrpcServer(
+            assets=assets,
+            jobs=jobs,
+            hardware=hardware,
+            metrics=telemetry,
+            options=ServerOptions(listen=settings.listen),
+        ),
+        metrics=(
+            MetricsServer(telemetry=telemetry, listen=settings.metrics_listen)
+            if settings.metrics_listen
+            else None
+        ),
+        executor=executor,
+        scheduler=scheduler,
+        store=store,
+    )
+
+
+async def serve(
+    settings: Settings, *, ready_file: Path | None = None, parent_pid: int | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, or until the process `parent_pid` is gone.
+
+    Args:
+        settings: The settings.
+        ready_file: Written whole, as JSON with the bound addresses, once the server serves.
+        parent_pid: Of a tool that started this server for itself.
+
+    Raises:
+        TightfitError: The server cannot start.
+    """
+    configure_logging(settings)
+    server = build_server(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    addresses = await server.start()
+    if ready_file is not None:
+        partial = ready_file.with_name(ready_file.name + ".partial")
+        partial.write_text(json.dumps(addresses))
+        partial.rename(ready_file)
+    watcher = asyncio.create_task(_stop_with(parent_pid, stop)) if parent_pid else None
+    await stop.wait()
+    if watcher is not None:
+        watcher.cancel()
+    await server.stop()
+
+
+async def _stop_with(pid: int, stop: asyncio.Event) -> None:
+    # Nothing tells a process that its parent is gone; Linux gives it another parent, which can be seen.
+    while os.getppid() == pid:  # noqa: ASYNC110  # there is no event to wait for
+        await asyncio.sleep(PARENT_POLL_SECONDS)
+    stop.set()
+
+
+def run_worker(settings: Settings) -> None:
+    """Run units of work until the server closes the channel."""
+    from tightfit_service.adapters.execution.worker import serve as serve_units
+
+    serve_units(build_handlers(settings).table())
+
+
+def build_handlers(settings: Settings) -> WorkHandlers:
+    """Compose what runs in a worker; the heavy libraries are loaded here and nowhere in the server."""
+    from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
+    from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
+    from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxruntimeEvaluator
+    from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+    from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+    from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+    from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+    from tightfit_service.graph.profile import OnnxGraphInspector
+    from tightfit_service.passes.quantization import StaticQuantizationPass
+    from tightfit_service.passes.structured_pruning import StructuredPruningPass
+
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1)
+    cache_dir = settings.data_dir / "cache"
+    return WorkHandlers(
+        importer=OnnxImporter(),
+        inspector=OnnxGraphInspector(),
+        pruning=StructuredPruningPass(),
+        trainer=TorchTrainer(threads=threads),
+        exporters={
+            ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass()),
+            ModelFormat.TFLITE: TfliteExporter(),
+        },
+        evaluators={
+            ModelFormat.ONNX: OnnxruntimeEvaluator(threads=threads),
+            ModelFormat.TFLITE: LitertEvaluator(threads=threads),
+        },
+        datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
+        cache_dir=cache_dir,
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what computes results, for recipes."""
+    versions = {}
+    for package in REPORTED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def configure_logging(settings: Settings) -> None:
+    """Write structured log lines to stderr in the chosen form."""
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[settings.log_level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _artifacts(settings: Settings) -> ArtifactStore:
+    if settings.artifact_store == "folder":
+        return FolderArtifactStore(root=settings.data_dir / "artifacts", link_sources=True)
+    return S3ArtifactStore(
+        url=settings.s3_url,
+        bucket=settings.s3_bucket,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        prefix=settings.s3_prefix,
+        region=settings.s3_region or None,
+    )
+
+
+def _emulators() -> tuple[Emulator, ...]:
+    return (McuEmulator(), RooflineEmulator())
