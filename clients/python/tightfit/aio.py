@@ -170,6 +170,12 @@ class AsyncClient:
         async for item in self._pages(_JOBS, "ListTrials", request, lambda page: page.trials):
             yield item
 
+    async def get_trial(self, name: str) -> trial_pb2.Trial:
+        """Return a trial by its full name."""
+        request = compression_pb2.GetTrialRequest(name=name)
+        trial: trial_pb2.Trial = await self._call(_JOBS, "GetTrial", request)
+        return trial
+
     async def cancel_job(self, job: str) -> job_pb2.CompressionJob:
         """Cancel a job; one that is final already is returned as it is."""
         request = compression_pb2.CancelJobRequest(name=job_name(job, project=self.project))

@@ -168,6 +168,12 @@ class Client:
         )
         yield from self._pages(_JOBS, "ListTrials", request, lambda page: page.trials)
 
+    def get_trial(self, name: str) -> trial_pb2.Trial:
+        """Return a trial by its full name."""
+        request = compression_pb2.GetTrialRequest(name=name)
+        trial: trial_pb2.Trial = self._call(_JOBS, "GetTrial", request)
+        return trial
+
     def cancel_job(self, job: str) -> job_pb2.CompressionJob:
         """Cancel a job; one that is final already is returned as it is."""
         request = compression_pb2.CancelJobRequest(name=job_name(job, project=self.project))

@@ -56,7 +56,7 @@ def error_from_rpc(error: grpc.RpcError, *, server: str) -> errors.TightfitError
             reason = info.reason
             remedy = info.metadata.get("remedy", remedy)
             field = info.metadata.get("field", field)
-            request_id = info.metadata.get("error_id", request_id)
+            request_id = info.metadata.get("request_id", request_id)
             continue
         bad_request = error_details_pb2.BadRequest()
         if detail.Unpack(bad_request) and bad_request.field_violations:

@@ -1,0 +1,7 @@
+"""`python -m tightfit` is the command `tightfit`."""
+
+import sys
+
+from tightfit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,5 @@
+"""The command `tightfit`."""
+
+from tightfit.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,81 @@
+"""The command's entry: its commands put together, and errors turned into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tightfit.cli import check, compress, estimate, exit_codes, jobs, serve, targets
+from tightfit.errors import TightfitError
+
+app = typer.Typer(
+    name="tightfit",
+    help="Compress trained models to fit a device's budget.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compress")(compress.compress)
+app.command("estimate")(estimate.estimate)
+app.command("check")(check.check)
+app.add_typer(targets.app, name="targets")
+app.add_typer(jobs.app, name="jobs")
+app.command(
+    "serve",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve.serve)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from tightfit import __version__
+
+        print(f"tightfit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Compress trained models to fit a device's budget."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: Arguments after the command's name; those of the process when None.
+    """
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="tightfit")
+    except TightfitError as error:
+        show_error(error)
+        return exit_codes.code_for_error(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return exit_codes.INTERRUPTED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else exit_codes.OK
+    return exit_codes.OK
+
+
+def show_error(error: TightfitError) -> None:
+    """Print what is wrong, where, and what to do about it, to stderr."""
+    console = Console(stderr=True, highlight=False)
+    where = f" [dim]({escape(error.field)})[/dim]" if error.field else ""
+    console.print(f"[bold red]error:[/bold red] {escape(error.message)}{where}", soft_wrap=True)
+    if error.remedy:
+        console.print(f"  [bold]try:[/bold] {escape(error.remedy)}", soft_wrap=True)
+    if error.request_id:
+        console.print(f"  [dim]the server's log has more under {escape(error.request_id)}[/dim]")

@@ -1,0 +1,99 @@
+"""`tightfit check`: what can be said before a search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tightfit.cli import exit_codes, options, tables
+from tightfit.result_file import (
+    budget_content,
+    metrics_content,
+    target_content,
+    violations_content,
+)
+from tightfit.specs import compression_spec
+from tightfit.v1 import budget_pb2, compression_pb2
+
+
+def check(
+    model: Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)],
+    target: options.Target,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="dataset.yaml", help="The dataset.")
+    ] = None,
+    max_latency: options.MaxLatency = None,
+    max_energy: options.MaxEnergy = None,
+    max_ram: options.MaxRam = None,
+    max_size: options.MaxSize = None,
+    min_accuracy: options.MinAccuracy = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+    json_: options.Json = False,
+) -> None:
+    """Say by estimate whether a budget can be reached; nothing is trained.
+
+    Exit code 0: it can, or is met already. 3: not even the narrowest model would meet it.
+    """
+    budget = options.budget_of(
+        max_latency=max_latency,
+        max_energy=max_energy,
+        max_ram=max_ram,
+        max_size=max_size,
+        min_accuracy=min_accuracy,
+        max_accuracy_drop=max_accuracy_drop,
+    )
+    wanted = options.target_of(target)
+    with options.connected(server, local=local, data_dir=data_dir) as client:
+        uploaded = client.upload_model(model)
+        dataset = client.upload_dataset(data).name if data is not None else ""
+        spec = compression_spec(model=uploaded.name, target=wanted, dataset=dataset, budget=budget)
+        content = _content(client.check(spec), budget)
+    if json_:
+        print(json.dumps(content, indent=2))
+    else:
+        _show(content)
+    raise typer.Exit(exit_codes.OK if content["reachable"] else exit_codes.BUDGET_NOT_MET)
+
+
+def _content(
+    response: compression_pb2.CheckJobResponse, budget: budget_pb2.Budget
+) -> dict[str, Any]:
+    return {
+        "target": target_content(response.target),
+        "budget": budget_content(budget),
+        "baseline": metrics_content(response.baseline) if response.HasField("baseline") else None,
+        "baseline_int8": metrics_content(response.baseline_int8)
+        if response.HasField("baseline_int8")
+        else None,
+        "violations": violations_content(response.violations),
+        "fits_already": response.fits_already,
+        "reachable": response.reachable,
+        "notes": [
+            {"code": note.code, "message": note.message, "node": note.node}
+            for note in response.notes
+        ],
+    }
+
+
+def _show(content: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    # the table is that of a job that has not run yet
+    console.print(tables.summary({"trials": [], "best": None, **content}, with_accuracy=False))
+    for note in content["notes"]:
+        console.print(f"note: {tables.note_text(note)}", markup=False)
+    if content["fits_already"]:
+        console.print("[bold green]The limits on cost are met without any pruning.[/bold green]")
+    elif content["reachable"]:
+        console.print("[bold]The limits on cost can be reached by estimate.[/bold]", end=" ")
+        console.print("What that costs in accuracy, `tightfit compress` finds out.")
+    else:
+        console.print(
+            "[bold red]Out of reach:[/bold red] even the narrowest model misses a limit by estimate."
+        )

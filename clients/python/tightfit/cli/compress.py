@@ -1,0 +1,184 @@
+"""`tightfit compress`: the main job."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from tightfit import quantities
+from tightfit.cli import options, outputs, watching
+from tightfit.cli.display import TransferLine
+from tightfit.client import Client
+from tightfit.dataset_file import read_dataset_file
+from tightfit.errors import InvalidInputError
+from tightfit.names import last_segment
+from tightfit.specs import compression_spec
+from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2
+from tightfit.words import FORMATS, QUANTITIES, check_word
+
+_SEARCH = "Search"
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)],
+    target: options.Target,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="dataset.yaml", help="Dataset to train and to measure on."),
+    ] = None,
+    max_latency: options.MaxLatency = None,
+    max_energy: options.MaxEnergy = None,
+    max_ram: options.MaxRam = None,
+    max_size: options.MaxSize = None,
+    min_accuracy: options.MinAccuracy = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(QUANTITIES),
+            help="What is made best inside the budget.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "accuracy",
+    max_trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Trials that the search may run.", rich_help_panel=_SEARCH),
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="10m",
+            help="Time that the search may take; the best so far is the result.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=_SEARCH)
+    ] = 0,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="Format of the result.  [default: what the target's runtime loads]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Folder for model, recipe.json, result.json and report.html.",
+        ),
+    ] = None,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+    json_: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compress a model until it fits a device's budget, and keep it as accurate as can be.
+
+    Exit codes: 0 it fits, 2 usage, 3 budget not met, 4 job failed, 5 server unavailable.
+    """
+    budget = options.budget_of(
+        max_latency=max_latency,
+        max_energy=max_energy,
+        max_ram=max_ram,
+        max_size=max_size,
+        min_accuracy=min_accuracy,
+        max_accuracy_drop=max_accuracy_drop,
+    )
+    check_word(objective, QUANTITIES, field="--objective")
+    if format_ is not None:
+        check_word(format_, FORMATS, field="--format")
+    seconds = quantities.parse_duration_s(max_time, option="--max-time") if max_time else None
+    wanted = options.target_of(target)
+    _check_files(model, data)
+    if output is not None:
+        outputs.prepare(output)
+    with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
+        job = _create(
+            client,
+            model,
+            data,
+            target=wanted,
+            budget=budget,
+            objective=objective,
+            max_trials=max_trials,
+            max_seconds=seconds,
+            output_format=format_ or "",
+            seed=seed,
+        )
+        device = job.spec.hardware_spec.name or target
+        title = f"{model.name} for {device}, job {last_segment(job.name)}"
+        # a build system that gives up sends SIGTERM: the job is to end with it, as with Ctrl-C
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
+        except KeyboardInterrupt:
+            watching.cancel_and_exit(client, job.name)
+        code = watching.finish(
+            client,
+            job.name,
+            events,
+            model_file=model.name,
+            folder=output,
+            is_json=json_,
+            command=["tightfit", *sys.argv[1:]],
+        )
+    raise typer.Exit(code)
+
+
+def _create(
+    client: Client,
+    model: Path,
+    data: Path | None,
+    *,
+    target: str | hardware_pb2.HardwareSpec,
+    budget: budget_pb2.Budget,
+    objective: str,
+    max_trials: int | None,
+    max_seconds: float | None,
+    output_format: str,
+    seed: int,
+) -> job_pb2.CompressionJob:
+    """Upload what is needed and queue the job."""
+    if isinstance(target, str):
+        # an unknown target is known before hundreds of megabytes are sent
+        client.get_target(target)
+    uploaded = client.upload_model(model, on_progress=TransferLine("model"))
+    dataset = ""
+    if data is not None:
+        dataset = client.upload_dataset(data, on_progress=TransferLine("dataset")).name
+    return client.create_job(
+        compression_spec(
+            model=uploaded.name,
+            target=target,
+            dataset=dataset,
+            budget=budget,
+            objective=objective,
+            max_trials=max_trials,
+            max_seconds=max_seconds,
+            output_format=output_format,
+            seed=seed,
+        )
+    )
+
+
+def _check_files(model: Path, data: Path | None) -> None:
+    """Refuse what cannot be read before a server is started or called."""
+    if not model.is_file():
+        raise InvalidInputError(f"there is no file {model}", field="MODEL", remedy="check the path")
+    if data is not None:
+        read_dataset_file(data)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,152 @@
+"""The options that commands share, and the budget that they spell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tightfit import quantities
+from tightfit.client import Client
+from tightfit.connection import DEFAULT_SERVER
+from tightfit.errors import InvalidInputError
+from tightfit.local_server import default_data_dir, local_server
+from tightfit.target_file import is_target_file, read_target_file
+from tightfit.v1 import budget_pb2, hardware_pb2
+
+_WHERE = "Where it runs"
+_BUDGET = "Budget: limits on the result"
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        envvar="TIGHTFIT_SERVER",
+        metavar="HOST:PORT",
+        help=f"Server to use.  [default: {DEFAULT_SERVER}]",
+        rich_help_panel=_WHERE,
+    ),
+]
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local", help="Run the service here, for this command only.", rich_help_panel=_WHERE
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="TIGHTFIT_DATA_DIR",
+        help="State of the service with --local.  [default: ~/.local/share/tightfit]",
+        rich_help_panel=_WHERE,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show every event, and the log of --local.")
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="NAME_OR_YAML",
+        help="Device: a name from `tightfit targets list`, or a YAML file that describes it.",
+    ),
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(metavar="20ms", help="Greatest latency of an inference.", rich_help_panel=_BUDGET),
+]
+MaxEnergy = Annotated[
+    str | None,
+    typer.Option(metavar="1.5mJ", help="Greatest energy of an inference.", rich_help_panel=_BUDGET),
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(metavar="128KiB", help="Greatest peak RAM.", rich_help_panel=_BUDGET),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(metavar="256KiB", help="Greatest size in flash.", rich_help_panel=_BUDGET),
+]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(metavar="0.95", help="Least accuracy, a fraction.", rich_help_panel=_BUDGET),
+]
+MaxAccuracyDrop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="0.01",
+        help="Greatest loss of accuracy; 0.01 is one percentage point.",
+        rich_help_panel=_BUDGET,
+    ),
+]
+
+
+@contextmanager
+def connected(
+    server: str | None, *, local: bool, data_dir: Path | None, show_log: bool = False
+) -> Iterator[Client]:
+    """Yield a client of the server that the options name, or of one that runs for as long.
+
+    --local wins over a server, which the environment may name for all commands.
+
+    Raises:
+        InvalidInputError: The service is not installed beside the client.
+        UnavailableError: The local server did not come up.
+    """
+    if not local:
+        with Client(server or DEFAULT_SERVER) as client:
+            yield client
+        return
+    folder = data_dir or default_data_dir(os.environ)
+    with local_server(folder.resolve(), show_log=show_log) as address, Client(address) as client:
+        yield client
+
+
+def target_of(text: str) -> str | hardware_pb2.HardwareSpec:
+    """Return the name of a target, or the description that the file holds."""
+    return read_target_file(Path(text)) if is_target_file(text) else text
+
+
+def budget_of(
+    *,
+    max_latency: str | None,
+    max_energy: str | None,
+    max_ram: str | None,
+    max_size: str | None,
+    min_accuracy: float | None,
+    max_accuracy_drop: float | None,
+) -> budget_pb2.Budget:
+    """Return the budget that the options spell.
+
+    Raises:
+        InvalidInputError: A limit without a unit, not above zero, or two limits on accuracy.
+    """
+    budget = budget_pb2.Budget()
+    if max_latency is not None:
+        budget.max_latency_ms = quantities.parse_latency_ms(max_latency, option="--max-latency")
+    if max_energy is not None:
+        budget.max_energy_mj = quantities.parse_energy_mj(max_energy, option="--max-energy")
+    if max_ram is not None:
+        budget.max_ram_bytes = quantities.parse_bytes(max_ram, option="--max-ram")
+    if max_size is not None:
+        budget.max_size_bytes = quantities.parse_bytes(max_size, option="--max-size")
+    if min_accuracy is not None and max_accuracy_drop is not None:
+        raise InvalidInputError(
+            "--min-accuracy and --max-accuracy-drop contradict each other",
+            field="--max-accuracy-drop",
+            remedy="keep one of them",
+        )
+    if min_accuracy is not None:
+        budget.min_accuracy = quantities.parse_fraction(min_accuracy, option="--min-accuracy")
+    if max_accuracy_drop is not None:
+        budget.max_accuracy_drop = quantities.parse_fraction(
+            max_accuracy_drop, option="--max-accuracy-drop", zero_allowed=True
+        )
+    return budget

@@ -1,0 +1,80 @@
+"""The files that `-o DIR` receives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tightfit.client import Client
+from tightfit.errors import InvalidInputError
+from tightfit.report import write_report
+from tightfit.summary import shown_trial
+from tightfit.words import FORMATS
+
+_OWN_FILES = (
+    *(f"{stem}.{suffix}" for stem in ("model", "closest") for suffix in FORMATS),
+    "recipe.json",
+    "result.json",
+    "report.html",
+)
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, so that a job does not run for nothing.
+
+    Raises:
+        InvalidInputError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".tightfit-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot write to {folder}: {error.strerror or error}",
+            field="-o",
+            remedy="give a folder that can be written",
+        ) from error
+
+
+def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
+    """Write result, report, recipe and model, and return the names of what was written.
+
+    What an earlier run left under these names is replaced, or removed where this run has no such
+    file: a model never lies beside the result of another job. Where nothing fits, the model of the
+    closest trial is called `closest`.
+
+    Raises:
+        InvalidInputError: A file cannot be written.
+    """
+    try:
+        for name in _OWN_FILES:
+            (folder / name).unlink(missing_ok=True)
+        written = []
+        shown = shown_trial(result)
+        if shown is not None:
+            _, trial = shown
+            digest = trial["artifacts"].get("model")
+            suffix = trial["recipe"]["output_format"] or result["format"] or "bin"
+            if digest:
+                name = f"{'model' if result['best'] else 'closest'}.{suffix}"
+                client.download_artifact(digest, folder / name)
+                written.append(name)
+            _write_json(folder / "recipe.json", trial["recipe"])
+            written.append("recipe.json")
+        _write_json(folder / "result.json", result)
+        write_report(result, folder / "report.html")
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot write to {folder}: {error.strerror or error}",
+            field="-o",
+            remedy="make room there, then fetch it with `tightfit jobs show JOB -o DIR`",
+        ) from error
+    return [*written, "result.json", "report.html"]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""Watching a job to its end: what `compress` and `jobs watch` share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from tightfit.cli import exit_codes, outputs, tables
+from tightfit.cli.display import Course, Display, Showing, display_for
+from tightfit.client import Client
+from tightfit.errors import TightfitError
+from tightfit.names import last_segment
+from tightfit.result_file import build_result, trial_content
+from tightfit.v1 import job_pb2
+
+
+def watch(
+    client: Client, job: job_pb2.CompressionJob, *, title: str, is_json: bool, verbose: bool
+) -> list[job_pb2.JobEvent]:
+    """Show a job until it is final, and return its events."""
+    course = Course(title)
+    events: list[job_pb2.JobEvent] = []
+    with Showing(display_for(course, is_json=is_json, verbose=verbose)) as display:
+        for event in client.watch_job(job.name):
+            events.append(event)
+            course.take(event)
+            display.event(event)
+            _look_up(client, job.name, event, course, display)
+    return events
+
+
+def _look_up(
+    client: Client, job: str, event: job_pb2.JobEvent, course: Course, display: Display
+) -> None:
+    """Fetch what an event only names; figures for the eye, so that a failure is no loss."""
+    try:
+        if event.kind == job_pb2.JobEvent.KIND_STAGE or not course.result:
+            course.result = build_result(client.get_job(job), (), ())
+        if event.trial and event.trial not in course.finished_trials:
+            trial = trial_content(client.get_trial(event.trial))
+            if trial["state"] in ("completed", "stopped", "failed"):
+                course.finished_trials.add(event.trial)
+                if course.offer(trial):
+                    display.better()
+    except TightfitError:
+        return
+
+
+def finish(
+    client: Client,
+    job_name: str,
+    events: Sequence[job_pb2.JobEvent],
+    *,
+    model_file: str,
+    folder: Path | None,
+    is_json: bool,
+    command: Sequence[str] = (),
+) -> int:
+    """Print the result of a final job, write its files, and return the exit code."""
+    result = result_of(client, job_name, events, model_file=model_file)
+    written = outputs.write(folder, result, client) if folder is not None else []
+    if is_json:
+        print(json.dumps(result, indent=2))
+    else:
+        console = Console(highlight=False)
+        console.print()
+        console.print(tables.outcome(result, command=command))
+        if folder is not None:
+            console.print(
+                f"\nwritten to {folder}: {', '.join(written)}", markup=False, soft_wrap=True
+            )
+    return exit_codes.code_for_state(result["state"])
+
+
+def result_of(
+    client: Client, job_name: str, events: Sequence[job_pb2.JobEvent], *, model_file: str
+) -> dict[str, Any]:
+    """Return the content of `result.json` for a job as it stands."""
+    from tightfit import __version__
+
+    return build_result(
+        client.get_job(job_name),
+        client.list_trials(job_name),
+        events,
+        model_file=model_file,
+        client_version=__version__,
+    )
+
+
+def cancel_and_exit(client: Client, job_name: str) -> None:
+    """Cancel the job after Ctrl-C and leave with the code of an interrupted command."""
+    print("\ncancelling the job ...", file=sys.stderr)
+    try:
+        client.cancel_job(job_name)
+    except TightfitError as error:
+        print(f"could not cancel {last_segment(job_name)}: {error}", file=sys.stderr)
+    else:
+        print(f"job {last_segment(job_name)} is cancelled", file=sys.stderr)
+    raise typer.Exit(exit_codes.INTERRUPTED)
