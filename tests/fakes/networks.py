@@ -258,12 +258,12 @@ def channel_shuffle(seed: int = 0) -> ModelProto:
     """Grouped convolutions with a channel shuffle between them, as in ShuffleNet."""
     b = Builder(seed)
     x = b.conv("stem", b.input("input", (3, 8, 8)), 3, 12)
-    x = b.conv("group1", x, 12, 12, kernel=1, groups=3)
-    x = b.node("split", "Reshape", [x, b.ints("split.shape", [0, 3, 4, 8, 8])])
+    x = b.conv("group1", x, 12, 12, kernel=1, groups=2)
+    x = b.node("split", "Reshape", [x, b.ints("split.shape", [0, 2, 6, 8, 8])])
     x = b.node("swap", "Transpose", [x], perm=[0, 2, 1, 3, 4])
     x = b.node("merge", "Reshape", [x, b.ints("merge.shape", [0, 12, 8, 8])])
     x = b.conv("dw", x, 12, 12, groups=12)
-    x = b.conv("group2", x, 12, 6, kernel=1, groups=3)
+    x = b.conv("group2", x, 12, 6, kernel=1, groups=2)
     return b.model({b.head(x, 6): (5,)})
 
 

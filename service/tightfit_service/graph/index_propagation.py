@@ -1,0 +1,234 @@
+"""Index propagation: which channels, over all tensors of a graph, only make sense together.
+
+Every output channel of a convolution or matrix product gets a label. The graph's operators are run
+on labels instead of values: data movement permutes them, elementwise arithmetic unites them,
+products consume and create them. What ends up in one class must be removed together; an operator
+without a rule freezes the classes that touch it.
+
+A tensor's labels are an integer array of the tensor's rank in which an axis has size 1 where the
+labels do not vary along it, so images carry one label per channel, not per pixel. At most one axis
+varies: where an operator makes two vary (a channel shuffle between its reshape and transpose), the
+labels along the shorter one are united, so that a removal always is a slice along one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx import ModelProto, NodeProto
+
+from tightfit_service.domain.errors import InvalidModelError
+from tightfit_service.graph import rules_movement as movement
+from tightfit_service.graph import rules_products as products
+from tightfit_service.graph import rules_values as values
+from tightfit_service.graph.channel_classes import ChannelClasses
+from tightfit_service.graph.propagation_state import (
+    NoRuleError,
+    ParameterSlice,
+    Propagation,
+    Rule,
+)
+from tightfit_service.graph.structure import (
+    default_opset,
+    graph_inputs,
+    graph_outputs,
+    initializers,
+    names_read,
+    sorted_model_nodes,
+    tensor_shapes,
+)
+
+_UNARY = [
+    "Abs",
+    "Acos",
+    "Asin",
+    "Atan",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Cosh",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+_ELEMENTWISE = [
+    "Add",
+    "And",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+_POOLS = [
+    "AveragePool",
+    "MaxPool",
+    "LpPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+    "Resize",
+    "Upsample",
+]
+_REDUCTIONS = [
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+]
+_AXIS_MIXING = [
+    "Softmax",
+    "LogSoftmax",
+    "Hardmax",
+    "LayerNormalization",
+    "CumSum",
+    "LpNormalization",
+]
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(_UNARY, values.unary),
+    **dict.fromkeys(_ELEMENTWISE, values.elementwise),
+    **dict.fromkeys(_POOLS, values.per_channel),
+    **dict.fromkeys(_REDUCTIONS, values.reduction),
+    **dict.fromkeys(_AXIS_MIXING, values.axis_mixing),
+    "BatchNormalization": values.normalization,
+    "InstanceNormalization": values.normalization,
+    "Conv": products.conv,
+    "ConvTranspose": products.conv_transpose,
+    "Gemm": products.gemm,
+    "MatMul": products.matmul,
+    "Reshape": movement.reshape,
+    "Flatten": movement.reshape,
+    "Squeeze": movement.reshape,
+    "Unsqueeze": movement.reshape,
+    "Transpose": movement.transpose,
+    "Slice": movement.slice_,
+    "Pad": movement.pad,
+    "Concat": movement.concat,
+    "Split": movement.split,
+    "Gather": movement.gather,
+    "Expand": movement.expand,
+    "Tile": movement.tile,
+    "DepthToSpace": movement.depth_to_space,
+    "SpaceToDepth": movement.space_to_depth,
+}
+
+
+def propagate(model: ModelProto) -> Propagation:
+    """Run index propagation over a working graph.
+
+    Raises:
+        InvalidModelError: The graph has a cycle or contradicting shapes.
+    """
+    try:
+        batched_shapes = tensor_shapes(model, batch=2)
+    except InvalidModelError:
+        batched_shapes = {}
+    state = Propagation(
+        classes=ChannelClasses(),
+        nodes=sorted_model_nodes(model),
+        opset=default_opset(model),
+        shapes=tensor_shapes(model),
+        batched_shapes=batched_shapes,
+        constants=initializers(model),
+    )
+    for name in graph_inputs(model):
+        state.assign_frozen(name, "its channels are the model's input")
+    for node in state.nodes:
+        _visit(state, node, RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None)
+    for name in graph_outputs(model):
+        if name in state.labels:
+            state.classes.freeze(
+                state.labels[name], "its channels are the model's output", overrule=True
+            )
+    _tie_shared_parameters(state)
+    return state
+
+
+def _visit(state: Propagation, node: NodeProto, rule: Rule | None) -> None:
+    if rule is None:
+        state.freeze_node(node, f"{node.op_type} has no pruning rule")
+        return
+    if not any(name in state.labels for name in node.input):
+        state.freeze_node(node, f"{node.op_type} computes on constants only")
+        return
+    mark = len(state.slices)
+    try:
+        for name in (*node.input, *node.output):
+            if name:
+                state.shape(name)
+        rule(state, node)
+    except NoRuleError as error:
+        del state.slices[mark:]
+        state.freeze_node(node, str(error))
+
+
+def _tie_shared_parameters(state: Propagation) -> None:
+    """Unite the classes of a parameter's users, and freeze where one of them has no rule for it."""
+    by_parameter: dict[str, list[ParameterSlice]] = {}
+    for item in state.slices:
+        by_parameter.setdefault(item.parameter, []).append(item)
+    users: dict[str, list[str]] = {}
+    for node in state.nodes:
+        for name in names_read(node):
+            if name in by_parameter:
+                users.setdefault(name, []).append(node.name)
+    for parameter, items in by_parameter.items():
+        first: dict[int, ParameterSlice] = {}
+        for item in items:
+            state.classes.unite(first.setdefault(item.axis, item).labels, item.labels)
+        for axis, shared in first.items():
+            ruled = sorted(item.node for item in items if item.axis == axis)
+            if ruled != sorted(users[parameter]):
+                state.classes.freeze(
+                    shared.labels, f'its parameter "{parameter}" is used elsewhere as a whole'
+                )

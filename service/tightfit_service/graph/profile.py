@@ -1,0 +1,283 @@
+"""The profile of a graph: its operators as work to be done, free of ONNX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
+from tightfit_service.graph.fusion import FusedGraph, FusedOperator, fused_graph
+from tightfit_service.graph.index_propagation import propagate
+from tightfit_service.graph.model_file import load_model
+from tightfit_service.graph.propagation_state import Propagation
+from tightfit_service.graph.structure import Shape, attribute, graph_inputs, graph_outputs
+
+_KINDS: Mapping[str, OperatorKind] = {
+    "Conv": OperatorKind.CONV,
+    "ConvTranspose": OperatorKind.TRANSPOSED_CONV,
+    "Gemm": OperatorKind.DENSE,
+    "MatMul": OperatorKind.MATMUL,
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), OperatorKind.POOL),
+    **dict.fromkeys(
+        ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), OperatorKind.GLOBAL_POOL
+    ),
+    **dict.fromkeys(
+        [
+            "Add",
+            "And",
+            "Div",
+            "Equal",
+            "Greater",
+            "Less",
+            "Max",
+            "Mean",
+            "Min",
+            "Mod",
+            "Mul",
+            "Not",
+            "Or",
+            "Pow",
+            "Sub",
+            "Sum",
+            "Where",
+            "Xor",
+        ],
+        OperatorKind.ELEMENTWISE,
+    ),
+    **dict.fromkeys(
+        [
+            "Abs",
+            "Celu",
+            "Clip",
+            "Elu",
+            "Erf",
+            "Exp",
+            "Gelu",
+            "HardSigmoid",
+            "HardSwish",
+            "LeakyRelu",
+            "Log",
+            "Mish",
+            "Neg",
+            "PRelu",
+            "Reciprocal",
+            "Relu",
+            "Selu",
+            "Sigmoid",
+            "Softplus",
+            "Softsign",
+            "Sqrt",
+            "Swish",
+            "Tanh",
+            "ThresholdedRelu",
+        ],
+        OperatorKind.ACTIVATION,
+    ),
+    **dict.fromkeys(
+        [
+            "BatchNormalization",
+            "InstanceNormalization",
+            "LayerNormalization",
+            "GroupNormalization",
+            "LRN",
+            "LpNormalization",
+            "RMSNormalization",
+            "MeanVarianceNormalization",
+        ],
+        OperatorKind.NORMALIZATION,
+    ),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), OperatorKind.SOFTMAX),
+    "Pad": OperatorKind.PAD,
+    "Concat": OperatorKind.CONCAT,
+    **dict.fromkeys(("Slice", "Split", "Gather"), OperatorKind.SLICE),
+    **dict.fromkeys(("Transpose", "DepthToSpace", "SpaceToDepth"), OperatorKind.TRANSPOSE),
+    **dict.fromkeys(
+        ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"), OperatorKind.RESHAPE
+    ),
+    **dict.fromkeys(("Resize", "Upsample"), OperatorKind.RESIZE),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), OperatorKind.RECURRENT),
+}
+_WEIGHTED = frozenset(
+    {
+        OperatorKind.CONV,
+        OperatorKind.DEPTHWISE_CONV,
+        OperatorKind.TRANSPOSED_CONV,
+        OperatorKind.DENSE,
+        OperatorKind.RECURRENT,
+    }
+)
+
+
+class OnnxGraphInspector:
+    """Implements `application.ports.GraphInspector` for working graphs; stateless and thread-safe."""
+
+    def profile(self, graph: bytes) -> NetworkProfile:
+        """Return the work of the graph as a runtime would execute it: BN folded, activations fused.
+
+        Raises:
+            InvalidModelError: Not a working graph.
+        """
+        model = load_model(graph)
+        return profile_of(
+            fused_graph(model),
+            propagate(model),
+            inputs=graph_inputs(model),
+            outputs=graph_outputs(model),
+        )
+
+
+def profile_of(
+    fused: FusedGraph, state: Propagation, *, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> NetworkProfile:
+    """Return the profile of a fused graph; `state` tells which axis of a tensor its channels are."""
+    counted: set[str] = set()
+    operators = tuple(_operator(item, fused, state, counted) for item in fused.operators)
+    named = dict.fromkeys(
+        name for name in (*inputs, *(n for op in operators for n in (*op.inputs, *op.outputs)))
+    )
+    return NetworkProfile(
+        operators=operators,
+        tensors={name: _nchw(name, fused, state) for name in named if name in fused.shapes},
+        inputs=inputs,
+        outputs=outputs,
+        constant_count=sum(
+            value.size for name, value in fused.constants.items() if name not in counted
+        ),
+    )
+
+
+def channel_axis(name: str, rank: int, state: Propagation) -> int:
+    """Return the axis that holds a tensor's channels: where its labels vary, else axis 1."""
+    found = state.channel_vector(name)
+    if found is not None:
+        return found[0]
+    return min(1, rank - 1)
+
+
+def _nchw(name: str, fused: FusedGraph, state: Propagation) -> Shape:
+    shape = fused.shapes[name]
+    axis = channel_axis(name, len(shape), state) if shape else 0
+    if axis <= 1:
+        return shape
+    return (shape[0], shape[axis], *shape[1:axis], *shape[axis + 1 :])
+
+
+def _operator(
+    item: FusedOperator, fused: FusedGraph, state: Propagation, counted: set[str]
+) -> Operator:
+    node = item.node
+    kind = _kind(item, fused, state)
+    source = (
+        _nchw(item.inputs[0], fused, state)
+        if item.inputs[:1] and item.inputs[0] in fused.shapes
+        else ()
+    )
+    out = _nchw(item.outputs[0], fused, state) if item.outputs[0] in fused.shapes else ()
+    parameters = [
+        name
+        for member in (node, *item.followers)
+        for name in member.input
+        if name in fused.constants and name not in counted
+    ]
+    weights, biases = _parameter_counts(item, kind, parameters, fused, out)
+    if kind in _WEIGHTED or biases:
+        counted.update(parameters)
+    in_channels = source[1] if len(source) > 1 else (source[0] if source else 0)
+    out_channels = out[1] if len(out) > 1 else (out[0] if out else 0)
+    if kind is OperatorKind.DENSE:
+        in_channels, out_channels = _dense_widths(item, fused)
+    return Operator(
+        node=node.name,
+        kind=kind,
+        op_type=node.op_type,
+        inputs=item.inputs,
+        outputs=item.outputs,
+        macs=_macs(item, kind, fused),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        in_size=source[2:],
+        out_size=out[2:],
+        kernel=_kernel(item, fused),
+        stride=tuple(attribute(node, "strides", [])) or (1,) * len(_kernel(item, fused)),
+        groups=int(attribute(node, "group", 1)),
+        weight_count=weights,
+        bias_count=biases,
+        weight_bits=32,
+        activation_bits=32,
+        fused=item.fused,
+    )
+
+
+def _kind(item: FusedOperator, fused: FusedGraph, state: Propagation) -> OperatorKind:
+    node = item.node
+    kind = OperatorKind.OTHER
+    if node.domain in {"", "ai.onnx"}:
+        kind = _KINDS.get(node.op_type, OperatorKind.OTHER)
+        if node.op_type.startswith("Reduce"):
+            kind = OperatorKind.GLOBAL_POOL
+    if kind is OperatorKind.MATMUL and node.input[1] in fused.constants:
+        channels = state.channel_vector(node.input[0])
+        rank = len(fused.shapes.get(node.input[0], ()))
+        # Over positions instead of channels (a token mixer) the channels are rows: a plain product.
+        over_channels = channels is None or channels[0] == rank - 1
+        if fused.constants[node.input[1]].ndim == 2 and over_channels:
+            return OperatorKind.DENSE
+    if kind is OperatorKind.CONV and node.input[1] in fused.constants:
+        groups = int(attribute(node, "group", 1))
+        if groups > 1 and fused.constants[node.input[1]].shape[1] == 1:
+            return OperatorKind.DEPTHWISE_CONV
+    return kind
+
+
+def _dense_widths(item: FusedOperator, fused: FusedGraph) -> tuple[int, int]:
+    rows, columns = fused.shapes[item.node.input[1]]
+    return (columns, rows) if attribute(item.node, "transB", 0) else (rows, columns)
+
+
+def _kernel(item: FusedOperator, fused: FusedGraph) -> tuple[int, ...]:
+    kernel = attribute(item.node, "kernel_shape")
+    if kernel is None and item.node.op_type in {"Conv", "ConvTranspose"}:
+        kernel = fused.shapes[item.node.input[1]][2:]
+    return tuple(kernel or ())
+
+
+def _macs(item: FusedOperator, kind: OperatorKind, fused: FusedGraph) -> int:
+    """Return the multiply-accumulates of a node at batch 1; 0 where nothing is multiplied and summed."""
+    node, shapes = item.node, fused.shapes
+    if kind in {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV}:
+        return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+    if kind is OperatorKind.TRANSPOSED_CONV:
+        return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+    if kind is OperatorKind.DENSE:
+        return math.prod(shapes[node.output[0]]) * _dense_widths(item, fused)[0]
+    if kind is OperatorKind.MATMUL and all(n in shapes for n in (node.input[0], node.output[0])):
+        return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    if kind is OperatorKind.RECURRENT and node.input[0] in shapes:
+        # One product with the input and one with the state per step of the sequence (axis 0).
+        steps = shapes[node.input[0]][0] * shapes[node.input[0]][1]
+        return steps * sum(math.prod(shapes[name]) for name in node.input[1:3] if name in shapes)
+    return 0
+
+
+def _parameter_counts(
+    item: FusedOperator,
+    kind: OperatorKind,
+    parameters: list[str],
+    fused: FusedGraph,
+    out: Shape,
+) -> tuple[int, int]:
+    """Return the elements of weights (in x out) and of values per channel that a runtime stores."""
+    sizes = {name: fused.constants[name].size for name in parameters}
+    node = item.node
+    channels = out[1] if len(out) > 1 else (out[0] if out else 0)
+    if kind is OperatorKind.RECURRENT:
+        weights = sum(sizes.get(name, 0) for name in node.input[1:3])
+        return weights, sum(sizes.values()) - weights
+    if kind in _WEIGHTED:
+        if kind is OperatorKind.DENSE:
+            channels = _dense_widths(item, fused)[1]
+        return sizes.get(node.input[1], 0), channels if item.bias else 0
+    if node.op_type == "BatchNormalization":
+        return 0, 2 * channels
+    per_channel = [size for size in sizes.values() if size == channels and size > 1]
+    return 0, sum(per_channel)
