@@ -1,6 +1,6 @@
 """Which widths to keep, as a mixed-integer program over the whole budget at once, and its solution.
 
-The program, after the multiple-choice knapsack of hardware-aware pruning (HALP, Shen et al., NeurIPS
+The program, after the multiple-choice knapsack of hardware-aware latency pruning (Shen et al., NeurIPS
 2022), but with both sides of a convolution as variables:
 
 1. z[g, l]: group g keeps its l-th level; binary, one level per group.
