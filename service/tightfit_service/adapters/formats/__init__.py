@@ -1,0 +1,1 @@
+"""Model formats: ONNX in, and the formats that devices run out."""

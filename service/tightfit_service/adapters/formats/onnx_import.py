@@ -1,0 +1,556 @@
+"""ONNX files in: checked, brought into working form, and proven equal to what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import google.protobuf.message
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.inliner
+import onnx.version_converter
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from tightfit_service.application.ports import ImportedModel, TensorSignature
+from tightfit_service.application.samples import FloatArray
+from tightfit_service.domain.errors import InvalidModelError, ParityError
+from tightfit_service.graph import normal_form
+from tightfit_service.graph.index_propagation import propagate
+from tightfit_service.graph.model_file import (
+    DEFAULT_LIMITS,
+    ModelLimits,
+    check_bounds,
+    copy_model,
+    invalid,
+    load_model,
+    save_model,
+    shown,
+    subgraphs,
+)
+from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.graph.shape_chains import constant_chains, shape_chains
+from tightfit_service.graph.structure import (
+    Array,
+    Shape,
+    declared_shape,
+    default_opset,
+    first_line,
+    graph_inputs,
+    graph_outputs,
+    initializers,
+    remove_dead_code,
+    replace_nodes,
+    set_initializer,
+    sorted_model_nodes,
+    tensor_shapes,
+)
+
+OLDEST_OPSET = 8
+WORKING_OPSET = 17
+"""The first with LayerNormalization; the newest that onnx's converter reaches from old ones safely."""
+_WORKING_IR = 8
+"""The IR version that opset 17 was published with; every runtime of the last years reads it."""
+
+PARITY_LIMIT = 2e-4
+"""Largest difference, relative to the largest output, that float32 rounding is allowed to explain.
+
+Reordered sums of a deep network differ by some 1e-5; a wrong operator differs by more than 1e-2.
+"""
+QUANTIZED_PARITY_LIMIT = 0.05
+"""For quantized models a value may round to the neighbouring level."""
+
+_QUANTIZED = frozenset(
+    [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulNBits",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+    ]
+)
+_LIBRARY_ERRORS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    google.protobuf.message.Error,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+    ort_errors.NoModel,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+)
+"""What onnx, protobuf, numpy and onnxruntime raise on files that are not what they seem."""
+
+
+class OnnxImporter:
+    """Implements `application.ports.ModelImporter` for ONNX; stateless and thread-safe.
+
+    Native libraries parse the file, so hostile ones belong into a process with limits. What they
+    raise becomes InvalidModelError; a file that crashes them takes the process along.
+    """
+
+    def __init__(self, *, limits: ModelLimits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+
+    def import_model(self, data: bytes) -> ImportedModel:
+        """Check and normalise a model of opset 8 or newer.
+
+        Raises:
+            InvalidModelError: Anything about the file that cannot be used, with the remedy.
+        """
+        try:
+            return self._import(data)
+        except _LIBRARY_ERRORS as error:
+            raise invalid(
+                f"the model cannot be used: {first_line(error)}",
+                remedy="check that onnx.checker accepts the file and onnxruntime runs it",
+            ) from error
+
+    def check_parity(self, original: bytes, graph: bytes, inputs: Sequence[FloatArray]) -> float:
+        """Run both through onnxruntime on the same inputs and return the largest relative difference.
+
+        `inputs` holds one batch per model input, in order. An original whose batch is fixed is run
+        sample by sample. Differences are relative to the largest absolute value of each output.
+
+        Raises:
+            InvalidModelError: One of the two does not run.
+            ParityError: They differ by more than float32 rounding explains; says where and how much.
+        """
+        try:
+            source = load_model(original, limits=self._limits)
+            working = load_model(graph, limits=self._limits)
+            expected = run_original(source, original, inputs)
+            found = _session(graph).run(None, dict(zip(graph_inputs(working), inputs, strict=True)))
+        except _LIBRARY_ERRORS as error:
+            raise invalid(
+                f"the model does not run on these inputs: {first_line(error)}",
+                remedy="check that onnxruntime runs the model on inputs of the declared shape",
+            ) from error
+        limit = QUANTIZED_PARITY_LIMIT if is_quantized(working) else PARITY_LIMIT
+        worst = 0.0
+        for name, reference, value in zip(graph_outputs(working), expected, found, strict=True):
+            difference = relative_difference(reference, np.asarray(value))
+            if difference > limit:
+                raise ParityError(
+                    f"output {shown(name)} of the imported graph differs from the original's by "
+                    f"{difference:.3g} of its largest value (at most {limit:g} is rounding)",
+                    field="model",
+                    remedy="report the model; a newer export (opset 17) may import correctly",
+                )
+            worst = max(worst, difference)
+        return worst
+
+    def _import(self, data: bytes) -> ImportedModel:
+        source = load_model(data, limits=self._limits)
+        model = copy_model(source)
+        warnings: list[str] = []
+        self._prepare(model)
+        _check(model)
+        self._check_activations(model)
+        original_opset = default_opset(model)
+        candidates = [model]
+        if original_opset < WORKING_OPSET:
+            converted = _converted(model)
+            candidates = [model] if converted is None else [converted, model]
+        for index, candidate in enumerate(candidates):
+            try:
+                was_fixed = self._normalise(candidate)
+                self._prove_batch(source, data, candidate)
+                break
+            except (ParityError, InvalidModelError, *_LIBRARY_ERRORS):
+                if index == len(candidates) - 1:
+                    raise
+        working = candidate
+        if default_opset(working) < WORKING_OPSET:
+            warnings.append(
+                f"the graph stays at opset {original_opset}: it could not be converted to "
+                f"{WORKING_OPSET}"
+            )
+        if was_fixed:
+            warnings.append("the batch was fixed at 1 and has been made free")
+        return self._described(working, warnings)
+
+    def _prepare(self, model: ModelProto) -> None:
+        """Bring the structure into a form that onnx's own tools take, in place."""
+        if model.ir_version > onnx.IR_VERSION:
+            raise invalid(
+                f"the file has IR version {model.ir_version}; {onnx.IR_VERSION} is the newest known",
+                remedy="save the model with an older version of onnx",
+            )
+        if model.functions:
+            inlined = onnx.inliner.inline_local_functions(model)
+            model.CopyFrom(inlined)
+            check_bounds(model, limits=self._limits)
+        del model.training_info[:]
+        del model.metadata_props[:]
+        normal_form.use_standard_domain(model)
+        opset = default_opset(model)
+        newest = onnx.defs.onnx_opset_version()
+        if not OLDEST_OPSET <= opset <= newest:
+            raise invalid(
+                f"the model uses opset {opset}; {OLDEST_OPSET} to {newest} are supported",
+                remedy=f"export the model with opset {WORKING_OPSET}",
+            )
+        model.ir_version = max(model.ir_version, _WORKING_IR)
+        model.graph.name = model.graph.name or "graph"
+        normal_form.separate_inputs(model)
+        normal_form.name_nodes(model)
+        _require_ends(model)
+        _refuse_unknown_operators(model)
+        normal_form.constants_to_initializers(model)
+        replace_nodes(model.graph, sorted_model_nodes(model))
+        normal_form.check_finite_weights(model)
+
+    def _check_activations(self, model: ModelProto) -> None:
+        """Refuse activations that would not fit, before a runtime allocates them."""
+        for name, shape in tensor_shapes(model).items():
+            elements = 1
+            for size in shape:
+                elements *= max(0, size)
+            if elements > self._limits.tensor_elements:
+                raise invalid(
+                    f"tensor {shown(name)} has {elements} elements for one sample",
+                    remedy="send a smaller model",
+                )
+
+    def _normalise(self, model: ModelProto) -> bool:
+        """Bring a checked model into working form, in place; return whether its batch was fixed."""
+        del model.graph.value_info[:]
+        normal_form.constants_to_initializers(model)
+        normal_form.name_nodes(model)
+        normal_form.remove_identities(model)
+        self._fold_constants(model)
+        was_fixed = normal_form.free_input_batch(model)
+        normal_form.free_constant_batch(model, tensor_shapes(model))
+        _fold_shape_chains(model)
+        remove_dead_code(model)
+        self._check_activations(model)
+        _declare_shapes(model)
+        return was_fixed
+
+    def _fold_constants(self, model: ModelProto) -> None:
+        """Replace nodes that compute on constants only by their results."""
+        nodes, results = constant_chains(model)
+        if not nodes:
+            return
+        shapes = tensor_shapes(model)
+        for name in results:
+            if name not in shapes or _elements(shapes[name]) > self._limits.tensor_elements:
+                return
+        values = _evaluate(model, nodes, results)
+        inner = {node.name for node in nodes}
+        replace_nodes(model.graph, [n for n in model.graph.node if n.name not in inner])
+        for name, value in values.items():
+            set_initializer(model, name, value)
+        remove_dead_code(model)
+
+    def _prove_batch(self, source: ModelProto, data: bytes, model: ModelProto) -> None:
+        """Run two samples at once and compare with the original, so that the free batch is real."""
+        rng = np.random.default_rng(0)
+        shapes = tensor_shapes(model, batch=2)
+        inputs = [
+            rng.uniform(0.0, 1.0, shapes[name]).astype(np.float32) for name in graph_inputs(model)
+        ]
+        graph = save_model(model)
+        expected = run_original(source, data, inputs)
+        try:
+            self.check_parity(data, graph, inputs)
+        except (InvalidModelError, ParityError) as error:
+            if all(np.shape(value)[:1] == (2,) for value in expected):
+                raise invalid(
+                    f"the batch of the model cannot be made free: {error.message}",
+                    remedy="export the model with a free (dynamic) batch axis",
+                ) from error
+            raise
+        for name, value in zip(graph_outputs(model), expected, strict=True):
+            if np.shape(value)[:1] != (2,):
+                raise invalid(
+                    f"output {shown(name)} has no batch axis",
+                    remedy="export the model so that axis 0 of every output is the batch",
+                )
+
+    def _described(self, model: ModelProto, warnings: list[str]) -> ImportedModel:
+        graph = save_model(model)
+        quantized = is_quantized(model)
+        if quantized:
+            warnings.append("the model is quantized: it can be estimated, not compressed")
+        else:
+            state = propagate(model)
+            op_types = {node.name: node.op_type for node in state.nodes}
+            warnings.extend(
+                f"channels around node {shown(name)} ({op_types[name]}) stay: {reason}"
+                for name, reason in state.unruled.items()
+            )
+        return ImportedModel(
+            graph=graph,
+            inputs=_signatures(model, graph_inputs(model)),
+            outputs=_signatures(model, graph_outputs(model)),
+            opset=default_opset(model),
+            node_count=len(model.graph.node),
+            parameter_count=sum(
+                value.size
+                for value in initializers(model).values()
+                if value.dtype.kind != "i" or quantized
+            ),
+            macs=OnnxGraphInspector().profile(graph).macs,
+            is_quantized=quantized,
+            warnings=tuple(warnings),
+        )
+
+
+def is_quantized(model: ModelProto) -> bool:
+    """Return whether a model holds quantized operators (QDQ, QLinear, integer products)."""
+    return any(
+        node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
+        for node in model.graph.node
+    )
+
+
+def relative_difference(reference: Array, value: Array) -> float:
+    """Return the largest difference relative to the reference's largest absolute value.
+
+    Positions where both are NaN, or the same infinity, agree; other shapes differ infinitely.
+    """
+    if reference.shape != value.shape:
+        return float("inf")
+    if not reference.size:
+        return 0.0
+    left, right = reference.astype(np.float64), value.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    if same.all():
+        return 0.0
+    finite = np.isfinite(left) & np.isfinite(right)
+    if not (same | finite).all():
+        return float("inf")
+    scale = float(np.abs(left[finite]).max())
+    return float(np.abs(left[~same] - right[~same]).max()) / max(scale, 1e-12)
+
+
+def run_original(
+    model: ModelProto, data: bytes, inputs: Sequence[FloatArray]
+) -> list[npt.NDArray[np.generic]]:
+    """Return the outputs of a model as it came, run sample by sample where its batch is fixed."""
+    names = graph_inputs(model)
+    if len(names) != len(inputs):
+        raise invalid(
+            f"the model has {len(names)} inputs, {len(inputs)} were given",
+            remedy="give one array per input",
+        )
+    session = _session(data)
+    by_name = {value.name: declared_shape(value) for value in model.graph.input}
+    if not any((by_name[name] or (None,))[0] == 1 for name in names):
+        return [np.asarray(v) for v in session.run(None, dict(zip(names, inputs, strict=True)))]
+    single = [
+        session.run(None, {n: x[i : i + 1] for n, x in zip(names, inputs, strict=True)})
+        for i in range(len(inputs[0]))
+    ]
+    return [
+        np.concatenate(parts) if np.ndim(parts[0]) else np.stack(parts)
+        for parts in zip(*single, strict=True)
+    ]
+
+
+def _session(data: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def _require_ends(model: ModelProto) -> None:
+    if not graph_inputs(model):
+        raise invalid("the model has no inputs", remedy="export the model with its inputs")
+    if not model.graph.output:
+        raise invalid("the model has no outputs", remedy="export the model with its outputs")
+    if not model.graph.node:
+        raise invalid("the model has no operators", remedy="export the whole network")
+
+
+def _refuse_unknown_operators(model: ModelProto) -> None:
+    opset = default_opset(model)
+    pending: list[NodeProto] = list(model.graph.node)
+    while pending:
+        node = pending.pop()
+        if not node.domain and not onnx.defs.has(node.op_type, opset, ""):
+            raise invalid(
+                f"node {shown(node.name)} is a {shown(node.op_type)}, which opset {opset} of ONNX "
+                "does not have",
+                remedy="export the model with standard operators",
+            )
+        for body in subgraphs(node):
+            pending.extend(body.node)
+
+
+def _check(model: ModelProto) -> None:
+    """Hold the model against ONNX's own rules, and see that onnxruntime has all its operators."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except _LIBRARY_ERRORS as error:
+        raise invalid(
+            f"onnx.checker refuses the model: {first_line(error)}",
+            remedy="export the model again; onnx.checker.check_model(path, full_check=True) "
+            "shows the fault",
+        ) from error
+    try:
+        _session(save_model(model))
+    except _LIBRARY_ERRORS as error:
+        custom = next((node for node in model.graph.node if node.domain), None)
+        if custom is not None and custom.op_type in str(error):
+            raise invalid(
+                f"node {shown(custom.name)} is a {shown(custom.op_type)} of domain "
+                f"{shown(custom.domain)}, which onnxruntime does not know",
+                remedy="export the model with standard operators",
+            ) from error
+        raise invalid(
+            f"onnxruntime cannot load the model: {first_line(error)}",
+            remedy="export the model again and load it in onnxruntime",
+        ) from error
+
+
+def _converted(model: ModelProto) -> ModelProto | None:
+    """Return the model at the working opset, or None where onnx has no way there."""
+    try:
+        converted = onnx.version_converter.convert_version(model, WORKING_OPSET)
+        converted.ir_version = _WORKING_IR
+        onnx.checker.check_model(converted, full_check=True)
+    except _LIBRARY_ERRORS:
+        return None
+    return converted
+
+
+def _evaluate(
+    model: ModelProto, nodes: Sequence[NodeProto], results: Sequence[str]
+) -> dict[str, Array]:
+    """Return the values of tensors that the given nodes compute from constants."""
+    part = ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.graph.name = "constants"
+    part.graph.node.extend(nodes)
+    needed = {name for node in nodes for name in node.input}
+    part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
+    types = _inferred_types(model)
+    for name in results:
+        part.graph.output.add(name=name).type.tensor_type.elem_type = types[name]
+    values = _session(save_model(part)).run(None, {})
+    return {name: np.asarray(value) for name, value in zip(results, values, strict=True)}
+
+
+def _inferred_types(model: ModelProto) -> Mapping[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+    }
+
+
+def _fold_shape_chains(model: ModelProto) -> None:
+    """Replace sizes that the graph computes from shapes by constants, wherever the batch allows it."""
+    readers = shape_chains(model)
+    if not readers:
+        return
+    names = sorted({reader.name for reader in readers})
+    probe = copy_model(model)
+    types = _inferred_types(probe)
+    del probe.graph.output[:]
+    for name in names:
+        probe.graph.output.add(name=name).type.tensor_type.elem_type = types[name]
+    session = _session(save_model(probe))
+    runs = []
+    for batch in (1, 2, 3):
+        shapes = tensor_shapes(model, batch=batch)
+        feeds = {n: np.zeros(shapes[n], dtype=np.float32) for n in graph_inputs(model)}
+        known = {value.name for value in session.get_inputs()}
+        runs.append(session.run(None, {n: x for n, x in feeds.items() if n in known}))
+    values = {name: [np.asarray(run[i]) for run in runs] for i, name in enumerate(names)}
+    by_node = {node.name: node for node in model.graph.node}
+    taken = {tensor.name for tensor in model.graph.initializer}
+    for reader in readers:
+        constant = _batch_free(values[reader.name], is_target=reader.is_reshape_target)
+        if constant is None:
+            continue
+        name, suffix = f"{reader.node}.{reader.name}", 1
+        while name in taken:
+            suffix += 1
+            name = f"{reader.node}.{reader.name}_{suffix}"
+        taken.add(name)
+        set_initializer(model, name, constant)
+        by_node[reader.node].input[reader.index] = name
+
+
+def _batch_free(values: Sequence[Array], *, is_target: bool) -> Array | None:
+    """Return the one value that holds for every batch size, or None.
+
+    The target of a Reshape may leave one size open with -1.
+    """
+    first = values[0]
+    if any(value.shape != first.shape for value in values):
+        return None
+    differs = np.zeros(first.shape, dtype=np.bool_)
+    for value in values[1:]:
+        differs |= value != first
+    if not differs.any():
+        return first
+    if is_target and first.ndim == 1 and differs.sum() == 1 and not (first == -1).any():
+        free = first.copy()
+        free[differs] = -1
+        return free
+    return None
+
+
+def _declare_shapes(model: ModelProto) -> None:
+    """Write inferred shapes into the model, the batch by its name."""
+    single, double = tensor_shapes(model), tensor_shapes(model, batch=2)
+    for value in model.graph.output:
+        value.type.tensor_type.shape.Clear()
+        for one, two in zip(single.get(value.name, ()), double.get(value.name, ()), strict=False):
+            dim = value.type.tensor_type.shape.dim.add()
+            if one == two:
+                dim.dim_value = one
+            else:
+                dim.dim_param = normal_form.BATCH
+        if value.name not in single or value.name not in double:
+            value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
+
+
+def _signatures(model: ModelProto, names: Sequence[str]) -> tuple[TensorSignature, ...]:
+    values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    types = {number: text.lower() for text, number in TensorProto.DataType.items()}
+    found = []
+    for name in names:
+        shape = declared_shape(values[name]) or ()
+        found.append(
+            TensorSignature(
+                name=name,
+                shape=tuple(size if isinstance(size, int) else -1 for size in shape),
+                dtype=types.get(values[name].type.tensor_type.elem_type, "undefined").replace(
+                    "float", "float32"
+                )
+                if values[name].type.tensor_type.elem_type == TensorProto.FLOAT
+                else types.get(values[name].type.tensor_type.elem_type, "undefined"),
+            )
+        )
+    return tuple(found)
+
+
+def _elements(shape: Shape) -> int:
+    return int(np.prod(shape, dtype=np.float64))
