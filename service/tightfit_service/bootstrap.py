@@ -21,12 +21,12 @@ from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.storage.database import open_database, upgrade
-from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStore
-from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStore
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
+from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.adapters.telemetry.prometheus import MetricsServer, PrometheusTelemetry
+from tightfit_service.adapters.telemetry.prometheus import MetricsPort, PrometheusTelemetry
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.hardware import HardwareLibrary
@@ -74,7 +74,7 @@ class Server:
 
     settings: Settings
     grpc: GrpcServer
-    metrics: MetricsServer | None
+    metrics: MetricsPort | None
     executor: LocalProcessExecutor
     scheduler: JobScheduler
     store: SqlStore
@@ -184,11 +184,7 @@ def build_server(settings: Settings) -> Server:
             metrics=telemetry,
             options=ServerOptions(listen=settings.listen),
         ),
-        metrics=(
-            MetricsServer(telemetry=telemetry, listen=settings.metrics_listen)
-            if settings.metrics_listen
-            else None
-        ),
+        metrics=_metrics_port(settings, telemetry),
         executor=executor,
         scheduler=scheduler,
         store=store,
@@ -307,8 +303,8 @@ def configure_logging(settings: Settings) -> None:
 
 def _artifacts(settings: Settings) -> ArtifactStore:
     if settings.artifact_store == "folder":
-        return FolderArtifactStore(root=settings.data_dir / "artifacts", link_sources=True)
-    return S3ArtifactStore(
+        return FolderArtifacts(root=settings.data_dir / "artifacts", link_sources=True)
+    return S3Artifacts(
         url=settings.s3_url,
         bucket=settings.s3_bucket,
         access_key=settings.s3_access_key,
@@ -316,6 +312,13 @@ def _artifacts(settings: Settings) -> ArtifactStore:
         prefix=settings.s3_prefix,
         region=settings.s3_region or None,
     )
+
+
+def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:
+    if not settings.metrics_listen:
+        return None
+    host, _, port = settings.metrics_listen.rpartition(":")
+    return MetricsPort(registry=telemetry.registry, host=host, port=int(port))
 
 
 def _emulators() -> tuple[Emulator, ...]:

@@ -165,7 +165,7 @@ class SearchLimits:
     """What the search itself may spend."""
 
     max_trials: int = 12
-    max_seconds: float = 900.0
+    max_seconds: float = 840.0
 
     def __post_init__(self) -> None:
         """Refuse limits that leave no room for a single trial.
