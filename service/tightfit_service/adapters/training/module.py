@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -99,13 +99,25 @@ class GraphModule(torch.nn.Module):
         values = self.run_to(self.output_names, *inputs)
         return values[0] if len(values) == 1 else tuple(values)
 
-    def run_to(self, names: list[str], *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Run the graph and return the tensors of the given names."""
+    def run_to(
+        self,
+        names: list[str],
+        *inputs: torch.Tensor,
+        taps: Collection[str] = (),
+        tapped: dict[str, torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """Run the graph as far as needed and return the tensors of the given names.
+
+        `taps` names nodes whose first input is put into `tapped`, as a view of which the node is
+        the only reader: its gradient is what flows through this node and no other.
+        """
         values: dict[str, Value] = dict(zip(self.input_names, inputs, strict=True))
         wanted = set(names)
         self.run_state.training = self.training
         for index, (view, names_in, names_out) in enumerate(self._nodes):
             args = [self._value(name, values) if name else None for name in names_in]
+            if tapped is not None and view.name in taps and isinstance(args[0], torch.Tensor):
+                args[0] = tapped[view.name] = args[0].view_as(args[0])
             result = self._evaluate(view, args)
             outputs = result if isinstance(result, tuple) else (result,)
             values.update((name, v) for name, v in zip(names_out, outputs, strict=False) if name)

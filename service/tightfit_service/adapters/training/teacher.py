@@ -1,0 +1,173 @@
+"""The teacher's logits on augmented views of the training data, each computed once and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from tightfit_service.application.samples import FloatArray, IntArray, Samples
+
+VIEW_COUNT = 8
+"""Different augmentations of each sample. More differ little in effect, and each costs a pass of the teacher."""
+
+_DIGEST_BYTES = 1 << 26
+"""Bytes of a dataset that its digest looks at; spread evenly over larger ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random shifts by up to `shift` pixels and mirroring, fixed per view and sample.
+
+    A view is one draw for the whole training set, and does not depend on the seed of the training:
+    so that the teacher's answers serve every later training of the same data.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __str__(self) -> str:
+        """Return the words for a note."""
+        if self.is_none:
+            return "no augmentation"
+        return f"shifts of up to {self.shift} pixels" + (" and mirroring" if self.flip else "")
+
+    @property
+    def is_none(self) -> bool:
+        """Whether samples stay as they are."""
+        return self.shift == 0 and not self.flip
+
+    def apply(self, inputs: FloatArray, indices: IntArray, view: int, count: int) -> FloatArray:
+        """Return the view of a batch of images, shape (n, C, H, W); `indices` are those of the samples.
+
+        What a shift uncovers repeats the edge: black margins cost some networks five points of accuracy
+        at a single pixel. `count` is the size of the whole set.
+        """
+        if self.is_none:
+            return inputs
+        draw = _draws(view, count)[indices]
+        steps = 2 * self.shift + 1
+        offsets = np.minimum((draw[:, :2] * steps).astype(np.int64), steps - 1)
+        flipped = (draw[:, 2] < 0.5) & self.flip
+        height, width = inputs.shape[2:]
+        edge = (self.shift, self.shift)
+        padded = np.pad(inputs, ((0, 0), (0, 0), edge, edge), mode="edge")
+        result = np.empty_like(inputs)
+        for i, (top, left) in enumerate(offsets):
+            part = padded[i, :, top : top + height, left : left + width]
+            result[i] = part[:, :, ::-1] if flipped[i] else part
+        return result
+
+
+@functools.lru_cache(maxsize=2)
+def _draws(view: int, count: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng([7919, view]).random((count, 3))
+
+
+class Teacher:
+    """Runs the original graph up to its logits in onnxruntime."""
+
+    def __init__(self, *, graph: bytes, logits: str, threads: int) -> None:
+        """Load the graph; `logits` is the tensor to return."""
+        model = onnx.load_model_from_string(graph)
+        if logits not in {output.name for output in model.graph.output}:
+            model.graph.output.append(onnx.ValueInfoProto(name=logits))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # torch works in between on the same cores: spinning threads would take them from it
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            _with_output_types(model).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+        self._input = self._session.get_inputs()[0].name
+        self._logits = logits
+        self.digest = hashlib.sha256(graph + logits.encode()).hexdigest()
+
+    def logits(self, inputs: FloatArray) -> FloatArray:
+        """Return the logits of a batch, shape (n, ...)."""
+        result: FloatArray = self._session.run([self._logits], {self._input: inputs})[0]
+        return result
+
+
+def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give an output that was added by name its type; onnxruntime insists on one."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    types = {v.name: v.type for v in inferred.graph.value_info}
+    for output in model.graph.output:
+        if not output.HasField("type"):
+            if output.name in types:
+                output.type.CopyFrom(types[output.name])
+            else:
+                output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model
+
+
+class TeacherCache:
+    """Logits per view and sample in memory-mapped files, filled as they are asked for.
+
+    Several processes may use the same folder: they write the same values. Values are float16 so that a
+    result does not depend on whether it came from the file or from another batch size.
+    """
+
+    def __init__(
+        self, *, teacher: Teacher, train: Samples, augmentation: Augmentation, folder: Path
+    ) -> None:
+        """Open or create the files' folder."""
+        self._teacher, self._train, self._augmentation = teacher, train, augmentation
+        key = hashlib.sha256(
+            f"{teacher.digest} {_samples_digest(train)} {augmentation}".encode()
+        ).hexdigest()
+        self._folder = folder / f"teacher-{key[:32]}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._views: dict[int, npt.NDArray[np.float16]] = {}
+        self.computed_count = 0
+
+    def batch(self, indices: IntArray, view: int) -> tuple[FloatArray, FloatArray]:
+        """Return the augmented inputs of some samples and the teacher's logits on them."""
+        inputs = self._augmentation.apply(
+            self._train.inputs(indices), indices, view, len(self._train)
+        )
+        stored = self._open(view, inputs)
+        logits = np.asarray(stored[indices])
+        missing = np.isnan(logits.reshape(len(indices), -1)).any(axis=1)
+        if missing.any():
+            fresh = self._teacher.logits(np.ascontiguousarray(inputs[missing]))
+            # beyond float16 lies nothing that a softened softmax could tell apart
+            stored[indices[missing]] = np.clip(np.nan_to_num(fresh), -60000, 60000)
+            logits = np.asarray(stored[indices])
+            self.computed_count += int(missing.sum())
+        return inputs, logits.astype(np.float32)
+
+    def _open(self, view: int, inputs: FloatArray) -> npt.NDArray[np.float16]:
+        if view not in self._views:
+            path = self._folder / f"view-{view}.npy"
+            if not path.exists():
+                shape = (len(self._train), *self._teacher.logits(inputs[:1]).shape[1:])
+                draft = path.with_suffix(f".{id(self)}.{np.random.default_rng().integers(1 << 60)}")
+                with draft.open("wb") as file:
+                    np.save(file, np.full(shape, np.nan, dtype=np.float16))
+                draft.replace(path)
+            self._views[view] = np.load(path, mmap_mode="r+")
+        return self._views[view]
+
+
+def _samples_digest(samples: Samples) -> str:
+    stored = samples.stored
+    step = max(1, -(-stored.nbytes // _DIGEST_BYTES))
+    facts: Sequence[Any] = (
+        stored.shape, stored.dtype.str, samples.preprocess, samples.layout, samples.model_layout
+    )  # fmt: skip
+    digest = hashlib.sha256(repr(facts).encode())
+    digest.update(np.ascontiguousarray(stored[::step]).tobytes())
+    return digest.hexdigest()
