@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from hashlib import sha256
 from typing import Any
 
+JOB = "projects/default/jobs/j-7f3a"
+Result = dict[str, Any]
 NODES = (
     ("conv_stem", "Conv", 16, 16, 442_368),
     ("block1_conv1", "Conv", 16, 11, 2_359_296),
@@ -49,6 +52,10 @@ def figures(
     }
 
 
+def no_figures() -> dict[str, Any]:
+    return dict.fromkeys(figures(1.0))
+
+
 def recipe(scale: float) -> dict[str, Any]:
     kept = {name: list(range(max(2, round(width * scale)))) for name, _, width, _, _ in NODES[1:8]}
     return {
@@ -59,7 +66,7 @@ def recipe(scale: float) -> dict[str, Any]:
         "output_format": "tflite",
         "steps": [
             {"pass_name": "structured_pruning", "parameters": {"keep": kept}},
-            {"pass_name": "recovery", "parameters": {"epochs": 6.0, "distillation_weight": 0.9}},
+            {"pass_name": "recovery", "parameters": {"epochs": 6, "distillation_weight": 0.9}},
             {"pass_name": "quantization", "parameters": {"number_format": "int8", "method": "mse"}},
         ],
         "tool_versions": {"tightfit": "0.1.0"},
@@ -74,7 +81,9 @@ def trial(
         "role": role,
         "state": "completed",
         "recipe": recipe(scale),
+        "feasible": True,
         "violations": [],
+        "artifacts": {"model": sha256(f"model {index}".encode()).hexdigest()},
         "stage_seconds": {"prune": 0.4, "recover": 21.5 + index, "export": 6.1, "evaluate": 2.2},
         "notes": [],
         "error": "",
@@ -87,7 +96,7 @@ def trial(
 def _event(sequence: int, seconds: int, kind: str, message: str, **more: Any) -> dict[str, Any]:
     return {
         "sequence": sequence,
-        "time": f"2026-03-01T10:{seconds // 60:02d}:{seconds % 60:02d}Z",
+        "time": f"2026-03-01T10:{seconds // 60:02d}:{seconds % 60:02d}.000Z",
         "kind": kind,
         "message": message,
         "stage": "",
@@ -135,8 +144,9 @@ def succeeded() -> dict[str, Any]:
             macs=int(330_000 * latency),
         )
         trials.append(trial(index, "screening", scale=latency / 36, metrics=size))
+    trials[5]["feasible"] = False
     trials[5]["violations"] = [{"quantity": "latency", "limit": 18.0, "actual": 17.4 * 1.12}]
-    trials[6]["state"] = "stopped"
+    trials[6] |= {"state": "stopped", "feasible": False}
     trials[7]["notes"] = ["training diverged once and was rolled back to step 240"]
     best = trial(
         8,
@@ -147,15 +157,24 @@ def succeeded() -> dict[str, Any]:
         ),
         predicted_accuracy=0.903,
     )
-    failed = trial(9, "finalist", scale=0.4, metrics={}, state="failed", error="out of memory")
+    failed = trial(
+        9,
+        "finalist",
+        scale=0.4,
+        metrics=no_figures(),
+        state="failed",
+        feasible=False,
+        artifacts={},
+        error="out of memory",
+    )
     trials += [best, failed]
     return {
         "schema_version": 1,
         "job": {
-            "name": "projects/default/jobs/j-7f3a",
-            "create_time": "2026-03-01T10:00:00Z",
-            "start_time": "2026-03-01T10:00:01Z",
-            "end_time": "2026-03-01T10:10:12Z",
+            "name": JOB,
+            "create_time": "2026-03-01T10:00:00.000Z",
+            "start_time": "2026-03-01T10:00:01.000Z",
+            "end_time": "2026-03-01T10:10:12.000Z",
             "elapsed_seconds": 611.0,
             "error": "",
             "error_reason": "",
@@ -182,11 +201,18 @@ def succeeded() -> dict[str, Any]:
             "core": "cortex-m7",
             "core_count": 1,
             "clock_mhz": 280.0,
+            "accelerator": "",
+            "isa_features": ["dsp", "fpu"],
+            "number_formats": ["int8", "float32"],
+            "channel_multiple": 4,
+            "output_format": "tflite",
             "ram_bytes": 1_048_576,
             "flash_bytes": 2_097_152,
             "runtime": "tflite-micro",
             "runtime_version": "",
+            "power_active_mw": None,
             "assumed_fields": ["power.active_mw"],
+            "sources": ["data sheet"],
         },
         "format": "tflite",
         "search_limits": {"max_trials": 12, "max_seconds": 900.0},
@@ -243,6 +269,7 @@ def infeasible() -> dict[str, Any]:
     for item in result["trials"]:
         if item.get("estimated_latency_ms"):
             high = item["estimated_latency_ms"]["high"]
+            item["feasible"] = False
             item["violations"] = [{"quantity": "latency", "limit": 0.36, "actual": high}]
     result["infeasibility"] = {
         "binding": ["latency", "accuracy"],

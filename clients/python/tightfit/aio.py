@@ -75,6 +75,8 @@ class AsyncClient:
         self.project = project
         self._patience = patience or Patience()
         self._timeout = timeout_seconds
+        self._credentials = credentials
+        self._blocking_channel: grpc.Channel | None = None
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
         else:
@@ -96,6 +98,8 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the channel; calls under way end."""
         await self._channel.close()
+        if self._blocking_channel is not None:
+            self._blocking_channel.close()
 
     async def upload_model(
         self, path: Path, *, on_progress: ProgressCallback | None = None
@@ -303,18 +307,49 @@ class AsyncClient:
             return None
         if isinstance(step, ops.Call):
             return await self._call(step.stub, step.method, step.request)
+        return await self._send(step)
+
+    async def _send(self, step: ops.Send) -> Any:
+        """Send a file over the blocking stack, whose threads also read it.
+
+        In grpc.aio a server that ends an upload early shows as INTERNAL, "Internal error from Core":
+        the write that fails hides the status that says why.
+        """
+        loop = asyncio.get_running_loop()
+        on_progress = step.on_progress
+
+        def progress(done: int, size: int) -> None:
+            if on_progress is not None:
+                loop.call_soon_threadsafe(on_progress, done, size)
+
         messages = upload_messages(
             step.path,
             header=step.header,
             message=step.message,
             offset=step.offset,
             size=step.size,
-            on_progress=step.on_progress,
+            on_progress=progress,
         )
+        call = getattr(step.stub(self._upload_channel()), step.method).future(messages)
+        ended = asyncio.Event()
+        call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
         try:
-            return await getattr(step.stub(self._channel), step.method)(messages)
+            await ended.wait()
+            return call.result()
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
+        finally:
+            call.cancel()
+
+    def _upload_channel(self) -> grpc.Channel:
+        if self._blocking_channel is None:
+            if self._credentials is None:
+                self._blocking_channel = grpc.insecure_channel(self.server, options=CHANNEL_OPTIONS)
+            else:
+                self._blocking_channel = grpc.secure_channel(
+                    self.server, self._credentials, options=CHANNEL_OPTIONS
+                )
+        return self._blocking_channel
 
     async def _call(self, stub: type, method: str, request: Any) -> Any:
         try:

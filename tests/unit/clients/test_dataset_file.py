@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit.errors import InvalidInputError
 

@@ -1,0 +1,345 @@
+"""A gRPC server in this process that answers as tightfit does, and breaks off where a test wants it to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import grpc
+from google.protobuf import empty_pb2
+
+from fakes.job_messages import event_message, job_message, trial_message
+from tightfit.v1 import (
+    artifact_pb2,
+    artifact_pb2_grpc,
+    compression_pb2,
+    compression_pb2_grpc,
+    dataset_pb2,
+    dataset_pb2_grpc,
+    hardware_pb2,
+    hardware_pb2_grpc,
+    job_pb2,
+    metrics_pb2,
+    model_pb2,
+    model_pb2_grpc,
+    trial_pb2,
+)
+
+# the names of gRPC methods are those of the contract
+# ruff: noqa: N802
+
+Context = grpc.ServicerContext
+
+
+def _refuse(_self: object, _request: Any, context: Context) -> Any:
+    """Stand for a method that the client never calls."""
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, "not offered by the fake")
+
+
+_not_offered: Any = _refuse
+
+
+@dataclass
+class State:
+    """What the server holds, and how it misbehaves."""
+
+    uploads: dict[str, bytearray] = field(default_factory=dict)
+    assets: dict[str, bytes] = field(default_factory=dict)
+    """Digest to bytes of finished uploads."""
+    offsets: list[int] = field(default_factory=list)
+    """Offset of every upload stream in turn."""
+    break_uploads_after: list[int] = field(default_factory=list)
+    """Bytes after which the next upload streams break."""
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    read_offsets: list[int] = field(default_factory=list)
+    break_reads_after: list[int] = field(default_factory=list)
+    job: job_pb2.CompressionJob = field(default_factory=job_pb2.CompressionJob)
+    trials: list[trial_pb2.Trial] = field(default_factory=list)
+    events: list[job_pb2.JobEvent] = field(default_factory=list)
+    watched_after: list[int] = field(default_factory=list)
+    watch_began: threading.Event = field(default_factory=threading.Event)
+    break_watches_after: list[int] = field(default_factory=list)
+    """Number of events after which the next watches break."""
+    repeat_events: bool = False
+    """Send the event before the one asked for again, as a careless server might."""
+    hold_watch: threading.Event | None = None
+    """Keeps watches open after the stored events until it is set."""
+    created: list[compression_pb2.CreateJobRequest] = field(default_factory=list)
+    checked: list[compression_pb2.CheckJobRequest] = field(default_factory=list)
+    check_response: compression_pb2.CheckJobResponse = field(
+        default_factory=compression_pb2.CheckJobResponse
+    )
+    cancelled: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    targets: list[hardware_pb2.HardwareSpec] = field(default_factory=list)
+    failures: dict[str, list[grpc.Status]] = field(default_factory=dict)
+    """Method to the statuses that its next calls end with."""
+
+    def load(self, result: Mapping[str, Any]) -> None:
+        """Hold the job of a `result.json`, with a model artifact per trial."""
+        name = result["job"]["name"]
+        self.job = job_message(result)
+        self.trials = [trial_message(item, job=name) for item in result["trials"]]
+        self.events = [event_message(item, job=name) for item in result["events"]]
+        for item in result["trials"]:
+            data = f"model {item['index']}".encode()
+            self.artifacts[sha256(data).hexdigest()] = data
+
+    def fail(self, method: str, context: Context) -> None:
+        """End the call with the next failure planned for the method."""
+        if self.failures.get(method):
+            context.abort_with_status(self.failures[method].pop(0))
+
+
+class _Uploads:
+    """What the upload methods of models and datasets have in common."""
+
+    def __init__(self, state: State, noun: str, upload: type, asset: type) -> None:
+        self.state = state
+        self.noun = noun
+        self.upload = upload
+        self.asset = asset
+
+    def start(self, request: Any, context: Context) -> Any:
+        self.state.fail(f"Start{self.noun.title()}Upload", context)
+        name = f"{request.parent}/uploads/{request.upload_id}"
+        if request.digest in self.state.assets:
+            return self.finished(name, request.digest)
+        kept = self.state.uploads.setdefault(name, bytearray())
+        self.state.uploads[f"{name}#"] = bytearray(
+            f"{request.size_bytes} {request.digest}".encode()
+        )
+        return self.upload(name=name, committed_bytes=len(kept))
+
+    def receive(self, messages: Iterator[Any], context: Context) -> Any:
+        self.state.fail(f"Upload{self.noun.title()}", context)
+        header = next(messages).header
+        kept = self.state.uploads[header.upload]
+        self.state.offsets.append(header.offset)
+        if header.offset != len(kept):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"committed {len(kept)} bytes")
+        room = self.state.break_uploads_after.pop(0) if self.state.break_uploads_after else None
+        for message in messages:
+            kept.extend(message.data)
+            if room is not None and len(kept) - header.offset >= room:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+        size, digest = bytes(self.state.uploads[f"{header.upload}#"]).decode().split()
+        if len(kept) < int(size):
+            return self.upload(name=header.upload, committed_bytes=len(kept))
+        if sha256(kept).hexdigest() != digest:
+            context.abort(grpc.StatusCode.DATA_LOSS, "the bytes do not match the digest")
+        self.state.assets[digest] = bytes(kept)
+        return self.finished(header.upload, digest)
+
+    def finished(self, name: str, digest: str) -> Any:
+        data = self.state.assets[digest]
+        asset = self.asset(
+            name=f"projects/default/{self.noun}s/{digest[:12]}", digest=digest, size_bytes=len(data)
+        )
+        return self.upload(name=name, committed_bytes=len(data), **{self.noun: asset})
+
+
+class _Models(model_pb2_grpc.ModelServiceServicer):
+    GetModelUpload = GetModel = ListModels = DeleteModel = _not_offered
+
+    def __init__(self, state: State) -> None:
+        self._uploads = _Uploads(state, "model", model_pb2.ModelUpload, model_pb2.Model)
+
+    def StartModelUpload(self, request: Any, context: Any) -> Any:
+        return self._uploads.start(request, context)
+
+    def UploadModel(self, request_iterator: Any, context: Any) -> Any:
+        return self._uploads.receive(request_iterator, context)
+
+
+class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
+    GetDatasetUpload = GetDataset = ListDatasets = DeleteDataset = _not_offered
+
+    def __init__(self, state: State) -> None:
+        self._uploads = _Uploads(state, "dataset", dataset_pb2.DatasetUpload, dataset_pb2.Dataset)
+
+    def StartDatasetUpload(self, request: Any, context: Any) -> Any:
+        return self._uploads.start(request, context)
+
+    def UploadDataset(self, request_iterator: Any, context: Any) -> Any:
+        return self._uploads.receive(request_iterator, context)
+
+
+class _Artifacts(artifact_pb2_grpc.ArtifactServiceServicer):
+    GetArtifact = _not_offered
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def ReadArtifact(self, request: Any, context: Any) -> Any:
+        self._state.fail("ReadArtifact", context)
+        data = self._state.artifacts.get(request.name.rpartition("/")[2])
+        if data is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such artifact")
+        assert data is not None
+        self._state.read_offsets.append(request.offset)
+        if request.offset > len(data):
+            context.abort(grpc.StatusCode.OUT_OF_RANGE, "beyond the end")
+        end = len(data)
+        breaks = bool(self._state.break_reads_after)
+        if breaks:
+            end = min(end, request.offset + self._state.break_reads_after.pop(0))
+        for start in range(request.offset, end, 1000):
+            yield artifact_pb2.ReadArtifactResponse(data=data[start : min(end, start + 1000)])
+        if breaks:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+
+
+class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def ListHardwareTargets(self, request: Any, context: Any) -> Any:
+        start = int(request.page_token or 0)
+        end = start + (request.page_size or 2)
+        return hardware_pb2.ListHardwareTargetsResponse(
+            hardware_targets=[self._target(spec) for spec in self._state.targets[start:end]],
+            next_page_token=str(end) if end < len(self._state.targets) else "",
+        )
+
+    def GetHardwareTarget(self, request: Any, context: Any) -> Any:
+        self._state.fail("GetHardwareTarget", context)
+        for spec in self._state.targets:
+            if request.name == f"hardwareTargets/{spec.name}":
+                return self._target(spec)
+        context.abort(grpc.StatusCode.NOT_FOUND, f"there is no target {request.name}")
+        raise AssertionError
+
+    def EstimateModel(self, request: Any, context: Any) -> Any:
+        cost = metrics_pb2.CostEstimate(
+            macs=12_000_000,
+            provenance="fake emulator",
+            confidence=0.9,
+            warnings=["figures are made up"],
+            layers=[metrics_pb2.OperatorCost(node="conv1", op_type="Conv", macs=12_000_000)],
+        )
+        for key in ("estimated_latency_ms", "estimated_energy_mj"):
+            getattr(cost, key).CopyFrom(metrics_pb2.Estimate(value=10, low=9, high=12))
+        for key in ("estimated_peak_ram_bytes", "flash_bytes"):
+            getattr(cost, key).CopyFrom(metrics_pb2.Estimate(value=2048, low=2048, high=2048))
+        target = request.hardware_spec
+        if request.HasField("hardware_target"):
+            target = hardware_pb2.HardwareSpec(name=request.hardware_target.rpartition("/")[2])
+        return hardware_pb2.EstimateModelResponse(
+            target=target,
+            estimates=[
+                hardware_pb2.FormatEstimate(
+                    number_format=hardware_pb2.NUMBER_FORMAT_INT8, cost=cost
+                )
+            ],
+        )
+
+    def _target(self, spec: hardware_pb2.HardwareSpec) -> hardware_pb2.HardwareTarget:
+        return hardware_pb2.HardwareTarget(name=f"hardwareTargets/{spec.name}", spec=spec)
+
+
+class _Jobs(compression_pb2_grpc.CompressionServiceServicer):
+    ApplyRecipe = _not_offered
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def CreateJob(self, request: Any, context: Any) -> Any:
+        self._state.created.append(request)
+        self._state.fail("CreateJob", context)
+        return self._state.job
+
+    def CheckJob(self, request: Any, context: Any) -> Any:
+        self._state.checked.append(request)
+        return self._state.check_response
+
+    def GetJob(self, request: Any, context: Any) -> Any:
+        self._state.fail("GetJob", context)
+        if request.name != self._state.job.name:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {request.name}")
+        return self._state.job
+
+    def ListJobs(self, request: Any, context: Any) -> Any:
+        jobs = [self._state.job] if self._state.job.name else []
+        if request.states:
+            jobs = [job for job in jobs if job.state in request.states]
+        return compression_pb2.ListJobsResponse(jobs=jobs)
+
+    def WatchJob(self, request: Any, context: Any) -> Any:
+        self._state.fail("WatchJob", context)
+        self._state.watched_after.append(request.after_sequence)
+        self._state.watch_began.set()
+        after = request.after_sequence - (1 if self._state.repeat_events else 0)
+        limit = self._state.break_watches_after.pop(0) if self._state.break_watches_after else None
+        sent = 0
+        for event in self._state.events:
+            if event.sequence <= after:
+                continue
+            if sent == limit:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+            yield event
+            sent += 1
+        if self._state.hold_watch is not None:
+            self._state.hold_watch.wait(30)
+
+    def CancelJob(self, request: Any, context: Any) -> Any:
+        self._state.cancelled.append(request.name)
+        cancelled = job_pb2.CompressionJob()
+        cancelled.CopyFrom(self._state.job)
+        cancelled.state = job_pb2.CompressionJob.STATE_CANCELLED
+        if self._state.hold_watch is not None:
+            self._state.hold_watch.set()
+        return cancelled
+
+    def DeleteJob(self, request: Any, context: Any) -> Any:
+        self._state.fail("DeleteJob", context)
+        self._state.deleted.append(request.name)
+        return empty_pb2.Empty()
+
+    def ListTrials(self, request: Any, context: Any) -> Any:
+        start = int(request.page_token or 0)
+        end = start + (request.page_size or 3)
+        return compression_pb2.ListTrialsResponse(
+            trials=self._state.trials[start:end],
+            next_page_token=str(end) if end < len(self._state.trials) else "",
+        )
+
+    def GetTrial(self, request: Any, context: Any) -> Any:
+        for trial in self._state.trials:
+            if trial.name == request.name:
+                return trial
+        context.abort(grpc.StatusCode.NOT_FOUND, "no such trial")
+        raise AssertionError
+
+
+@dataclass
+class FakeTightfit:
+    """A running server: its address, and the state to set up and to look at."""
+
+    address: str
+    state: State
+    server: grpc.Server
+
+    @classmethod
+    def start(cls) -> FakeTightfit:
+        """Serve on a free port of the loopback interface."""
+        state = State()
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+        model_pb2_grpc.add_ModelServiceServicer_to_server(_Models(state), server)
+        dataset_pb2_grpc.add_DatasetServiceServicer_to_server(_Datasets(state), server)
+        artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(_Artifacts(state), server)
+        hardware_pb2_grpc.add_HardwareServiceServicer_to_server(_Hardware(state), server)
+        compression_pb2_grpc.add_CompressionServiceServicer_to_server(_Jobs(state), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        return cls(address=f"127.0.0.1:{port}", state=state, server=server)
+
+    def stop(self) -> None:
+        """Stop at once."""
+        if self.state.hold_watch is not None:
+            self.state.hold_watch.set()
+        self.server.stop(0).wait()
