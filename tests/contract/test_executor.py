@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStore
@@ -31,27 +33,37 @@ def ignore_progress(fraction: float, message: str) -> None:
     del fraction, message
 
 
-@pytest.fixture
+# one executor for all tests: starting a worker process is what takes time here
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
 def artifacts() -> InMemoryArtifactStore:
     """Where inputs come from and outputs go."""
     return InMemoryArtifactStore()
 
 
-@pytest.fixture(params=["inline", "processes"])
+@pytest.fixture(scope="module")
+def scratch_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where units run."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest_asyncio.fixture(params=["inline", "processes"], scope="module", loop_scope="module")
 async def executor(
-    request: pytest.FixtureRequest, artifacts: InMemoryArtifactStore, tmp_path: Path
+    request: pytest.FixtureRequest, artifacts: InMemoryArtifactStore, scratch_dir: Path
 ) -> AsyncIterator[Executor]:
     """Every implementation, started."""
     made: Executor
     if request.param == "inline":
         made = InlineExecutor(
-            handlers=worker_main.HANDLERS, artifacts=artifacts, scratch_dir=tmp_path / "scratch"
+            handlers=worker_main.HANDLERS, artifacts=artifacts, scratch_dir=scratch_dir
         )
     else:
         made = LocalProcessExecutor(
             command=[sys.executable, worker_main.__file__],
             artifacts=artifacts,
-            scratch_dir=tmp_path / "scratch",
+            scratch_dir=scratch_dir,
             telemetry=RecordingTelemetry(),
             environment={"PYTHONPATH": ":".join(sys.path)},
         )
@@ -93,10 +105,11 @@ async def test_progress_arrives_on_the_event_loop_in_order(executor: Executor) -
 async def test_an_input_is_fetched_once_for_many_units(
     executor: Executor, artifacts: InMemoryArtifactStore
 ) -> None:
-    dataset = artifacts.add(b"dataset")
+    dataset = artifacts.add(os.urandom(100))
+    before = artifacts.fetch_count
     for number in range(3):
         await executor.run(echo(number, first=dataset, again=dataset), on_progress=ignore_progress)
-    assert artifacts.fetch_count == 1
+    assert artifacts.fetch_count == before + 1
 
 
 @pytest.mark.parametrize(
@@ -154,11 +167,12 @@ async def test_more_units_than_workers_wait_their_turn(executor: Executor) -> No
 
 
 async def test_nothing_of_a_unit_stays_in_the_scratch_folder(
-    executor: Executor, artifacts: InMemoryArtifactStore, tmp_path: Path
+    executor: Executor, artifacts: InMemoryArtifactStore, scratch_dir: Path
 ) -> None:
     await executor.run(echo(model=artifacts.add(b"x")), on_progress=ignore_progress)
     await executor.stop()
-    assert not list((tmp_path / "scratch").glob("**/units/*"))
+    assert not await asyncio.to_thread(lambda: list(scratch_dir.glob("**/units/*")))
+    await executor.start()
 
 
 async def test_a_stopped_executor_is_unavailable_and_starts_again(executor: Executor) -> None:

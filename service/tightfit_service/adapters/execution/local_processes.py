@@ -172,7 +172,9 @@ class LocalProcessExecutor:
         if reply["type"] == "failure":
             # whatever went wrong may have left something behind in the process
             worker.units_done = self._units_per_worker
-            raise _failed(unit, reply["error"], worker.log_tail(), is_memory=reply["is_memory"])
+            raise _failed(
+                unit, reply["error"], await worker.log_tail(), is_memory=reply["is_memory"]
+            )
         return WorkResult(payload=reply["payload"], outputs=await job.collect(reply["outputs"]))
 
     async def _take_slot(self) -> _Slot:
@@ -201,7 +203,7 @@ class LocalProcessExecutor:
         if not self._is_running:
             raise UnavailableError("the executor is stopping", remedy="try again in a moment")
         raise UnavailableError(
-            f"a worker process does not start: {ending}{_last_output(worker.log_tail())}",
+            f"a worker process does not start: {ending}{_last_output(await worker.log_tail())}",
             remedy="check the installation of the service",
         )
 
@@ -243,7 +245,7 @@ class LocalProcessExecutor:
             watch.cancel()
         if worker.kill_reason != "stopping":
             self._telemetry.worker_restarted(worker.kill_reason or "crashed")
-        raise _died(unit, worker, ending, memory)
+        raise _died(unit, worker.kill_reason, ending, memory, await worker.log_tail())
 
     def _give_back(self, slot: _Slot) -> None:
         worker = slot.worker
@@ -381,15 +383,17 @@ def _empty(directory: Path) -> None:
     directory.mkdir(parents=True)
 
 
-def _died(unit: WorkUnit, worker: WorkerProcess, ending: str, memory: _Memory) -> TightfitError:
-    if worker.kill_reason == "stopping":
+def _died(
+    unit: WorkUnit, kill_reason: str, ending: str, memory: _Memory, tail: str
+) -> TightfitError:
+    if kill_reason == "stopping":
         return UnavailableError("the executor is stopping", remedy="try again in a moment")
-    if worker.kill_reason == "timeout":
-        return _failed(unit, f"took longer than {unit.timeout_seconds:g} s", worker.log_tail())
-    if worker.kill_reason == "memory":
+    if kill_reason == "timeout":
+        return _failed(unit, f"took longer than {unit.timeout_seconds:g} s", tail)
+    if kill_reason == "memory":
         what = f"held {memory.peak_bytes >> 20} MiB of memory, limit {memory.limit_bytes >> 20} MiB"
-        return _failed(unit, what, worker.log_tail(), is_memory=True)
-    return _failed(unit, f"its process died ({ending})", worker.log_tail())
+        return _failed(unit, what, tail, is_memory=True)
+    return _failed(unit, f"its process died ({ending})", tail)
 
 
 def _failed(unit: WorkUnit, what: str, tail: str, *, is_memory: bool = False) -> WorkFailedError:

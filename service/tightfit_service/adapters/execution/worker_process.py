@@ -28,6 +28,7 @@ _LINE_BYTES = 1 << 28
 _LOG_BYTES = 1 << 16
 _TAIL_CHARS = 2_000
 _LOG_GRACE_SECONDS = 0.5
+_SETTLE_SECONDS = 0.05
 _WATCH_SECONDS = 0.25
 
 
@@ -144,8 +145,11 @@ class WorkerProcess:
                 return signal.Signals(-code).name
         return f"exit status {code}"
 
-    def log_tail(self) -> str:
+    async def log_tail(self) -> str:
         """Return the last lines of what the current unit printed."""
+        if self.is_alive:
+            # what it printed before its answer is in the pipe already; let the event loop read it
+            await asyncio.sleep(_SETTLE_SECONDS)
         text = b"".join(self._log).decode(errors="replace").strip()
         return text[-_TAIL_CHARS:]
 

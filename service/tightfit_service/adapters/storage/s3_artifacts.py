@@ -48,7 +48,8 @@ class S3Artifacts:
         bucket: Must exist, or see `ensure_bucket`.
         prefix: Start of all keys, such as `tightfit/`.
         ca_file: Certificates to trust instead of the usual authorities.
-        timeout_seconds: For connecting, and for each wait for bytes.
+        timeout_seconds: For connecting (5 at most), and for each wait for bytes.
+        retry_seconds: Wait before the first of three repetitions of a failed request; doubles each time.
 
     Raises:
         InvalidRequestError: `url` is not the address of a server.
@@ -65,6 +66,7 @@ class S3Artifacts:
         region: str | None = None,
         ca_file: Path | None = None,
         timeout_seconds: float = 30.0,
+        retry_seconds: float = 0.2,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/"):
@@ -82,7 +84,7 @@ class S3Artifacts:
             secure=parts.scheme == "https",
             # a known region saves a request for it, and some stores refuse to tell
             region=region or "us-east-1",
-            http_client=_http_pool(ca_file, timeout_seconds),
+            http_client=_http_pool(ca_file, timeout_seconds, retry_seconds),
         )
 
     def ensure_bucket(self) -> None:
@@ -218,7 +220,9 @@ class _VerifiedReader:
         return data
 
 
-def _http_pool(ca_file: Path | None, timeout_seconds: float) -> urllib3.PoolManager:
+def _http_pool(
+    ca_file: Path | None, timeout_seconds: float, retry_seconds: float
+) -> urllib3.PoolManager:
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=min(timeout_seconds, 5.0), read=timeout_seconds),
         maxsize=16,
@@ -227,7 +231,7 @@ def _http_pool(ca_file: Path | None, timeout_seconds: float) -> urllib3.PoolMana
         # the answer of the last attempt is returned, so that its error code is not lost
         retries=urllib3.Retry(
             total=3,
-            backoff_factor=0.2,
+            backoff_factor=retry_seconds,
             status_forcelist=[500, 502, 503, 504],
             raise_on_status=False,
         ),
