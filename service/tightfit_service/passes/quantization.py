@@ -15,6 +15,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
+from tightfit_service.application.calibration import TensorRange, calibrate
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import (
@@ -26,7 +27,6 @@ from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.graph.batch_norm import fold_batch_norms
 from tightfit_service.graph.model_file import load_model, save_model
 from tightfit_service.graph.structure import default_opset
-from tightfit_service.passes.calibration import TensorRange, calibrate
 
 _FLOAT_OPERATORS = {"Softmax", "LogSoftmax"}
 """Left in float: in int8 their outputs tie at 1/256 steps, and they cost next to nothing."""

@@ -144,7 +144,9 @@ class ZipSection:
         if len(header) != _LOCAL_HEADER.size:
             raise _damaged()
         fields = _LOCAL_HEADER.unpack(header)
-        position: int = self.start + info.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
+        position: int = (
+            self.start + info.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
+        )
         if (
             fields[0] != _LOCAL_HEADER_MAGIC
             or position + info.compress_size > self.start + self.size

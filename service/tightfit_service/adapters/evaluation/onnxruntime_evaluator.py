@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
@@ -24,6 +26,39 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     _STATE.RuntimeException,
 )
 """What onnxruntime raises; its own exceptions have no common base."""
+
+
+def load_session(data: bytes, *, threads: int) -> Any:
+    """Load an ONNX file in onnxruntime, on the CPU.
+
+    Raises:
+        InvalidModelError: onnxruntime refuses the file.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except _RUNTIME_ERRORS as error:
+        raise InvalidModelError(
+            "onnxruntime cannot load the file", field="model", remedy="check it with onnx.checker"
+        ) from error
+
+
+def run_session(session: Any, inputs: FloatArray) -> list[npt.NDArray[np.float32]]:
+    """Return all outputs of a loaded file with one input for one batch.
+
+    Raises:
+        InvalidModelError: The file does not run.
+    """
+    try:
+        outputs = session.run(None, {session.get_inputs()[0].name: inputs})
+    except _RUNTIME_ERRORS as error:
+        raise InvalidModelError(
+            "onnxruntime cannot run the file", field="model", remedy="check its operators"
+        ) from error
+    return [np.asarray(output, dtype=np.float32) for output in outputs]
 
 
 class OnnxRuntimeEvaluator:
@@ -58,18 +93,7 @@ class _Runner:
     """One loaded file."""
 
     def __init__(self, data: bytes, threads: int, batch_size: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except _RUNTIME_ERRORS as error:
-            raise InvalidModelError(
-                "onnxruntime cannot load the file",
-                field="model",
-                remedy="check it with onnx.checker",
-            ) from error
+        self._session = load_session(data, threads=threads)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise InvalidModelError(
@@ -105,17 +129,11 @@ class _Runner:
         count = len(batch)
         if self._fixed_batch and count < self._fixed_batch:
             batch = np.concatenate([batch, np.repeat(batch[:1], self._fixed_batch - count, axis=0)])
-        name = self._session.get_outputs()[0].name
-        try:
-            output = self._session.run([name], {self._input.name: batch})[0]
-        except _RUNTIME_ERRORS as error:
-            raise InvalidModelError(
-                "onnxruntime cannot run the file", field="model", remedy="check its operators"
-            ) from error
+        output = run_session(self._session, batch)[0]
         if output.ndim == 0 or len(output) != len(batch):
             raise InvalidModelError(
                 f"the first output has shape {output.shape} for {len(batch)} samples",
                 field="model",
                 remedy="its first axis must be the batch",
             )
-        return np.asarray(output[:count], dtype=np.float32)
+        return output[:count]

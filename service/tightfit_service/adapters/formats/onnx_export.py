@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from onnx import GraphProto, ModelProto
+
 from tightfit_service.adapters.formats.parity import check_outputs, comparison_inputs, run_graph
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import Samples

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import load_session, run_session
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.errors import ParityError

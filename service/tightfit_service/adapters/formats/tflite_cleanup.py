@@ -1,0 +1,174 @@
+"""Clean-up of freshly converted TFLite files: layout changes, explicit padding and slices undone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ai_edge_litert import schema_py_generated as schema
+
+from tightfit_service.adapters.formats.tflite_file import TfliteFile
+
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+
+
+def clean_up(file: TfliteFile) -> None:
+    """Remove what the conversion from NCHW left behind; outputs do not change.
+
+    1. A PAD between two layout changes that undo each other is done in the other layout.
+    2. Layout changes that undo each other are dropped, others that follow each other are merged.
+    3. A PAD that pads as `SAME` does is given back to its convolution.
+    4. Strided slices that follow each other, one axis each, become one.
+    """
+    changed = True
+    while changed:
+        changed = _sink_transposes(file) or _merge_transposes(file)
+        file.remove_dead()
+    _give_padding_back(file)
+    while _merge_slices(file):
+        file.remove_dead()
+    file.remove_dead()
+
+
+def _permutation(file: TfliteFile, operator: Any) -> tuple[int, ...] | None:
+    if file.operator_name(operator) != "TRANSPOSE":
+        return None
+    value = file.constant(operator.inputs[1])
+    return None if value is None else tuple(int(axis) for axis in value)
+
+
+def _sink_transposes(file: TfliteFile) -> bool:
+    """Move a layout change from before a PAD to behind it where one that undoes it is waiting."""
+    for pad in file.operators("PAD", "PADV2"):
+        before = file.producer(pad.inputs[0])
+        pads = file.constant(pad.inputs[1])
+        if before is None or pads is None:
+            continue
+        order = _permutation(file, before)
+        if order is None or not any(
+            _permutation(file, reader) == _inverse(order)
+            for reader in file.consumers(pad.outputs[0])
+        ):
+            continue
+        _swap(file, before, pad, order, pads)
+        return True
+    return False
+
+
+def _swap(
+    file: TfliteFile, before: Any, pad: Any, order: tuple[int, ...], pads: npt.NDArray[Any]
+) -> None:
+    old_output = int(pad.outputs[0])
+    padded = file.shape(old_output)
+    inverse = _inverse(order)
+    new_output = file.add_tensor_like(old_output, tuple(padded[axis] for axis in inverse))
+    pad.inputs = [
+        int(before.inputs[0]),
+        file.add_constant(np.asarray(pads[list(inverse)], dtype=np.int32)),
+        *pad.inputs[2:],
+    ]
+    pad.outputs = [new_output]
+    behind = schema.OperatorT()
+    behind.opcodeIndex = before.opcodeIndex
+    behind.builtinOptionsType = before.builtinOptionsType
+    behind.builtinOptions = before.builtinOptions
+    behind.inputs = [new_output, int(before.inputs[1])]
+    behind.outputs = [old_output]
+    operators = list(file.graph.operators)
+    operators.insert(operators.index(pad) + 1, behind)
+    file.graph.operators = operators
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in np.argsort(order))
+
+
+def _merge_transposes(file: TfliteFile) -> bool:
+    for second in file.operators("TRANSPOSE"):
+        first = file.producer(second.inputs[0])
+        if first is None:
+            continue
+        outer, inner = _permutation(file, second), _permutation(file, first)
+        if outer is None or inner is None:
+            continue
+        order = tuple(inner[axis] for axis in outer)
+        source = int(first.inputs[0])
+        if order != tuple(range(len(order))):
+            second.inputs = [source, file.add_constant(np.asarray(order, dtype=np.int32))]
+            return True
+        if not file.is_output(second.outputs[0]):
+            file.replace_uses(int(second.outputs[0]), source)
+            return True
+    return False
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Return what `SAME` pads before and behind an axis (as TensorFlow defines it)."""
+    reach = (kernel - 1) * dilation + 1
+    total = max(0, (-(-size // stride) - 1) * stride + reach - size)
+    return total // 2, total - total // 2
+
+
+def _give_padding_back(file: TfliteFile) -> None:
+    for convolution in file.operators(*_CONVOLUTIONS):
+        options = convolution.builtinOptions
+        pad = file.producer(convolution.inputs[0])
+        if (
+            pad is None
+            or file.operator_name(pad) != "PAD"
+            or options.padding != schema.Padding.VALID
+        ):
+            continue
+        pads = file.constant(pad.inputs[1])
+        source = file.shape(pad.inputs[0])
+        kernel = file.shape(convolution.inputs[1])
+        if pads is None or len(source) != 4:
+            continue
+        wanted = [
+            (0, 0),
+            same_padding(source[1], kernel[1], options.strideH, options.dilationHFactor),
+            same_padding(source[2], kernel[2], options.strideW, options.dilationWFactor),
+            (0, 0),
+        ]
+        if [tuple(int(item) for item in row) for row in pads] == wanted:
+            options.padding = schema.Padding.SAME
+            convolution.inputs = [int(pad.inputs[0]), *(int(i) for i in convolution.inputs[1:])]
+
+
+def _merge_slices(file: TfliteFile) -> bool:
+    for second in file.operators("STRIDED_SLICE"):
+        first = file.producer(second.inputs[0])
+        if first is None or file.operator_name(first) != "STRIDED_SLICE":
+            continue
+        inner, outer = _slice_of(file, first), _slice_of(file, second)
+        if inner is None or outer is None:
+            continue
+        begin = inner[0] + inner[1] * outer[0]
+        stride = inner[1] * outer[1]
+        count = np.asarray(file.shape(second.outputs[0]), dtype=np.int64)
+        end = begin + stride * (count - 1) + 1
+        second.inputs = [
+            int(first.inputs[0]),
+            *(file.add_constant(item.astype(np.int32)) for item in (begin, end, stride)),
+        ]
+        return True
+    return False
+
+
+def _slice_of(
+    file: TfliteFile, operator: Any
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """Return begin and stride of a plain forward slice, or None for any other."""
+    options = operator.builtinOptions
+    begin, stride = file.constant(operator.inputs[1]), file.constant(operator.inputs[3])
+    masks = (
+        options.beginMask,
+        options.endMask,
+        options.ellipsisMask,
+        options.newAxisMask,
+        options.shrinkAxisMask,
+    )
+    if any(masks) or begin is None or stride is None or (begin < 0).any() or (stride < 1).any():
+        return None
+    return begin.astype(np.int64), stride.astype(np.int64)
