@@ -5,9 +5,11 @@ The program, after the multiple-choice knapsack of hardware-aware latency prunin
 
 1. z[g, l]: group g keeps its l-th level; binary, one level per group.
 2. d[a, v]: axis a (a distinct sum of groups, see `widths`) has value v. For one group this is z
-   itself. For several it is binary and tied by sum(v * d[a, v]) = sum(multiplier * level * z).
-   Axes with too many reachable sums take d as convex weights of two neighbouring grid points, the
-   pair chosen by segment binaries; costs between grid points are then interpolated.
+   itself. A sum of several is built up one group at a time: of the pairs (value of the sum so far,
+   level of the next group), which step 3 makes variables, those that add up to v weigh d[a, v]. So
+   d is integral wherever z is, and the relaxation is that of a path, which is tight. Axes with too
+   many reachable sums have grid points instead; a sum in between is shared by its two neighbours,
+   and costs there are interpolated.
 3. x[p, u, v]: the two axes of a node have values u and v; continuous, with marginals d. Because the
    marginals are integral, x is too. Its cost is the emulator's own figure for that pair of widths,
    so no cost needs to be linear. Nodes on the same two axes share one x and one cost table.
@@ -19,10 +21,12 @@ the solver's tolerance) is cut off and the program solved again, so what is retu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.trial import COST_QUANTITIES
@@ -47,6 +51,16 @@ class _Sum:
     constant: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PartialSum:
+    """An axis as `rest_scale * rest + last_scale * last`, where `last` is a single group."""
+
+    rest: Axis
+    rest_scale: int
+    last: Axis
+    last_scale: int
+
+
 _Plane = tuple[Axis, Axis]
 
 
@@ -59,9 +73,15 @@ class Formulation:
         self._axes: dict[Axis, AxisValues] = {}
         self._lines: dict[Axis, dict[Quantity, Vector]] = {}
         self._planes: dict[_Plane, dict[Quantity, Vector]] = {}
+        self._sums: dict[Axis, _PartialSum] = {}
         for node in problem.nodes:
             self._tabulate(node)
         self._memory = _memory_rows(problem.memory)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no cost is interpolated."""
+        return all(table.exact for table in self._axes.values())
 
     def _tabulate(self, node: NodeChoice) -> None:
         """Add a node's costs to the table of its pair of axes."""
@@ -72,8 +92,8 @@ class Formulation:
                     self._fixed[quantity] += amount
             return
         for axis in (inner.axis, outer.axis):
-            if axis is not None and axis not in self._axes:
-                self._axes[axis] = axis_values(axis, self._levels)
+            if axis is not None:
+                self._register(axis)
         if inner.axis is None or outer.axis is None or inner.axis == outer.axis:
             axis = inner.axis or outer.axis
             assert axis is not None
@@ -96,6 +116,40 @@ class Formulation:
             return
         _accumulate(self._planes.setdefault(key, {}), plane, shape)
 
+    def _register(self, axis: Axis) -> None:
+        """Make the table of an axis, and those of the sums that lead up to it, which come first."""
+        if axis in self._axes:
+            return
+        values = axis_values(axis, self._levels)
+        if axis.single_group is None:
+            partial = self._partial_sum(axis)
+            self._sums[axis] = partial
+            key = (partial.rest, partial.last)
+            if key not in self._planes and key[::-1] not in self._planes:
+                shape = tuple(len(self._axes[part].values) for part in key)
+                self._planes[key] = {quantity: np.zeros(shape) for quantity in SUMMED_QUANTITIES}
+        self._axes[axis] = values
+
+    def _partial_sum(self, axis: Axis) -> _PartialSum:
+        """Return a sum split into one group and the rest, a rest that is there already if possible."""
+        splits = []
+        for index, (group, multiplier) in enumerate(axis.terms):
+            rest = axis.terms[:index] + axis.terms[index + 1 :]
+            scale = math.gcd(*(other for _, other in rest))
+            splits.append(
+                _PartialSum(
+                    rest=Axis(terms=tuple((name, other // scale) for name, other in rest)),
+                    rest_scale=scale,
+                    last=Axis(terms=((group, 1),)),
+                    last_scale=multiplier,
+                )
+            )
+        known = [split for split in splits if split.rest in self._axes]
+        chosen = known[0] if known else splits[-1]
+        self._register(chosen.rest)
+        self._register(chosen.last)
+        return chosen
+
     def program(
         self,
         problem: CompressionProblem,
@@ -116,8 +170,7 @@ class Formulation:
         }
         for columns in levels.values():
             program.add_row(columns, np.ones(len(columns)), low=1.0, high=1.0)
-        weights = {axis: self._axis_columns(program, axis, levels) for axis in self._axes}
-        planes = {key: self._plane_columns(program, key, weights) for key in self._planes}
+        weights, planes = self._width_columns(program, levels)
         sums = {q: self._summed(q, weights, planes) for q in SUMMED_QUANTITIES}
         loss = _loss_of(problem.groups, levels)
         for quantity, limit in limits.items():
@@ -138,29 +191,34 @@ class Formulation:
             program.add_row(chosen, np.ones(len(chosen)), high=len(chosen) - 1)
         return program, levels
 
-    def _axis_columns(
-        self, program: LinearProgram, axis: Axis, levels: Mapping[str, Columns]
-    ) -> Columns:
-        """Return the columns that weigh the tabulated values of an axis."""
-        if axis.single_group is not None:
-            return levels[axis.single_group]
-        table = self._axes[axis]
-        values = np.array(table.values, dtype=np.float64)
-        weights = program.add_columns(len(values), integral=table.exact)
-        program.add_row(weights, np.ones(len(values)), low=1.0, high=1.0)
-        unit = max(1.0, float(values.max()))
-        tie_columns, tie = [weights], [values / unit]
-        for group, multiplier in axis.terms:
-            tie_columns.append(levels[group])
-            tie.append(-multiplier / unit * np.array(self._levels[group], dtype=np.float64))
-        program.add_row(np.concatenate(tie_columns), np.concatenate(tie), low=0.0, high=0.0)
-        if not table.exact and len(values) > 1:
-            segments = program.add_columns(len(values) - 1, integral=True)
-            program.add_row(segments, np.ones(len(segments)), low=1.0, high=1.0)
-            for index, weight in enumerate(weights):
-                beside = segments[max(0, index - 1) : index + 1]
-                program.add_row([weight, *beside], [1.0, *(-1.0 for _ in beside)], high=0.0)
-        return weights
+    def _width_columns(
+        self, program: LinearProgram, levels: Mapping[str, Columns]
+    ) -> tuple[dict[Axis, Columns], dict[_Plane, Columns]]:
+        """Return the columns that weigh the values of each axis, and of each pair of axes."""
+        weights: dict[Axis, Columns] = {}
+        planes: dict[_Plane, Columns] = {}
+        for axis, table in self._axes.items():
+            if axis.single_group is not None:
+                weights[axis] = levels[axis.single_group]
+                continue
+            partial = self._sums[axis]
+            key = (partial.rest, partial.last)
+            if key not in self._planes:
+                key = key[::-1]
+            if key not in planes:
+                planes[key] = self._plane_columns(program, key, weights)
+            pairs = planes[key].reshape(len(weights[key[0]]), len(weights[key[1]]))
+            if key[0] != partial.rest:
+                pairs = pairs.T
+            rest, last = self._axes[partial.rest].values, self._axes[partial.last].values
+            sums = np.add.outer(
+                partial.rest_scale * np.array(rest), partial.last_scale * np.array(last)
+            )
+            weights[axis] = _weigh(program, table, pairs.ravel(), sums.ravel())
+        for key in self._planes:
+            if key not in planes:
+                planes[key] = self._plane_columns(program, key, weights)
+        return weights, planes
 
     def _plane_columns(
         self, program: LinearProgram, key: _Plane, weights: Mapping[Axis, Columns]
@@ -239,6 +297,26 @@ class Formulation:
                 np.append(row.coefficients / unit, -1.0),
                 high=-row.constant / unit,
             )
+
+
+def _weigh(
+    program: LinearProgram, table: AxisValues, pairs: Columns, sums: npt.NDArray[np.int64]
+) -> Columns:
+    """Add the columns of an axis: each pair adds its weight to the value its sum is, or lies between."""
+    values = np.array(table.values, dtype=np.float64)
+    weights = program.add_columns(len(values), integral=False)
+    above = np.searchsorted(values, sums)
+    below = np.maximum(above - 1, 0)
+    span = values[above] - values[below]
+    share_above = np.where(span > 0, (sums - values[below]) / np.where(span > 0, span, 1.0), 1.0)
+    for index, weight in enumerate(weights):
+        share = np.where(above == index, share_above, 0.0)
+        share += np.where((below == index) & (above != index), 1.0 - share_above, 0.0)
+        members = np.flatnonzero(share)
+        program.add_row(
+            np.append(pairs[members], weight), np.append(share[members], -1.0), low=0.0, high=0.0
+        )
+    return weights
 
 
 def _accumulate(

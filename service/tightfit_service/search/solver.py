@@ -119,7 +119,8 @@ def _solve(
         program, columns = formulation.program(problem, limits, forbidden)
         result = program.minimise(time_limit_seconds=left, relative_gap=relative_gap)
         if result.values is None:
-            if result.status is ProgramStatus.INFEASIBLE and limits == problem.limits:
+            is_proof = formulation.is_exact and limits == problem.limits
+            if result.status is ProgramStatus.INFEASIBLE and is_proof:
                 return Solution(status=SolutionStatus.INFEASIBLE)
             break
         kept = {
