@@ -77,23 +77,6 @@ def unit_groups(state: Propagation) -> UnitGroups:
     return UnitGroups(groups=groups, group_of_root=index_of, lone_roots=lone)
 
 
-def unit_channels(state: Propagation, groups: UnitGroups) -> dict[str, dict[str, IntArray]]:
-    """Return, per group id and producer node, the output channels of each unit.
-
-    The arrays have shape (units, channels per unit); row i is unit i of the group.
-    """
-    outputs = {node.name: node.output[0] for node in state.nodes}
-    found: dict[str, dict[str, IntArray]] = {}
-    for group in groups.groups:
-        producers = found.setdefault(group.channels.group_id, {})
-        for name in group.channels.producers:
-            vector = state.channel_vector(outputs[name])
-            assert vector is not None
-            roots = state.classes.roots(vector[1])
-            producers[name] = np.stack([np.flatnonzero(roots == root) for root in group.roots])
-    return found
-
-
 def _named(
     state: Propagation, choices: list[list[int]], index_of: Mapping[int, int]
 ) -> tuple[UnitGroup, ...]:

@@ -166,7 +166,7 @@ def _mend_slice(removal: _Removal, node: NodeProto) -> None:
     elif not others:
         _become_gather(removal, node, axis, indices)
     else:
-        _insert_gather(removal, node, axis, indices, others)
+        _become_gather_and_slice(removal, node, axis, indices, others)
 
 
 def _renumbered(mask: Mask, chosen: Array) -> Array:
@@ -214,24 +214,23 @@ def _become_gather(removal: _Removal, node: NodeProto, axis: int, indices: Array
     removal.set_constant(node, 1, "indices", indices)
 
 
-def _insert_gather(
+def _become_gather_and_slice(
     removal: _Removal,
     node: NodeProto,
     axis: int,
     indices: Array,
     others: Mapping[int, slice],
 ) -> None:
-    """Pick the channels in a Gather of its own in front of the Slice, which keeps the other axes."""
-    gather = NodeProto(op_type="Gather", name=f"{node.name}.channels")
-    gather.input.append(node.input[0])
-    gather.output.append(f"{node.name}.channels_out")
-    _write_slice(removal, node, others)
-    removal.set_constant(gather, 1, "indices", indices)
-    set_attribute(gather, "axis", axis)
-    node.input[0] = gather.output[0]
-    nodes = list(removal.model.graph.node)
+    """Let the node pick the channels and a new one behind it slice the other axes."""
+    behind = NodeProto(op_type="Slice", name=f"{node.name}.positions")
+    behind.input.append(f"{node.name}.channels")
+    behind.output.append(node.output[0])
+    node.output[0] = behind.input[0]
+    _become_gather(removal, node, axis, indices)
+    _write_slice(removal, behind, others)
+    nodes = removal.model.graph.node
     position = next(i for i, candidate in enumerate(nodes) if candidate.name == node.name)
-    removal.model.graph.node.insert(position, gather)
+    nodes.insert(position + 1, behind)
 
 
 def _mend_gather(removal: _Removal, node: NodeProto) -> None:

@@ -183,6 +183,8 @@ def propagate(model: ModelProto) -> Propagation:
     )
     for name in graph_inputs(model):
         state.assign_frozen(name, "its channels are the model's input")
+        if len(state.shapes.get(name, ())) > 1:
+            state.axes[name] = 1
     for node in state.nodes:
         _visit(state, node, RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None)
     for name in graph_outputs(model):

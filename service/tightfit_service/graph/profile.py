@@ -147,11 +147,8 @@ def profile_of(
 
 
 def channel_axis(name: str, rank: int, state: Propagation) -> int:
-    """Return the axis that holds a tensor's channels: where its labels vary, else axis 1."""
-    found = state.channel_vector(name)
-    if found is not None:
-        return found[0]
-    return min(1, rank - 1)
+    """Return the axis that holds a tensor's channels; axis 1 where propagation does not know."""
+    return min(state.axes.get(name, 1), rank - 1)
 
 
 def _nchw(name: str, fused: FusedGraph, state: Propagation) -> Shape:
@@ -216,10 +213,10 @@ def _kind(item: FusedOperator, fused: FusedGraph, state: Propagation) -> Operato
         if node.op_type.startswith("Reduce"):
             kind = OperatorKind.GLOBAL_POOL
     if kind is OperatorKind.MATMUL and node.input[1] in fused.constants:
-        channels = state.channel_vector(node.input[0])
+        found = state.channel_vector(node.input[0])
         rank = len(fused.shapes.get(node.input[0], ()))
         # Over positions instead of channels (a token mixer) the channels are rows: a plain product.
-        over_channels = channels is None or channels[0] == rank - 1
+        over_channels = found is None or found[0] == rank - 1
         if fused.constants[node.input[1]].ndim == 2 and over_channels:
             return OperatorKind.DENSE
     if kind is OperatorKind.CONV and node.input[1] in fused.constants:

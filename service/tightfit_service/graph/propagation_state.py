@@ -49,6 +49,7 @@ class Propagation:
         nodes: Nodes in topological order.
         shapes: Shape of every tensor at batch 1.
         labels: Per activation tensor, labels in the form told in `index_propagation`.
+        axes: Per activation tensor, the axis of its channels, also where no label varies along it.
         slices: Parameters to be sliced with the classes.
         unruled: Nodes without a rule, with the reason.
     """
@@ -60,6 +61,7 @@ class Propagation:
     batched_shapes: Mapping[str, Shape]
     constants: Mapping[str, Array]
     labels: dict[str, IntArray] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
     slices: list[ParameterSlice] = field(default_factory=list)
     unruled: dict[str, str] = field(default_factory=dict)
 
@@ -109,16 +111,22 @@ class Propagation:
             if size > 1 and (roots != roots.take([0], axis)).any()
         ]
 
-    def assign(self, name: str, array: IntArray) -> None:
-        """Set the labels of a tensor, in compact form, with one varying axis at most."""
+    def assign(self, name: str, array: IntArray, *, axis: int | None) -> None:
+        """Set the labels of a tensor, in compact form, with one varying axis at most.
+
+        `axis` is where its channels are if no label varies; None where that is not known.
+        """
         varying = self.varying_axes(array)
         while len(varying) > 1:
-            shortest = min(varying, key=lambda axis: (array.shape[axis], axis))
+            shortest = min(varying, key=array.shape.__getitem__)
             self.classes.unite(array, array.take([0], shortest))
             varying = self.varying_axes(array)
-        for axis, size in enumerate(array.shape):
-            if size > 1 and axis not in varying:
-                array = array.take([0], axis)
+        for position, size in enumerate(array.shape):
+            if size > 1 and position not in varying:
+                array = array.take([0], position)
+        known = varying[0] if varying else axis
+        if known is not None:
+            self.axes[name] = known
         if varying and self._holds_batch(name, varying[0]):
             self.classes.freeze(array, "its channels are folded into the batch dimension")
         self.labels[name] = array
@@ -127,7 +135,7 @@ class Propagation:
         """Set the labels of a tensor from one label per position along an axis."""
         shape = [1] * len(self.shape(name))
         shape[axis] = -1
-        self.assign(name, vector.reshape(shape))
+        self.assign(name, vector.reshape(shape), axis=axis)
 
     def record(
         self, node: NodeProto, index: int, axis: int, labels: IntArray, role: SliceRole

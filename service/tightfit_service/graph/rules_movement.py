@@ -29,7 +29,12 @@ def reshape(state: Propagation, node: NodeProto) -> None:
     source, target = state.shape(node.input[0]), state.shape(node.output[0])
     if int(np.prod(source)) != int(np.prod(target)):
         raise NoRuleError(f"{node.op_type} between shapes that do not match")
-    state.assign(node.output[0], reshaped(state.labels[node.input[0]], source, target))
+    channels = state.axes.get(node.input[0])
+    axis = next(
+        (outs[-1] for ins, outs in matching_axes(source, target) if outs and channels in ins), None
+    )
+    array = reshaped(state.labels[node.input[0]], source, target)
+    state.assign(node.output[0], array, axis=axis)
 
 
 def reshaped(array: IntArray, source: Shape, target: Shape) -> IntArray:
@@ -74,7 +79,9 @@ def transpose(state: Propagation, node: NodeProto) -> None:
     """Permute the axes."""
     array = state.labels[node.input[0]]
     order = attribute(node, "perm") or list(range(array.ndim))[::-1]
-    state.assign(node.output[0], array.transpose(order))
+    channels = state.axes.get(node.input[0])
+    axis = None if channels is None else order.index(channels)
+    state.assign(node.output[0], array.transpose(order), axis=axis)
 
 
 def slice_(state: Propagation, node: NodeProto) -> None:
@@ -83,7 +90,7 @@ def slice_(state: Propagation, node: NodeProto) -> None:
     for axis, span in slice_ranges(state, node).items():
         if array.shape[axis] > 1:
             array = array[(slice(None),) * axis + (span,)]
-    state.assign(node.output[0], array)
+    state.assign(node.output[0], array, axis=state.axes.get(node.input[0]))
 
 
 def slice_ranges(state: Propagation, node: NodeProto) -> dict[int, slice]:
@@ -138,7 +145,7 @@ def pad(state: Propagation, node: NodeProto) -> None:
         back = state.classes.fresh(max(0, after[axis]))
         state.assign_vector(node.output[0], axis, np.concatenate([front, vector, back]))
         return
-    state.assign(node.output[0], array)
+    state.assign(node.output[0], array, axis=state.axes.get(node.input[0]))
 
 
 def pad_amounts(state: Propagation, node: NodeProto) -> tuple[list[int], list[int]]:
@@ -174,7 +181,7 @@ def concat(state: Propagation, node: NodeProto) -> None:
         for array in arrays:
             state.classes.unite(joined, array)
             joined = np.broadcast_arrays(joined, array.take([0], axis))[0]
-        state.assign(out, joined)
+        state.assign(out, joined, axis=None)
         for varying in state.varying_axes(state.labels[out]):
             attach_constants(state, node, varying)
         return
@@ -201,7 +208,7 @@ def split(state: Propagation, node: NodeProto) -> None:
         part = array
         if array.shape[axis] > 1:
             part = array.take(range(start, start + size), axis)
-        state.assign(name, part)
+        state.assign(name, part, axis=state.axes.get(node.input[0]))
         start += size
 
 
@@ -214,10 +221,13 @@ def gather(state: Propagation, node: NodeProto) -> None:
     axis = int(attribute(node, "axis", 0)) % array.ndim
     if indices.ndim > 1:
         raise NoRuleError("Gather by a matrix of indices has no pruning rule")
-    if array.shape[axis] == 1:
-        state.assign(node.output[0], array if indices.ndim else array.squeeze(axis))
-        return
-    state.assign(node.output[0], array.take(indices, axis))
+    if array.shape[axis] > 1:
+        taken = array.take(indices, axis)
+    else:
+        taken = array if indices.ndim else array.squeeze(axis)
+    state.assign(
+        node.output[0], taken, axis=state.axes.get(node.input[0]) if indices.ndim else None
+    )
 
 
 def expand(state: Propagation, node: NodeProto) -> None:
@@ -225,7 +235,9 @@ def expand(state: Propagation, node: NodeProto) -> None:
     state.constant(node, 1, "shape")
     array = state.labels[node.input[0]]
     lead = (1,) * (len(state.shape(node.output[0])) - array.ndim)
-    state.assign(node.output[0], array.reshape(lead + array.shape))
+    channels = state.axes.get(node.input[0])
+    axis = None if channels is None else channels + len(lead)
+    state.assign(node.output[0], array.reshape(lead + array.shape), axis=axis)
 
 
 def tile(state: Propagation, node: NodeProto) -> None:
@@ -237,6 +249,7 @@ def tile(state: Propagation, node: NodeProto) -> None:
         np.tile(
             array, [n if size > 1 else 1 for n, size in zip(repeats, array.shape, strict=True)]
         ),
+        axis=state.axes.get(node.input[0]),
     )
 
 

@@ -85,7 +85,7 @@ def matmul(state: Propagation, node: NodeProto) -> None:
     array = state.labels[name]
     varying = state.varying_axes(array)
     if varying and varying[0] != rank - 1:
-        state.assign(node.output[0], array)
+        state.assign(node.output[0], array, axis=state.axes.get(name))
         return
     source = state.vector(name, rank - 1)
     out = state.classes.fresh(weight.shape[1])

@@ -23,7 +23,7 @@ def unary(state: Propagation, node: NodeProto) -> None:
         raise NoRuleError(f"{node.op_type} with computed parameters has no pruning rule")
     for name in node.output:
         if name:
-            state.assign(name, state.labels[node.input[0]])
+            state.assign(name, state.labels[node.input[0]], axis=state.axes.get(node.input[0]))
 
 
 def elementwise(state: Propagation, node: NodeProto) -> None:
@@ -31,11 +31,14 @@ def elementwise(state: Propagation, node: NodeProto) -> None:
     out = node.output[0]
     rank = len(state.shape(out))
     operands: list[tuple[tuple[int, ...], IntArray]] = []
+    axes: list[int] = []
     for name in node.input:
         if name in state.labels:
             lead = (1,) * (rank - len(state.shape(name)))
             array = state.labels[name]
             operands.append((lead + state.shape(name), array.reshape(lead + array.shape)))
+            if name in state.axes:
+                axes.append(state.axes[name] + len(lead))
     varying = {axis for _, array in operands for axis in state.varying_axes(array)}
     joined: IntArray | None = None
     for shape, array in operands:
@@ -49,7 +52,7 @@ def elementwise(state: Propagation, node: NodeProto) -> None:
         else:
             joined = array
     assert joined is not None
-    state.assign(out, joined)
+    state.assign(out, joined, axis=axes[0] if axes else None)
     for axis in state.varying_axes(state.labels[out]):
         attach_constants(state, node, axis)
 
@@ -101,18 +104,22 @@ def reduction(state: Propagation, node: NodeProto) -> None:
         axes = state.constant(node, 1, "axes").reshape(-1).tolist()
     if not axes:
         if attribute(node, "noop_with_empty_axes", 0):
-            state.assign(node.output[0], source)
+            state.assign(node.output[0], source, axis=state.axes.get(node.input[0]))
             return
         axes = range(source.ndim)
     reduced = sorted({int(axis) % source.ndim for axis in axes})
     if set(reduced) & set(state.varying_axes(source)):
         raise NoRuleError(f"{node.op_type} over channels has no pruning rule")
     array = source
+    channels = state.axes.get(node.input[0])
     for axis in reduced:
         array = array.take([0], axis)
     if not attribute(node, "keepdims", 1):
         array = array.reshape([n for i, n in enumerate(array.shape) if i not in reduced])
-    state.assign(node.output[0], array)
+        if channels is not None:
+            gone = sum(axis < channels for axis in reduced)
+            channels = None if channels in reduced else channels - gone
+    state.assign(node.output[0], array, axis=channels)
 
 
 def axis_mixing(state: Propagation, node: NodeProto) -> None:
@@ -131,4 +138,4 @@ def axis_mixing(state: Propagation, node: NodeProto) -> None:
     mixed = range(axis, array.ndim) if reaches_end else [axis]
     if set(mixed) & set(state.varying_axes(array)):
         state.classes.freeze(array, f"{node.op_type} mixes all channels")
-    state.assign(node.output[0], array)
+    state.assign(node.output[0], array, axis=state.axes.get(node.input[0]))

@@ -19,6 +19,7 @@ from tightfit_service.graph.model_file import load_model, save_model
 from tightfit_service.graph.propagation_state import Propagation, SliceRole
 from tightfit_service.graph.structure import first_line
 
+_CHANNELS_LAST = frozenset({"LSTM", "GRU", "RNN", "MatMul"})
 _LONE = "it has no equal: its channels are needed as a whole"
 
 
@@ -152,7 +153,8 @@ def _frozen(state: Propagation, groups: UnitGroups) -> tuple[FrozenChannels, ...
         why = state.unruled.get(node.name, "")
         shape = state.shapes.get(node.output[0], ())
         if why and len(shape) > 1 and _has_weights(state, node):
-            counts.setdefault((node.name, why), shape[1])
+            axis = -1 if node.op_type in _CHANNELS_LAST else 1
+            counts.setdefault((node.name, why), shape[axis])
     return tuple(
         FrozenChannels(node=node, channel_count=count, reason=reason)
         for (node, reason), count in counts.items()

@@ -125,8 +125,8 @@ class OnnxImporter:
     def check_parity(self, original: bytes, graph: bytes, inputs: Sequence[FloatArray]) -> float:
         """Run both through onnxruntime on the same inputs and return the largest relative difference.
 
-        `inputs` holds one batch per model input, in order. An original whose batch is fixed is run
-        sample by sample. Differences are relative to the largest absolute value of each output.
+        `inputs` holds one batch per model input, in order. The original is run sample by sample,
+        as its batch may be fixed; the graph on all at once. Differences are relative to the largest absolute value of each output.
 
         Raises:
             InvalidModelError: One of the two does not run.
@@ -145,6 +145,13 @@ class OnnxImporter:
         limit = QUANTIZED_PARITY_LIMIT if is_quantized(working) else PARITY_LIMIT
         worst = 0.0
         for name, reference, value in zip(graph_outputs(working), expected, found, strict=True):
+            if np.shape(value) != reference.shape:
+                raise ParityError(
+                    f"output {shown(name)} of the imported graph has shape {np.shape(value)}, the "
+                    f"original's has {reference.shape}",
+                    field="model",
+                    remedy="export the model with a free (dynamic) batch axis",
+                )
             difference = relative_difference(reference, np.asarray(value))
             if difference > limit:
                 raise ParityError(
@@ -325,10 +332,8 @@ def is_quantized(model: ModelProto) -> bool:
 def relative_difference(reference: Array, value: Array) -> float:
     """Return the largest difference relative to the reference's largest absolute value.
 
-    Positions where both are NaN, or the same infinity, agree; other shapes differ infinitely.
+    Positions where both are NaN, or the same infinity, agree. The shapes must be equal.
     """
-    if reference.shape != value.shape:
-        return float("inf")
     if not reference.size:
         return 0.0
     left, right = reference.astype(np.float64), value.astype(np.float64)
@@ -345,7 +350,7 @@ def relative_difference(reference: Array, value: Array) -> float:
 def run_original(
     model: ModelProto, data: bytes, inputs: Sequence[FloatArray]
 ) -> list[npt.NDArray[np.generic]]:
-    """Return the outputs of a model as it came, run sample by sample where its batch is fixed."""
+    """Return the outputs of a model as it came, run sample by sample: its batch may be fixed at 1."""
     names = graph_inputs(model)
     if len(names) != len(inputs):
         raise invalid(
@@ -353,9 +358,6 @@ def run_original(
             remedy="give one array per input",
         )
     session = _session(data)
-    by_name = {value.name: declared_shape(value) for value in model.graph.input}
-    if not any((by_name[name] or (None,))[0] == 1 for name in names):
-        return [np.asarray(v) for v in session.run(None, dict(zip(names, inputs, strict=True)))]
     single = [
         session.run(None, {n: x[i : i + 1] for n, x in zip(names, inputs, strict=True)})
         for i in range(len(inputs[0]))
