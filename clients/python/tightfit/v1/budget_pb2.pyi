@@ -157,7 +157,7 @@ class SearchLimits(_message.Message):
     @_builtins.property
     def max_time(self) -> _duration_pb2.Duration:
         """Greatest running time of the search, from one second to 30 days; time in the queue does not
-        count. The best model so far is the result when it runs out. Absent means 15 minutes.
+        count. The best model so far is the result when it runs out. Absent means 14 minutes.
         """
 
     def __init__(
