@@ -1,0 +1,307 @@
+"""Fits the microcontroller emulator to published measurements and writes its coefficients and its scores.
+
+python benchmarks/fit_mcu_emulator.py --data DIR [--check]
+
+DIR holds mlperf_tiny_results.csv, mlperf_tiny_layers.csv, device_benchmarks.csv and stm32_zoo_layers.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.arena_fitting import (
+    RamRow,
+    arena_scores,
+    fit_styles,
+    held_out_plans,
+    ram_rows,
+)
+from benchmarks.layer_tables import LayerTable, read_layer_tables
+from benchmarks.mcu_baseline import baseline_held_out
+from benchmarks.mcu_fitting import (
+    Prediction,
+    Sample,
+    fit,
+    held_out,
+    predict,
+    samples_of,
+    with_priors,
+)
+from benchmarks.measured_rows import MeasuredRow, read_devices, read_mlperf
+
+from tightfit_service.adapters.emulators.mcu import COEFFICIENTS
+from tightfit_service.adapters.emulators.mcu_latency import LogPrices, board_of
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "emulators.md"
+SCORED_CORES = frozenset({"cortex-m4", "cortex-m7", "cortex-m33"})
+FITTED = "fitted to 235 rows of MLPerf Tiny v0.5 to v1.3 and the STM32 model zoo"
+
+
+def main() -> None:
+    """Fit, score and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--check", action="store_true", help="print the scores, write nothing")
+    arguments = parser.parse_args()
+    rows, tables = read_data(arguments.data)
+    samples = samples_of(rows, tables)
+    prices = with_priors(fit(samples))
+    tests = {
+        "in-sample": [predict(prices, sample) for sample in samples],
+        "leave one device out": held_out(samples, by(samples, lambda s: s.row.device)),
+        "leave one model out": held_out(samples, by(samples, lambda s: s.row.model)),
+        "leave one model family out": held_out(samples, by(samples, lambda s: s.row.family)),
+    }
+    half_width, coverage = calibrate(tests)
+    ram = ram_rows(rows, tables)
+    plans = held_out_plans(ram)
+    styles, ram_ratios = fit_styles(ram, plans)
+    report = latency_report(tests, samples) + calibration_report(half_width, coverage)
+    report += ram_report(ram, styles, plans)
+    power_sd, power_report = power_scores(rows)
+    report += power_report
+    print("\n".join(report))
+    if arguments.check:
+        return
+    document = {
+        "fitted": FITTED.replace("235", str(len(samples))),
+        "log_factors": {k: round(v, 4) for k, v in sorted(prices.means.items())},
+        "prior_sd": dict(prices.prior_sd),
+        "noise_sd": prices.noise_sd,
+        "learned_permille": compact(prices),
+        "half_width_sd": half_width,
+        "coverage": coverage,
+        "arena_styles": styles,
+        "ram_ratios": ram_ratios,
+        "power_log_sd": power_sd,
+    }
+    COEFFICIENTS.write_text(one_line_per_entry(document), encoding="utf-8")
+    write_docs(report)
+
+
+def read_data(folder: Path) -> tuple[list[MeasuredRow], dict[str, LayerTable]]:
+    """Return the measured rows and the layer tables of a data folder."""
+    tables = read_layer_tables([folder / "mlperf_tiny_layers.csv", folder / "stm32_zoo_layers.csv"])
+    rows = read_mlperf(folder / "mlperf_tiny_results.csv")
+    rows += read_devices(folder / "device_benchmarks.csv")
+    return rows, tables
+
+
+def by(samples: Sequence[Sample], key: Callable[[Sample], str]) -> dict[int, str]:
+    """Return the group of every sample."""
+    return {i: key(sample) for i, sample in enumerate(samples)}
+
+
+def is_scored(sample: Sample) -> bool:
+    """Whether a row belongs to the set that the published baseline was scored on."""
+    return not sample.row.is_float and sample.row.core in SCORED_CORES
+
+
+def calibrate(
+    tests: Mapping[str, Sequence[Prediction]],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return, by what is known of a target, the half width in standard deviations that covers 90 %.
+
+    Conformal quantiles of held-out residuals over predicted standard deviations: a known board and
+    runtime is judged on models left out, the rest on devices left out. The coverage is measured by
+    splitting off each group once more: the quantile comes from the other groups.
+    """
+    known = [p for p in tests["leave one model out"] if is_scored(p.sample)]
+    unknown = [p for p in tests["leave one device out"] if is_scored(p.sample)]
+    half_width, coverage = {}, {}
+    for name, predictions, group in (
+        ("board_and_runtime", known, lambda p: p.sample.row.model),
+        ("core", unknown, lambda p: p.sample.row.device),
+    ):
+        half_width[name] = round(quantile(predictions), 3)
+        hits = 0
+        for key in {group(p) for p in predictions}:
+            width = quantile([p for p in predictions if group(p) != key])
+            inside = [p for p in predictions if group(p) == key]
+            hits += sum(abs(p.log_error) <= width * p.log_sd for p in inside)
+        coverage[name] = round(hits / len(predictions), 3)
+    half_width["board"] = max(half_width.values())
+    coverage["board"] = min(coverage.values())
+    return half_width, coverage
+
+
+def quantile(predictions: Sequence[Prediction]) -> float:
+    """Return the finite-sample 90 % quantile of residuals in predicted standard deviations."""
+    scores = sorted(abs(p.log_error) / p.log_sd for p in predictions)
+    rank = math.ceil(0.9 * (len(scores) + 1)) - 1
+    return scores[min(rank, len(scores) - 1)]
+
+
+def score_line(name: str, fit_name: str, errors: Sequence[float]) -> str:
+    """Return one row of the table of scores; `errors` are predicted over measured, minus one."""
+    size = np.abs(np.asarray(errors))
+    return (
+        f"| {name} | {fit_name} | {len(size)} | {np.median(size):.1%} | "
+        f"{np.percentile(size, 90):.1%} | {np.mean(size <= 0.1):.0%} | {np.mean(size <= 0.25):.0%} | "
+        f"{np.median(errors):+.1%} |"
+    )
+
+
+def latency_report(
+    tests: Mapping[str, Sequence[Prediction]], samples: Sequence[Sample]
+) -> list[str]:
+    """Return the table of latency scores beside the baseline fits on the same rows."""
+    lines = [
+        "### Latency, int8, Cortex-M4, M7 and M33",
+        "",
+        "| test | fit | rows | median error | p90 error | within 10 % | within 25 % | bias |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    scored = [s for s in samples if is_scored(s)]
+    keys: dict[str, Callable[[Sample], str]] = {
+        "leave one device out": lambda s: s.row.device,
+        "leave one model out": lambda s: s.row.model,
+        "leave one model family out": lambda s: s.row.family,
+    }
+    for name, predictions in tests.items():
+        errors = [math.exp(p.log_error) - 1 for p in predictions if is_scored(p.sample)]
+        lines.append(score_line(name, "tightfit", errors))
+        if name in keys:
+            for features in ("F2", "F4"):
+                errors = baseline_held_out(scored, by(scored, keys[name]), features)
+                lines.append(score_line(name, f"baseline {features}", errors))
+    lines += ["", "Device left out, per core and per device:", ""]
+    lines += [
+        "| group | rows | median error | p90 error | within 10 % | within 25 % | bias |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    out = [p for p in tests["leave one device out"] if is_scored(p.sample)]
+    for key in (lambda p: p.sample.row.core, lambda p: p.sample.row.device):
+        for group in sorted({key(p) for p in out}):
+            errors = [math.exp(p.log_error) - 1 for p in out if key(p) == group]
+            lines.append(score_line(group, "", errors).replace("|  |", "|", 1))
+    return [*lines, ""]
+
+
+def calibration_report(half_width: Mapping[str, float], coverage: Mapping[str, float]) -> list[str]:
+    """Return the table of interval widths and measured coverage."""
+    lines = [
+        "### Intervals of latency",
+        "",
+        "| what is known of the target | half width in predicted standard deviations | "
+        "measured coverage (nominal 90 %) |",
+        "| --- | --- | --- |",
+    ]
+    for name in ("board_and_runtime", "board", "core"):
+        lines.append(
+            f"| {name.replace('_', ' ')} | {half_width[name]:.2f} | {coverage[name]:.0%} |"
+        )
+    return [*lines, ""]
+
+
+def ram_report(
+    rows: Sequence[RamRow],
+    styles: Mapping[str, Mapping[str, Any]],
+    plans: Mapping[str, Sequence[tuple[RamRow, float]]],
+) -> list[str]:
+    """Return the scores of the planned arena against reported activation RAM."""
+    lines = [
+        "### Peak RAM against the activation RAM that X-CUBE-AI reports",
+        "",
+        "| test | fit | rows | median error | p90 error | within 10 % | within 25 % | bias |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, fit_name, errors in arena_scores(rows, styles, plans):
+        lines.append(score_line(name, fit_name, errors))
+    return [*lines, ""]
+
+
+def power_scores(rows: Sequence[MeasuredRow]) -> tuple[dict[str, float], list[str]]:
+    """Return the spread of power within a board and runtime, and over boards of one core."""
+    measured = [r for r in rows if r.power_mw and r.latency_ms and not r.accelerator]
+    within, across = [], []
+    for row in measured:
+        assert row.power_mw
+        same = [
+            r
+            for r in measured
+            if board_of(r.board) == board_of(row.board)
+            and (r.runtime, r.runtime_version, r.supply_v)
+            == (row.runtime, row.runtime_version, row.supply_v)
+            and r.model != row.model
+        ]
+        if same:
+            mean = float(np.mean([r.power_mw or 0.0 for r in same]))
+            within.append(mean / row.power_mw - 1)
+        others = [r for r in measured if r.core == row.core and r.device != row.device]
+        if others and row.supply_v:
+            rates = {
+                device: float(
+                    np.mean(
+                        [
+                            (r.power_mw or 0.0) / r.clock_mhz / (r.supply_v or 3.0)
+                            for r in others
+                            if r.device == device
+                        ]
+                    )
+                )
+                for device in {r.device for r in others}
+            }
+            rate = float(np.mean(list(rates.values())))
+            across.append(rate * row.clock_mhz * row.supply_v / row.power_mw - 1)
+    lines = [
+        "### Power (energy is power times latency)",
+        "",
+        "| test | fit | rows | median error | p90 error | within 10 % | within 25 % | bias |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        score_line("leave one model out, board and runtime known", "mean power", within),
+        score_line("leave one device out", "mean mA/MHz of the core", across),
+    ]
+    known = float(np.percentile(np.abs(np.log1p(within)), 90)) / 1.645
+    # Few devices have energy rows, so the spread over boards is not taken to be below 0.3.
+    assumed = max(0.3, float(np.percentile(np.abs(np.log1p(across)), 90)) / 1.645)
+    return {"known": round(known, 3), "assumed": round(assumed, 3)}, [*lines, ""]
+
+
+def compact(prices: LogPrices) -> dict[str, list[int]]:
+    """Return what was learned per parameter in thousandths; parameters that no row touched are left out."""
+    rounded = {
+        name: np.round(vector * 1000).astype(int).tolist()
+        for name, vector in sorted(prices.learned.items())
+    }
+    return {name: vector for name, vector in rounded.items() if any(vector)}
+
+
+def one_line_per_entry(document: Mapping[str, object]) -> str:
+    """Return the document as JSON with one line per entry of its second level."""
+    parts = []
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            inner = ",\n".join(
+                f"    {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}"
+                for k, v in value.items()
+            )
+            parts.append(f"  {json.dumps(key)}: {{\n{inner}\n  }}")
+        else:
+            parts.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def write_docs(report: Sequence[str]) -> None:
+    """Replace the part of docs/emulators.md between its markers."""
+    begin, end = "<!-- scores:begin -->", "<!-- scores:end -->"
+    text = DOCS.read_text(encoding="utf-8")
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    DOCS.write_text(
+        f"{head}{begin}\n\n" + "\n".join(report).strip() + f"\n\n{end}{tail}", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

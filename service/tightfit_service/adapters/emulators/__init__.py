@@ -1,0 +1,1 @@
+"""Emulators: predictions of latency, energy and memory without the device."""

@@ -1,0 +1,311 @@
+"""The emulator of microcontrollers: calibrated latency and energy, planned RAM, counted flash."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tightfit_service.adapters.emulators import flash, memory_plan
+from tightfit_service.adapters.emulators.mcu_latency import (
+    FLOAT_BITS,
+    LogPrices,
+    Setup,
+    known_levels_of,
+    setup_of,
+)
+from tightfit_service.adapters.emulators.mcu_work import work_of
+from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
+from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.network import NetworkProfile, Operator
+from tightfit_service.domain.quantities import Interval
+
+COEFFICIENTS = Path(__file__).with_name("mcu_coefficients.json")
+
+CONFIDENCE = 0.9
+ASSUMED_LATENCY_SD: Mapping[str, float] = {
+    "clock_mhz": 0.3,
+    "runtime": 0.35,
+    "core": 0.5,
+    "isa_features": 0.1,
+}
+"""What a field that was taken from the core's class adds to the standard deviation of log latency:
+clocks within a class spread by about a third; runtimes by 3x to 7x from end to end."""
+WIDE_ACTIVATION_FACTOR = 1.5
+"""Cycles of 16-bit over 8-bit activations: half as many products fit a SIMD register, without widening."""
+SMALL_REST_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Coefficients:
+    """The fitted numbers of `mcu_coefficients.json`."""
+
+    prices: LogPrices
+    half_width: Mapping[str, float]
+    """Multiple of the standard deviation that covers 90 % of held-out rows, by what is known."""
+    coverage: Mapping[str, float]
+    styles: Mapping[str, memory_plan.ArenaStyle]
+    ram_ratios: Mapping[str, tuple[float, float]]
+    power_log_sd: Mapping[str, float]
+    fitted: str
+
+    @classmethod
+    def read(cls, path: Path) -> _Coefficients:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            prices=LogPrices(
+                means=document["log_factors"],
+                prior_sd=document["prior_sd"],
+                learned={k: np.array(v) / 1000 for k, v in document["learned_permille"].items()},
+                noise_sd=document["noise_sd"],
+            ),
+            half_width=document["half_width_sd"],
+            coverage=document["coverage"],
+            styles={
+                "tflm": memory_plan.TFLM_STYLE,
+                **{k: memory_plan.ArenaStyle(**v) for k, v in document["arena_styles"].items()},
+            },
+            ram_ratios={k: (v[0], v[1]) for k, v in document["ram_ratios"].items()},
+            power_log_sd=document["power_log_sd"],
+            fitted=document["fitted"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class McuEmulator:
+    """Emulator of Cortex-M class targets (port `Emulator`). Stateless but for caches of fitted prices.
+
+    Latency is a sum over operators of work amounts times cycles per unit; the prices are products of
+    factors for the core, the runtime and its release, and the board, fitted on published measurements
+    (MLPerf Tiny results, STM32 model zoo) by `benchmarks/fit_mcu_emulator.py`.
+    """
+
+    coefficients_path: Path = COEFFICIENTS
+    name: str = "mcu"
+    _price_cache: dict[tuple[Setup, bool], dict[str, float]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    _setup_cache: dict[tuple[str, str, str, str], Setup] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @cached_property
+    def _fitted(self) -> _Coefficients:
+        return _Coefficients.read(self.coefficients_path)
+
+    @cached_property
+    def _levels(self) -> frozenset[str]:
+        return known_levels_of(self._fitted.prices.means)
+
+    def supports(self, target: HardwareSpec) -> bool:
+        """Whether the target is a Cortex-M of a known class without an accelerator that runs the network."""
+        return f"core:{target.core}" in self._fitted.prices.means
+
+    def operator_cost(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
+        """Return the cost of one operator; latency in ms, energy in mJ."""
+        cycles = sum(self._cycles(operator, target).values())
+        latency_ms = cycles / (target.clock_mhz * 1e3)
+        return OperatorCost(
+            node=operator.node,
+            op_type=operator.op_type,
+            macs=operator.macs,
+            latency_ms=latency_ms,
+            energy_mj=latency_ms * self._power_mw(target) / 1e3,
+            weight_bytes=self._operator_flash(operator, target),
+        )
+
+    def memory_points(
+        self, network: NetworkProfile, target: HardwareSpec
+    ) -> tuple[MemoryPoint, ...]:
+        """Return the arena in use per operator that runs, in bytes."""
+        return memory_plan.memory_points(network, self._fitted.styles[self._style(target)])
+
+    def estimate(
+        self, network: NetworkProfile, target: HardwareSpec, *, file_bytes: int | None = None
+    ) -> CostEstimate:
+        """Return the cost of a network.
+
+        For runtimes that keep the model file in flash (TFLM), `file_bytes` is the flash exactly.
+        Otherwise flash is the constants that the runtime's compiler keeps.
+        """
+        layers = tuple(self.operator_cost(op, target) for op in network.operators)
+        latency = sum(layer.latency_ms for layer in layers)
+        setup = self._setup(target)
+        cycles: dict[tuple[str, bool], float] = {}
+        for operator in network.operators:
+            is_float = operator.activation_bits >= FLOAT_BITS
+            for term, count in self._cycles(operator, target).items():
+                cycles[term, is_float] = cycles.get((term, is_float), 0.0) + count
+        knowledge = self._knowledge(setup)
+        fitted = self._fitted
+        latency_sd = math.hypot(
+            fitted.prices.log_sd(setup, cycles),
+            *(ASSUMED_LATENCY_SD.get(name, 0.0) for name in target.assumed_fields),
+        )
+        width = fitted.half_width[knowledge]
+        power_kind = "assumed" if self._power_is_assumed(target) else "known"
+        energy_sd = math.hypot(latency_sd, fitted.power_log_sd[power_kind])
+        points = self.memory_points(network, target)
+        peak = max(points, key=_point_bytes)
+        low, high = fitted.ram_ratios[self._style(target)]
+        flash_interval = self._flash(network, target, file_bytes)
+        return CostEstimate(
+            latency_ms=_log_interval(latency, width * latency_sd),
+            energy_mj=_log_interval(sum(layer.energy_mj for layer in layers), width * energy_sd),
+            peak_ram_bytes=Interval.relative(_point_bytes(peak), low_ratio=low, high_ratio=high),
+            flash_bytes=flash_interval,
+            macs=network.macs,
+            layers=layers,
+            peak_node=peak.node,
+            provenance=(
+                f"calibrated microcontroller model ({fitted.fitted}); {_KNOWLEDGE_TEXT[knowledge]}; "
+                f"90 % latency intervals covered {fitted.coverage[knowledge]:.0%} of held-out rows"
+            ),
+            confidence=CONFIDENCE,
+            warnings=self._warnings(network, target, setup, flash_interval),
+        )
+
+    def _cycles(self, operator: Operator, target: HardwareSpec) -> dict[str, float]:
+        is_float = operator.activation_bits >= FLOAT_BITS
+        setup = self._setup(target)
+        prices = self._price_cache.get((setup, is_float))
+        if prices is None:
+            prices = self._fitted.prices.prices(setup, is_float=is_float)
+            if is_float and "fpu" not in target.isa_features and target.core != "cortex-m0+":
+                # The float prices of cores that may have an FPU were measured with one; without it
+                # every operation is a library call (M0+ has that in its own price).
+                soft = SOFT_FLOAT_FACTOR
+                prices = {term: price * soft for term, price in prices.items()}
+            self._price_cache[setup, is_float] = prices
+        wide = 1.0 if operator.activation_bits in (8, FLOAT_BITS) else WIDE_ACTIVATION_FACTOR
+        amounts = work_of(operator, target.channel_multiple)
+        return {term: prices[term] * amount * wide for term, amount in amounts.items()}
+
+    def _setup(self, target: HardwareSpec) -> Setup:
+        key = (target.core, target.display_name, target.runtime.name, target.runtime.version)
+        setup = self._setup_cache.get(key)
+        if setup is None:
+            setup = setup_of(target, self._levels)
+            self._setup_cache[key] = setup
+        return setup
+
+    def _knowledge(self, setup: Setup) -> str:
+        means = self._fitted.prices.means
+        place = f"{setup.board}+{setup.runtime[-1]}"
+        if f"setup:{place}" in means:
+            return "board_and_runtime"
+        return "board" if f"board:{setup.board}" in means else "core"
+
+    def _style(self, target: HardwareSpec) -> str:
+        path = self._setup(target).runtime
+        if path[0] == "x-cube-ai":
+            release = _release(path)
+            return "x-cube-ai-10" if release >= 10 else "x-cube-ai"
+        return "tflm"
+
+    def _keeps_file(self, target: HardwareSpec) -> bool:
+        return self._setup(target).runtime[0] == "tflm"
+
+    def _operator_flash(self, operator: Operator, target: HardwareSpec) -> int:
+        if self._keeps_file(target):
+            return flash.flatbuffer_bytes(operator)
+        return flash.constant_bytes(operator)
+
+    def _flash(
+        self, network: NetworkProfile, target: HardwareSpec, file_bytes: int | None
+    ) -> Interval:
+        keeps_file = self._keeps_file(target)
+        if keeps_file and file_bytes is not None:
+            return Interval.exact(float(file_bytes))
+        counted = sum(self._operator_flash(op, target) for op in network.operators)
+        counted += flash.other_constant_bytes(network)
+        if keeps_file:
+            return Interval.relative(float(counted), low_ratio=0.85, high_ratio=1.15)
+        # Measured weights flash of 93 compiled networks: 91 within 10 % of the constants, median 0.
+        return Interval.relative(float(counted), low_ratio=0.98, high_ratio=1.03)
+
+    def _power_mw(self, target: HardwareSpec) -> float:
+        if target.power.active_mw is not None:
+            return target.power.active_mw
+        supply = target.power.supply_v or TYPICAL_SUPPLY_V
+        return CLASS_MA_PER_MHZ.get(target.core, 0.2) * supply * target.clock_mhz
+
+    @staticmethod
+    def _power_is_assumed(target: HardwareSpec) -> bool:
+        return target.power.active_mw is None or any(
+            name.startswith("power") for name in target.assumed_fields
+        )
+
+    def _warnings(
+        self,
+        network: NetworkProfile,
+        target: HardwareSpec,
+        setup: Setup,
+        flash_interval: Interval,
+    ) -> tuple[str, ...]:
+        warnings = []
+        if not any(f"runtime:{level}" in self._fitted.prices.means for level in setup.runtime):
+            warnings.append(
+                f"no measurement of the runtime {target.runtime.name!r} was in the fit: "
+                "its speed is assumed to be that of a typical runtime, and the intervals are wide"
+            )
+        if target.accelerator:
+            warnings.append(
+                f"the accelerator {target.accelerator!r} is not modelled beyond what its runtime's "
+                "measurements show; operators that it does not run may cost more"
+            )
+        if target.memory.flash_bytes - flash_interval.high < SMALL_REST_BYTES:
+            warnings.append(
+                "flash_bytes counts the model only; the runtime's code (typically 30 to 120 KiB) "
+                "and your application need room beside it"
+            )
+        is_float = any(op.activation_bits >= FLOAT_BITS for op in network.operators)
+        if is_float and "fpu" not in target.isa_features:
+            warnings.append(
+                f"{target.name} has no floating-point unit: float32 operators run in software"
+            )
+        return tuple(warnings)
+
+
+SOFT_FLOAT_FACTOR = 6.0
+"""Soft-float over hardware float32: 25 to 60 cycles per library call (Arm run-time ABI) against 5 to 10
+for the load, multiply-accumulate and loop of the same product with an FPU."""
+TYPICAL_SUPPLY_V = 3.0
+CLASS_MA_PER_MHZ: Mapping[str, float] = {
+    # Data sheets (run mode from flash, peripherals off) and, for M4, M33 and M7, the means of the
+    # energy rows of MLPerf Tiny: STM32G0 0.1; STM32L4R5 0.21; STM32U575 0.09, RA6M4 0.12;
+    # STM32H7A3 0.16 with its step-down converter, STM32H743 0.26, STM32F746 0.47; RA8M1 0.15.
+    "cortex-m0+": 0.1,
+    "cortex-m4": 0.2,
+    "cortex-m33": 0.11,
+    "cortex-m7": 0.25,
+    "cortex-m55": 0.12,
+    "cortex-m85": 0.15,
+}
+_KNOWLEDGE_TEXT: Mapping[str, str] = {
+    "board_and_runtime": "this board with this runtime was in the fit",
+    "board": "this board was in the fit with another runtime",
+    "core": "the board was not in the fit, its core class was",
+}
+
+
+def _point_bytes(point: MemoryPoint) -> float:
+    return point.fixed_bytes + sum(point.tensor_bytes.values())
+
+
+def _log_interval(value: float, log_half_width: float) -> Interval:
+    ratio = math.exp(log_half_width)
+    return Interval.relative(value, low_ratio=1 / ratio, high_ratio=ratio)
+
+
+def _release(path: tuple[str, ...]) -> float:
+    try:
+        return float(path[1].split("/")[1])
+    except (IndexError, ValueError):
+        return 0.0
