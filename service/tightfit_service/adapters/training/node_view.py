@@ -94,7 +94,9 @@ def tensor(args: Arguments, position: int, like: torch.Tensor | None = None) -> 
     assert value is not None
     if isinstance(value, torch.Tensor):
         return value
-    result = torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+    result = torch.from_numpy(
+        np.array(value)
+    )  # a copy: initializers are read-only views of the file
     if like is not None:
         dtype = like.dtype if result.dtype.is_floating_point else result.dtype
         result = result.to(device=like.device, dtype=dtype)
