@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tightfit_service.adapters.execution import guard
+from tightfit_service.adapters.execution.environment import worker_environment
+from tightfit_service.adapters.execution.guard import Guard
 from tightfit_service.adapters.execution.messages import Message, error_from
 from tightfit_service.adapters.execution.staging import (
     DEFAULT_CACHE_BYTES,
@@ -28,7 +27,6 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.domain.errors import (
-    ResourceExhaustedError,
     TightfitError,
     UnavailableError,
     WorkFailedError,
@@ -36,38 +34,18 @@ from tightfit_service.domain.errors import (
 
 T = TypeVar("T")
 
-INHERITED_VARIABLES = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "VIRTUAL_ENV",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "NVIDIA_VISIBLE_DEVICES",
-)
-"""What a worker sees of the server's environment; secrets of the server are not among it."""
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+_STOPPING = "stopping"
+_RECYCLED = "recycled"
 _START_SECONDS = 120.0
 _KILL_SECONDS = 1.0
 
 
 class _Slot:
-    """A place for one worker; None until one is started."""
+    """A place for one worker; None until one is started, and perhaps one that died."""
 
     def __init__(self, directory: Path) -> None:
         self.worker: WorkerProcess | None = None
+        self.starting: asyncio.Task[WorkerProcess] | None = None
         self.directory = directory
 
 
@@ -84,7 +62,7 @@ class LocalProcessExecutor:
         memory_limit_bytes: A worker whose processes together hold more is killed; None for no limit.
         units_per_worker: A worker is replaced after so many units, against slow leaks.
         input_cache_bytes: How much of the inputs is kept between units.
-        environment: Variables for workers, besides `INHERITED_VARIABLES`.
+        environment: Variables for workers, besides `environment.INHERITED_VARIABLES`.
     """
 
     def __init__(
@@ -109,12 +87,12 @@ class LocalProcessExecutor:
             artifacts=artifacts, root=scratch_dir / "staging", cache_bytes=input_cache_bytes
         )
         threads = threads_per_worker or max(1, (os.cpu_count() or 1) // worker_count)
-        self._environment = _environment(threads, environment or {})
+        self._environment = worker_environment(threads=threads, extra=environment or {})
         self._workers_dir = scratch_dir / "workers"
         self._slots = [_Slot(self._workers_dir / str(n)) for n in range(worker_count)]
         self._free: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
-        self._background: set[asyncio.Task[None]] = set()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._guard = Guard()
         self._is_running = False
 
     async def start(self) -> None:
@@ -129,7 +107,7 @@ class LocalProcessExecutor:
         self._free = asyncio.LifoQueue()
         self._is_running = True
         for slot in self._slots:
-            await self._spawn(slot)
+            await self._worker_of(slot)
             self._free.put_nowait(slot)
 
     async def stop(self) -> None:
@@ -137,14 +115,14 @@ class LocalProcessExecutor:
         self._is_running = False
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         for worker in workers:
-            worker.kill("stopping")
+            worker.kill(_STOPPING)
         for worker in workers:
             await worker.wait_gone()
         while self._background:
             await asyncio.wait(self._background)
         for slot in self._slots:
             slot.worker = None
-        self._end_guard()
+        self._guard.stop()
 
     async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
         """See `Executor`. The time limit counts from when a worker has the unit.
@@ -167,6 +145,12 @@ class LocalProcessExecutor:
         folder = await job.open()
         worker = await self._ready_worker(slot)
         reply = await self._converse(worker, unit, folder, on_progress)
+        if reply is None:
+            # it died between two units, perhaps by the kernel's hand; this one was not begun
+            worker = await self._ready_worker(slot)
+            reply = await self._converse(worker, unit, folder, on_progress)
+        if reply is None:
+            raise _failed(unit, "two workers died before they began", await worker.log_tail())
         if reply["type"] == "error":
             raise error_from(reply)
         if reply["type"] == "failure":
@@ -184,14 +168,12 @@ class LocalProcessExecutor:
                 return slot
             # stopped meanwhile: wake the next one that waits
             self._free.put_nowait(slot)
-        raise UnavailableError("the executor is not running", remedy="try again in a moment")
+        raise _stopping()
 
     async def _ready_worker(self, slot: _Slot) -> WorkerProcess:
-        if slot.worker is not None and not slot.worker.is_alive:
-            # it died while it had nothing to do, perhaps by the kernel's hand
-            self._telemetry.worker_restarted("crashed")
-            slot.worker = None
-        worker = slot.worker or await self._spawn(slot)
+        if not self._is_running:
+            raise _stopping()
+        worker = await self._worker_of(slot)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 if await worker.wait_ready():
@@ -201,7 +183,7 @@ class LocalProcessExecutor:
             worker.kill("timeout")
             ending = f"no answer after {_START_SECONDS:.0f} s"
         if not self._is_running:
-            raise UnavailableError("the executor is stopping", remedy="try again in a moment")
+            raise _stopping()
         raise UnavailableError(
             f"a worker process does not start: {ending}{_last_output(await worker.log_tail())}",
             remedy="check the installation of the service",
@@ -213,8 +195,8 @@ class LocalProcessExecutor:
         unit: WorkUnit,
         folder: UnitFolder,
         on_progress: ProgressCallback,
-    ) -> Message:
-        """Give the unit to the worker and return its final message."""
+    ) -> Message | None:
+        """Give the unit to the worker and return its final message; None if it died before it began."""
         timer = asyncio.get_running_loop().call_later(unit.timeout_seconds, worker.kill, "timeout")
         memory = _Memory(self._memory_limit_bytes)
         watch = asyncio.create_task(
@@ -226,46 +208,54 @@ class LocalProcessExecutor:
             "inputs": {name: str(path) for name, path in folder.inputs.items()},
             "output_dir": str(folder.output_dir),
         }
+        has_begun = False
         try:
             await worker.send(request)
             while (message := await worker.receive()) is not None:
-                if message["type"] != "progress":
+                has_begun = True
+                if message["type"] == "progress":
+                    on_progress(message["fraction"], message["message"])
+                elif message["type"] != "taken":
                     worker.units_done += 1
                     return message
-                on_progress(message["fraction"], message["message"])
             ending = await worker.ending()
         except BaseException:
             worker.kill("killed")
-            self._telemetry.worker_restarted(worker.kill_reason)
             # a second cancellation ends this wait, not the kill
             await asyncio.wait([asyncio.ensure_future(worker.wait_gone())], timeout=_KILL_SECONDS)
             raise
         finally:
             timer.cancel()
             watch.cancel()
-        if worker.kill_reason != "stopping":
-            self._telemetry.worker_restarted(worker.kill_reason or "crashed")
+        if not has_begun and not worker.kill_reason:
+            return None
         raise _died(unit, worker.kill_reason, ending, memory, await worker.log_tail())
 
     def _give_back(self, slot: _Slot) -> None:
-        worker = slot.worker
-        is_fresh = worker is not None and worker.units_done < self._units_per_worker
-        if worker is not None and worker.is_alive and is_fresh:
+        if slot.worker is not None and slot.worker.units_done >= self._units_per_worker:
+            slot.worker.kill(_RECYCLED)
+        if slot.worker is not None and slot.worker.is_alive:
             self._free.put_nowait(slot)
         else:
-            self._in_background(self._replace(slot))
+            self._in_background(self._refill(slot))
 
-    async def _replace(self, slot: _Slot) -> None:
-        if slot.worker is not None:
-            slot.worker.kill("recycled")
-            slot.worker = None
+    async def _refill(self, slot: _Slot) -> None:
         if self._is_running:
             # a worker that cannot be started now is the next unit's trouble, which reports it
-            with suppress(UnavailableError, ResourceExhaustedError):
-                await self._spawn(slot)
+            with suppress(UnavailableError):
+                await self._worker_of(slot)
         self._free.put_nowait(slot)
 
-    async def _spawn(self, slot: _Slot) -> WorkerProcess:
+    async def _worker_of(self, slot: _Slot) -> WorkerProcess:
+        """Return the living worker of a slot, started if there is none; it may not be ready yet."""
+        if slot.worker is not None and slot.worker.is_alive:
+            return slot.worker
+        if slot.starting is None or slot.starting.done():
+            slot.starting = self._in_background(self._start_worker(slot))
+        # a caller that is cancelled must not leave a half-started process behind
+        return await asyncio.shield(slot.starting)
+
+    async def _start_worker(self, slot: _Slot) -> WorkerProcess:
         try:
             await asyncio.to_thread(_empty, slot.directory)
             worker = await WorkerProcess.start(
@@ -278,42 +268,31 @@ class LocalProcessExecutor:
                 f"a worker process cannot be started: {error.strerror}",
                 remedy="check the installation of the service and the machine's limits",
             ) from error
-        slot.worker = worker
         if not self._is_running:
-            worker.kill("stopping")
-        self._tell_guard("+", worker)
+            worker.kill(_STOPPING)
+        slot.worker = worker
+        self._guard.watch(worker.pid)
         self._in_background(self._after_exit(worker))
         return worker
 
     async def _after_exit(self, worker: WorkerProcess) -> None:
         await worker.wait_gone()
-        self._tell_guard("-", worker)
+        self._guard.forget(worker.pid)
+        reason = worker.kill_reason or "crashed"
+        if reason not in {_STOPPING, _RECYCLED}:
+            self._telemetry.worker_restarted(reason)
 
-    def _tell_guard(self, sign: str, worker: WorkerProcess) -> None:
-        if self._guard is None:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        assert self._guard.stdin is not None
-        # without its guard a worker still dies with the server, only its children might not
-        with suppress(BrokenPipeError):
-            self._guard.stdin.write(f"{sign}{worker.pid}\n".encode())
-            self._guard.stdin.flush()
-
-    def _end_guard(self) -> None:
-        if self._guard is not None:
-            with suppress(BrokenPipeError):
-                self._guard.communicate()
-            self._guard = None
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            # looked at here, so that what nobody waits for any more is not reported as forgotten
+            task.exception()
 
 
 class _RunningUnit:
@@ -367,17 +346,6 @@ class _Memory:
         self.peak_bytes = max(self.peak_bytes, used_bytes)
 
 
-def _environment(threads: int, extra: Mapping[str, str]) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
-    if "PYTHONPATH" in inherited:
-        # workers run in a folder of their own, where relative entries would mean something else
-        entries = inherited["PYTHONPATH"].split(os.pathsep)
-        inherited["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in entries)
-    limits = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    # stdout goes to a pipe: unbuffered, or the last words before a crash would be lost
-    return {**inherited, **limits, "PYTHONUNBUFFERED": "1", **extra}
-
-
 def _empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -386,14 +354,20 @@ def _empty(directory: Path) -> None:
 def _died(
     unit: WorkUnit, kill_reason: str, ending: str, memory: _Memory, tail: str
 ) -> TightfitError:
-    if kill_reason == "stopping":
-        return UnavailableError("the executor is stopping", remedy="try again in a moment")
+    if kill_reason == _STOPPING:
+        return _stopping()
     if kill_reason == "timeout":
         return _failed(unit, f"took longer than {unit.timeout_seconds:g} s", tail)
     if kill_reason == "memory":
         what = f"held {memory.peak_bytes >> 20} MiB of memory, limit {memory.limit_bytes >> 20} MiB"
         return _failed(unit, what, tail, is_memory=True)
     return _failed(unit, f"its process died ({ending})", tail)
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError(
+        "the executor is not running", remedy="try again when the server has started"
+    )
 
 
 def _failed(unit: WorkUnit, what: str, tail: str, *, is_memory: bool = False) -> WorkFailedError:

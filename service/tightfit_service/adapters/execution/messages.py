@@ -1,7 +1,7 @@
 """What the server and its worker processes say to one another: one JSON object per line.
 
-The server sends units; a worker answers `ready` once, then for each unit any number of `progress`
-lines and at last `result`, `error` (of the domain, whole) or `failure` (anything else, as text).
+The server sends units; a worker answers `ready` once, then for each unit `taken`, any number of
+`progress` lines, and at last `result`, `error` (of the domain, whole) or `failure` (anything else, as text).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def members(leader: int) -> set[int]:
 def kill_all(leader: int) -> None:
     """Send SIGKILL to a leader that was not reaped yet, to its process group, and to all members."""
     others = members(leader)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
     _kill(others)
 
@@ -45,7 +45,8 @@ def kill_left_behind(leader: int) -> None:
 
 def _kill(pids: Iterable[int]) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):
+        # one that runs as another user cannot be killed; that must not save the others
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -110,13 +110,15 @@ class Staging:
 
     def _stage(self, digest: str, target: Path) -> Path:
         cached = self._cache / digest
+        # one thread fetches, the others link; the cache may let go of its link at any moment
         with self._digest_lock(digest):
-            if not cached.exists():
-                self._artifacts.fetch(digest, cached)
-                cached.chmod(0o444)
-            os.utime(cached)
-            # the link keeps the bytes for this unit even when the cache lets them go
-            os.link(cached, target)
+            try:
+                os.link(cached, target)
+            except FileNotFoundError:
+                self._artifacts.fetch(digest, target)
+                target.chmod(0o444)
+                os.link(target, cached)
+            os.utime(target)
         self._shrink_cache()
         return target
 

@@ -48,6 +48,7 @@ def serve(handlers: Mapping[str, WorkHandler]) -> None:
     threading.Thread(target=_read_units, args=(requests, units), daemon=True).start()
     replies.send({"type": "ready"})
     while (unit := units.get()) is not None:
+        replies.send({"type": "taken"})
         replies.send(_run(handlers, unit, replies))
         _tidy_up()
 
