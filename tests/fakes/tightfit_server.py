@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import status_pb2  # type: ignore[import-untyped]  # generated without types
+from grpc_status import rpc_status
 
 from fakes.job_messages import event_message, job_message, trial_message
 from tightfit.v1 import (
@@ -28,6 +33,20 @@ from tightfit.v1 import (
     model_pb2_grpc,
     trial_pb2,
 )
+
+
+def rich_status(code: grpc.StatusCode, message: str, *details: Message) -> grpc.Status:
+    """Return a status with a google.rpc.Status behind it, to put into `State.failures`."""
+    packed = []
+    for detail in details:
+        item = AnyMessage()
+        item.Pack(detail)
+        packed.append(item)
+    number: int = code.value[0]
+    status = status_pb2.Status(code=number, message=message, details=packed)
+    made: grpc.Status = rpc_status.to_status(status)
+    return made
+
 
 # the names of gRPC methods are those of the contract
 # ruff: noqa: N802
@@ -64,6 +83,7 @@ class State:
     watch_began: threading.Event = field(default_factory=threading.Event)
     break_watches_after: list[int] = field(default_factory=list)
     """Number of events after which the next watches break."""
+    seconds_between_events: float = 0.0
     repeat_events: bool = False
     """Send the event before the one asked for again, as a careless server might."""
     hold_watch: threading.Event | None = None
@@ -281,6 +301,7 @@ class _Jobs(compression_pb2_grpc.CompressionServiceServicer):
                 continue
             if sent == limit:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+            time.sleep(self._state.seconds_between_events)
             yield event
             sent += 1
         if self._state.hold_watch is not None:

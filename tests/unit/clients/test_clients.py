@@ -10,16 +10,11 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.rpc import (  # type: ignore[import-untyped]  # generated without types
-    error_details_pb2,
-    status_pb2,
-)
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # no types
 
 import tightfit
 from fakes import results
-from fakes.tightfit_server import FakeTightfit
+from fakes.tightfit_server import FakeTightfit, rich_status
 from tightfit import AsyncClient, Client, Patience, compression_spec
 from tightfit.v1 import hardware_pb2, job_pb2
 
@@ -88,17 +83,6 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def rich(code: grpc.StatusCode, message: str, *details: Any) -> grpc.Status:
-    packed = []
-    for detail in details:
-        item = AnyMessage()
-        item.Pack(detail)
-        packed.append(item)
-    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
-    made: grpc.Status = rpc_status.to_status(status)
-    return made
-
-
 def test_a_model_arrives_whole(client: AnyClient, fake: FakeTightfit, model: Path) -> None:
     progress: list[tuple[int, int]] = []
     uploaded = client.call(
@@ -132,7 +116,7 @@ def test_a_broken_upload_goes_on_where_it_broke(
 def test_an_upload_without_progress_ends_with_the_error(
     client: AnyClient, fake: FakeTightfit, model: Path
 ) -> None:
-    unavailable = rich(grpc.StatusCode.UNAVAILABLE, "draining")
+    unavailable = rich_status(grpc.StatusCode.UNAVAILABLE, "draining")
     fake.state.failures["UploadModel"] = [unavailable] * 200
     with pytest.raises(tightfit.UnavailableError, match="draining"):
         client.call("upload_model", model)
@@ -247,7 +231,7 @@ def test_a_job_carries_what_was_asked_for(client: AnyClient, fake: FakeTightfit)
 def test_creating_is_repeated_under_the_same_id_when_the_server_is_away(
     client: AnyClient, fake: FakeTightfit
 ) -> None:
-    fake.state.failures["CreateJob"] = [rich(grpc.StatusCode.UNAVAILABLE, "store is down")]
+    fake.state.failures["CreateJob"] = [rich_status(grpc.StatusCode.UNAVAILABLE, "store is down")]
     client.call("create_job", compression_spec(model="m", target="t"))
     assert len(fake.state.created) == 2
     assert len({request.request_id for request in fake.state.created}) == 1
@@ -265,7 +249,7 @@ def test_errors_carry_reason_field_and_remedy(client: AnyClient, fake: FakeTight
         metadata={"remedy": "give more", "field": "budget.max_latency_ms", "request_id": "r-1"},
     )
     fake.state.failures["CreateJob"] = [
-        rich(grpc.StatusCode.INVALID_ARGUMENT, "max_latency_ms is 0", info)
+        rich_status(grpc.StatusCode.INVALID_ARGUMENT, "max_latency_ms is 0", info)
     ]
     with pytest.raises(tightfit.InvalidInputError) as caught:
         client.call("create_job", compression_spec(model="m", target="t"))
@@ -282,7 +266,7 @@ def test_standard_details_do_where_the_server_is_not_ours(
 ) -> None:
     violation = error_details_pb2.BadRequest.FieldViolation(field="spec.seed", description="bad")
     fake.state.failures["CreateJob"] = [
-        rich(
+        rich_status(
             grpc.StatusCode.INVALID_ARGUMENT,
             "bad seed",
             error_details_pb2.BadRequest(field_violations=[violation]),
@@ -313,7 +297,7 @@ CODES = [
 def test_each_code_has_its_error(
     client: AnyClient, fake: FakeTightfit, code: grpc.StatusCode, kind: type[Exception]
 ) -> None:
-    fake.state.failures["DeleteJob"] = [rich(code, "so it is")]
+    fake.state.failures["DeleteJob"] = [rich_status(code, "so it is")]
     with pytest.raises(kind, match="so it is"):
         client.call("delete_job", "j")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -118,10 +120,9 @@ def compress(
         )
         device = job.spec.hardware_spec.name or target
         title = f"{model.name} for {device}, job {last_segment(job.name)}"
-        # a build system that gives up sends SIGTERM: the job is to end with it, as with Ctrl-C
-        signal.signal(signal.SIGTERM, _interrupt)
         try:
-            events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
+            with _sigterm_interrupts():
+                events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
         except KeyboardInterrupt:
             watching.cancel_and_exit(client, job.name)
         code = watching.finish(
@@ -180,5 +181,15 @@ def _check_files(model: Path, data: Path | None) -> None:
         read_dataset_file(data)
 
 
-def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: a build system that gives up sends it, and the job is to end with it."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -56,7 +56,7 @@ def list_jobs(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("JOB", "STATE", "TARGET", "BUDGET", "CREATED", "TOOK"):
-        table.add_column(heading, no_wrap=heading in ("JOB", "STATE"))
+        table.add_column(heading, no_wrap=heading != "BUDGET")
     for result in found:
         spent = result["job"]["elapsed_seconds"]
         table.add_row(
@@ -93,7 +93,7 @@ def show_job(
         print(json.dumps(result, indent=2))
         return
     console = Console(highlight=False)
-    console.print(tables.outcome(result))
+    console.print(tables.outcome(result), crop=False)
     if output is not None:
         console.print(f"\nwritten to {output}: {', '.join(written)}", markup=False, soft_wrap=True)
 

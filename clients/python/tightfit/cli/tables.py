@@ -34,7 +34,7 @@ _VERDICT_STYLES = {"SUCCEEDED": "bold green", "INFEASIBLE": "bold red", "FAILED"
 
 
 def outcome(result: Mapping[str, Any], *, command: Sequence[str] = ()) -> RenderableType:
-    """Return the verdict, the table and, where nothing fits, why.
+    """Return the verdict, the table and, where nothing fits, why; to be printed without cropping.
 
     Args:
         result: Content of `result.json`.
@@ -56,7 +56,7 @@ def summary(result: Mapping[str, Any], *, with_accuracy: bool = True) -> Table:
     """Return baseline, int8-only and the result beside the limits."""
     content = summary_table(result)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in content.columns:
         table.add_column(column, no_wrap=True)
     table.add_column("limit", no_wrap=True)
@@ -67,7 +67,7 @@ def summary(result: Mapping[str, Any], *, with_accuracy: bool = True) -> Table:
             continue
         limit = "" if row.limit is None else row.limit.text
         if row.limit is not None and not row.limit.is_users:
-            limit += " (target)"
+            limit += "\nof the target"
         table.add_row(row.label, *(_cell(cell) for cell in row.cells), Text(limit, style="dim"))
     return table
 
@@ -104,7 +104,9 @@ def infeasibility(result: Mapping[str, Any], *, command: Sequence[str]) -> Rende
             continue
         by_solver = " by the solver's estimate" if relaxation["trial_index"] is None else ""
         lines.append(Text(f"  {quantity} {asked}: {needed} would do{by_solver}"))
-        lines.append(Text(f"    {rerun_command(command, option)}", style="cyan"))
+        # one line however long, so that it can be copied
+        rerun = rerun_command(command, option)
+        lines.append(Text(f"    {rerun}", style="cyan", no_wrap=True, overflow="ignore"))
     return Group(*lines)
 
 

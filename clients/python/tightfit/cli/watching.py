@@ -70,7 +70,7 @@ def finish(
     else:
         console = Console(highlight=False)
         console.print()
-        console.print(tables.outcome(result, command=command))
+        console.print(tables.outcome(result, command=command), crop=False)
         if folder is not None:
             console.print(
                 f"\nwritten to {folder}: {', '.join(written)}", markup=False, soft_wrap=True

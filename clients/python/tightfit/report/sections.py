@@ -482,7 +482,7 @@ def infeasibility(result: Result) -> Markup | None:
         element(
             "p",
             "Binding: ",
-            [element("span", name, class_="badge bad") for name in outcome["binding"]],
+            [(element("span", name, class_="badge bad"), " ") for name in outcome["binding"]],
             f" · closest trials: {closest}" if closest else None,
         )
         if outcome["binding"]

@@ -1,0 +1,110 @@
+"""The report without a browser: complete in itself, and safe whatever a model's nodes are called."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fakes import results
+from tightfit.report import render_report, write_report
+from tightfit.report.markup import element, joined
+from tightfit.report.page import embedded_json
+from tightfit.report.plot_data import plot_data, recipe_lines
+from tightfit.result_file import build_result
+from tightfit.v1 import job_pb2
+
+
+class Outline(HTMLParser):
+    """Collects the tags and the addresses of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "link", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("result", [results.succeeded(), results.infeasible()])
+def test_the_page_is_well_formed_and_refers_to_nothing(result: results.Result) -> None:
+    page = render_report(result)
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert outline.addresses == ["data:,"]
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+    assert "eval(" not in page
+
+
+def test_the_data_in_the_page_is_that_of_the_result() -> None:
+    page = render_report(results.succeeded())
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert match is not None
+    assert json.loads(match.group(1)) == plot_data(results.succeeded())
+
+
+def test_json_cannot_leave_its_element() -> None:
+    hostile = {"</script>": "<!--<script>&amp;\u2028"}
+    text = embedded_json(hostile)
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == hostile
+
+
+def test_text_is_escaped_and_markup_is_not() -> None:
+    inner = element("b", "<x>")
+    assert element("p", inner, " & ", None, ["a", 3], title='"<') == (
+        '<p title="&quot;&lt;"><b>&lt;x&gt;</b> &amp; a3</p>'
+    )
+    assert joined(()) == ""
+
+
+def test_points_say_what_they_are() -> None:
+    points = {point["caption"]: point for point in plot_data(results.succeeded())["points"]}
+    assert points["best: trial #8"]["mark"] == "best"
+    assert points["baseline, trial #0"]["mark"] == "baseline"
+    assert points["trial #5"]["mark"] == "missed"
+    assert points["trial #2"]["facts"][0] == ["accuracy", "89.40 % on the selection set"]
+    assert "trial #9" not in points
+
+
+def test_baselines_that_are_no_trials_are_drawn_too() -> None:
+    result = results.succeeded()
+    result["trials"] = result["trials"][2:]
+    captions = [point["caption"] for point in plot_data(result)["points"]]
+    assert captions[:2] == ["baseline", "int8 only"]
+
+
+def test_a_recipe_is_told_in_words() -> None:
+    steps = [
+        {"pass_name": "structured_pruning", "parameters": {"keep": {"conv1": [0, 2, 5]}}},
+        {"pass_name": "quantization", "parameters": {"per_channel": True, "float_nodes": ["fc"]}},
+        {"pass_name": "recovery", "parameters": {"epochs": 0.5, "learning_rate": None}},
+    ]
+    assert recipe_lines(steps) == [
+        ["structured pruning", "channels kept: conv1 3"],
+        ["quantization", "per channel true; float nodes fc"],
+        ["recovery", "epochs 0.5"],
+    ]
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "FAILED", "CANCELLED"])
+def test_a_job_with_nothing_to_show_still_has_a_page(tmp_path: Path, state: str) -> None:
+    number = job_pb2.CompressionJob.State.Value(f"STATE_{state}")
+    result = build_result(job_pb2.CompressionJob(name="projects/p/jobs/j", state=number), (), ())
+    write_report(result, tmp_path / "report.html")
+    assert state.lower() in (tmp_path / "report.html").read_text()
+
+
+def test_very_long_models_are_cut_in_the_page_and_say_so() -> None:
+    result = results.succeeded()
+    result["layers"] = result["layers"] * 50
+    assert "100 more layers are in result.json" in render_report(result)

@@ -1,0 +1,347 @@
+"""The command line: exit codes, what goes to stdout and stderr, and the files of `-o`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import yaml
+
+from fakes import results
+from fakes.tightfit_server import FakeTightfit, rich_status
+from tightfit.cli import main
+from tightfit.v1 import job_pb2
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.onnx").write_bytes(b"a model")
+    np.savez(tmp_path / "d.npz", x=np.zeros((3, 1, 2, 2)), y=np.zeros(3, int))
+    (tmp_path / "dataset.yaml").write_text(
+        "arrays: d.npz\nsplits: {evaluation: {input: x, label: y}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+@pytest.fixture
+def run(fake: FakeTightfit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("TIGHTFIT_SERVER", fake.address)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["tightfit", *arguments])
+        return main(arguments)
+
+    return run
+
+
+def load(fake: FakeTightfit, result: results.Result) -> None:
+    fake.state.load(result)
+    fake.state.targets = [fake.state.job.spec.hardware_spec]
+
+
+COMPRESS = ("compress", "net.onnx", "--target", "nucleo-h7a3zi-q", "--data", "dataset.yaml")
+
+
+def test_a_model_that_fits_ends_with_0_and_leaves_its_files(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    budget = ("--max-latency", "18ms", "--max-ram", "128KiB", "--max-accuracy-drop", "0.015")
+    assert run(*COMPRESS, *budget, "--max-time", "10m", "--seed", "7", "-o", "out") == 0
+    out = folder / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "model.tflite",
+        "recipe.json",
+        "result.json",
+        "report.html",
+    }
+    assert (out / "model.tflite").read_bytes() == b"model 8"
+    result = json.loads((out / "result.json").read_text())
+    assert result["state"] == "SUCCEEDED"
+    assert result["model"]["file"] == "net.onnx"
+    assert json.loads((out / "recipe.json").read_text()) == result["best"]["recipe"]
+    printed = capsys.readouterr()
+    assert "Fits nucleo-h7a3zi-q" in printed.out
+    assert "✓ 15.9 ms" in printed.out
+    assert "written to out" in printed.out
+    assert "best so far #8" in printed.err
+    (request,) = fake.state.created
+    spec = request.job.spec
+    assert spec.budget.max_latency_ms == 18
+    assert spec.budget.max_ram_bytes == 131_072
+    assert spec.budget.max_accuracy_drop == 0.015
+    assert spec.search_limits.max_time.ToSeconds() == 600
+    assert spec.seed == 7
+    assert spec.dataset.startswith("projects/default/datasets/")
+
+
+def test_json_is_all_that_stdout_gets(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "--json") == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["best"]["estimated_latency_ms"]["value"] == 15.9
+    assert "best so far" in printed.err
+
+
+def test_an_infeasible_job_ends_with_3_and_says_what_would_do(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.infeasible())
+    (folder / "out").mkdir()
+    (folder / "out" / "model.tflite").write_bytes(b"of an earlier run")
+    assert run(*COMPRESS, "--max-latency", "0.36ms", "--max-ram=128KiB", "-o", "out") == 3
+    out = capsys.readouterr().out
+    assert "Binding: latency, accuracy" in out
+    assert "Closest trials: #6, #4" in out
+    assert (
+        "tightfit compress net.onnx --target nucleo-h7a3zi-q --data dataset.yaml "
+        "--max-ram=128KiB -o out --max-latency 40.6ms\n"
+    ) in out
+    assert "no known model meets the other limits" in out
+    assert (folder / "out" / "closest.tflite").read_bytes() == b"model 6"
+    assert not (folder / "out" / "model.tflite").exists()
+
+
+@pytest.mark.parametrize(("state", "code"), [("FAILED", 4), ("CANCELLED", 4)])
+def test_a_job_that_failed_ends_with_4(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str], state: str, code: int
+) -> None:
+    result = results.succeeded() | {"state": state, "best": None}
+    result["job"] |= {"error": "training diverged", "error_reason": "TRAINING_DIVERGED"}
+    load(fake, result)
+    assert run(*COMPRESS) == code
+    printed = capsys.readouterr().out
+    assert ("training diverged" if state == "FAILED" else "was cancelled") in printed
+
+
+def test_a_server_that_is_away_ends_with_5(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.stop()
+    assert run(*COMPRESS) == 5
+    assert fake.address in capsys.readouterr().err
+
+
+BAD_USAGE = [
+    (("--max-latency", "18"), "--max-latency", "has no unit"),
+    (("--max-ram", "-1KiB"), "--max-ram", "not a positive number"),
+    (("--max-size", "0KiB"), "--max-size", "not a positive number"),
+    (("--max-energy", "5 bananas"), "--max-energy", "unknown unit"),
+    (("--max-time", "soon"), "--max-time", "number with a unit"),
+    (("--min-accuracy", "95"), "--min-accuracy", "0.95 means 95"),
+    (("--max-accuracy-drop", "-0.1"), "--max-accuracy-drop", "percentage point"),
+    (("--min-accuracy", "0.9", "--max-accuracy-drop", "0.1"), "--max-accuracy-drop", "contradict"),
+    (("--objective", "latncy"), "--objective", "did you mean 'latency'"),
+    (("--format", "tflit"), "--format", "did you mean 'tflite'"),
+    (("--max-trials", "0"), "--max-trials", "equal to 1"),
+    (("-o", "net.onnx"), "-o", "cannot write"),
+    (("--data", "none.yaml"), "none.yaml", "there is no file"),
+    (("--target", "none.yaml"), "none.yaml", "there is no file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "message"), BAD_USAGE, ids=[" ".join(case[0]) for case in BAD_USAGE]
+)
+def test_bad_options_end_with_2_before_anything_is_sent(
+    run: Run,
+    fake: FakeTightfit,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    field: str,
+    message: str,
+) -> None:
+    assert run(*COMPRESS, *arguments) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert field in printed
+    assert message in printed
+    assert fake.state.uploads == {}
+
+
+def test_a_missing_model_ends_with_2(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compress", "none.onnx", "--target", "t") == 2
+    assert "there is no file none.onnx" in capsys.readouterr().err
+
+
+def test_an_unknown_target_is_known_before_the_upload(run: Run, fake: FakeTightfit) -> None:
+    load(fake, results.succeeded())
+    assert run("compress", "net.onnx", "--target", "nucleus") == 2
+    assert fake.state.uploads == {}
+
+
+def test_a_target_can_be_a_file(run: Run, fake: FakeTightfit, folder: Path) -> None:
+    load(fake, results.succeeded())
+    (folder / "mine.yaml").write_text(
+        "core: cortex-m7\nclock_mhz: 216\nmemory: {ram_bytes: 262144}\n"
+        "number_formats: [int8]\noutput_format: onnx\n"
+    )
+    assert run("compress", "net.onnx", "--target", "mine.yaml") == 0
+    spec = fake.state.created[0].job.spec.hardware_spec
+    assert (spec.name, spec.core, spec.memory.ram_bytes) == ("mine", "cortex-m7", 262_144)
+    assert not spec.memory.HasField("flash_bytes")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("core: cortex-m7\nclok_mhz: 3\n", "did you mean 'clock_mhz'"),
+        ("core: cortex-m7\nmemory: {ram: 3}\n", "ram_bytes"),
+        ("core: cortex-m7\nmemory: 3\n", "holds no keys"),
+        ("core: cortex-m7\nclock_mhz: fast\n", "cannot be used"),
+        ("core: cortex-m7\nnumber_formats: [int9]\n", "cannot be used"),
+        ("clock_mhz: 3\n", "names no core"),
+    ],
+)
+def test_a_bad_target_file_ends_with_2(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (folder / "mine.yaml").write_text(text)
+    assert run("compress", "net.onnx", "--target", "mine.yaml") == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_ctrl_c_cancels_the_job_and_ends_with_130(fake: FakeTightfit, folder: Path) -> None:
+    load(fake, results.succeeded())
+    fake.state.hold_watch = threading.Event()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tightfit", *COMPRESS, "--server", fake.address],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert fake.state.watch_began.wait(60)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert fake.state.cancelled == [results.JOB]
+    assert "is cancelled" in err
+
+
+@pytest.mark.parametrize(("reachable", "code"), [(True, 0), (False, 3)])
+def test_check_says_whether_the_budget_is_in_reach(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str], reachable: bool, code: int
+) -> None:
+    load(fake, results.succeeded())
+    response = fake.state.check_response
+    response.target.CopyFrom(fake.state.job.spec.hardware_spec)
+    response.baseline.CopyFrom(fake.state.job.result.baseline)
+    response.notes.extend(fake.state.job.result.notes)
+    response.reachable = reachable
+    arguments = ("check", "net.onnx", "--target", "nucleo-h7a3zi-q", "--max-latency", "18ms")
+    assert run(*arguments) == code
+    printed = capsys.readouterr().out
+    assert "✗ 58.0 ms" in printed
+    assert "classifier: its 10 channels are the model's output" in printed
+    assert ("can be reached" if reachable else "Out of reach") in printed
+    assert run(*arguments, "--json") == code
+    assert json.loads(capsys.readouterr().out)["reachable"] is reachable
+
+
+def test_estimate_prints_costs_with_intervals(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("estimate", "net.onnx", "--target", "nucleo", "--layers") == 0
+    printed = capsys.readouterr().out
+    assert "10.0 ms" in printed
+    assert "9.00 to 12.0 ms" in printed
+    assert "conv1" in printed
+    assert run("estimate", "net.onnx", "--target", "nucleo", "--json") == 0
+    estimates = json.loads(capsys.readouterr().out)["estimates"]
+    assert estimates["int8"]["estimated_latency_ms"] == {"value": 10, "low": 9, "high": 12}
+
+
+def test_targets_are_listed_and_shown_in_the_form_that_is_read(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    assert run("targets", "list") == 0
+    assert "nucleo-h7a3zi-q" in capsys.readouterr().out
+    assert run("targets", "show", "nucleo-h7a3zi-q") == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["memory"]["ram_bytes"] == 1_048_576
+    (folder / "copy.yaml").write_text(shown)
+    assert run("compress", "net.onnx", "--target", "copy.yaml") == 0
+    expected = fake.state.targets[0]
+    del expected.assumed_fields[:]
+    assert fake.state.created[0].job.spec.hardware_spec == expected
+    assert run("targets", "show", "none") == 2
+
+
+def test_jobs_can_be_listed_shown_watched_cancelled_and_deleted(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.infeasible())
+    assert run("jobs", "list") == 0
+    listed = capsys.readouterr().out
+    assert "j-7f3a" in listed
+    assert "infeasible" in listed
+    assert run("jobs", "list", "--state", "succeeded", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert run("jobs", "list", "--state", "don") == 2
+    assert run("jobs", "show", "j-7f3a", "-o", "shown") == 0
+    assert (folder / "shown" / "report.html").exists()
+    assert run("jobs", "watch", "j-7f3a") == 3
+    assert run("jobs", "cancel", "j-7f3a") == 0
+    assert fake.state.cancelled == [results.JOB]
+    assert run("jobs", "delete", "j-7f3a") == 0
+    assert fake.state.deleted == [results.JOB]
+    assert run("jobs", "show", "nothing") == 2
+
+
+def test_a_job_that_runs_is_shown_without_waiting_for_it(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded() | {"best": None})
+    fake.state.job.state = job_pb2.CompressionJob.STATE_RUNNING
+    fake.state.hold_watch = threading.Event()
+    assert run("jobs", "show", "j-7f3a") == 0
+    assert "The job is running" in capsys.readouterr().out
+
+
+def test_figures_that_cannot_be_looked_up_do_not_end_the_watch(
+    run: Run, fake: FakeTightfit
+) -> None:
+    load(fake, results.succeeded())
+    fake.state.trials.pop(3)
+    assert run(*COMPRESS) == 0
+
+
+def test_a_result_whose_model_is_gone_is_an_error(run: Run, fake: FakeTightfit) -> None:
+    load(fake, results.succeeded())
+    del fake.state.artifacts[sha256(b"model 8").hexdigest()]
+    assert run(*COMPRESS, "-o", "out") == 2
+
+
+def test_a_full_server_ends_with_5(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    fake.state.failures["CreateJob"] = [
+        rich_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "disk full")
+    ]
+    assert run(*COMPRESS) == 5
+    assert "disk full" in capsys.readouterr().err
+
+
+def test_no_arguments_show_the_help(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    assert "compress" in capsys.readouterr().out
+
+
+def test_the_version_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("tightfit ")

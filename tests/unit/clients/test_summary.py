@@ -1,0 +1,101 @@
+"""The result at a glance: limits, verdicts, and the commands that would do."""
+
+import math
+
+import pytest
+
+from fakes import results
+from tightfit.cli.tables import rerun_command
+from tightfit.quantities import parse_latency_ms
+from tightfit.summary import (
+    accuracy_floor,
+    limits_of,
+    option_for,
+    relaxation_commands,
+    shown_trial,
+    summary_table,
+    verdict,
+)
+
+
+def test_the_tighter_of_the_users_and_the_targets_limit_holds() -> None:
+    result = results.succeeded()
+    assert limits_of(result)["ram"].value == 131_072
+    assert limits_of(result)["ram"].is_users
+    assert limits_of(result)["size"].value == 2_097_152
+    assert not limits_of(result)["size"].is_users
+    result["budget"]["max_ram_bytes"] = 4 << 20
+    assert limits_of(result)["ram"].value == 1 << 20
+    assert "energy" not in limits_of(result)
+
+
+def test_a_drop_is_a_floor_below_the_baseline() -> None:
+    result = results.succeeded()
+    assert accuracy_floor(result) == pytest.approx(0.9153 - 0.015)
+    result["budget"]["min_accuracy"] = 0.5
+    assert accuracy_floor(result) == 0.5
+    assert accuracy_floor(results.succeeded() | {"baseline": None}) is None
+
+
+def test_a_limit_is_met_by_the_upper_end_of_the_estimate() -> None:
+    result = results.succeeded()
+    row = next(row for row in summary_table(result).rows if row.quantity == "latency")
+    assert [cell.met for cell in row.cells] == [False, False, True]
+    result["best"]["estimated_latency_ms"]["high"] = 18.01
+    row = next(row for row in summary_table(result).rows if row.quantity == "latency")
+    assert row.cells[-1].met is False
+    assert row.cells[-1].text == "15.9 ms"
+
+
+def test_the_closest_trial_stands_where_nothing_fits() -> None:
+    shown = shown_trial(results.infeasible())
+    assert shown is not None
+    assert shown[0] == "closest trial"
+    assert shown[1]["index"] == 6
+    assert summary_table(results.infeasible()).columns[-1] == "closest trial"
+
+
+def test_the_verdict_compares_with_what_would_be_shipped_otherwise() -> None:
+    assert verdict(results.succeeded()) == (
+        "Fits nucleo-h7a3zi-q",
+        "2.28 times faster than int8 alone, 0.80 points of accuracy lost.",
+    )
+    unmeasured = results.succeeded() | {"baseline": None, "baseline_int8": None}
+    assert verdict(unmeasured)[1] == "It meets every limit."
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "FAILED", "CANCELLED"])
+def test_every_state_has_a_verdict(state: str) -> None:
+    headline, sentence = verdict(results.succeeded() | {"state": state, "best": None})
+    assert headline
+    assert sentence
+
+
+def test_relaxations_become_options_that_let_the_trial_through() -> None:
+    (_, _, latency), (_, _, accuracy) = relaxation_commands(results.infeasible())
+    name, value = latency.split()
+    assert name == "--max-latency"
+    assert parse_latency_ms(value, option=name) >= 40.54
+    assert accuracy == ""
+
+
+@pytest.mark.parametrize("needed", [0.81234, 0.9152999, 0.9153])
+def test_an_accuracy_that_would_do_is_never_rounded_past_the_trial(needed: float) -> None:
+    result = results.infeasible()
+    drop = float(option_for(result, "accuracy", needed).split()[1])
+    assert result["baseline"]["accuracy"] - drop <= needed + 1e-9
+    result["budget"] |= {"max_accuracy_drop": None, "min_accuracy": 0.95}
+    floor = float(option_for(result, "accuracy", needed).split()[1])
+    assert floor <= needed
+    assert math.isclose(floor, needed, abs_tol=1e-4)
+
+
+def test_a_command_is_repeated_with_one_limit_replaced() -> None:
+    command = ["tightfit", "compress", "my net.onnx", "--max-latency", "1ms", "--min-accuracy=0.9"]
+    assert rerun_command(command, "--max-latency 40.6ms") == (
+        "tightfit compress 'my net.onnx' --min-accuracy=0.9 --max-latency 40.6ms"
+    )
+    assert rerun_command(command, "--max-accuracy-drop 0.01") == (
+        "tightfit compress 'my net.onnx' --max-latency 1ms --max-accuracy-drop 0.01"
+    )
+    assert rerun_command([], "--max-ram 2KiB") == "--max-ram 2KiB"
