@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fakes.artifacts import InMemoryArtifactStore
 from fakes.s3_gateway import S3Gateway, find_s3_gateway
 from fakes.stores import InMemoryStore, RecordStore

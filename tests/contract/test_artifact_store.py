@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tightfit_service.application.ports import ArtifactStore
 from tightfit_service.domain.errors import IntegrityError, InvalidRequestError, NotFoundError
 
@@ -55,6 +56,14 @@ def test_storing_again_does_nothing(artifacts: ArtifactStore, write_file: WriteF
     for _ in range(2):
         artifacts.put(write_file(b"same"), digest_of(b"same"))
     assert b"".join(artifacts.read(digest_of(b"same"))) == b"same"
+
+
+def test_bytes_that_the_caller_verified_come_back(
+    artifacts: ArtifactStore, write_file: WriteFile
+) -> None:
+    data = os.urandom(2000)
+    artifacts.put(write_file(data), digest_of(data), is_verified=True)
+    assert b"".join(artifacts.read(digest_of(data))) == data
 
 
 def test_wrong_bytes_are_refused_and_not_kept(

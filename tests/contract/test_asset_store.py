@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from fakes.records import digest_of, make_asset, make_job, make_spec
 from fakes.stores import RecordStore
 from tightfit_service.application.ports import Page

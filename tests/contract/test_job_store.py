@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+
 from fakes.records import digest_of, make_event, make_job, make_spec, make_trial
 from fakes.stores import RecordStore
 from tightfit_service.application.ports import Page, WorkResult

@@ -343,10 +343,12 @@ class ArtifactStore(Protocol):
     All methods raise UnavailableError when the store is down and ResourceExhaustedError when it is full.
     """
 
-    def put(self, source: Path, digest: str) -> None:
+    def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """Store a file under its digest; storing what is there already does nothing.
 
-        The bytes are verified while they are copied, and appear whole or not at all.
+        The bytes are verified while they are copied, and appear whole or not at all. `is_verified`
+        says that the caller has just computed the digest of this file, so that a store which need
+        not read it may leave that out.
 
         Raises:
             IntegrityError: The file does not have that digest.

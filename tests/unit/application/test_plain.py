@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tightfit_service.application import ports, use_cases
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.domain import (

@@ -39,7 +39,8 @@ class FolderArtifacts:
     Args:
         root: Made if it is missing; may be shared by many processes.
         link_sources: Take over the source's blocks by a hard link where the file system allows it,
-            instead of copying. Only for callers that never write to a source again after `put`.
+            instead of copying, and trust `is_verified`. Only for callers that never write to a
+            source again after `put`.
 
     Raises:
         UnavailableError: The folder cannot be made or read.
@@ -53,7 +54,7 @@ class FolderArtifacts:
             self._incoming.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
 
-    def put(self, source: Path, digest: str) -> None:
+    def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """See `ArtifactStore`. The bytes are on the disk, not only in its cache, on return."""
         check_digest(digest)
         final = self._path(digest)
@@ -62,7 +63,8 @@ class FolderArtifacts:
                 return
             with self._temporary() as temporary:
                 if self._link_sources and _try_link(source, temporary):
-                    _write_through(opened, None, digest)
+                    if not is_verified:
+                        _write_through(opened, None, digest)
                     _sync(temporary)
                 else:
                     with temporary.open("xb") as copy:

@@ -97,6 +97,13 @@ def test_linking_takes_over_the_blocks_and_copying_does_not(root: Path, source: 
         source.write_bytes(DATA)
 
 
+def test_a_copy_is_verified_even_when_the_caller_did(root: Path, source: Path) -> None:
+    source.write_bytes(DATA[:-1] + b"x")
+    with pytest.raises(IntegrityError):
+        Store(root=root).put(source, DIGEST, is_verified=True)
+    assert files_in(root) == []
+
+
 def test_linking_falls_back_to_copying(
     root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
