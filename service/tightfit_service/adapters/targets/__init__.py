@@ -1,0 +1,1 @@
+"""Hardware targets: the catalogue and the classes that partial descriptions inherit from."""
