@@ -60,6 +60,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # a restarted server is found again within seconds, not after gRPC's two minutes
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # a watch may be silent for minutes: probes keep it open through NATs and notice a dead server
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # jobs with thousands of layers and trials exceed gRPC's 4 MiB
     ("grpc.max_receive_message_length", 64 << 20),
 )
