@@ -99,6 +99,7 @@ def check_bounds(model: ModelProto, *, limits: ModelLimits = DEFAULT_LIMITS) -> 
     """
     node_count = 0
     tensor_count = 0
+    _check_names((item.domain for item in model.opset_import), limits)
     bodies: list[tuple[GraphProto | onnx.FunctionProto, int]] = [
         (model.graph, 0),
         *((function, 0) for function in model.functions),
@@ -112,13 +113,15 @@ def check_bounds(model: ModelProto, *, limits: ModelLimits = DEFAULT_LIMITS) -> 
             )
         node_count += len(body.node)
         _within("nodes", node_count, limits.node_count)
+        _check_names(_names_of(body), limits)
+        for node in body.node:
+            _check_names(_names_of_node(node), limits)
         tensors = list(_stored_tensors(body))
         tensor_count += len(tensors)
         _within("stored tensors", tensor_count, limits.tensor_count)
         for tensor in tensors:
             check_tensor(tensor, limits=limits)
         for node in body.node:
-            _check_names(node, limits)
             bodies.extend((inner, depth + 1) for inner in subgraphs(node))
 
 
@@ -137,6 +140,7 @@ def check_tensor(tensor: TensorProto, *, limits: ModelLimits = DEFAULT_LIMITS) -
     Raises:
         InvalidModelError: Names the tensor.
     """
+    _check_names(iter((tensor.name,)), limits)
     label = f"tensor {shown(tensor.name)}"
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise invalid(
@@ -217,8 +221,30 @@ def _stored_tensors(body: GraphProto | onnx.FunctionProto) -> Iterator[TensorPro
                 )
 
 
-def _check_names(node: NodeProto, limits: ModelLimits) -> None:
-    for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+def _names_of(body: GraphProto | onnx.FunctionProto) -> Iterator[str]:
+    yield body.name
+    if isinstance(body, GraphProto):
+        for value in (*body.input, *body.output, *body.value_info):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+        yield from (tensor.name for tensor in body.initializer)
+    else:
+        yield from (body.domain, *body.input, *body.output, *body.attribute)
+
+
+def _names_of_node(node: NodeProto) -> Iterator[str]:
+    yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    yield from (attribute.name for attribute in node.attribute)
+
+
+def _check_names(names: Iterator[str], limits: ModelLimits) -> None:
+    for name in names:
+        # protobuf hands out text fields that are not UTF-8 as bytes
+        if not isinstance(name, str):
+            raise invalid(
+                f"a name in the file is not text: {name!r:.80}",
+                remedy="the file is damaged: export or upload it again",
+            )
         if len(name) > limits.name_characters:
             raise invalid(
                 f"a name has more than {limits.name_characters} characters: {shown(name)}",

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 
 from tightfit_service.graph.model_file import invalid, shown, subgraphs
 from tightfit_service.graph.structure import (
@@ -136,10 +144,7 @@ def _does_nothing(model: ModelProto, node: NodeProto) -> bool:
     return True
 
 
-def _captures(body: object) -> list[str]:
-    from onnx import GraphProto
-
-    assert isinstance(body, GraphProto)
+def _captures(body: GraphProto) -> list[str]:
     names = [name for node in body.node for name in node.input]
     names.extend(value.name for value in body.output)
     for node in body.node:
@@ -166,57 +171,75 @@ def check_finite_weights(model: ModelProto) -> None:
             )
 
 
-def free_input_batch(model: ModelProto) -> bool:
-    """Make axis 0 of every input the free dimension "batch"; return whether one was fixed at 1.
+def check_inputs(model: ModelProto) -> None:
+    """Refuse inputs whose shape or type training and export cannot serve.
 
     Raises:
-        InvalidModelError: An input is no float tensor, has another free axis, no axis, or a fixed
-            batch above 1.
+        InvalidModelError: An input is no float tensor, has a free axis other than the batch, no
+            axis at all, or a fixed batch above 1.
     """
-    was_fixed = False
     by_name = {value.name: value for value in model.graph.input}
     for name in graph_inputs(model):
         value = by_name[name]
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type" or value.type.tensor_type.elem_type != TensorProto.FLOAT:
             raise invalid(
-                f"input {shown(name)} is {_type_name(model, name)}, not a tensor of float32",
+                f"input {shown(name)} is {_type_name(value)}, not a tensor of float32",
                 remedy="export the model with float32 inputs (cast inside your preprocessing)",
             )
         shape = declared_shape(value)
         if not shape:
+            missing = "has no declared shape" if shape is None else "has no batch axis"
             raise invalid(
-                f"input {shown(name)} has no batch axis"
-                if shape == ()
-                else f"input {shown(name)} has no declared shape",
+                f"input {shown(name)} {missing}",
                 remedy="export the model with a batch axis first and the other sizes fixed",
             )
         for axis, size in enumerate(shape[1:], start=1):
             if not isinstance(size, int) or size < 1:
                 said = "free" if not isinstance(size, int) else str(size)
                 raise invalid(
-                    f"axis {axis} of input {shown(name)} is {said}; only the batch may be",
+                    f"axis {axis} of input {shown(name)} is {said}; only the batch may be free",
                     remedy="export the model with fixed sizes, or fix them with "
                     "onnx.tools.update_model_dims",
                 )
-        if isinstance(shape[0], int):
-            if shape[0] != 1:
-                raise invalid(
-                    f"the batch (axis 0) of input {shown(name)} is fixed at {shape[0]}",
-                    remedy="export the model with a free batch, or with batch 1",
-                )
-            was_fixed = True
-        dim = value.type.tensor_type.shape.dim[0]
-        dim.Clear()
-        dim.dim_param = BATCH
+        if isinstance(shape[0], int) and shape[0] != 1:
+            raise invalid(
+                f"the batch (axis 0) of input {shown(name)} is fixed at {shape[0]}",
+                remedy="export the model with a free batch, or with batch 1",
+            )
+
+
+def free_input_batch(model: ModelProto) -> bool:
+    """Make axis 0 of every input the free dimension "batch"; return whether one was fixed.
+
+    The inputs must have passed `check_inputs`.
+    """
+    was_fixed = False
+    names = set(graph_inputs(model))
+    for value in model.graph.input:
+        if value.name in names:
+            dim = value.type.tensor_type.shape.dim[0]
+            was_fixed |= dim.HasField("dim_value")
+            dim.Clear()
+            dim.dim_param = BATCH
     return was_fixed
 
 
-def _type_name(model: ModelProto, name: str) -> str:
-    value = next(v for v in model.graph.input if v.name == name)
+def strip_notes(model: ModelProto) -> None:
+    """Remove documentation and metadata, which exporters fill with stack traces."""
+    del model.metadata_props[:]
+    model.ClearField("doc_string")
+    model.graph.ClearField("doc_string")
+    del model.graph.metadata_props[:]
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+
+
+def _type_name(value: ValueInfoProto) -> str:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        return (kind or "untyped").removesuffix("_type")
+        return f"a {(kind or 'thing without type').removesuffix('_type').replace('_', ' ')}"
     code = value.type.tensor_type.elem_type
     names = {number: text for text, number in TensorProto.DataType.items()}
     return f"of type {names.get(code, str(code)).lower()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -232,10 +233,18 @@ def element_types(model: ModelProto) -> dict[str, int]:
     return types
 
 
+# What onnxruntime and onnx put before the sentence that helps: codes, source files and functions.
+_NOISE = re.compile(
+    r"^\[(ONNXRuntimeError|ShapeInferenceError|TypeInferenceError)\]\s*(: \d+ : \w+ : )?"
+    r"|(^|(?<= ))/\S+\.(cc|h|cpp):\d+ .*?\) ?"
+)
+
+
 def first_line(error: Exception) -> str:
     """Return the telling first line of a library's error, for messages."""
     text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    line = text.splitlines()[0] if text else ""
+    return _NOISE.sub("", line).strip()[:300] or type(error).__name__
 
 
 def default_opset(model: ModelProto) -> int:

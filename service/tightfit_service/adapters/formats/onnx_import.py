@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import google.protobuf.message
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.inliner
 import onnx.version_converter
-import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from tightfit_service.adapters.formats.onnx_execution import (
+    LIBRARY_ERRORS,
+    open_session,
+    relative_difference,
+    run_original,
+)
+from tightfit_service.adapters.formats.onnx_folding import fold_constants, fold_shape_chains
 from tightfit_service.application.ports import ImportedModel, TensorSignature
 from tightfit_service.application.samples import FloatArray
 from tightfit_service.domain.errors import InvalidModelError, ParityError
@@ -31,10 +34,7 @@ from tightfit_service.graph.model_file import (
     subgraphs,
 )
 from tightfit_service.graph.profile import OnnxGraphInspector
-from tightfit_service.graph.shape_chains import constant_chains, shape_chains
 from tightfit_service.graph.structure import (
-    Array,
-    Shape,
     declared_shape,
     default_opset,
     first_line,
@@ -43,7 +43,6 @@ from tightfit_service.graph.structure import (
     initializers,
     remove_dead_code,
     replace_nodes,
-    set_initializer,
     sorted_model_nodes,
     tensor_shapes,
 )
@@ -74,28 +73,6 @@ _QUANTIZED = frozenset(
         "DynamicQuantizeLSTM",
     ]
 )
-_LIBRARY_ERRORS = (
-    onnx.checker.ValidationError,
-    onnx.shape_inference.InferenceError,
-    google.protobuf.message.Error,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    ort_errors.EPFail,
-    ort_errors.NoModel,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    OverflowError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    RecursionError,
-)
-"""What onnx, protobuf, numpy and onnxruntime raise on files that are not what they seem."""
 
 
 class OnnxImporter:
@@ -116,7 +93,7 @@ class OnnxImporter:
         """
         try:
             return self._import(data)
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             raise invalid(
                 f"the model cannot be used: {first_line(error)}",
                 remedy="check that onnx.checker accepts the file and onnxruntime runs it",
@@ -135,9 +112,11 @@ class OnnxImporter:
         try:
             source = load_model(original, limits=self._limits)
             working = load_model(graph, limits=self._limits)
-            expected = run_original(source, original, inputs)
-            found = _session(graph).run(None, dict(zip(graph_inputs(working), inputs, strict=True)))
-        except _LIBRARY_ERRORS as error:
+            expected = run_original(source, inputs)
+            found = open_session(graph).run(
+                None, dict(zip(graph_inputs(working), inputs, strict=True))
+            )
+        except LIBRARY_ERRORS as error:
             raise invalid(
                 f"the model does not run on these inputs: {first_line(error)}",
                 remedy="check that onnxruntime runs the model on inputs of the declared shape",
@@ -180,7 +159,7 @@ class OnnxImporter:
                 was_fixed = self._normalise(candidate)
                 self._prove_batch(source, data, candidate)
                 break
-            except (ParityError, InvalidModelError, *_LIBRARY_ERRORS):
+            except (ParityError, InvalidModelError, *LIBRARY_ERRORS):
                 if index == len(candidates) - 1:
                     raise
         working = candidate
@@ -205,7 +184,7 @@ class OnnxImporter:
             model.CopyFrom(inlined)
             check_bounds(model, limits=self._limits)
         del model.training_info[:]
-        del model.metadata_props[:]
+        normal_form.strip_notes(model)
         normal_form.use_standard_domain(model)
         opset = default_opset(model)
         newest = onnx.defs.onnx_opset_version()
@@ -219,6 +198,7 @@ class OnnxImporter:
         normal_form.separate_inputs(model)
         normal_form.name_nodes(model)
         _require_ends(model)
+        normal_form.check_inputs(model)
         _refuse_unknown_operators(model)
         normal_form.constants_to_initializers(model)
         replace_nodes(model.graph, sorted_model_nodes(model))
@@ -242,30 +222,14 @@ class OnnxImporter:
         normal_form.constants_to_initializers(model)
         normal_form.name_nodes(model)
         normal_form.remove_identities(model)
-        self._fold_constants(model)
+        fold_constants(model, max_elements=self._limits.tensor_elements)
         was_fixed = normal_form.free_input_batch(model)
         normal_form.free_constant_batch(model, tensor_shapes(model))
-        _fold_shape_chains(model)
+        fold_shape_chains(model)
         remove_dead_code(model)
         self._check_activations(model)
         _declare_shapes(model)
         return was_fixed
-
-    def _fold_constants(self, model: ModelProto) -> None:
-        """Replace nodes that compute on constants only by their results."""
-        nodes, results = constant_chains(model)
-        if not nodes:
-            return
-        shapes = tensor_shapes(model)
-        for name in results:
-            if name not in shapes or _elements(shapes[name]) > self._limits.tensor_elements:
-                return
-        values = _evaluate(model, nodes, results)
-        inner = {node.name for node in nodes}
-        replace_nodes(model.graph, [n for n in model.graph.node if n.name not in inner])
-        for name, value in values.items():
-            set_initializer(model, name, value)
-        remove_dead_code(model)
 
     def _prove_batch(self, source: ModelProto, data: bytes, model: ModelProto) -> None:
         """Run two samples at once and compare with the original, so that the free batch is real."""
@@ -275,7 +239,7 @@ class OnnxImporter:
             rng.uniform(0.0, 1.0, shapes[name]).astype(np.float32) for name in graph_inputs(model)
         ]
         graph = save_model(model)
-        expected = run_original(source, data, inputs)
+        expected = run_original(source, inputs)
         try:
             self.check_parity(data, graph, inputs)
         except (InvalidModelError, ParityError) as error:
@@ -329,53 +293,6 @@ def is_quantized(model: ModelProto) -> bool:
     )
 
 
-def relative_difference(reference: Array, value: Array) -> float:
-    """Return the largest difference relative to the reference's largest absolute value.
-
-    Positions where both are NaN, or the same infinity, agree. The shapes must be equal.
-    """
-    if not reference.size:
-        return 0.0
-    left, right = reference.astype(np.float64), value.astype(np.float64)
-    same = (left == right) | (np.isnan(left) & np.isnan(right))
-    if same.all():
-        return 0.0
-    finite = np.isfinite(left) & np.isfinite(right)
-    if not (same | finite).all():
-        return float("inf")
-    scale = float(np.abs(left[finite]).max())
-    return float(np.abs(left[~same] - right[~same]).max()) / max(scale, 1e-12)
-
-
-def run_original(
-    model: ModelProto, data: bytes, inputs: Sequence[FloatArray]
-) -> list[npt.NDArray[np.generic]]:
-    """Return the outputs of a model as it came, run sample by sample: its batch may be fixed at 1."""
-    names = graph_inputs(model)
-    if len(names) != len(inputs):
-        raise invalid(
-            f"the model has {len(names)} inputs, {len(inputs)} were given",
-            remedy="give one array per input",
-        )
-    session = _session(data)
-    single = [
-        session.run(None, {n: x[i : i + 1] for n, x in zip(names, inputs, strict=True)})
-        for i in range(len(inputs[0]))
-    ]
-    return [
-        np.concatenate(parts) if np.ndim(parts[0]) else np.stack(parts)
-        for parts in zip(*single, strict=True)
-    ]
-
-
-def _session(data: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-
-
 def _require_ends(model: ModelProto) -> None:
     if not graph_inputs(model):
         raise invalid("the model has no inputs", remedy="export the model with its inputs")
@@ -404,15 +321,15 @@ def _check(model: ModelProto) -> None:
     """Hold the model against ONNX's own rules, and see that onnxruntime has all its operators."""
     try:
         onnx.checker.check_model(model, full_check=True)
-    except _LIBRARY_ERRORS as error:
+    except LIBRARY_ERRORS as error:
         raise invalid(
             f"onnx.checker refuses the model: {first_line(error)}",
             remedy="export the model again; onnx.checker.check_model(path, full_check=True) "
             "shows the fault",
         ) from error
     try:
-        _session(save_model(model))
-    except _LIBRARY_ERRORS as error:
+        open_session(save_model(model))
+    except LIBRARY_ERRORS as error:
         custom = next((node for node in model.graph.node if node.domain), None)
         if custom is not None and custom.op_type in str(error):
             raise invalid(
@@ -432,88 +349,9 @@ def _converted(model: ModelProto) -> ModelProto | None:
         converted = onnx.version_converter.convert_version(model, WORKING_OPSET)
         converted.ir_version = _WORKING_IR
         onnx.checker.check_model(converted, full_check=True)
-    except _LIBRARY_ERRORS:
+    except LIBRARY_ERRORS:
         return None
     return converted
-
-
-def _evaluate(
-    model: ModelProto, nodes: Sequence[NodeProto], results: Sequence[str]
-) -> dict[str, Array]:
-    """Return the values of tensors that the given nodes compute from constants."""
-    part = ModelProto(ir_version=model.ir_version)
-    part.opset_import.extend(model.opset_import)
-    part.graph.name = "constants"
-    part.graph.node.extend(nodes)
-    needed = {name for node in nodes for name in node.input}
-    part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
-    types = _inferred_types(model)
-    for name in results:
-        part.graph.output.add(name=name).type.tensor_type.elem_type = types[name]
-    values = _session(save_model(part)).run(None, {})
-    return {name: np.asarray(value) for name, value in zip(results, values, strict=True)}
-
-
-def _inferred_types(model: ModelProto) -> Mapping[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    return {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*inferred.graph.value_info, *inferred.graph.output)
-    }
-
-
-def _fold_shape_chains(model: ModelProto) -> None:
-    """Replace sizes that the graph computes from shapes by constants, wherever the batch allows it."""
-    readers = shape_chains(model)
-    if not readers:
-        return
-    names = sorted({reader.name for reader in readers})
-    probe = copy_model(model)
-    types = _inferred_types(probe)
-    del probe.graph.output[:]
-    for name in names:
-        probe.graph.output.add(name=name).type.tensor_type.elem_type = types[name]
-    session = _session(save_model(probe))
-    runs = []
-    for batch in (1, 2, 3):
-        shapes = tensor_shapes(model, batch=batch)
-        feeds = {n: np.zeros(shapes[n], dtype=np.float32) for n in graph_inputs(model)}
-        known = {value.name for value in session.get_inputs()}
-        runs.append(session.run(None, {n: x for n, x in feeds.items() if n in known}))
-    values = {name: [np.asarray(run[i]) for run in runs] for i, name in enumerate(names)}
-    by_node = {node.name: node for node in model.graph.node}
-    taken = {tensor.name for tensor in model.graph.initializer}
-    for reader in readers:
-        constant = _batch_free(values[reader.name], is_target=reader.is_reshape_target)
-        if constant is None:
-            continue
-        name, suffix = f"{reader.node}.{reader.name}", 1
-        while name in taken:
-            suffix += 1
-            name = f"{reader.node}.{reader.name}_{suffix}"
-        taken.add(name)
-        set_initializer(model, name, constant)
-        by_node[reader.node].input[reader.index] = name
-
-
-def _batch_free(values: Sequence[Array], *, is_target: bool) -> Array | None:
-    """Return the one value that holds for every batch size, or None.
-
-    The target of a Reshape may leave one size open with -1.
-    """
-    first = values[0]
-    if any(value.shape != first.shape for value in values):
-        return None
-    differs = np.zeros(first.shape, dtype=np.bool_)
-    for value in values[1:]:
-        differs |= value != first
-    if not differs.any():
-        return first
-    if is_target and first.ndim == 1 and differs.sum() == 1 and not (first == -1).any():
-        free = first.copy()
-        free[differs] = -1
-        return free
-    return None
 
 
 def _declare_shapes(model: ModelProto) -> None:
@@ -552,7 +390,3 @@ def _signatures(model: ModelProto, names: Sequence[str]) -> tuple[TensorSignatur
             )
         )
     return tuple(found)
-
-
-def _elements(shape: Shape) -> int:
-    return int(np.prod(shape, dtype=np.float64))

@@ -1,0 +1,96 @@
+"""Running ONNX models in onnxruntime, and comparing what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import google.protobuf.message
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from tightfit_service.application.samples import FloatArray
+from tightfit_service.graph.model_file import copy_model, invalid, save_model
+from tightfit_service.graph.normal_form import name_nodes
+from tightfit_service.graph.structure import Array, graph_inputs
+
+LIBRARY_ERRORS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    google.protobuf.message.Error,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+    ort_errors.NoModel,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+)
+"""What onnx, protobuf, numpy and onnxruntime raise on files that are not what they seem."""
+
+
+def open_session(data: bytes) -> onnxruntime.InferenceSession:
+    """Return a quiet single-threaded session on the CPU.
+
+    Raises:
+        Exception: One of `LIBRARY_ERRORS` where onnxruntime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def run_original(model: ModelProto, inputs: Sequence[FloatArray]) -> list[npt.NDArray[np.generic]]:
+    """Return the outputs of a model as it came, run sample by sample: its batch may be fixed at 1.
+
+    Nodes are given unique names on the way, which onnxruntime insists on and exporters do not.
+    """
+    names = graph_inputs(model)
+    if len(names) != len(inputs):
+        raise invalid(
+            f"the model has {len(names)} inputs, {len(inputs)} were given",
+            remedy="give one array per input",
+        )
+    runnable = copy_model(model)
+    name_nodes(runnable)
+    session = open_session(save_model(runnable))
+    single = [
+        session.run(None, {n: x[i : i + 1] for n, x in zip(names, inputs, strict=True)})
+        for i in range(len(inputs[0]))
+    ]
+    return [
+        np.concatenate(parts) if np.ndim(parts[0]) else np.stack(parts)
+        for parts in zip(*single, strict=True)
+    ]
+
+
+def relative_difference(reference: Array, value: Array) -> float:
+    """Return the largest difference relative to the reference's largest absolute value.
+
+    Positions where both are NaN, or the same infinity, agree. The shapes must be equal.
+    """
+    if not reference.size:
+        return 0.0
+    left, right = reference.astype(np.float64), value.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    if same.all():
+        return 0.0
+    finite = np.isfinite(left) & np.isfinite(right)
+    if not (same | finite).all():
+        return float("inf")
+    scale = float(np.abs(left[finite]).max())
+    return float(np.abs(left[~same] - right[~same]).max()) / max(scale, 1e-12)
