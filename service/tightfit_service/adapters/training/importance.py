@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from tightfit_service.adapters.training.module import GraphModule, build_module
+from tightfit_service.adapters.training.node_view import NodeView, Value
 from tightfit_service.application.samples import IntArray, Samples
 from tightfit_service.domain.network import PruningSpace
 from tightfit_service.graph.channel_groups import unit_groups
@@ -79,8 +80,14 @@ def _gate_gradients(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return per node the gradient by a gate on each of its input channels, shape (n, channels)."""
     values: dict[str, torch.Tensor] = {}
+
+    def tap(view: NodeView, args: list[Value | None]) -> None:
+        if view.name in taps and isinstance(args[0], torch.Tensor):
+            # a view with one reader: its gradient is what flows through this node and no other
+            args[0] = values[view.name] = args[0].view_as(args[0])
+
     # the gradient has to reach the readings even where no parameter lies before them
-    output = module.run_to([logits], inputs.requires_grad_(), taps=taps, tapped=values)[0]
+    output = module.run_to([logits], inputs.requires_grad_(), before_node=tap)[0]
     loss = _surprise(output.reshape(len(inputs), -1), random)
     names = list(values)
     gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)

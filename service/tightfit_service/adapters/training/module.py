@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,9 @@ _KEEPS_DATA = {
     "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operators that hand a weight on to its user: never folded, or its gradient would be cut off."""
+
+
+NodeHook = Callable[[NodeView, list["Value | None"]], None]
 
 
 class GraphModule(torch.nn.Module):
@@ -103,21 +106,19 @@ class GraphModule(torch.nn.Module):
         self,
         names: list[str],
         *inputs: torch.Tensor,
-        taps: Collection[str] = (),
-        tapped: dict[str, torch.Tensor] | None = None,
+        before_node: NodeHook | None = None,
     ) -> list[torch.Tensor]:
         """Run the graph as far as needed and return the tensors of the given names.
 
-        `taps` names nodes whose first input is put into `tapped`, as a view of which the node is
-        the only reader: its gradient is what flows through this node and no other.
+        `before_node` is called with each node and its inputs, which it may replace in place.
         """
         values: dict[str, Value] = dict(zip(self.input_names, inputs, strict=True))
         wanted = set(names)
         self.run_state.training = self.training
         for index, (view, names_in, names_out) in enumerate(self._nodes):
             args = [self._value(name, values) if name else None for name in names_in]
-            if tapped is not None and view.name in taps and isinstance(args[0], torch.Tensor):
-                args[0] = tapped[view.name] = args[0].view_as(args[0])
+            if before_node is not None:
+                before_node(view, args)
             result = self._evaluate(view, args)
             outputs = result if isinstance(result, tuple) else (result,)
             values.update((name, v) for name, v in zip(names_out, outputs, strict=False) if name)

@@ -21,11 +21,16 @@ RNG = np.random.default_rng(3)
 
 
 def _floats(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape) + len(shape)).normal(size=shape).astype(np.float32)
+    draw = np.random.default_rng(sum(shape) + len(shape)).normal(size=shape)
+    return np.asarray(draw, dtype=np.float32)
+
+
+def _number(value: float) -> np.ndarray:
+    return np.asarray(value, dtype=np.float32)
 
 
 def _positive(*shape: int) -> np.ndarray:
-    return np.abs(_floats(*shape)) + np.float32(0.5)
+    return np.asarray(np.abs(_floats(*shape)) + 0.5, dtype=np.float32)
 
 
 def _ints(*values: int) -> np.ndarray:
@@ -92,13 +97,13 @@ CASES: list[tuple[str, bytes]] = [
     *((f"{op} constant", _model(op, IMAGE, (_positive(1, 4, 1, 1),))) for op in BINARY),
     ("Log", _model("Log", _positive(2, 3))),
     ("Sqrt", _model("Sqrt", _positive(2, 3))),
-    ("Pow", _model("Pow", _positive(2, 3), (np.float32(2.0),))),
+    ("Pow", _model("Pow", _positive(2, 3), (_number(2.0),))),
     ("Mish", _model("Mish", IMAGE, opset=18)),
     ("Gelu", _model("Gelu", IMAGE, opset=20)),
     ("Gelu tanh", _model("Gelu", IMAGE, opset=20, approximate="tanh")),
     ("HardSigmoid sixth", _model("HardSigmoid", IMAGE, alpha=1 / 6, beta=0.5)),
-    ("Clip 6", _model("Clip", IMAGE, (np.float32(0), np.float32(6)))),
-    ("Clip low", _model("Clip", IMAGE, (np.float32(-0.3),))),
+    ("Clip 6", _model("Clip", IMAGE, (_number(0), _number(6)))),
+    ("Clip low", _model("Clip", IMAGE, (_number(-0.3),))),
     ("Clip old", _model("Clip", IMAGE, opset=10, min=-0.5, max=0.5)),
     ("Clip nothing", _model("Clip", IMAGE)),
     ("PRelu", _model("PRelu", IMAGE, (_positive(4, 1, 1),))),
@@ -149,7 +154,7 @@ CASES: list[tuple[str, bytes]] = [
     ("Slice", _model("Slice", IMAGE, (_ints(1, 0), _ints(100, -1), _ints(2, 3), _ints(2, 1)))),
     ("Slice back", _model("Slice", IMAGE, (_ints(-1), _ints(-(2**40)), _ints(1), _ints(-2)))),
     ("Slice old", _model("Slice", IMAGE, opset=9, starts=[0, 1], ends=[4, 3], axes=[1, 2])),
-    ("Pad", _model("Pad", IMAGE, (_ints(0, 1, 0, 2, 0, 0, 3, 1), np.float32(0.5)))),
+    ("Pad", _model("Pad", IMAGE, (_ints(0, 1, 0, 2, 0, 0, 3, 1), _number(0.5)))),
     ("Pad crop", _model("Pad", IMAGE, (_ints(0, 0, -1, 0, 0, 0, 1, -2),))),
     ("Pad reflect", _model("Pad", IMAGE, (_ints(0, 0, 1, 2, 0, 0, 2, 1),), mode="reflect")),
     ("Pad edge", _model("Pad", IMAGE, (_ints(0, 0, 1, 2, 0, 0, 2, 1),), mode="edge")),
