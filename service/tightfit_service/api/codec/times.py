@@ -30,4 +30,4 @@ def duration_to_proto(seconds: float) -> Duration:
 
 def duration_from_proto(message: Duration) -> float:
     """Return the length in seconds."""
-    return message.seconds + message.nanos / NANOS
+    return (message.seconds * NANOS + message.nanos) / NANOS
