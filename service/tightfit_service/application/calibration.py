@@ -83,9 +83,10 @@ def _histograms(
         for name, values in batch.items():
             span = ranges[name]
             if span.high > span.low:
-                counts[name] += np.histogram(values, bins=_BIN_COUNT, range=(span.low, span.high))[
-                    0
-                ]
+                # np.histogram searches edges, which is several times slower for equal bins.
+                place = (values.reshape(-1) - span.low) * (_BIN_COUNT / (span.high - span.low))
+                bins = np.clip(place.astype(np.int32), 0, _BIN_COUNT - 1)
+                counts[name] += np.bincount(bins, minlength=_BIN_COUNT)
     return counts
 
 

@@ -26,7 +26,7 @@ from tightfit_service.domain.errors import (
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.graph.batch_norm import fold_batch_norms
 from tightfit_service.graph.model_file import load_model, save_model
-from tightfit_service.graph.structure import default_opset
+from tightfit_service.graph.structure import default_opset, graph_inputs
 
 _FLOAT_OPERATORS = {"Softmax", "LogSoftmax"}
 """Left in float: in int8 their outputs tie at 1/256 steps, and they cost next to nothing."""
@@ -60,7 +60,8 @@ class StaticQuantizationPass:
         """Return the graph with QDQ pairs around every node that runs in int8.
 
         Raises:
-            UnsupportedError: Another number format than int8, or a graph too old for QDQ.
+            UnsupportedError: Another number format than int8, several inputs, or a graph too old
+                for QDQ.
             InvalidRequestError: A float node that the graph does not have, an unknown method, or
                 activations that are not finite.
             InvalidDatasetError: No calibration samples.
@@ -76,6 +77,12 @@ class StaticQuantizationPass:
                 "there are no calibration samples", field="calibration", remedy="give some hundred"
             )
         given = load_model(graph)
+        if len(graph_inputs(given)) != 1:
+            raise UnsupportedError(
+                "only models with one input can be calibrated",
+                field="model",
+                remedy="export the model with a single input",
+            )
         _check_float_nodes(given, settings.float_nodes)
         model = _prepared(given)
         ranges = calibrate(lambda: activations(model, calibration), method=settings.method)

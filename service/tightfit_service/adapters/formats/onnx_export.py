@@ -58,6 +58,7 @@ class OnnxExporter:
             InvalidDatasetError: int8 without calibration samples.
         """
         given = load_model(graph)
+        shape = single_input_shape(given)
         is_quantized = settings.number_format is NumberFormat.INT8
         if is_quantized:
             if calibration is None:
@@ -74,7 +75,7 @@ class OnnxExporter:
                 remedy="use int8 or float32",
             )
         data = save_model(_finished(model, metadata))
-        inputs = comparison_inputs(calibration, single_input_shape(given))
+        inputs = comparison_inputs(calibration, shape)
         expected = run_graph(graph, inputs)
         try:
             exported = run_graph(data, inputs)

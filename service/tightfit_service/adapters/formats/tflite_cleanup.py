@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,17 @@ def clean_up(file: TfliteFile) -> None:
     1. A PAD between two layout changes that undo each other is done in the other layout.
     2. Layout changes that undo each other are dropped, others that follow each other are merged.
     3. A PAD that pads as `SAME` does is given back to its convolution.
-    4. Strided slices that follow each other, one axis each, become one.
+    4. A layout change before a flattening moves into the weights of the dense layer behind it.
+    5. A layout change before a reduction is left out, and the axes are renamed.
+    6. Strided slices that follow each other, one axis each, become one.
     """
     changed = True
     while changed:
         changed = _sink_transposes(file) or _merge_transposes(file)
         file.remove_dead()
     _give_padding_back(file)
+    _flatten_channels_last(file)
+    _reduce_channels_last(file)
     while _merge_slices(file):
         file.remove_dead()
     file.remove_dead()
@@ -134,6 +139,44 @@ def _give_padding_back(file: TfliteFile) -> None:
         if [tuple(int(item) for item in row) for row in pads] == wanted:
             options.padding = schema.Padding.SAME
             convolution.inputs = [int(pad.inputs[0]), *(int(i) for i in convolution.inputs[1:])]
+
+
+def _flatten_channels_last(file: TfliteFile) -> None:
+    """Flatten the channels-last tensor itself, and put the dense layer's weights in its order."""
+    for dense in file.operators("FULLY_CONNECTED"):
+        reshape = file.producer(dense.inputs[0])
+        if reshape is None or file.operator_name(reshape) != "RESHAPE":
+            continue
+        transpose = file.producer(reshape.inputs[0])
+        order = None if transpose is None else _permutation(file, transpose)
+        weights = file.constant(dense.inputs[1])
+        if transpose is None or order is None or order[0] != 0 or weights is None:
+            continue
+        shape = file.shape(reshape.inputs[0])
+        readers = file.consumers(reshape.outputs[0])
+        if len(readers) != 1 or shape[0] != 1 or weights.shape[1] != math.prod(shape):
+            continue
+        if len(file.consumers(dense.inputs[1])) != 1 or file.is_output(reshape.outputs[0]):
+            continue
+        # Rows hold the weights in the transposed order; sort them back to the source's.
+        back = (0, *(axis + 1 for axis in _inverse(order)))
+        sorted_back = weights.reshape(-1, *shape).transpose(back).reshape(weights.shape)
+        file.set_constant(int(dense.inputs[1]), sorted_back)
+        reshape.inputs = [int(transpose.inputs[0]), *(int(item) for item in reshape.inputs[1:])]
+
+
+def _reduce_channels_last(file: TfliteFile) -> None:
+    for reduction in file.operators("MEAN", "SUM", "REDUCE_MAX"):
+        transpose = file.producer(reduction.inputs[0])
+        order = None if transpose is None else _permutation(file, transpose)
+        axes = file.constant(reduction.inputs[1])
+        if transpose is None or order is None or axes is None or reduction.builtinOptions.keepDims:
+            continue
+        reduced = {int(axis) % len(order) for axis in axes.reshape(-1)}
+        remaining = [order[axis] for axis in range(len(order)) if axis not in reduced]
+        if remaining == sorted(remaining):
+            renamed = np.asarray(sorted(order[axis] for axis in reduced), dtype=np.int32)
+            reduction.inputs = [int(transpose.inputs[0]), file.add_constant(renamed)]
 
 
 def _merge_slices(file: TfliteFile) -> bool:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto, helper
 
 from tightfit_service.adapters.formats.onnx_export import single_input_shape
 from tightfit_service.adapters.formats.tflite_cleanup import clean_up
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.training.module import build_module
 from tightfit_service.domain.errors import UnsupportedError
-from tightfit_service.graph.batch_norm import fold_batch_norms
-from tightfit_service.graph.model_file import save_model
-from tightfit_service.graph.structure import attribute, consumers, graph_inputs
+from tightfit_service.graph.batch_norm import affine_of, fold_batch_norms
+from tightfit_service.graph.model_file import copy_model, save_model
+from tightfit_service.graph.structure import (
+    attribute,
+    consumers,
+    graph_inputs,
+    initializers,
+    replace_nodes,
+    set_initializer,
+    tensor_shapes,
+)
 
 _TO_NCHW = [0, 3, 1, 2]
 _CONVERTING = threading.Lock()
@@ -41,7 +51,8 @@ def convert(model: ModelProto) -> TfliteFile:
         UnsupportedError: An operator that cannot be expressed; names it.
     """
     shape = single_input_shape(model)
-    module = build_module(save_model(fold_batch_norms(model))).eval()
+    simple = _norms_as_products(fold_batch_norms(model))
+    module = build_module(save_model(simple)).eval()
     with _CONVERTING:
         data = _converted(module, shape, channels_last=is_channels_last(model))
     file = TfliteFile(data)
@@ -53,6 +64,33 @@ def convert(model: ModelProto) -> TfliteFile:
         )
     clean_up(file)
     return file
+
+
+def _norms_as_products(model: ModelProto) -> ModelProto:
+    """Return the graph with each BatchNormalization that is left as one product and one sum.
+
+    The converter spells it out as four operators, each rounded to int8 on its own.
+    """
+    values = initializers(model)
+    nodes: list[NodeProto] = []
+    added: dict[str, npt.NDArray[np.float64]] = {}
+    ranks = {name: len(shape) for name, shape in tensor_shapes(model).items()}
+    for node in model.graph.node:
+        known = node.input[0] in ranks and all(name in values for name in node.input[1:5])
+        if node.op_type != "BatchNormalization" or not known or attribute(node, "training_mode", 0):
+            nodes.append(node)
+            continue
+        per_channel = (-1, *(1,) * (ranks[node.input[0]] - 2))
+        scale, shift = (item.reshape(per_channel) for item in affine_of(node, values))
+        names = [f"{node.output[0]}.{part}" for part in ("scale", "shift", "product")]
+        added[names[0]], added[names[1]] = scale, shift
+        nodes.append(helper.make_node("Mul", [node.input[0], names[0]], [names[2]]))
+        nodes.append(helper.make_node("Add", [names[2], names[1]], [node.output[0]]))
+    result = copy_model(model)
+    replace_nodes(result.graph, nodes)
+    for name, value in added.items():
+        set_initializer(result, name, value.astype(np.float32))
+    return result
 
 
 def _converted(module: torch.nn.Module, shape: tuple[int, ...], *, channels_last: bool) -> bytes:

@@ -57,6 +57,7 @@ class TfliteExporter:
             InvalidDatasetError: int8 without calibration samples.
         """
         model = load_model(graph)
+        shape = single_input_shape(model)
         _check_settings(settings)
         is_quantized = settings.number_format is NumberFormat.INT8
         if is_quantized and (calibration is None or len(calibration) == 0):
@@ -74,7 +75,7 @@ class TfliteExporter:
         notes = _notes(file, is_quantized=is_quantized)
         _finish(file, model, metadata)
         data = file.to_bytes()
-        inputs = comparison_inputs(calibration, single_input_shape(model))
+        inputs = comparison_inputs(calibration, shape)
         expected = run_graph(graph, inputs)
         try:
             exported = LitertRunner(data, threads=1).run(inputs)

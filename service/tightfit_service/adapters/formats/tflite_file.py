@@ -98,6 +98,13 @@ class TfliteFile:
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
+    def set_constant(self, tensor: int, value: npt.NDArray[Any]) -> None:
+        """Give a constant tensor another value of its type and shape."""
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), dtype=np.uint8)
+        self.model.buffers.append(buffer)
+        self.graph.tensors[tensor].buffer = len(self.model.buffers) - 1
+
     def add_tensor_like(self, tensor: int, shape: tuple[int, ...]) -> int:
         """Add a computed tensor of another's type and return it."""
         added = schema.TensorT()

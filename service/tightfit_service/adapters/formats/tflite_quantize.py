@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.application.calibration import TensorRange, calibrate
@@ -82,27 +83,28 @@ def quantize_file(
 def _activations(
     file: TfliteFile, batches: Iterable[FloatArray]
 ) -> Iterator[Mapping[str, npt.NDArray[np.float32]]]:
-    interpreter = Interpreter(
-        model_content=file.to_bytes(),
-        num_threads=1,
-        experimental_preserve_all_tensors=True,
-        # XNNPACK keeps no intermediate values.
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
+    """Yield the values of all float activations, sample by sample, by tensor name.
+
+    Activations are read as outputs of a copy of the file: XNNPACK computes those, whereas it does not
+    work at all when an interpreter is told to preserve all tensors.
+    """
+    observed = TfliteFile(file.to_bytes())
+    tensors = observed.graph.tensors
+    computed = {int(item) for operator in observed.graph.operators for item in operator.outputs}
+    wanted = sorted(index for index in computed if tensors[index].type == schema.TensorType.FLOAT32)
+    observed.graph.outputs = wanted
+    observed.model.signatureDefs = []
+    interpreter = Interpreter(model_content=observed.to_bytes(), num_threads=1)
     interpreter.allocate_tensors()
-    source = interpreter.get_input_details()[0]["index"]
-    computed = {int(item) for operator in file.graph.operators for item in operator.outputs}
-    computed.add(int(source))
-    wanted = [
-        (detail["name"], detail["index"])
-        for detail in interpreter.get_tensor_details()
-        if detail["dtype"] is np.float32 and detail["index"] in computed
-    ]
+    source = int(observed.graph.inputs[0])
     for batch in batches:
         for sample in batch:
             interpreter.set_tensor(source, sample[None])
             interpreter.invoke()
-            yield {name: interpreter.get_tensor(index) for name, index in wanted}
+            yield {
+                tensors[source].name.decode(): sample,
+                **{tensors[index].name.decode(): interpreter.get_tensor(index) for index in wanted},
+            }
 
 
 def _bound_pool_padding(file: TfliteFile, ranges: dict[str, TensorRange]) -> None:
@@ -119,8 +121,7 @@ def _bound_pool_padding(file: TfliteFile, ranges: dict[str, TensorRange]) -> Non
         tensors = file.graph.tensors
         low = ranges[tensors[int(pad.inputs[0])].name.decode()].low
         if float(value.reshape(-1)[0]) < low:
-            buffer = file.model.buffers[tensors[int(pad.inputs[2])].buffer]
-            buffer.data = np.frombuffer(np.float32(low).tobytes(), dtype=np.uint8)
+            file.set_constant(int(pad.inputs[2]), np.full_like(value, low))
             ranges[tensors[int(pad.outputs[0])].name.decode()] = ranges[
                 tensors[int(pad.inputs[0])].name.decode()
             ]
