@@ -40,7 +40,9 @@ def s3_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Gateway]:
         yield gateway
 
 
-@pytest.fixture(params=["memory", "folder", "folder-linking", "s3"])
+@pytest.fixture(
+    params=["memory", "folder", "folder-linking", pytest.param("s3", marks=pytest.mark.debian)]
+)
 def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     """Every implementation of the artifact port, empty."""
     if request.param == "memory":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from sqlalchemy import (
-    Connection,
     Engine,
-    Row,
-    Table,
     delete,
     exists,
     func,
@@ -20,8 +18,21 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.rows import (
+    asset_from,
+    find_asset,
+    find_job,
+    insert_all,
+    job_columns,
+    lock_job,
+    no_asset,
+    no_job,
+    same_request,
+    trial_index_after,
+)
 from tightfit_service.adapters.storage.schema import (
     assets,
     job_events,
@@ -35,14 +46,32 @@ from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import AssetRecord, Page, WorkResult
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
-    InvalidRequestError,
-    NotFoundError,
     PreconditionError,
 )
 from tightfit_service.domain.job import Job, JobEvent, JobState, check_transition
 from tightfit_service.domain.trial import Trial
 
 _UNFINISHED = [state.value for state in JobState if not state.is_final]
+
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+def _repeated_after_race(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run a method again that found no row and then failed to insert it: another had been faster.
+
+    SQLite's writers queue and never get there; those of other databases do.
+    """
+
+    @functools.wraps(method)
+    def repeat(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return method(*args, **kwargs)
+        except IntegrityError:
+            return method(*args, **kwargs)
+
+    return repeat
 
 
 class SqlStore:
@@ -63,6 +92,7 @@ class SqlStore:
         """Close all connections."""
         self._engine.dispose()
 
+    @_repeated_after_race
     def create_job(self, job: Job) -> Job:
         """See `JobStore`. Two racing calls with one request_id get the same job."""
         with transaction(self._engine, writes=True) as connection:
@@ -73,16 +103,16 @@ class SqlStore:
                     )
                 ).scalar()
                 if earlier is not None:
-                    return _same_request(from_plain(Job, earlier), job)
+                    return same_request(from_plain(Job, earlier), job)
             if connection.execute(select(jobs.c.job_id).filter_by(job_id=job.job_id)).first():
                 raise AlreadyExistsError(f"there is a job {job.job_id} already", field="job_id")
-            connection.execute(insert(jobs).values(last_sequence=0, **_job_columns(job)))
+            connection.execute(insert(jobs).values(last_sequence=0, **job_columns(job)))
         return job
 
     def get_job(self, project: str, job_id: str) -> Job:
         """See `JobStore`."""
         with transaction(self._engine, writes=False) as connection:
-            return from_plain(Job, _job_row(connection, project, job_id).document)
+            return from_plain(Job, find_job(connection, project, job_id).document)
 
     def list_jobs(
         self, project: str, page: Page, *, states: Sequence[JobState] = ()
@@ -98,7 +128,7 @@ class SqlStore:
             query = query.where(jobs.c.state.in_([state.value for state in states]))
         with transaction(self._engine, writes=False) as connection:
             if page.after:
-                last = _job_row(connection, project, page.after)
+                last = find_job(connection, project, page.after)
                 query = query.where(
                     tuple_(jobs.c.create_time, jobs.c.job_id)
                     < tuple_(last.create_time, last.job_id)
@@ -110,7 +140,7 @@ class SqlStore:
         """See `JobStore`."""
         changed = replace(job, revision=job.revision + 1)
         with transaction(self._engine, writes=True) as connection:
-            stored = _job_row(connection, job.project, job.job_id, lock=True)
+            stored = find_job(connection, job.project, job.job_id, lock=True)
             if stored.revision != job.revision:
                 raise PreconditionError(
                     f"job {job.job_id} is at revision {stored.revision}, not {job.revision}",
@@ -120,14 +150,14 @@ class SqlStore:
             if stored.state != job.state.value:
                 check_transition(JobState(stored.state), job.state)
             connection.execute(
-                update(jobs).where(jobs.c.job_id == job.job_id).values(_job_columns(changed))
+                update(jobs).where(jobs.c.job_id == job.job_id).values(job_columns(changed))
             )
         return changed
 
     def delete_job(self, project: str, job_id: str) -> None:
         """See `JobStore`. Cached results that no other job's trial stands for go as well."""
         with transaction(self._engine, writes=True) as connection:
-            stored = _job_row(connection, project, job_id, lock=True)
+            stored = find_job(connection, project, job_id, lock=True)
             if not JobState(stored.state).is_final:
                 raise PreconditionError(
                     f"job {job_id} is {stored.state}",
@@ -165,7 +195,7 @@ class SqlStore:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
         key = {"job_id": job_id, "trial_index": trial.index}
         with transaction(self._engine, writes=True) as connection:
-            _lock_job(connection, job_id)
+            lock_job(connection, job_id)
             connection.execute(delete(trial_artifacts).filter_by(**key))
             connection.execute(delete(trials).filter_by(**key))
             connection.execute(
@@ -173,7 +203,7 @@ class SqlStore:
                     input_digest=trial.input_digest, document=to_plain(trial), **key
                 )
             )
-            _insert_all(
+            insert_all(
                 connection,
                 trial_artifacts,
                 [
@@ -190,7 +220,9 @@ class SqlStore:
             .order_by(trials.c.trial_index)
         )
         if page is not None:
-            query = query.where(trials.c.trial_index > _trial_index(page.after)).limit(page.size)
+            query = query.where(trials.c.trial_index > trial_index_after(page.after)).limit(
+                page.size
+            )
         with transaction(self._engine, writes=False) as connection:
             documents = connection.execute(query).scalars().all()
         return [from_plain(Trial, document) for document in documents]
@@ -205,7 +237,7 @@ class SqlStore:
                 .values(last_sequence=jobs.c.last_sequence + 1)
             )
             if counted.rowcount == 0:
-                raise _no_job(event.job_id)
+                raise no_job(event.job_id)
             sequence = connection.execute(
                 select(jobs.c.last_sequence).filter_by(job_id=event.job_id)
             ).scalar_one()
@@ -236,6 +268,7 @@ class SqlStore:
             document = connection.execute(query).scalar()
         return None if document is None else from_plain(WorkResult, document)
 
+    @_repeated_after_race
     def store_result(self, input_digest: str, result: WorkResult) -> None:
         """See `JobStore`. A result stored before is replaced."""
         with transaction(self._engine, writes=True) as connection:
@@ -244,7 +277,7 @@ class SqlStore:
             connection.execute(
                 insert(work_results).values(input_digest=input_digest, document=to_plain(result))
             )
-            _insert_all(
+            insert_all(
                 connection,
                 work_outputs,
                 [
@@ -253,11 +286,12 @@ class SqlStore:
                 ],
             )
 
+    @_repeated_after_race
     def add_asset(self, record: AssetRecord) -> AssetRecord:
         """See `AssetStore`."""
         key = (record.project, record.kind, record.asset_id)
         with transaction(self._engine, writes=True) as connection:
-            row = _find_asset(connection, *key)
+            row = find_asset(connection, *key)
             if row is None:
                 connection.execute(
                     insert(assets).values(
@@ -272,7 +306,7 @@ class SqlStore:
                     )
                 )
                 return record
-        stored = _asset(row)
+        stored = asset_from(row)
         if stored.digest != record.digest:
             raise AlreadyExistsError(
                 f"{record.kind} {record.asset_id} exists with other contents",
@@ -284,10 +318,10 @@ class SqlStore:
     def get_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         """See `AssetStore`."""
         with transaction(self._engine, writes=False) as connection:
-            row = _find_asset(connection, project, kind, asset_id)
+            row = find_asset(connection, project, kind, asset_id)
         if row is None:
-            raise _no_asset(kind, asset_id)
-        return _asset(row)
+            raise no_asset(kind, asset_id)
+        return asset_from(row)
 
     def list_assets(self, project: str, kind: str, page: Page) -> Sequence[AssetRecord]:
         """See `AssetStore`."""
@@ -303,15 +337,15 @@ class SqlStore:
         )
         with transaction(self._engine, writes=False) as connection:
             rows = connection.execute(query).all()
-        return [_asset(row) for row in rows]
+        return [asset_from(row) for row in rows]
 
     def delete_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         """See `AssetStore`. A job uses an asset when it works on the same bytes in the same project."""
         used = jobs.c.model_digest if kind == "model" else jobs.c.dataset_digest
         with transaction(self._engine, writes=True) as connection:
-            row = _find_asset(connection, project, kind, asset_id)
+            row = find_asset(connection, project, kind, asset_id)
             if row is None:
-                raise _no_asset(kind, asset_id)
+                raise no_asset(kind, asset_id)
             user = connection.execute(
                 select(jobs.c.job_id).where(
                     jobs.c.project == project,
@@ -328,7 +362,7 @@ class SqlStore:
             connection.execute(
                 delete(assets).filter_by(project=project, kind=kind, asset_id=asset_id)
             )
-        return _asset(row)
+        return asset_from(row)
 
     def is_digest_used(self, digest: str) -> bool:
         """See `AssetStore`. The model and the dataset of an unfinished job count as used."""
@@ -345,90 +379,3 @@ class SqlStore:
         )
         with transaction(self._engine, writes=False) as connection:
             return bool(connection.execute(query).scalar())
-
-
-def _same_request(earlier: Job, job: Job) -> Job:
-    if to_plain(earlier.spec) != to_plain(job.spec):
-        raise AlreadyExistsError(
-            f"request_id {job.request_id!r} was used for a different job",
-            field="request_id",
-            remedy="use a new request_id for a new request",
-        )
-    return earlier
-
-
-def _job_columns(job: Job) -> dict[str, Any]:
-    return {
-        "job_id": job.job_id,
-        "project": job.project,
-        "state": job.state.value,
-        "create_time": job.create_time,
-        "request_id": job.request_id or None,
-        "revision": job.revision,
-        "model_digest": job.spec.model_digest,
-        "dataset_digest": job.spec.dataset_digest,
-        "document": to_plain(job),
-    }
-
-
-def _job_row(connection: Connection, project: str, job_id: str, *, lock: bool = False) -> Row[Any]:
-    query = select(jobs).where(jobs.c.project == project, jobs.c.job_id == job_id)
-    row = connection.execute(query.with_for_update() if lock else query).first()
-    if row is None:
-        raise _no_job(job_id)
-    return row
-
-
-def _lock_job(connection: Connection, job_id: str) -> None:
-    if not connection.execute(
-        select(jobs.c.job_id).filter_by(job_id=job_id).with_for_update()
-    ).first():
-        raise _no_job(job_id)
-
-
-def _insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows:
-        connection.execute(insert(table), rows)
-
-
-def _find_asset(connection: Connection, project: str, kind: str, asset_id: str) -> Row[Any] | None:
-    query = select(assets).filter_by(project=project, kind=kind, asset_id=asset_id)
-    return connection.execute(query).first()
-
-
-def _asset(row: Row[Any]) -> AssetRecord:
-    return AssetRecord(
-        asset_id=row.asset_id,
-        project=row.project,
-        kind=row.kind,
-        digest=row.digest,
-        size_bytes=row.size_bytes,
-        display_name=row.display_name,
-        create_time=row.create_time,
-        description=row.description,
-    )
-
-
-def _trial_index(after: str) -> int:
-    if not after:
-        return -1
-    try:
-        return int(after)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"{after!r} is not the index of a trial",
-            field="page_token",
-            remedy="pass the page token on as it was received",
-        ) from error
-
-
-def _no_job(job_id: str) -> NotFoundError:
-    return NotFoundError(
-        f"there is no job {job_id}", field="name", remedy="list the jobs of the project"
-    )
-
-
-def _no_asset(kind: str, asset_id: str) -> NotFoundError:
-    return NotFoundError(
-        f"there is no {kind} {asset_id}", field="name", remedy=f"list the {kind}s of the project"
-    )

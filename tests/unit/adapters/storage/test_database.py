@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from fakes.records import make_job, make_trial
@@ -149,6 +150,25 @@ def test_a_page_token_that_is_no_index_is_refused(engine: Engine) -> None:
     upgrade(engine)
     with pytest.raises(InvalidRequestError):
         SqlStore(engine=engine).list_trials("job", Page(size=1, after="x"))
+
+
+def test_an_insert_that_lost_a_race_is_repeated_once(engine: Engine) -> None:
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    inserts: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def lose_the_first(*arguments: Any) -> None:
+        cursor, statement, parameters = arguments[1:4]
+        if statement.startswith("INSERT INTO jobs"):
+            inserts.append(statement)
+            if len(inserts) == 1:
+                cursor.execute(statement, parameters)
+
+    job = make_job(request_id="r")
+    assert store.create_job(job) == job
+    assert len(inserts) == 2
+    assert len(store.list_jobs("default", Page(size=9))) == 1
 
 
 @pytest.mark.parametrize(

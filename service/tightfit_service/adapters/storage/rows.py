@@ -1,0 +1,127 @@
+"""Rows of the record store: found, locked, inserted, and turned into values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, Table, insert, select
+
+from tightfit_service.adapters.storage.schema import assets, jobs
+from tightfit_service.application.plain import to_plain
+from tightfit_service.application.ports import AssetRecord
+from tightfit_service.domain.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
+from tightfit_service.domain.job import Job
+
+
+def same_request(earlier: Job, job: Job) -> Job:
+    """Return the earlier job if it was asked for in the same words.
+
+    Raises:
+        AlreadyExistsError: Its specification differs.
+    """
+    if to_plain(earlier.spec) != to_plain(job.spec):
+        raise AlreadyExistsError(
+            f"request_id {job.request_id!r} was used for a different job",
+            field="request_id",
+            remedy="use a new request_id for a new request",
+        )
+    return earlier
+
+
+def job_columns(job: Job) -> dict[str, Any]:
+    """Return the columns of a job, `last_sequence` aside."""
+    return {
+        "job_id": job.job_id,
+        "project": job.project,
+        "state": job.state.value,
+        "create_time": job.create_time,
+        "request_id": job.request_id or None,
+        "revision": job.revision,
+        "model_digest": job.spec.model_digest,
+        "dataset_digest": job.spec.dataset_digest,
+        "document": to_plain(job),
+    }
+
+
+def find_job(connection: Connection, project: str, job_id: str, *, lock: bool = False) -> Row[Any]:
+    """Return the row of a job, locked until the transaction ends if so wished.
+
+    Raises:
+        NotFoundError: No such job in the project.
+    """
+    query = select(jobs).where(jobs.c.project == project, jobs.c.job_id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise no_job(job_id)
+    return row
+
+
+def lock_job(connection: Connection, job_id: str) -> None:
+    """Hold the row of a job until the transaction ends.
+
+    Raises:
+        NotFoundError: No such job.
+    """
+    if not connection.execute(
+        select(jobs.c.job_id).filter_by(job_id=job_id).with_for_update()
+    ).first():
+        raise no_job(job_id)
+
+
+def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, of which there may be none."""
+    if rows:
+        connection.execute(insert(table), rows)
+
+
+def find_asset(connection: Connection, project: str, kind: str, asset_id: str) -> Row[Any] | None:
+    """Return the row of an asset, or None."""
+    query = select(assets).filter_by(project=project, kind=kind, asset_id=asset_id)
+    return connection.execute(query).first()
+
+
+def asset_from(row: Row[Any]) -> AssetRecord:
+    """Return the record of a row."""
+    return AssetRecord(
+        asset_id=row.asset_id,
+        project=row.project,
+        kind=row.kind,
+        digest=row.digest,
+        size_bytes=row.size_bytes,
+        display_name=row.display_name,
+        create_time=row.create_time,
+        description=row.description,
+    )
+
+
+def trial_index_after(after: str) -> int:
+    """Return the index that a page of trials starts after.
+
+    Raises:
+        InvalidRequestError: `after` is not an index.
+    """
+    if not after:
+        return -1
+    try:
+        return int(after)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{after!r} is not the index of a trial",
+            field="page_token",
+            remedy="pass the page token on as it was received",
+        ) from error
+
+
+def no_job(job_id: str) -> NotFoundError:
+    """Return the error for a job that is not there."""
+    return NotFoundError(
+        f"there is no job {job_id}", field="name", remedy="list the jobs of the project"
+    )
+
+
+def no_asset(kind: str, asset_id: str) -> NotFoundError:
+    """Return the error for an asset that is not there."""
+    return NotFoundError(
+        f"there is no {kind} {asset_id}", field="name", remedy=f"list the {kind}s of the project"
+    )
