@@ -32,7 +32,7 @@ from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
-from tightfit_service.application.ports import ArtifactStore, Emulator
+from tightfit_service.application.ports import ArtifactStore, Emulator, TargetCatalogue
 from tightfit_service.application.running import JobRunner
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.work import WorkHandlers
@@ -132,8 +132,8 @@ def build_server(settings: Settings) -> Server:
         memory_limit_bytes=settings.worker_memory_bytes or None,
     )
     hardware = HardwareLibrary(
-        catalogue=YamlTargetCatalogue(),
-        emulators=_emulators(),
+        catalogue=catalogue(),
+        emulators=emulators(),
         records=store,
         results=store,
         executor=executor,
@@ -240,7 +240,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     """Compose what runs in a worker; the heavy libraries are loaded here and nowhere in the server."""
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
     from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
-    from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxruntimeEvaluator
+    from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
     from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
@@ -261,7 +261,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
             ModelFormat.TFLITE: TfliteExporter(),
         },
         evaluators={
-            ModelFormat.ONNX: OnnxruntimeEvaluator(threads=threads),
+            ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
             ModelFormat.TFLITE: LitertEvaluator(threads=threads),
         },
         datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
@@ -321,5 +321,11 @@ def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> Metrics
     return MetricsPort(registry=telemetry.registry, host=host, port=int(port))
 
 
-def _emulators() -> tuple[Emulator, ...]:
+def catalogue() -> TargetCatalogue:
+    """Return the hardware targets that come with the service."""
+    return YamlTargetCatalogue()
+
+
+def emulators() -> tuple[Emulator, ...]:
+    """Return the emulators, the most specific first."""
     return (McuEmulator(), RooflineEmulator())

@@ -654,12 +654,13 @@ class CompressionRun:
 
     def _rest_seconds(self, *, shared_by: int) -> float:
         """Return the seconds that one more recovery may take, export and evaluation set aside."""
-        overheads = [
-            sum(seconds for stage, seconds in t.stage_seconds.items() if stage != "recover")
-            for t in self._trials.values()
-        ]
-        # Evaluating the evaluation set comes on top of what screening trials did; doubled for safety.
-        overhead = 1.5 * max(overheads, default=0.0) + RESERVE_SECONDS
+        ran = [t.stage_seconds for t in self._ordered() if t.stage_seconds]
+        last = ran[-1] if ran else {}
+        # The first export loads the libraries, so the latest trial tells best what the next costs.
+        # Evaluating the evaluation set comes on top of what screening trials did.
+        overhead = RESERVE_SECONDS + 1.5 * sum(
+            seconds for stage, seconds in last.items() if stage != "recover"
+        )
         left = self._spec.search_limits.max_seconds - self._elapsed
         return max(1.0, round(left / shared_by - overhead, 1))
 

@@ -1,0 +1,206 @@
+"""The whole service in a process of its own: the main job, restarts, cancelling, watching, bad input."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from running_server import RunningServer
+from tightfit import Client, compression_spec
+from tightfit.errors import TightfitError
+from tightfit.v1 import budget_pb2, job_pb2, metrics_pb2, trial_pb2
+from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
+from tightfit_service.adapters.execution.process_tree import members
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
+TARGET = "nucleo-h7a3zi-q"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    running = RunningServer(tmp_path / "data").start()
+    yield running
+    if running.is_running:
+        running.kill()
+
+
+def digits_spec(
+    client: Client, *, share: float = 0.5, max_drop: float | None = None
+) -> job_pb2.CompressionSpec:
+    """Return a job on the digits at a share of the int8 latency, short enough for a test."""
+    model = client.upload_model(EXAMPLE / "digits.onnx")
+    dataset = client.upload_dataset(EXAMPLE / "dataset.yaml")
+    response = client.estimate(model.name, TARGET)
+    int8 = response.estimates[-1].cost.estimated_latency_ms.value
+    return compression_spec(
+        model=model.name,
+        dataset=dataset.name,
+        target=TARGET,
+        budget=budget_pb2.Budget(max_latency_ms=share * int8, max_accuracy_drop=max_drop),
+        max_trials=2,
+        max_seconds=60,
+    )
+
+
+def trials_of(client: Client, job: str) -> dict[int, trial_pb2.Trial]:
+    return {trial.index: trial for trial in client.list_trials(job)}
+
+
+@pytest.mark.slow
+def test_half_the_latency_ends_in_a_file_that_is_as_accurate_as_it_says(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    with server.client() as client:
+        spec = digits_spec(client)
+        job = client.wait(client.create_job(spec).name)
+        assert job.state == job_pb2.CompressionJob.STATE_SUCCEEDED, job.error
+        best = client.get_trial(job.result.best_trial)
+        assert best.metrics.cost.estimated_latency_ms.high <= spec.budget.max_latency_ms
+        file = tmp_path / "model.tflite"
+        client.download_artifact(best.artifacts["model"], file)
+    arrays = np.load(EXAMPLE / "digits.npz")
+    inputs = arrays["test_x"].astype(np.float32) * np.float32(0.0625)
+    outputs = LitertEvaluator(threads=1).outputs(file.read_bytes(), inputs)
+    accuracy = float(np.mean(outputs.argmax(axis=1) == arrays["test_y"]))
+    assert accuracy == pytest.approx(best.metrics.accuracy)
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as answer:
+        text = answer.read().decode()
+    assert 'tightfit_jobs_finished_total{outcome="succeeded"} 1.0' in text
+    assert "tightfit_trials_total" in text
+
+
+@pytest.mark.slow
+def test_a_killed_server_goes_on_after_a_restart_and_repeats_no_finished_trial(
+    server: RunningServer,
+) -> None:
+    with server.client() as client:
+        name = client.create_job(digits_spec(client)).name
+        finished: dict[int, trial_pb2.Trial] = {}
+        while len(finished) < 2:
+            time.sleep(0.1)
+            finished = {
+                index: trial
+                for index, trial in trials_of(client, name).items()
+                if trial.state == trial_pb2.Trial.STATE_COMPLETED
+            }
+            assert client.get_job(name).state == job_pb2.CompressionJob.STATE_RUNNING
+        workers = members(server.pid) - {server.pid}
+        server.kill()
+    deadline = time.monotonic() + 10
+    while any(_is_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlived their server"
+        time.sleep(0.05)
+    server.start()
+    with server.client() as client:
+        job = client.wait(name)
+        assert job.state == job_pb2.CompressionJob.STATE_SUCCEEDED, job.error
+        events = list(client.watch_job(name))
+        after = trials_of(client, name)
+    for index, trial in finished.items():
+        started = [e for e in events if e.message == f"trial {index} started"]
+        assert len(started) == 1
+        assert after[index] == trial
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.slow
+def test_cancelling_frees_the_worker_and_a_watch_that_resumes_misses_nothing(
+    server: RunningServer,
+) -> None:
+    with server.client() as client:
+        name = client.create_job(digits_spec(client)).name
+        seen = []
+        for event in client.watch_job(name):
+            seen.append(event)
+            if event.kind == job_pb2.JobEvent.KIND_PROGRESS:  # a worker is busy
+                break
+        worker = members(server.pid) - {server.pid}
+        began = time.monotonic()
+        job = client.cancel_job(name)
+        assert time.monotonic() - began < 2.0
+        assert job.state == job_pb2.CompressionJob.STATE_CANCELLED
+        deadline = time.monotonic() + 2.0
+        while any(_is_alive(pid) for pid in worker):
+            assert time.monotonic() < deadline, "the worker was not freed"
+            time.sleep(0.02)
+        rest = list(client.watch_job(name, after_sequence=seen[-1].sequence))
+        whole = list(client.watch_job(name))
+        assert [*seen, *rest] == whole
+        assert whole[-1].state == job_pb2.CompressionJob.STATE_CANCELLED
+        # The freed place takes work again.
+        again = client.create_job(digits_spec(client, share=2.0)).name
+        assert client.wait(again).state == job_pb2.CompressionJob.STATE_SUCCEEDED
+        client.delete_job(name)
+        assert [j.name for j in client.list_jobs()] == [again]
+    assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_an_impossible_budget_is_explained(server: RunningServer) -> None:
+    with server.client() as client:
+        job = client.wait(client.create_job(digits_spec(client, share=0.01, max_drop=0.0)).name)
+        assert job.state == job_pb2.CompressionJob.STATE_INFEASIBLE
+        why = job.result.infeasibility
+        assert metrics_pb2.QUANTITY_LATENCY in why.binding
+        assert why.closest_trials
+        assert {r.quantity for r in why.relaxations} >= {metrics_pb2.QUANTITY_LATENCY}
+        assert why.explanation
+
+
+def bad_files() -> Iterator[tuple[str, bytes]]:
+    good = (EXAMPLE / "digits.onnx").read_bytes()
+    yield "text", b"this is not a model at all" * 10
+    yield "truncated", good[: len(good) // 2]
+    yield "zeros", bytes(1000)
+
+
+@pytest.mark.slow
+def test_bad_input_names_field_and_remedy_and_leaves_the_server_up(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    with server.client() as client:
+        for name, data in bad_files():
+            file = tmp_path / f"{name}.onnx"
+            file.write_bytes(data)
+            with pytest.raises(TightfitError) as caught:
+                client.upload_model(file)
+            assert caught.value.reason == "INVALID_MODEL", name
+            assert caught.value.field, name
+            assert caught.value.remedy, name
+        np.savez(
+            tmp_path / "d.npz",
+            x=np.zeros((4, 3, 8, 8), np.float32),
+            y=np.zeros(4, np.int64),
+        )
+        (tmp_path / "dataset.yaml").write_text(
+            "task: classification\narrays: d.npz\nlayout: NCHW\nmetric: top1\n"
+            "splits: {evaluation: {input: x, label: y}}\n"
+        )
+        model = client.upload_model(EXAMPLE / "digits.onnx")
+        dataset = client.upload_dataset(tmp_path / "dataset.yaml")
+        for target, expected in ((TARGET, "INVALID_DATASET"), ("nucleo-h7a3zi", "NOT_FOUND")):
+            spec = compression_spec(model=model.name, dataset=dataset.name, target=target)
+            with pytest.raises(TightfitError) as caught:
+                client.create_job(spec)
+            assert caught.value.reason == expected
+            assert caught.value.remedy
+        assert TARGET in str(caught.value)
+        request = digits_spec(client, share=2.0)
+        jobs = [client.create_job(request, request_id="once").name for _ in range(2)]
+        assert jobs[0] == jobs[1]
+        assert client.create_job(request, validate_only=True).name not in jobs
+        client.cancel_job(jobs[0])
+    assert server.is_running
