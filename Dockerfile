@@ -11,7 +11,7 @@ ENV PATH=/opt/tightfit/bin:$PATH
 # PyTorch's own index has builds without CUDA, some gigabytes smaller. Point this elsewhere for a mirror.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY constraints.txt ./
-RUN pip install --extra-index-url "$TORCH_INDEX" torch==2.13.0+cpu
+RUN pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" torch==2.13.0+cpu
 
 # Dependencies come before the source, so that a change of code does not install them again.
 COPY pyproject.toml ./service.toml
