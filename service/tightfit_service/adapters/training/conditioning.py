@@ -166,7 +166,7 @@ def _candidates(model: onnx.ModelProto, logits: str) -> dict[str, InsertedNorm]:
     shown = {output.name for output in model.graph.output} | _before_logits(model, logits)
     found: dict[str, InsertedNorm] = {}
     for node in model.graph.node:
-        axis = _channel_axis(node)
+        axis = output_axis(node)
         if axis is None or node.input[1] not in initializers or uses[node.input[1]] != 1:
             continue
         tensor = node.output[0]
@@ -200,7 +200,7 @@ def _candidates(model: onnx.ModelProto, logits: str) -> dict[str, InsertedNorm]:
     return found
 
 
-def _channel_axis(node: onnx.NodeProto) -> int | None:
+def output_axis(node: onnx.NodeProto) -> int | None:
     """Return the axis of the output channels in the weight, or None where no BatchNorm can be folded."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Conv":

@@ -97,6 +97,17 @@ class GraphModule(torch.nn.Module):
                 found.append((mean, variance))
         return found
 
+    def weighted_nodes(self) -> list[tuple[NodeView, bool]]:
+        """Return nodes whose second input is a weight as it stands, and whether a BatchNorm follows."""
+        normalised = {
+            names_in[0] for view, names_in, _ in self._nodes if view.op_type == "BatchNormalization"
+        }
+        return [
+            (view, names_out[0] in normalised)
+            for view, names_in, names_out in self._nodes
+            if len(names_in) > 1 and 1 in view.constants and names_in[1] in self._slots
+        ]
+
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the graph on inputs of the shapes it declares, samples first."""
         values = self.run_to(self.output_names, *inputs)

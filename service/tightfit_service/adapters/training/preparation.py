@@ -16,8 +16,10 @@ from tightfit_service.adapters.training.conditioning import (
     fold_inserted,
     input_layers,
     insert_batch_norms,
+    output_axis,
 )
 from tightfit_service.adapters.training.module import GraphModule, build_module, write_back
+from tightfit_service.adapters.training.reconstruction import reconstruct
 from tightfit_service.application.samples import FloatArray
 
 FILTER_NORM = 1.0
@@ -81,7 +83,6 @@ def prepare(graph: bytes, *, logits: str, inputs: FloatArray) -> Student:
         for norm in norms:
             mean, variance = own[norm.raw]
             _set(module, norm, target=(mean, variance), running=(mean, variance))
-            _normalise_filters(module, norm)
     return Student(
         module=module,
         given=graph,
@@ -92,30 +93,47 @@ def prepare(graph: bytes, *, logits: str, inputs: FloatArray) -> Student:
     )
 
 
-def restore_statistics(student: Student, *, original: bytes, inputs: FloatArray) -> bool:
-    """Give inserted BatchNorms the mean and spread that their channels have in the original graph.
+def resemble(student: Student, *, original: bytes, inputs: FloatArray, logits: str) -> bool:
+    """Bring a pruned student closer to its original without training; return whether it could.
 
-    Removing inputs of a layer shifts its outputs; this shifts them back. The running statistics are
-    left to the caller to recalibrate. Returns whether any channel was recognised by its weights.
+    Layers are recognised by their weights. Inserted BatchNorms get the mean and spread that their
+    channels have in the original, and the weights of each layer are fitted to its outputs. The
+    running statistics are left to the caller to recalibrate.
     """
-    source = build_module(original)
-    kept: dict[str, npt.NDArray[np.int64]] = {}
     before, after = _weights_by_node(original), _weights_by_node(student.given)
-    for norm in student.norms:
-        if norm.producer in before and norm.producer in after:
-            rows = match_rows(after[norm.producer], before[norm.producer], norm.channel_axis)
+    kept: dict[str, npt.NDArray[np.int64]] = {}
+    for node, (weight, axis) in after.items():
+        source = before.get(node)
+        if source is not None and source[0].ndim == weight.ndim:
+            rows = match_rows(weight, source[0], axis)
             if rows is not None:
-                kept[norm.tensor] = rows
+                kept[node] = rows
     if not kept:
         return False
-    found = channel_statistics(source, list(kept), inputs)
+    source_module = build_module(original)
+    norms = [norm for norm in student.norms if norm.producer in kept]
+    found = channel_statistics(source_module, [norm.tensor for norm in norms], inputs)
+    with torch.no_grad():
+        for norm in norms:
+            mean, variance = (v[kept[norm.producer]] for v in found[norm.tensor])
+            _held(student.module, norm.parameters[0]).copy_(torch.sqrt(variance + EPSILON))
+            _held(student.module, norm.parameters[1]).copy_(mean)
+    reconstruct(
+        student.module,
+        source_module,
+        kept=kept,
+        inputs=inputs,
+        input_scale=student.input_scale,
+        until=logits,
+    )
+    return True
+
+
+def normalise_filters(student: Student) -> None:
+    """Bring the filters in front of inserted BatchNorms to FILTER_NORM; the function stays the same."""
     with torch.no_grad():
         for norm in student.norms:
-            if norm.tensor in kept:
-                mean, variance = (v[kept[norm.tensor]] for v in found[norm.tensor])
-                _held(student.module, norm.parameters[0]).copy_(torch.sqrt(variance))
-                _held(student.module, norm.parameters[1]).copy_(mean)
-    return True
+            _normalise_filters(student.module, norm)
 
 
 def match_rows(
@@ -208,12 +226,12 @@ def _held(module: GraphModule, name: str) -> torch.Tensor:
     return value
 
 
-def _weights_by_node(graph: bytes) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the constant second input of every node that has one."""
+def _weights_by_node(graph: bytes) -> dict[str, tuple[npt.NDArray[np.float32], int]]:
+    """Return the constant weight of every layer and the axis of its output channels."""
     model = onnx.load_model_from_string(graph)
     tensors = {t.name: t for t in model.graph.initializer}
     return {
-        node.name: numpy_helper.to_array(tensors[node.input[1]])
+        node.name: (numpy_helper.to_array(tensors[node.input[1]]), axis)
         for node in model.graph.node
-        if len(node.input) > 1 and node.input[1] in tensors
+        if (axis := output_axis(node)) is not None and node.input[1] in tensors
     }

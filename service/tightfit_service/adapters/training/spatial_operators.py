@@ -61,15 +61,24 @@ def _extent(kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
     return [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
 
 
+def conv_window(
+    node: NodeView, x: torch.Tensor, kernel: Sequence[int]
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return stride, dilation, and the padding before and after each spatial axis."""
+    rank = len(kernel)
+    stride = list(node.attribute("strides", [1] * rank))
+    dilation = list(node.attribute("dilations", [1] * rank))
+    before, after = _pads(node, x.shape[2:], _extent(kernel, dilation), stride)
+    return stride, dilation, before, after
+
+
 def conv(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
     """Convolution of 1 to 3 spatial axes; uneven padding becomes a pad of its own."""
     x, weight = tensor(args, 0), tensor(args, 1)
     rank = x.ndim - 2
     if rank not in _CONV:
         raise node.unsupported(f"{rank} spatial axes")
-    stride = list(node.attribute("strides", [1] * rank))
-    dilation = list(node.attribute("dilations", [1] * rank))
-    before, after = _pads(node, x.shape[2:], _extent(weight.shape[2:], dilation), stride)
+    stride, dilation, before, after = conv_window(node, x, weight.shape[2:])
     if before != after:
         x, before = _pad(x, before, after), [0] * rank
     bias = optional_tensor(args, 2, x)

@@ -12,7 +12,12 @@ import torch
 
 from tightfit_service.adapters.training.importance import channel_importance
 from tightfit_service.adapters.training.number_format import TrainingFormat, fastest_format
-from tightfit_service.adapters.training.preparation import Student, prepare, restore_statistics
+from tightfit_service.adapters.training.preparation import (
+    Student,
+    normalise_filters,
+    prepare,
+    resemble,
+)
 from tightfit_service.adapters.training.recovery import RecoveryRun, recalibrate
 from tightfit_service.adapters.training.scoring import Score, find_augmentation
 from tightfit_service.adapters.training.teacher import VIEW_COUNT, Teacher, TeacherCache
@@ -71,7 +76,10 @@ class TorchTrainer:
         notes = _notes(student)
         start_score = _renormalise(student, teacher, train, inputs, score, logits, given_score)
         if start_score > given_score:
-            notes.append("statistics of the original network restored before training")
+            notes.append(
+                f"layers fitted to the original before training: {given_score:.3f} became {start_score:.3f}"
+            )
+        normalise_filters(student)
         augmentation = find_augmentation(original, selection, settings.augmentation)
         cache = TeacherCache(
             teacher=original, train=train, augmentation=augmentation, folder=cache_dir
@@ -134,7 +142,8 @@ def _renormalise(
     """Restore and recalibrate statistics, keep them if the score rises, and return the score."""
     plain = TrainingFormat()
     state = {name: value.clone() for name, value in student.module.state_dict().items()}
-    restore_statistics(student, original=teacher, inputs=inputs)
+    if not resemble(student, original=teacher, inputs=inputs, logits=logits):
+        return before
     recalibrate(student.module, logits, plain, train, student.input_scale, seed=0)
     after = score.of(student.module, logits, plain)
     if after > before:

@@ -18,7 +18,7 @@ from tightfit_service.adapters.training.preparation import (
     channel_statistics,
     match_rows,
     prepare,
-    restore_statistics,
+    resemble,
 )
 from tightfit_service.graph.logits import find_logits
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
@@ -125,7 +125,7 @@ def test_statistics_of_the_original_are_restored() -> None:
     inputs = random_inputs(model, batch=64)["input"]
     student = prepare(pruned, logits=find_logits(model), inputs=inputs)
     assert student.norms
-    assert restore_statistics(student, original=graph, inputs=inputs)
+    assert resemble(student, original=graph, inputs=inputs, logits=find_logits(model))
     norm = student.norms[0]
     mean, _ = channel_statistics(build_module(graph), [norm.tensor], inputs)[norm.tensor]
     shift = student.module.value_of(norm.parameters[1])
