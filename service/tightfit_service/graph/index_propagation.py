@@ -134,6 +134,9 @@ _AXIS_MIXING = [
     "LpNormalization",
 ]
 
+# Inputs of rank 3 hold (channels, time) or (time, features): which, the first layer will tell.
+_CHANNELS_SECOND = (2, 4, 5)
+
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_UNARY, values.unary),
     **dict.fromkeys(_ELEMENTWISE, values.elementwise),
@@ -183,7 +186,7 @@ def propagate(model: ModelProto) -> Propagation:
     )
     for name in graph_inputs(model):
         state.assign_frozen(name, "its channels are the model's input")
-        if len(state.shapes.get(name, ())) > 1:
+        if len(state.shapes.get(name, ())) in _CHANNELS_SECOND:
             state.axes[name] = 1
     for node in state.nodes:
         _visit(state, node, RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None)

@@ -122,6 +122,7 @@ def check_bounds(model: ModelProto, *, limits: ModelLimits = DEFAULT_LIMITS) -> 
         for tensor in tensors:
             check_tensor(tensor, limits=limits)
         for node in body.node:
+            _check_sizes(node)
             bodies.extend((inner, depth + 1) for inner in subgraphs(node))
 
 
@@ -191,6 +192,19 @@ def shown(name: str) -> str:
     return f'"{"".join(c if c.isprintable() else "?" for c in text)}"'
 
 
+_LARGEST_SIZE = 1 << 20
+_LEAST = {
+    "kernel_shape": 1,
+    "strides": 1,
+    "dilations": 1,
+    "group": 1,
+    "blocksize": 1,
+    "hidden_size": 1,
+    "num_outputs": 1,
+    "output_padding": 0,
+    "output_shape": 0,
+    "pads": -_LARGEST_SIZE,
+}
 _KNOWN_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 
@@ -218,6 +232,22 @@ def _stored_tensors(body: GraphProto | onnx.FunctionProto) -> Iterator[TensorPro
                 raise invalid(
                     f"node {shown(node.name)} holds a sparse tensor",
                     remedy="save the model with dense constants",
+                )
+
+
+def _check_sizes(node: NodeProto) -> None:
+    """Refuse windows and steps that no network has: onnx and onnxruntime compute with them unchecked."""
+    for attribute in node.attribute:
+        low = _LEAST.get(attribute.name)
+        if low is None:
+            continue
+        single = attribute.type == AttributeProto.INT
+        for value in (attribute.i,) if single else attribute.ints:
+            if not low <= value <= _LARGEST_SIZE:
+                raise invalid(
+                    f"{attribute.name} of node {shown(node.name)} is {value}, "
+                    f"outside [{low}, {_LARGEST_SIZE}]",
+                    remedy="the file is damaged: export or upload it again",
                 )
 
 

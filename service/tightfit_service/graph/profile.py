@@ -213,10 +213,9 @@ def _kind(item: FusedOperator, fused: FusedGraph, state: Propagation) -> Operato
         if node.op_type.startswith("Reduce"):
             kind = OperatorKind.GLOBAL_POOL
     if kind is OperatorKind.MATMUL and node.input[1] in fused.constants:
-        found = state.channel_vector(node.input[0])
-        rank = len(fused.shapes.get(node.input[0], ()))
+        last = len(fused.shapes.get(node.input[0], ())) - 1
         # Over positions instead of channels (a token mixer) the channels are rows: a plain product.
-        over_channels = found is None or found[0] == rank - 1
+        over_channels = state.axes.get(node.input[0], last) == last
         if fused.constants[node.input[1]].ndim == 2 and over_channels:
             return OperatorKind.DENSE
     if kind is OperatorKind.CONV and node.input[1] in fused.constants:

@@ -27,7 +27,7 @@ def reshape(state: Propagation, node: NodeProto) -> None:
     if any(name in state.labels for name in node.input[1:]):
         raise NoRuleError(f"{node.op_type} to a computed shape has no pruning rule")
     source, target = state.shape(node.input[0]), state.shape(node.output[0])
-    if int(np.prod(source)) != int(np.prod(target)):
+    if int(np.prod(source)) != int(np.prod(target)) or not all((*source, *target)):
         raise NoRuleError(f"{node.op_type} between shapes that do not match")
     channels = state.axes.get(node.input[0])
     axis = next(
@@ -51,27 +51,32 @@ def reshaped(array: IntArray, source: Shape, target: Shape) -> IntArray:
 
 
 def matching_axes(source: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
-    """Return the finest division of two shapes of equal size into runs of axes of equal product."""
+    """Return the finest division of two shapes of equal size into runs of axes of equal product.
+
+    Sizes must be positive.
+    """
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
-    while i < len(source) or j < len(target):
-        ins: list[int] = []
-        outs: list[int] = []
-        in_size = out_size = 1
-        while True:
-            if i < len(source) and (in_size <= out_size or j >= len(target)):
+    while i < len(source) and j < len(target):
+        ins, outs = [i], [j]
+        in_size, out_size = source[i], target[j]
+        i, j = i + 1, j + 1
+        while in_size != out_size:
+            if in_size < out_size:
                 in_size *= source[i]
                 ins.append(i)
                 i += 1
-            elif j < len(target):
+            else:
                 out_size *= target[j]
                 outs.append(j)
                 j += 1
-            if in_size == out_size and ins and (outs or j >= len(target)):
-                break
-            if i >= len(source) and j >= len(target):
-                break
         runs.append((ins, outs))
+    # what is left on one side are axes of size 1
+    if i < len(source) or j < len(target):
+        if not runs:
+            runs.append(([], []))
+        runs[-1][0].extend(range(i, len(source)))
+        runs[-1][1].extend(range(j, len(target)))
     return runs
 
 

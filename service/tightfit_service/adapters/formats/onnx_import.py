@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -205,11 +206,14 @@ class OnnxImporter:
         normal_form.check_finite_weights(model)
 
     def _check_activations(self, model: ModelProto) -> None:
-        """Refuse activations that would not fit, before a runtime allocates them."""
+        """Refuse activations that would not fit or cannot be, before a runtime allocates them."""
         for name, shape in tensor_shapes(model).items():
-            elements = 1
-            for size in shape:
-                elements *= max(0, size)
+            if any(size < 0 for size in shape):
+                raise invalid(
+                    f"tensor {shown(name)} has the impossible shape {shape}",
+                    remedy="a window or slice is larger than its input: export the model again",
+                )
+            elements = math.prod(shape)
             if elements > self._limits.tensor_elements:
                 raise invalid(
                     f"tensor {shown(name)} has {elements} elements for one sample",
