@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 import structlog
 
@@ -36,6 +38,7 @@ from tightfit_service.application.ports import ArtifactStore, Emulator, TargetCa
 from tightfit_service.application.running import JobRunner
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.work import WorkHandlers
+from tightfit_service.domain.errors import UnavailableError
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings
 
@@ -78,6 +81,8 @@ class Server:
     executor: LocalProcessExecutor
     scheduler: JobScheduler
     store: SqlStore
+    lock: TextIO
+    """Held while the server lives; the operating system frees it, however the server ends."""
 
     async def start(self) -> dict[str, str]:
         """Start workers, the queue, and the ports, in this order; return the bound addresses."""
@@ -96,6 +101,7 @@ class Server:
         if self.metrics is not None:
             self.metrics.stop()
         self.store.close()
+        self.lock.close()
 
 
 def build_server(settings: Settings) -> Server:
@@ -105,6 +111,7 @@ def build_server(settings: Settings) -> Server:
         TightfitError: The database or the artifact store cannot be used.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(settings.data_dir)
     engine = open_database(
         settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}"
     )
@@ -188,6 +195,7 @@ def build_server(settings: Settings) -> Server:
         executor=executor,
         scheduler=scheduler,
         store=store,
+        lock=lock,
     )
 
 
@@ -301,10 +309,29 @@ def configure_logging(settings: Settings) -> None:
     )
 
 
+def _lock(data_dir: Path) -> TextIO:
+    """Take the data folder for this process.
+
+    Raises:
+        UnavailableError: Another server works on it.
+    """
+    opened = (data_dir / "lock").open("w")
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        opened.close()
+        raise UnavailableError(
+            f"another server works on {data_dir}",
+            field="data_dir",
+            remedy="stop it, or talk to it with --server, or give another --data-dir",
+        ) from error
+    return opened
+
+
 def _artifacts(settings: Settings) -> ArtifactStore:
     if settings.artifact_store == "folder":
         return FolderArtifacts(root=settings.data_dir / "artifacts", link_sources=True)
-    return S3Artifacts(
+    bucket = S3Artifacts(
         url=settings.s3_url,
         bucket=settings.s3_bucket,
         access_key=settings.s3_access_key,
@@ -312,6 +339,8 @@ def _artifacts(settings: Settings) -> ArtifactStore:
         prefix=settings.s3_prefix,
         region=settings.s3_region or None,
     )
+    bucket.ensure_bucket()
+    return bucket
 
 
 def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:

@@ -126,7 +126,8 @@ class AssetLibrary:
         ticket, _ = await asyncio.to_thread(self._own_ticket, project, upload_id)
         path = await asyncio.to_thread(self._staging.complete, upload_id)
         was_stored = await asyncio.to_thread(self._artifacts.size, ticket.digest) is not None
-        await asyncio.to_thread(self._artifacts.put, path, ticket.digest)
+        # The digest was computed while the bytes arrived, so they need not be read once more.
+        await asyncio.to_thread(self._artifacts.put, path, ticket.digest, is_verified=True)
         if not was_stored:
             self._telemetry.artifact_bytes("stored", ticket.size_bytes)
         try:

@@ -10,7 +10,7 @@ import structlog
 
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import Clock, JobStore, Telemetry
-from tightfit_service.domain.errors import TightfitError
+from tightfit_service.domain.errors import PreconditionError, TightfitError
 from tightfit_service.domain.job import Job, JobState
 
 log = structlog.get_logger(__name__)
@@ -20,6 +20,7 @@ RunJob = Callable[[JobJournal], Awaitable[None]]
 
 POLL_SECONDS = 2.0
 STORE_RETRY_SECONDS = 5.0
+CANCEL_ATTEMPTS = 5
 
 
 class JobScheduler:
@@ -69,15 +70,23 @@ class JobScheduler:
 
     async def cancel(self, job: Job) -> None:
         """End a job as CANCELLED; returns when its worker is free again."""
-        task = self._running.get(job.job_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        current = await asyncio.to_thread(self._store.get_job, job.project, job.job_id)
-        if not current.state.is_final:
-            await self._journal(current).enter(
-                JobState.CANCELLED, "cancelled by the user", end_time=self._clock.now()
-            )
+        for attempt in range(CANCEL_ATTEMPTS):
+            task = self._running.get(job.job_id)
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            current = await asyncio.to_thread(self._store.get_job, job.project, job.job_id)
+            if current.state.is_final:
+                break
+            try:
+                await self._journal(current).enter(
+                    JobState.CANCELLED, "cancelled by the user", end_time=self._clock.now()
+                )
+                break
+            except PreconditionError:
+                # The job was written in between: by its task, whose last write cannot be cancelled.
+                if attempt + 1 == CANCEL_ATTEMPTS:
+                    raise
         self._telemetry.best_so_far(job.job_id, None)
 
     async def _loop(self) -> None:
