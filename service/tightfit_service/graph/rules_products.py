@@ -82,10 +82,9 @@ def matmul(state: Propagation, node: NodeProto) -> None:
     rank = len(state.shape(name))
     if weight.ndim != 2 or rank < 2:
         raise NoRuleError(f"MatMul with a weight of {weight.ndim} axes has no pruning rule")
-    array = state.labels[name]
-    varying = state.varying_axes(array)
-    if varying and varying[0] != rank - 1:
-        state.assign(node.output[0], array, axis=state.axes.get(name))
+    channels = state.axes.get(name, rank - 1)
+    if channels != rank - 1:
+        state.assign(node.output[0], state.labels[name], axis=channels)
         return
     source = state.vector(name, rank - 1)
     out = state.classes.fresh(weight.shape[1])
