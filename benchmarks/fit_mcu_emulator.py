@@ -31,6 +31,7 @@ from benchmarks.mcu_baseline import baseline_held_out
 from benchmarks.mcu_fitting import (
     Prediction,
     Sample,
+    comparison_samples,
     fit,
     held_out,
     predict,
@@ -39,7 +40,7 @@ from benchmarks.mcu_fitting import (
 )
 from benchmarks.measured_rows import MeasuredRow, read_devices, read_mlperf
 
-from tightfit_service.adapters.emulators.mcu import COEFFICIENTS
+from tightfit_service.adapters.emulators.mcu import COEFFICIENTS, half_width_at
 from tightfit_service.adapters.emulators.mcu_latency import LogPrices, board_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "emulators.md"
@@ -55,12 +56,19 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, tables = read_data(arguments.data)
     samples = samples_of(rows, tables)
-    prices = with_priors(fit(samples))
+    extra = comparison_samples(rows, tables)
+    prices = with_priors(fit([*samples, *extra]))
     tests = {
         "in-sample": [predict(prices, sample) for sample in samples],
-        "leave one device out": held_out(samples, by(samples, lambda s: s.row.device)),
-        "leave one model out": held_out(samples, by(samples, lambda s: s.row.model)),
-        "leave one model family out": held_out(samples, by(samples, lambda s: s.row.family)),
+        "leave one device out": held_out(
+            samples, by(samples, lambda s: s.row.device), extra=extra
+        ),
+        "leave one model out": held_out(
+            samples, by(samples, lambda s: s.row.model), extra=extra
+        ),
+        "leave one model family out": held_out(
+            samples, by(samples, lambda s: s.row.family), extra=extra
+        ),
     }
     half_width, coverage = calibrate(tests)
     ram = ram_rows(rows, tables)
@@ -79,7 +87,7 @@ def main() -> None:
         "prior_sd": dict(prices.prior_sd),
         "noise_sd": prices.noise_sd,
         "learned_permille": compact(prices),
-        "half_width_sd": half_width,
+        "half_width": half_width,
         "coverage": coverage,
         "arena_styles": styles,
         "ram_ratios": ram_ratios,
@@ -107,14 +115,18 @@ def is_scored(sample: Sample) -> bool:
     return not sample.row.is_float and sample.row.core in SCORED_CORES
 
 
+Knots = list[list[float]]
+
+
 def calibrate(
     tests: Mapping[str, Sequence[Prediction]],
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return, by what is known of a target, the half width in standard deviations that covers 90 %.
+) -> tuple[dict[str, Knots], dict[str, float]]:
+    """Return, by what is known of a target, half widths of log latency over predicted deviations.
 
-    Conformal quantiles of held-out residuals over predicted standard deviations: a known board and
+    Conformal quantiles of held-out residuals, in bins of the predicted standard deviation (V. Vovk,
+    "Conditional validity of inductive conformal predictors", 2012), made monotone. A known board and
     runtime is judged on models left out, the rest on devices left out. The coverage is measured by
-    splitting off each group once more: the quantile comes from the other groups.
+    splitting off each group once more: the widths come from the other groups.
     """
     known = [p for p in tests["leave one model out"] if is_scored(p.sample)]
     unknown = [p for p in tests["leave one device out"] if is_scored(p.sample)]
@@ -123,23 +135,30 @@ def calibrate(
         ("board_and_runtime", known, lambda p: p.sample.row.model),
         ("core", unknown, lambda p: p.sample.row.device),
     ):
-        half_width[name] = round(quantile(predictions), 3)
+        half_width[name] = knots_of(predictions)
         hits = 0
         for key in {group(p) for p in predictions}:
-            width = quantile([p for p in predictions if group(p) != key])
+            knots = knots_of([p for p in predictions if group(p) != key])
             inside = [p for p in predictions if group(p) == key]
-            hits += sum(abs(p.log_error) <= width * p.log_sd for p in inside)
+            hits += sum(abs(p.log_error) <= half_width_at(knots, p.log_sd) for p in inside)
         coverage[name] = round(hits / len(predictions), 3)
-    half_width["board"] = max(half_width.values())
-    coverage["board"] = min(coverage.values())
+    half_width["board"] = half_width["core"]
+    coverage["board"] = coverage["core"]
     return half_width, coverage
 
 
-def quantile(predictions: Sequence[Prediction]) -> float:
-    """Return the finite-sample 90 % quantile of residuals in predicted standard deviations."""
-    scores = sorted(abs(p.log_error) / p.log_sd for p in predictions)
-    rank = math.ceil(0.9 * (len(scores) + 1)) - 1
-    return scores[min(rank, len(scores) - 1)]
+def knots_of(predictions: Sequence[Prediction], bins: int = 4) -> Knots:
+    """Return (predicted deviation, half width) knots: 90 % quantiles in bins of equal size."""
+    ordered = sorted(predictions, key=lambda p: p.log_sd)
+    knots: Knots = []
+    for i in range(bins):
+        part = ordered[i * len(ordered) // bins : (i + 1) * len(ordered) // bins]
+        errors = sorted(abs(p.log_error) for p in part)
+        rank = min(math.ceil(0.9 * (len(errors) + 1)) - 1, len(errors) - 1)
+        floor = knots[-1][1] if knots else 0.0
+        middle = part[len(part) // 2].log_sd
+        knots.append([round(middle, 4), round(max(errors[rank], floor), 4)])
+    return knots
 
 
 def score_line(name: str, fit_name: str, errors: Sequence[float]) -> str:
@@ -188,19 +207,20 @@ def latency_report(
     return [*lines, ""]
 
 
-def calibration_report(half_width: Mapping[str, float], coverage: Mapping[str, float]) -> list[str]:
+def calibration_report(
+    half_width: Mapping[str, Knots], coverage: Mapping[str, float]
+) -> list[str]:
     """Return the table of interval widths and measured coverage."""
     lines = [
         "### Intervals of latency",
         "",
-        "| what is known of the target | half width in predicted standard deviations | "
+        "| what is known of the target | half width at predicted deviation | "
         "measured coverage (nominal 90 %) |",
         "| --- | --- | --- |",
     ]
-    for name in ("board_and_runtime", "board", "core"):
-        lines.append(
-            f"| {name.replace('_', ' ')} | {half_width[name]:.2f} | {coverage[name]:.0%} |"
-        )
+    for name in ("board_and_runtime", "core"):
+        widths = ", ".join(f"{math.expm1(w):.0%} at {d:.2f}" for d, w in half_width[name])
+        lines.append(f"| {name.replace('_', ' ')} | {widths} | {coverage[name]:.0%} |")
     return [*lines, ""]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ ASSUMED_LATENCY_SD: Mapping[str, float] = {
 clocks within a class spread by about a third; runtimes by 3x to 7x from end to end."""
 WIDE_ACTIVATION_FACTOR = 1.5
 """Cycles of 16-bit over 8-bit activations: half as many products fit a SIMD register, without widening."""
+NORMAL_90 = 1.645
 SMALL_REST_BYTES = 64 * 1024
 
 
@@ -47,8 +48,8 @@ class _Coefficients:
     """The fitted numbers of `mcu_coefficients.json`."""
 
     prices: LogPrices
-    half_width: Mapping[str, float]
-    """Multiple of the standard deviation that covers 90 % of held-out rows, by what is known."""
+    half_width: Mapping[str, Sequence[Sequence[float]]]
+    """Half widths of log latency that cover 90 % of held-out rows, over predicted deviations."""
     coverage: Mapping[str, float]
     styles: Mapping[str, memory_plan.ArenaStyle]
     ram_ratios: Mapping[str, tuple[float, float]]
@@ -65,7 +66,7 @@ class _Coefficients:
                 learned={k: np.array(v) / 1000 for k, v in document["learned_permille"].items()},
                 noise_sd=document["noise_sd"],
             ),
-            half_width=document["half_width_sd"],
+            half_width=document["half_width"],
             coverage=document["coverage"],
             styles={
                 "tflm": memory_plan.TFLM_STYLE,
@@ -148,16 +149,16 @@ class McuEmulator:
             fitted.prices.log_sd(setup, cycles),
             *(ASSUMED_LATENCY_SD.get(name, 0.0) for name in target.assumed_fields),
         )
-        width = fitted.half_width[knowledge]
+        width = half_width_at(fitted.half_width[knowledge], latency_sd)
         power_kind = "assumed" if self._power_is_assumed(target) else "known"
-        energy_sd = math.hypot(latency_sd, fitted.power_log_sd[power_kind])
+        energy_width = math.hypot(width, NORMAL_90 * fitted.power_log_sd[power_kind])
         points = self.memory_points(network, target)
         peak = max(points, key=_point_bytes)
         low, high = fitted.ram_ratios[self._style(target)]
         flash_interval = self._flash(network, target, file_bytes)
         return CostEstimate(
-            latency_ms=_log_interval(latency, width * latency_sd),
-            energy_mj=_log_interval(sum(layer.energy_mj for layer in layers), width * energy_sd),
+            latency_ms=_log_interval(latency, width),
+            energy_mj=_log_interval(sum(layer.energy_mj for layer in layers), energy_width),
             peak_ram_bytes=Interval.relative(_point_bytes(peak), low_ratio=low, high_ratio=high),
             flash_bytes=flash_interval,
             macs=network.macs,
@@ -293,6 +294,16 @@ _KNOWLEDGE_TEXT: Mapping[str, str] = {
     "board": "this board was in the fit with another runtime",
     "core": "the board was not in the fit, its core class was",
 }
+
+
+def half_width_at(knots: Sequence[Sequence[float]], deviation: float) -> float:
+    """Return the half width of log latency at a predicted deviation; beyond the knots in proportion."""
+    deviations = [knot[0] for knot in knots]
+    widths = [knot[1] for knot in knots]
+    if deviation > deviations[-1]:
+        # What was never seen is not narrower than a normal distribution of that deviation.
+        return max(widths[-1], NORMAL_90 * deviation)
+    return float(np.interp(deviation, deviations, widths))
 
 
 def _point_bytes(point: MemoryPoint) -> float:

@@ -110,7 +110,11 @@ def prior_kind(name: str) -> str:
     if kind == "runtime":
         # The family of a runtime may be anything; a release differs from its family by less.
         kind = ("runtime", "release", "mode")[min(parts[1].count("/"), 2)]
-    return kind if len(parts) == 2 else f"{kind}:*"
+    if len(parts) == 2:
+        return kind
+    # Runtimes differ more in their depthwise kernels than in anything else.
+    is_apart = parts[-1] == "depthwise" and parts[0] == "runtime"
+    return f"{kind}:depthwise" if is_apart else f"{kind}:*"
 
 
 FAST_DEPTHWISE_RELEASE = 8.05
@@ -201,9 +205,12 @@ def setup_of(target: HardwareSpec, known_levels: Iterable[str] = ()) -> Setup:
 
 
 def board_of(display_name: str) -> str:
-    """Return the key of a board: its printed name in lower case, what follows a comma or bracket cut off."""
+    """Return the key of a board: its printed name in lower case, what follows a comma or bracket cut off.
+
+    ST's boards come with and without the step-down converter (`-P`, `-Q`), which changes power only.
+    """
     text = re.split(r"[,(]", display_name)[0]
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-").removesuffix("-p")
 
 
 def network_work(
