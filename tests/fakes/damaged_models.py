@@ -109,8 +109,9 @@ def _tensor_squeezed(model: ModelProto, rng: random.Random) -> None:
         product = 1
         for size in tensor.dims:
             product *= size
-        del tensor.dims[:]
-        tensor.dims.append(product)
+        if abs(product) < 2**63:
+            del tensor.dims[:]
+            tensor.dims.append(product)
 
 
 def _tensor_type(model: ModelProto, rng: random.Random) -> None:
