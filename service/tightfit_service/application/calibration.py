@@ -59,14 +59,17 @@ def _spans(batches: Iterable[Mapping[str, npt.NDArray[np.float32]]]) -> dict[str
     ranges: dict[str, TensorRange] = {}
     for batch in batches:
         for name, values in batch.items():
-            low = min(0.0, float(values.min(initial=0.0)))
-            high = max(0.0, float(values.max(initial=0.0)))
-            if not (np.isfinite(low) and np.isfinite(high)):
+            if not values.size:
+                continue
+            smallest, largest = float(values.min()), float(values.max())
+            # NaN makes both NaN; it must be looked for before min and max with 0 lose it.
+            if not (np.isfinite(smallest) and np.isfinite(largest)):
                 raise InvalidRequestError(
                     f"tensor {name!r} has NaN or infinite values on the calibration samples",
                     field="model",
                     remedy="check the model's weights and the dataset's preprocessing",
                 )
+            low, high = min(0.0, smallest), max(0.0, largest)
             seen = ranges.get(name)
             ranges[name] = TensorRange(
                 low=low if seen is None else min(low, seen.low),
@@ -81,8 +84,8 @@ def _histograms(
     counts = {name: np.zeros(_BIN_COUNT, dtype=np.int64) for name in ranges}
     for batch in batches:
         for name, values in batch.items():
-            span = ranges[name]
-            if span.high > span.low:
+            span = ranges.get(name)
+            if span is not None and span.high > span.low:
                 # np.histogram searches edges, which is several times slower for equal bins.
                 place = (values.reshape(-1) - span.low) * (_BIN_COUNT / (span.high - span.low))
                 bins = np.clip(place.astype(np.int32), 0, _BIN_COUNT - 1)
@@ -114,12 +117,25 @@ def _least_error_range(counts: npt.NDArray[np.int64], span: TensorRange) -> Tens
     if counts.sum() == 0:
         return span
     centres = _centres(span)
-    best, least = span, np.inf
-    for share in np.linspace(1.0, _SMALLEST_CLIP, _CLIP_STEPS):
-        low, high = span.low * share, span.high * share
-        step = (high - low) / _LEVELS
-        rounded = np.round((np.clip(centres, low, high) - low) / step) * step + low
-        error = float(((centres - rounded) ** 2 * counts).sum())
-        if error < least:
-            best, least = TensorRange(low=float(low), high=float(high)), error
-    return best
+    shares = np.linspace(1.0, _SMALLEST_CLIP, _CLIP_STEPS)
+    low, high = span.low, span.high
+    # One end after the other, twice: an outlier is mostly on one side only.
+    for _ in range(2):
+        high = min(
+            (span.high * share for share in shares),
+            key=lambda end: _error(centres, counts, low, end),
+        )
+        low = min(
+            (span.low * share for share in shares),
+            key=lambda end: _error(centres, counts, end, high),
+        )
+    return TensorRange(low=float(low), high=float(high))
+
+
+def _error(
+    centres: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], low: float, high: float
+) -> float:
+    """Return the summed squared error of rounding to the levels between low and high."""
+    step = (high - low) / _LEVELS
+    rounded = np.round((np.clip(centres, low, high) - low) / step) * step + low
+    return float(((centres - rounded) ** 2 * counts).sum())

@@ -26,7 +26,12 @@ from tightfit_service.domain.errors import (
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.graph.batch_norm import fold_batch_norms
 from tightfit_service.graph.model_file import load_model, save_model
-from tightfit_service.graph.structure import default_opset, graph_inputs
+from tightfit_service.graph.structure import (
+    default_opset,
+    graph_inputs,
+    replace_nodes,
+    sorted_model_nodes,
+)
 
 _FLOAT_OPERATORS = {"Softmax", "LogSoftmax"}
 """Left in float: in int8 their outputs tie at 1/256 steps, and they cost next to nothing."""
@@ -180,4 +185,7 @@ def _with_qdq(
         {"WeightSymmetric": True, "ActivationSymmetric": False},
     )
     quantizer.quantize_model()
-    return save_model(quantizer.model.model)
+    result = quantizer.model.model
+    # The library appends its nodes at the end.
+    replace_nodes(result.graph, sorted_model_nodes(result))
+    return save_model(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -94,15 +95,17 @@ def _norms_as_products(model: ModelProto) -> ModelProto:
 
 
 def _converted(module: torch.nn.Module, shape: tuple[int, ...], *, channels_last: bool) -> bytes:
-    import litert_torch
-    from litert_torch import progress
-
-    progress.config.show_progress = False
-    if channels_last:
-        module = litert_torch.to_channel_last_io(module, args=[0]).eval()
-        shape = (shape[0], *shape[2:], shape[1])
     try:
-        with torch.no_grad():
+        # Torch and LiteRT warn about each other, which says nothing about the user's model.
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            import litert_torch
+            from litert_torch import progress
+
+            progress.config.show_progress = False
+            if channels_last:
+                module = litert_torch.to_channel_last_io(module, args=[0]).eval()
+                shape = (shape[0], *shape[2:], shape[1])
             return bytes(litert_torch.convert(module, (torch.zeros(shape),)).model_content())
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise UnsupportedError(

@@ -1,0 +1,142 @@
+"""Tests of TFLite export: operators, number formats, layout, size, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from onnx import ModelProto
+
+from fakes.networks import NETWORKS, Builder
+from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+from tightfit_service.adapters.formats.tflite_convert import is_channels_last
+from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.application.ports import ExportedModel, QuantizationSettings
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.errors import InvalidDatasetError, UnsupportedError
+from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+
+FLOAT = QuantizationSettings(number_format=NumberFormat.FLOAT32)
+INT8 = QuantizationSettings()
+EXPORTER = TfliteExporter()
+
+
+def samples_for(model: ModelProto) -> Samples:
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    stored = np.random.default_rng(0).normal(size=(48, *shape)).astype(np.float32)
+    return Samples(stored=stored, labels=None)
+
+
+def exported(model: ModelProto, settings: QuantizationSettings) -> ExportedModel:
+    return EXPORTER.export(
+        model.SerializeToString(),
+        calibration=samples_for(model),
+        settings=settings,
+        metadata={"recipe": "abc"},
+    )
+
+
+def operators(found: ExportedModel) -> Counter[str]:
+    file = TfliteFile(found.data)
+    return Counter(file.operator_name(item) for item in file.graph.operators)
+
+
+@pytest.mark.slow
+def test_int8_file_of_a_residual_network() -> None:
+    """One export, looked at from all sides: conversions take seconds."""
+    model = NETWORKS["residual"](0)
+    found = exported(model, INT8)
+    assert (found.format, found.number_format) == (ModelFormat.TFLITE, NumberFormat.INT8)
+    assert found.notes == ()
+    assert found.parity["noise_ratio"] < 0.01
+    counts = operators(found)
+    assert set(counts) <= {"CONV_2D", "ADD", "PAD", "MEAN", "FULLY_CONNECTED"}
+
+    file = TfliteFile(found.data)
+    ends = [*file.graph.inputs, *file.graph.outputs]
+    assert {file.graph.tensors[item].type for item in ends} == {schema.TensorType.INT8}
+    names = [file.graph.tensors[item].name.decode() for item in ends]
+    assert names == [model.graph.input[0].name, model.graph.output[0].name]
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    assert file.shape(file.graph.inputs[0]) == (1, *shape[1:], shape[0])
+    for name, part in (("CONV_2D", "channel"), ("FULLY_CONNECTED", "layer")):
+        for operator in file.operators(name):
+            weights, bias = (file.graph.tensors[item] for item in operator.inputs[1:3])
+            assert (weights.type, bias.type) == (schema.TensorType.INT8, schema.TensorType.INT32)
+            scales = weights.shape[0] if part == "channel" else 1
+            assert len(weights.quantization.scale) == scales
+    versions = {
+        file.operator_name(item): file.model.operatorCodes[item.opcodeIndex].version
+        for item in file.graph.operators
+    }
+    assert versions["CONV_2D"] == 3
+    assert versions["FULLY_CONNECTED"] >= 4
+
+    entry = next(item for item in file.model.metadata if item.name == b"tightfit")
+    facts = json.loads(bytes(bytearray(file.model.buffers[entry.buffer].data)))
+    assert facts == {"input_layout": "NHWC", "recipe": "abc"}
+    inputs = samples_for(model).inputs(slice(0, 16))
+    ours = LitertEvaluator().outputs(found.data, inputs)
+    theirs = OnnxRuntimeEvaluator().outputs(model.SerializeToString(), inputs)
+    assert np.abs(ours - theirs).max() < 0.2 * theirs.std()
+
+
+@pytest.mark.slow
+def test_float_file_of_a_flattening_network_has_no_layout_changes() -> None:
+    model = NETWORKS["plain_cnn"](0)
+    found = EXPORTER.export(
+        model.SerializeToString(), calibration=None, settings=FLOAT, metadata={}
+    )
+    assert "TRANSPOSE" not in operators(found)
+    assert found.parity["max_abs_diff"] < 1e-4
+    assert found.number_format is NumberFormat.FLOAT32
+
+
+@pytest.mark.slow
+def test_padded_max_pools_keep_a_finite_range() -> None:
+    builder = Builder(seed=3)
+    image = builder.input("image", (3, 9, 9))
+    stem = builder.conv("stem", image, 3, 8, relu=False)
+    pooled = builder.node(
+        "pool", "MaxPool", [stem], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
+    )
+    mean = builder.node("gap", "GlobalAveragePool", [pooled])
+    flat = builder.node("flat", "Flatten", [mean])
+    weight = builder.weight("fc.w", (4, 8), fan_in=8)
+    builder.node("fc", "Gemm", [flat, weight], transB=1)
+    found = exported(builder.model({"fc_out": (4,)}), INT8)
+    assert found.parity["noise_ratio"] < 0.01
+
+
+def test_number_formats_nodes_and_inputs_that_are_not_offered() -> None:
+    model = NETWORKS["mlp"](0)
+    with pytest.raises(UnsupportedError, match="int16x8"):
+        exported(model, QuantizationSettings(number_format=NumberFormat.INT16X8))
+    with pytest.raises(UnsupportedError, match="single nodes"):
+        exported(model, QuantizationSettings(float_nodes=("fc1",)))
+    with pytest.raises(UnsupportedError, match="2 inputs"):
+        exported(NETWORKS["several_outputs"](0), INT8)
+
+
+def test_int8_needs_samples() -> None:
+    model = NETWORKS["mlp"](0)
+    for calibration in (None, Samples(stored=np.zeros((0, 6), np.float32), labels=None)):
+        with pytest.raises(InvalidDatasetError, match="calibration samples"):
+            EXPORTER.export(
+                model.SerializeToString(), calibration=calibration, settings=INT8, metadata={}
+            )
+
+
+def test_only_images_that_the_graph_takes_channels_first_are_turned() -> None:
+    assert is_channels_last(NETWORKS["residual"](0))
+    assert not is_channels_last(NETWORKS["mlp"](0))
+    builder = Builder()
+    image = builder.input("image", (4, 4, 3))
+    turned = builder.node("turn", "Transpose", [image], perm=[0, 3, 1, 2])
+    builder.node("gap", "GlobalAveragePool", [turned])
+    assert not is_channels_last(builder.model({"gap_out": (3, 1, 1)}))
