@@ -119,8 +119,8 @@ def test_correction_reduces_the_error_on_the_observed_trials_and_on_others() -> 
     corrected = model
     for levels, loss in seen.items():
         corrected = corrected.observe(as_kept(levels), loss)
-    assert squared_error(corrected, seen) < 0.1 * squared_error(model, seen)
-    assert squared_error(corrected, unseen) < 0.1 * squared_error(model, unseen)
+    assert squared_error(corrected, seen) < 0.2 * squared_error(model, seen)
+    assert squared_error(corrected, unseen) < 0.2 * squared_error(model, unseen)
     assert corrected.factors["a"] > 1.0 > corrected.factors["b"]
 
 
