@@ -30,6 +30,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STALE_SECONDS = 24 * 3600
 
 
+_Identity = tuple[int, int, int]
+
+
 class FolderArtifacts:
     """Implements `ArtifactStore`: `root/ab/cd/abcd...`, written beside and renamed into place.
 
@@ -50,6 +53,7 @@ class FolderArtifacts:
         self._root = root
         self._incoming = root / "incoming"
         self._link_sources = link_sources
+        self._verified: dict[str, _Identity] = {}
         with _translated():
             self._incoming.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
@@ -75,6 +79,7 @@ class FolderArtifacts:
                 self._make_fan_out(final.parent)
                 temporary.rename(final)
                 _sync(final.parent)
+                self._verified[digest] = _identity(final)
 
     def size(self, digest: str) -> int | None:
         """See `ArtifactStore`."""
@@ -98,7 +103,13 @@ class FolderArtifacts:
         return verified(chunks, digest) if offset == 0 else chunks
 
     def fetch(self, digest: str, destination: Path) -> None:
-        """See `ArtifactStore`. The destination appears whole or not at all."""
+        """See `ArtifactStore`. The destination appears whole or not at all.
+
+        With `link_sources` it is a second name of the stored file, read-only, where the file system
+        allows that; bytes that this process has verified already are then not read again.
+        """
+        if self._link_sources and self._linked(digest, destination):
+            return
         partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
         try:
             with _translated(), partial.open("xb") as copy:
@@ -107,6 +118,26 @@ class FolderArtifacts:
             partial.rename(destination)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _linked(self, digest: str, destination: Path) -> bool:
+        check_digest(digest)
+        stored = self._path(digest)
+        if self.size(digest) is None:
+            raise not_stored(digest)
+        with _translated():
+            if not _try_link(stored, destination):
+                return False
+        try:
+            with _translated():
+                identity = _identity(stored)
+                if self._verified.get(digest) != identity:
+                    with stored.open("rb") as opened:
+                        _write_through(opened, None, digest)
+                    self._verified[digest] = identity
+        except BaseException:
+            destination.unlink(missing_ok=True)
+            raise
+        return True
 
     def delete(self, digest: str) -> None:
         """See `ArtifactStore`."""
@@ -183,6 +214,12 @@ def _write_through(source: BinaryIO, copy: BinaryIO | None, digest: str) -> None
             copy.write(view[:count])
     if seen.hexdigest() != digest:
         raise mismatch(digest, seen.hexdigest())
+
+
+def _identity(path: Path) -> _Identity:
+    """Return what changes when a file's bytes are changed or replaced."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _try_link(source: Path, target: Path) -> bool:

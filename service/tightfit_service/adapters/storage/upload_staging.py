@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 20
 
+_WRITEBACK_BYTES = 16 << 20
+"""The disk is asked to take so many bytes at a time, while more arrive; else it would all wait for the end."""
+
+_PARTS_AHEAD = 4
+"""Parts of an upload that may wait for the hash: with them arrives no more than memory can bear."""
+
 RESERVE_BYTES = 64 << 20
 """Room on the disk that uploads leave for the database and for running trials."""
 
@@ -40,6 +48,10 @@ class _OpenUpload:
     descriptor: int
     committed: int
     hasher: _Hash
+    hashing: deque[Future[None]] = field(default_factory=deque)
+    """Parts that are written and wait for their turn to be hashed, in order."""
+    unsynced: int = 0
+    writeback: Future[None] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -51,6 +63,9 @@ class FolderUploadStaging:
         self._root.mkdir(parents=True, exist_ok=True)
         self._open: dict[str, _OpenUpload] = {}
         self._lock = threading.Lock()
+        # One thread, so that the parts of an upload are hashed in the order they came.
+        self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload-hashing")
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload-writeback")
 
     def open(self, ticket: UploadTicket) -> int:
         """Open an upload, or find it again, and return its committed size."""
@@ -102,8 +117,16 @@ class FolderUploadStaging:
                     remedy="announce the file's true size",
                 )
             self._write(upload, data)
-            upload.hasher.update(data)
+            # Hashing takes longer than writing: it goes on while the next part arrives.
+            upload.hashing.append(self._hashing.submit(upload.hasher.update, data))
+            if len(upload.hashing) > _PARTS_AHEAD:
+                upload.hashing.popleft().result()
             upload.committed += len(data)
+            upload.unsynced += len(data)
+            is_idle = upload.writeback is None or upload.writeback.done()
+            if upload.unsynced >= _WRITEBACK_BYTES and is_idle:
+                upload.unsynced = 0
+                upload.writeback = self._disk.submit(os.fdatasync, upload.descriptor)
             return upload.committed
 
     def complete(self, upload_id: str) -> Path:
@@ -117,6 +140,8 @@ class FolderUploadStaging:
                     field="offset",
                     remedy=f"resume at {upload.committed}",
                 )
+            while upload.hashing:
+                upload.hashing.popleft().result()
             matches = upload.hasher.hexdigest() == upload.ticket.digest
         if not matches:
             self.discard(upload_id)
@@ -132,6 +157,8 @@ class FolderUploadStaging:
         with self._lock:
             upload = self._open.pop(upload_id, None)
             if upload is not None:
+                if upload.writeback is not None:
+                    wait([upload.writeback])
                 os.close(upload.descriptor)
             self._data_path(upload_id).unlink(missing_ok=True)
             self._ticket_path(upload_id).unlink(missing_ok=True)
