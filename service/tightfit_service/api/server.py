@@ -28,6 +28,7 @@ from tightfit.v1 import (
     runner_pb2,
     runner_pb2_grpc,
 )
+from tightfit_service.api.allocator import reuse_message_buffers
 from tightfit_service.api.asset_servicers import ArtifactServicer, DatasetServicer, ModelServicer
 from tightfit_service.api.compression_servicer import CompressionServicer
 from tightfit_service.api.drain import Drain
@@ -97,6 +98,7 @@ class GrpcServer:
         Raises:
             UnavailableError: The address cannot be bound.
         """
+        reuse_message_buffers()
         server = grpc.aio.server(
             interceptors=[BoundaryInterceptor(metrics=self._metrics)],
             options=self._channel_options(),

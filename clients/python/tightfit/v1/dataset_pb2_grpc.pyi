@@ -43,7 +43,8 @@ class DatasetServiceStub:
     Bytes that the project has already are not sent twice: the answer then has the dataset at once.
 
     Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-    RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+    ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+    UNAVAILABLE (the store is down; retry).
     """
     UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.DatasetUpload]
     """UploadDataset appends bytes to an upload; the first message is the header, all others are data.
@@ -56,8 +57,7 @@ class DatasetServiceStub:
 
     Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a dataset that cannot be used);
     FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-    ended before the last byte);
-    DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+    ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
     upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
     """
     GetDatasetUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetUploadRequest, _dataset_pb2.DatasetUpload]
@@ -97,7 +97,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     Bytes that the project has already are not sent twice: the answer then has the dataset at once.
 
     Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-    RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+    ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+    UNAVAILABLE (the store is down; retry).
     """
     UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.DatasetUpload]  # type: ignore[assignment]
     """UploadDataset appends bytes to an upload; the first message is the header, all others are data.
@@ -110,8 +111,7 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
 
     Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a dataset that cannot be used);
     FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-    ended before the last byte);
-    DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+    ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
     upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
     """
     GetDatasetUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetUploadRequest, _dataset_pb2.DatasetUpload]  # type: ignore[assignment]
@@ -154,7 +154,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         Bytes that the project has already are not sent twice: the answer then has the dataset at once.
 
         Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-        RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+        ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+        UNAVAILABLE (the store is down; retry).
         """
 
     @_abc_1.abstractmethod
@@ -173,8 +174,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a dataset that cannot be used);
         FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-        ended before the last byte);
-        DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+        ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
         upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
         """
 

@@ -121,8 +121,8 @@ class StartModelUploadRequest(_message.Message):
     display_name: _builtins.str
     """Name for people, such as the file's name."""
     upload_id: _builtins.str
-    """Last segment of the upload's name: 4 to 63 lower-case letters, digits and dashes, beginning
-    with a letter. Absent lets the server choose. The same id finds the same upload again.
+    """Last segment of the upload's name: 1 to 63 lower-case letters, digits and dashes, no dash first.
+    Empty lets the server choose. The same id and digest find the same upload again.
     """
     def __init__(
         self,

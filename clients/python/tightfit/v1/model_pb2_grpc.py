@@ -82,7 +82,8 @@ class ModelServiceServicer:
         Bytes that the project has already are not sent twice: the answer then has the model at once.
 
         Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-        RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+        ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+        UNAVAILABLE (the store is down; retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,8 +100,7 @@ class ModelServiceServicer:
 
         Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
         FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-        ended before the last byte);
-        DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+        ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
         upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -43,7 +43,8 @@ class ModelServiceStub:
     Bytes that the project has already are not sent twice: the answer then has the model at once.
 
     Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-    RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+    ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+    UNAVAILABLE (the store is down; retry).
     """
     UploadModel: _grpc.StreamUnaryMultiCallable[_model_pb2.UploadModelRequest, _model_pb2.ModelUpload]
     """UploadModel appends bytes to an upload; the first message is the header, all others are data.
@@ -56,8 +57,7 @@ class ModelServiceStub:
 
     Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
     FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-    ended before the last byte);
-    DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+    ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
     upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
     """
     GetModelUpload: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelUploadRequest, _model_pb2.ModelUpload]
@@ -97,7 +97,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Bytes that the project has already are not sent twice: the answer then has the model at once.
 
     Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-    RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+    ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+    UNAVAILABLE (the store is down; retry).
     """
     UploadModel: _aio.StreamUnaryMultiCallable[_model_pb2.UploadModelRequest, _model_pb2.ModelUpload]  # type: ignore[assignment]
     """UploadModel appends bytes to an upload; the first message is the header, all others are data.
@@ -110,8 +111,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
     FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-    ended before the last byte);
-    DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+    ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
     upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
     """
     GetModelUpload: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelUploadRequest, _model_pb2.ModelUpload]  # type: ignore[assignment]
@@ -154,7 +154,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         Bytes that the project has already are not sent twice: the answer then has the model at once.
 
         Codes: OK; INVALID_ARGUMENT (malformed parent or digest, a size of zero or beyond the limit);
-        RESOURCE_EXHAUSTED (no room); UNAVAILABLE (the store is down; retry).
+        ALREADY_EXISTS (the `upload_id` is in use for other bytes); RESOURCE_EXHAUSTED (no room);
+        UNAVAILABLE (the store is down; retry).
         """
 
     @_abc_1.abstractmethod
@@ -173,8 +174,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: OK; INVALID_ARGUMENT (no header, more bytes than announced, a model that cannot be used);
         FAILED_PRECONDITION (the offset is not the committed size, which the message tells; or the stream
-        ended before the last byte);
-        DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
+        ended before the last byte); DATA_LOSS (the bytes do not match the digest; the upload is discarded); NOT_FOUND (no such
         upload); RESOURCE_EXHAUSTED (no room; what was committed stays); UNAVAILABLE (retry).
         """
 
