@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +25,14 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """One node that reads channels of a group: `units[c]` is the unit of its input channel c, or -1."""
+    """One node that reads channels of a group, along `axis` of its input.
+
+    `units[c]` is the unit of its input channel c, or -1.
+    """
 
     group_id: str
     node: str
+    axis: int
     units: IntArray
 
 
@@ -51,7 +56,7 @@ def channel_importance(
     random = np.random.default_rng(seed)
     chosen = np.sort(random.permutation(len(samples))[:_MAX_SAMPLES])
     totals = {group.group_id: np.zeros(group.unit_count) for group in space.groups}
-    taps = {reading.node for reading in readings}
+    taps = {reading.node: reading.axis for reading in readings}
     for start in range(0, len(chosen), _BATCH):
         inputs = torch.from_numpy(samples.inputs(chosen[start : start + _BATCH]))
         gates = _gate_gradients(module, logits, inputs, taps, random)
@@ -75,10 +80,13 @@ def _gate_gradients(
     module: GraphModule,
     logits: str,
     inputs: torch.Tensor,
-    taps: set[str],
+    taps: Mapping[str, int],
     random: np.random.Generator,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Return per node the gradient by a gate on each of its input channels, shape (n, channels)."""
+    """Return per node the gradient by a gate on each of its input channels, shape (n, channels).
+
+    `taps` gives the axis of the channels per node.
+    """
     values: dict[str, torch.Tensor] = {}
 
     def tap(view: NodeView, args: list[Value | None]) -> None:
@@ -94,9 +102,8 @@ def _gate_gradients(
     found = {}
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is not None:
-            product = (gradient * values[name].detach()).flatten(2 if gradient.ndim > 2 else 1)
-            summed = product.sum(dim=2) if product.ndim > 2 else product
-            found[name] = summed.double().numpy()
+            product = (gradient * values[name].detach()).transpose(1, taps[name])
+            found[name] = product.reshape(*product.shape[:2], -1).sum(dim=2).double().numpy()
     return found
 
 
@@ -130,5 +137,5 @@ def _readings(graph: bytes, space: PruningSpace) -> list[_Reading]:
                 continue
             roots = state.classes.roots(vector[1]).tolist()
             units = np.asarray([unit_of.get(root, -1) for root in roots], dtype=np.int64)
-            found.append(_Reading(group_id=group_id, node=node, units=units))
+            found.append(_Reading(group_id=group_id, node=node, axis=vector[0], units=units))
     return found

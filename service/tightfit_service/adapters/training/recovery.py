@@ -71,7 +71,9 @@ class RecoveryRun:
         """Fix the batch size and the length of the schedule."""
         self.batch_size = max(1, min(self.settings.batch_size, len(self.train)))
         epochs = max(0.0, self.settings.epochs)
-        self.step_count = round(epochs * len(self.train) / self.batch_size)
+        # batch statistics need two samples
+        enough = self.batch_size >= 2
+        self.step_count = round(epochs * len(self.train) / self.batch_size) if enough else 0
         self._reported = 0.0
 
     def run(self) -> float:
@@ -257,8 +259,7 @@ def recalibrate(
     seed: int,
 ) -> None:
     """Replace the running statistics of all BatchNorms by averages over clean training samples."""
-    statistics = module.statistics()
-    if not statistics:
+    if not module.statistics() or len(train) < 2:
         return
     random = np.random.default_rng(seed)
     count = min(len(train), _RECALIBRATION_SAMPLES)

@@ -56,7 +56,7 @@ class Score:
                 inputs = form.inputs(self._samples.inputs(part) / np.float32(self._scale))
                 with form.context():
                     output = module.run_to([logits], inputs)[0]
-                answers = output.reshape(len(part), -1).argmax(dim=1).cpu().numpy()
+                answers = answers_of(output.float().cpu().numpy())
                 right += int((answers == self._answers[part]).sum())
         module.train(was_training)
         return right / len(chosen)
@@ -64,11 +64,17 @@ class Score:
 
 def teacher_answers(teacher: Teacher, samples: Samples) -> IntArray:
     """Return the class that the teacher sees in each sample."""
-    answers = [
-        teacher.logits(inputs).reshape(len(inputs), -1).argmax(axis=1)
-        for inputs, _ in samples.batches(_BATCH)
-    ]
-    return np.concatenate(answers).astype(np.int64)
+    answers = [answers_of(teacher.logits(inputs)) for inputs, _ in samples.batches(_BATCH)]
+    return np.concatenate(answers)
+
+
+def answers_of(logits: FloatArray) -> IntArray:
+    """Return the class of each row of logits; a single logit tells two classes apart by its sign."""
+    rows = logits.reshape(len(logits), -1)
+    if rows.shape[1] == 1:
+        return (rows[:, 0] > 0).astype(np.int64)
+    answers: IntArray = rows.argmax(axis=1).astype(np.int64)
+    return answers
 
 
 def find_augmentation(teacher: Teacher, samples: Samples, kind: str) -> Augmentation:
@@ -85,15 +91,15 @@ def find_augmentation(teacher: Teacher, samples: Samples, kind: str) -> Augmenta
         return Augmentation(shift=4, flip=True)
     chosen = np.linspace(0, len(samples) - 1, min(len(samples), 500)).astype(np.int64)
     inputs = samples.inputs(chosen)
-    before = teacher.logits(inputs).reshape(len(chosen), -1).argmax(axis=1)
+    before = answers_of(teacher.logits(inputs))
     truth = before if samples.labels is None else samples.labels[chosen]
     floor = float((before == truth).mean()) - _HARMLESS_LOSS
     if samples.labels is None:
         floor = 1.0 - 3 * _HARMLESS_LOSS  # agreement falls faster than accuracy
 
     def score(changed: FloatArray) -> float:
-        answers = teacher.logits(np.ascontiguousarray(changed)).reshape(len(chosen), -1)
-        return float((answers.argmax(axis=1) == truth).mean())
+        answers = answers_of(teacher.logits(np.ascontiguousarray(changed)))
+        return float((answers == truth).mean())
 
     flip = score(inputs[:, :, :, ::-1]) >= floor
     numbers = np.arange(len(chosen))

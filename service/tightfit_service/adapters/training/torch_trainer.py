@@ -70,6 +70,9 @@ class TorchTrainer:
         logits = _logits(graph)
         original = Teacher(graph=teacher, logits=_logits(teacher), threads=torch.get_num_threads())
         inputs = _some_inputs(train, settings.seed)
+        class_count = original.logits(inputs[:1]).size
+        for split, samples in (("train", train), ("selection", selection)):
+            _check_labels(samples, split, class_count)
         student = prepare(graph, logits=logits, inputs=inputs)
         score = Score(samples=selection, teacher=original, input_scale=student.input_scale)
         given_score = score.of(student.module, logits, TrainingFormat())
@@ -142,7 +145,7 @@ def _renormalise(
     """Restore and recalibrate statistics, keep them if the score rises, and return the score."""
     plain = TrainingFormat()
     state = {name: value.clone() for name, value in student.module.state_dict().items()}
-    if not resemble(student, original=teacher, inputs=inputs, logits=logits):
+    if len(inputs) < 2 or not resemble(student, original=teacher, inputs=inputs, logits=logits):
         return before
     recalibrate(student.module, logits, plain, train, student.input_scale, seed=0)
     after = score.of(student.module, logits, plain)
@@ -177,4 +180,18 @@ def _check_samples(samples: Samples, split: str) -> None:
             f"the {split} split is empty",
             field=f"dataset.splits.{split}",
             remedy="give at least a few hundred samples",
+        )
+
+
+def _check_labels(samples: Samples, split: str, class_count: int) -> None:
+    """Refuse labels that the network has no output for; a single output stands for two classes."""
+    if samples.labels is None:
+        return
+    most = max(class_count, 2)
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if low < 0 or high >= most:
+        raise InvalidDatasetError(
+            f"labels of the {split} split run from {low} to {high}, the model has {most} classes",
+            field=f"dataset.splits.{split}.label",
+            remedy=f"number the classes from 0 to {most - 1}",
         )

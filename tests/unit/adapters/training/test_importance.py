@@ -1,0 +1,94 @@
+"""Importance predicts what the loss gains when a unit is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+from scipy.stats import spearmanr
+
+from fakes.networks import NETWORKS, plain_cnn, random_inputs, residual
+from tightfit_service.adapters.training.teacher import Teacher
+from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.dataset import Layout
+from tightfit_service.graph.logits import find_logits
+from tightfit_service.passes.structured_pruning import StructuredPruningPass
+
+ONE_INPUT = {name: make for name, make in NETWORKS.items() if len(make(0).graph.input) == 1}
+
+
+def _samples(model: ModelProto, count: int = 128) -> Samples:
+    stored = random_inputs(model, batch=count)[model.graph.input[0].name]
+    layout = Layout.NCHW if stored.ndim == 4 else Layout.ANY
+    return Samples(stored=stored, labels=None, layout=layout, model_layout=layout)
+
+
+@pytest.mark.parametrize("make", ONE_INPUT.values(), ids=ONE_INPUT)
+def test_every_unit_has_a_finite_importance(make: Callable[[int], ModelProto]) -> None:
+    model = make(0)
+    graph = model.SerializeToString()
+    space = StructuredPruningPass().space(graph)
+    found = TorchTrainer(threads=1).importance(graph, space, _samples(model, 32), seed=0)
+    assert {key: len(values) for key, values in found.items()} == {
+        group.group_id: group.unit_count for group in space.groups
+    }
+    for values in found.values():
+        assert np.isfinite(values).all()
+        assert min(values) >= 0.0
+        assert max(values) > 0.0
+
+
+@pytest.mark.parametrize("make", [plain_cnn, residual])
+def test_importance_ranks_units_by_what_removal_costs(make: Callable[[int], ModelProto]) -> None:
+    model = make(0)
+    graph = model.SerializeToString()
+    passes = StructuredPruningPass()
+    space = passes.space(graph)
+    samples = _samples(model, 256)
+    found = TorchTrainer(threads=1).importance(graph, space, samples, seed=0)
+
+    def log_chances(of: bytes) -> np.ndarray:
+        logits = Teacher(graph=of, logits=find_logits(model), threads=1).logits(samples.stored)
+        rows = logits.reshape(len(samples), -1).astype(np.float64)
+        return np.asarray(rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)))
+
+    before = log_chances(graph)
+    predicted, seen = [], []
+    for group in space.groups:
+        for unit in range(group.unit_count):
+            keep = [u for u in range(group.unit_count) if u != unit]
+            after = log_chances(passes.apply(graph, {group.group_id: keep}))
+            seen.append(float((np.exp(before) * (before - after)).sum(axis=1).mean()))
+            predicted.append(found[group.group_id][unit])
+    assert spearmanr(predicted, seen)[0] > 0.75
+
+
+def test_a_unit_that_nobody_listens_to_has_none() -> None:
+    model = plain_cnn(0)
+    graph = model.SerializeToString()
+    group = StructuredPruningPass().space(graph).groups[0]
+    reader = next(n for n in model.graph.node if n.name == group.consumers[-1])
+    tensors = {t.name: t for t in model.graph.initializer}
+    weight = numpy_helper.to_array(tensors[reader.input[1]]).copy()
+    weight[:, 1] = 0.0
+    tensors[reader.input[1]].CopyFrom(numpy_helper.from_array(weight, reader.input[1]))
+    deaf = model.SerializeToString()
+    assert onnx.load_model_from_string(deaf).graph.node
+    space = StructuredPruningPass().space(deaf)
+    found = TorchTrainer(threads=1).importance(deaf, space, _samples(model), seed=0)
+    assert found[group.group_id][1] == pytest.approx(0.0, abs=1e-12)
+    assert found[group.group_id][0] > 0.0
+
+
+def test_the_same_seed_gives_the_same_importance() -> None:
+    model = plain_cnn(0)
+    graph = model.SerializeToString()
+    space = StructuredPruningPass().space(graph)
+    trainer = TorchTrainer(threads=1)
+    one = trainer.importance(graph, space, _samples(model), seed=3)
+    assert one == trainer.importance(graph, space, _samples(model), seed=3)
+    assert one != trainer.importance(graph, space, _samples(model), seed=4)
