@@ -22,6 +22,11 @@ class ChannelClasses:
         self._reason: IntArray = np.zeros(0, dtype=np.int64)
         self._reasons: list[str] = []
 
+    @property
+    def label_count(self) -> int:
+        """Number of labels given out; they are 0 to this number, exclusive."""
+        return len(self._parent)
+
     def fresh(self, count: int) -> IntArray:
         """Return `count` new labels, each a class of its own."""
         first = len(self._parent)

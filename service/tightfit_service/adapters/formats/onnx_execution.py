@@ -78,6 +78,13 @@ def run_original(model: ModelProto, inputs: Sequence[FloatArray]) -> list[npt.ND
     ]
 
 
+def run_working(model: ModelProto, inputs: Sequence[FloatArray]) -> list[npt.NDArray[np.generic]]:
+    """Return the outputs of a working graph on whole batches."""
+    session = open_session(save_model(model))
+    feeds = dict(zip(graph_inputs(model), inputs, strict=True))
+    return [np.asarray(value) for value in session.run(None, feeds)]
+
+
 def relative_difference(reference: Array, value: Array) -> float:
     """Return the largest difference relative to the reference's largest absolute value.
 
