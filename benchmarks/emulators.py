@@ -3,7 +3,7 @@
 python benchmarks/emulators.py --rows RESULTS.csv --layers LAYERS.csv
     [--device-rows DEVICES.csv] [--more-layers LAYERS.csv] [--json]
 
-Boards that are not in the catalogue are built from the row's own columns. Latency, energy, RAM and flash
+Rows of accelerators are left out. Boards that are not in the catalogue are built from the row's own columns. Latency, energy, RAM and flash
 are compared wherever the row has a figure and the network's layers are known; rows of Linux processors
 are compared by their products alone.
 """
@@ -25,8 +25,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.layer_tables import LayerTable, number, read_layer_tables, read_rows
-from benchmarks.measured_rows import MeasuredRow, read_devices, read_mlperf
 from benchmarks.mcu_fitting import table_for
+from benchmarks.measured_rows import MeasuredRow, read_devices, read_mlperf
+
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.mcu_latency import board_of
 from tightfit_service.adapters.emulators.roofline import CORES, RooflineEmulator
@@ -64,7 +65,9 @@ def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=Path, help="table in the form of mlperf_tiny_results.csv")
-    parser.add_argument("--device-rows", type=Path, help="table in the form of device_benchmarks.csv")
+    parser.add_argument(
+        "--device-rows", type=Path, help="table in the form of device_benchmarks.csv"
+    )
     parser.add_argument("--layers", type=Path, required=True)
     parser.add_argument("--more-layers", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -96,7 +99,7 @@ def target_of(row: MeasuredRow, boards: Mapping[str, HardwareSpec]) -> HardwareS
         "accelerator": row.accelerator,
         "isa_features": [] if row.core == "cortex-m0+" else ["dsp", "fpu"],
     }
-    known = boards.get(board_of(row.board))
+    known = boards.get(row.board.lower())
     if known is not None and known.power.active_mw:
         supply = row.supply_v or known.power.supply_v
         # Regulators of these parts are linear: the current is that of the clock, whatever the supply.
@@ -115,7 +118,7 @@ def microcontrollers(
 ) -> list[Comparison]:
     """Return the comparisons of Cortex-M rows whose layers are known."""
     emulator = McuEmulator()
-    boards = {board_of(spec.display_name): spec for spec in YamlTargetCatalogue().list()}
+    boards = {spec.display_name.lower(): spec for spec in YamlTargetCatalogue().list()}
     comparisons = []
     for row in rows:
         table = table_for(row, tables)
@@ -124,11 +127,13 @@ def microcontrollers(
         profile = table.profile
         if row.is_float:
             profile = profile.at_precision(weight_bits=32, activation_bits=32)
-        estimate = emulator.estimate(profile, target_of(row, boards))
+        target = target_of(row, boards)
+        if not emulator.supports(target):
+            continue
+        estimate = emulator.estimate(profile, target)
         compiled = not row.runtime.startswith("TFLM")
-        group = row.group + ("-accelerated" if row.accelerator else "")
-        if row.model.startswith("sww"):
-            group = "mlperf-streaming"
+        # Streaming rows hold the feature extraction besides the network.
+        group = "mlperf-streaming" if row.model.startswith("sww") else row.group
         figures = (
             ("latency_ms", estimate.latency_ms, row.latency_ms),
             ("energy_mj", estimate.energy_mj, row.energy_mj),
@@ -161,7 +166,7 @@ def processors(path: Path) -> list[Comparison]:
     described = {spec.core for spec in catalogue.list()} & set(CORES)
     comparisons = []
     for row in read_rows(path):
-        core = re.sub(r"^\d+x ", "", row["processor"].lower().replace("‑", "-")).split("+")[0]
+        core = re.sub(r"^\d+x ", "", row["processor"].lower().replace("\u2011", "-")).split("+")[0]
         macs, clock, latency = (number(row[k]) for k in ("macs", "clock_mhz", "latency_ms"))
         if core not in described or row["accelerator"] or not macs or not clock or not latency:
             continue
@@ -222,15 +227,15 @@ def summarise(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         "board": lambda c: c.board,
         "number_format": lambda c: "float32" if c.float32 else "int8",
     }
-    summary = []
+    summary: list[dict[str, Any]] = []
     for quantity in dict.fromkeys(c.quantity for c in comparisons):
         chosen = [c for c in comparisons if c.quantity == quantity]
         for by, key in keys.items():
-            for value in sorted({key(c) for c in chosen}):
-                summary.append(
-                    {"quantity": quantity, "by": by, "value": value}
-                    | _scores([c for c in chosen if key(c) == value])
-                )
+            summary.extend(
+                {"quantity": quantity, "by": by, "value": value}
+                | _scores([c for c in chosen if key(c) == value])
+                for value in sorted({key(c) for c in chosen})
+            )
     return summary
 
 

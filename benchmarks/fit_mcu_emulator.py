@@ -60,12 +60,8 @@ def main() -> None:
     prices = with_priors(fit([*samples, *extra]))
     tests = {
         "in-sample": [predict(prices, sample) for sample in samples],
-        "leave one device out": held_out(
-            samples, by(samples, lambda s: s.row.device), extra=extra
-        ),
-        "leave one model out": held_out(
-            samples, by(samples, lambda s: s.row.model), extra=extra
-        ),
+        "leave one device out": held_out(samples, by(samples, lambda s: s.row.device), extra=extra),
+        "leave one model out": held_out(samples, by(samples, lambda s: s.row.model), extra=extra),
         "leave one model family out": held_out(
             samples, by(samples, lambda s: s.row.family), extra=extra
         ),
@@ -207,9 +203,7 @@ def latency_report(
     return [*lines, ""]
 
 
-def calibration_report(
-    half_width: Mapping[str, Knots], coverage: Mapping[str, float]
-) -> list[str]:
+def calibration_report(half_width: Mapping[str, Knots], coverage: Mapping[str, float]) -> list[str]:
     """Return the table of interval widths and measured coverage."""
     lines = [
         "### Intervals of latency",

@@ -65,8 +65,8 @@ def baseline_held_out(
 def _fit(samples: Sequence[Sample], kind: str) -> tuple[dict[str, FloatArray], dict[str, float]]:
     matrix = np.array([_features(s, kind) for s in samples])
     cycles = np.array([s.cycles for s in samples])
-    scale = np.median(np.where(matrix > 0, matrix, np.nan) / cycles[:, None], axis=0, keepdims=True)
-    scale = np.nan_to_num(np.nanmedian(scale, axis=0), nan=1.0) + 1e-12
+    relative = matrix / cycles[:, None]
+    scale = np.array([np.median(c[c > 0]) if (c > 0).any() else 1.0 for c in relative.T])
     cores = sorted({s.row.core for s in samples})
     runtimes = sorted({_runtime(s) for s in samples})
     factors = dict.fromkeys(runtimes, 1.0)
@@ -90,6 +90,4 @@ def _fit(samples: Sequence[Sample], kind: str) -> tuple[dict[str, FloatArray], d
                 factors[runtime] = float(ratio.sum() / (ratio**2).sum())
         mean = float(np.exp(np.mean([np.log(f) for f in factors.values()])))
         factors = {name: f / mean for name, f in factors.items()}
-    for core in cores:
-        prices[core] = prices[core]
     return prices, factors

@@ -103,7 +103,7 @@ def _convolution(operator: Operator, pixels: int, channel_multiple: int) -> dict
     else:
         amounts["conv_mac"] = products
         amounts["patch_element"] = float(pixels * taps * groups)
-        amounts["conv_row"] = outputs * operator.kernel[0]
+        amounts["conv_row"] = outputs * math.prod(operator.kernel[:-1])
     return amounts
 
 

@@ -102,9 +102,7 @@ class RooflineEmulator:
         core = CORES[target.core]
         is_float = operator.activation_bits > 8
         threads = float(target.core_count) ** THREAD_EXPONENT
-        macs_per_ms = (
-            self._peak(core, target, is_float=is_float) * threads * target.clock_mhz * 1e3
-        )
+        macs_per_ms = self._peak(core, target, is_float=is_float) * threads * target.clock_mhz * 1e3
         share = EFFICIENCY.get(operator.kind, (0.5, 0.5))[0 if is_float else 1]
         compute_ms = self._rounded_macs(operator, target) / (macs_per_ms * share)
         bandwidth = target.memory.ram_bandwidth_mb_s or DEFAULT_BANDWIDTH_MB_S

@@ -1,0 +1,143 @@
+"""The catalogue of targets: its files, look-up with near names, and completion of partial descriptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
+from tightfit_service.domain.errors import InvalidTargetError, NotFoundError
+from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+
+CATALOGUE = YamlTargetCatalogue()
+
+
+def test_all_targets_load_sorted_with_sources() -> None:
+    targets = CATALOGUE.list()
+    names = [t.name for t in targets]
+    assert names == sorted(names)
+    assert len(names) >= 20
+    assert all(t.sources for t in targets)
+    assert len({t.display_name for t in targets}) == len(targets)
+
+
+@pytest.mark.parametrize(
+    "name", ["cortex-m4", "cortex-m7", "cortex-m33", "cortex-m0plus", "cortex-m55", "x86-64"]
+)
+def test_every_common_class_has_a_target_of_a_short_name(name: str) -> None:
+    assert CATALOGUE.get(name).name == name
+
+
+def test_figures_of_catalogued_targets_are_given_not_assumed() -> None:
+    assumed = {name for t in CATALOGUE.list() for name in t.assumed_fields}
+    assert not assumed & {"clock_mhz", "runtime", "memory.ram_bytes", "memory.flash_bytes"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "offered"),
+    [
+        ("nucleo-h7a3", "nucleo-h7a3zi-q"),
+        ("NUCLEO_L4R5ZI", "nucleo-l4r5zi"),
+        ("raspberrypi4", "raspberry-pi-4"),
+        ("cortex-m3", "cortex-m33"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(asked: str, offered: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        CATALOGUE.get(asked)
+    assert offered in caught.value.remedy
+    assert asked in caught.value.message
+
+
+def test_a_name_like_no_other_still_gets_a_remedy() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        CATALOGUE.get("zzzz")
+    assert caught.value.remedy
+
+
+def test_a_core_alone_is_completed_from_its_class() -> None:
+    spec = CATALOGUE.complete({"core": "Cortex-M4F"})
+    assert spec.core == "cortex-m4"
+    assert spec.clock_mhz == 120
+    assert {"clock_mhz", "runtime", "memory.ram_bytes"} <= set(spec.assumed_fields)
+    assert NumberFormat.INT8 in spec.number_formats
+    assert spec.output_format is ModelFormat.TFLITE
+
+
+def test_given_figures_are_kept_and_not_listed_as_assumed() -> None:
+    spec = CATALOGUE.complete(
+        {
+            "name": "my-board",
+            "display_name": "My board",
+            "core": "cortex-m7",
+            "clock_mhz": 400,
+            "memory": {"ram_bytes": 524_288},
+            "runtime": {"name": "X-CUBE-AI"},
+            "power": {"active_mw": 250.5},
+            "isa_features": ["dsp"],
+        }
+    )
+    assert (spec.name, spec.display_name) == ("my-board", "My board")
+    assert spec.memory.ram_bytes == 524_288
+    assert spec.memory.flash_bytes == 2_097_152
+    assert spec.runtime.name == "X-CUBE-AI"
+    assert spec.power.active_mw == 250.5
+    assert spec.isa_features == ("dsp",)
+    assert "memory.flash_bytes" in spec.assumed_fields
+    assert not {"clock_mhz", "runtime", "memory.ram_bytes", "isa_features"} & set(
+        spec.assumed_fields
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "hint"),
+    [
+        ({"clok_mhz": 3}, "target.clok_mhz", "clock_mhz"),
+        ({"memory": {"ram_kb": 3}}, "target.memory.ram_kb", "ram_bytes"),
+        ({"memory": 3}, "target.memory", "ram_bytes"),
+        ({"clock_mhz": -1}, "target.clock_mhz", "data sheet"),
+        ({"clock_mhz": 0}, "target.clock_mhz", "data sheet"),
+        ({"clock_mhz": float("nan")}, "target.clock_mhz", "data sheet"),
+        ({"clock_mhz": "fast"}, "target.clock_mhz", "data sheet"),
+        ({"clock_mhz": True}, "target.clock_mhz", "data sheet"),
+        ({"clock_mhz": 480e6}, "target.clock_mhz", "unit"),
+        ({"memory": {"ram_bytes": 0}}, "target.memory.ram_bytes", "data sheet"),
+        ({"memory": {"cache_bytes": -5}}, "target.memory.cache_bytes", "data sheet"),
+        ({"power": {"active_mw": -5}}, "target.power.active_mw", "data sheet"),
+        ({"core": "cortex-m9"}, "target.core", "cortex-m"),
+        ({"core": ""}, "target.core", "cortex-m4"),
+        ({"number_formats": ["int7"]}, "target.number_formats", "int8"),
+        ({"number_formats": "int8"}, "target.number_formats", "list"),
+        ({"output_format": "exe"}, "target.output_format", "tflite"),
+        ({"name": "My Board"}, "target.name", "my-board"),
+    ],
+)
+def test_bad_descriptions_name_the_field_and_the_remedy(
+    change: dict[str, Any], field: str, hint: str
+) -> None:
+    with pytest.raises(InvalidTargetError) as caught:
+        CATALOGUE.complete({"core": "cortex-m4", **change})
+    assert caught.value.field == field
+    assert hint in caught.value.remedy
+
+
+def test_a_description_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(InvalidTargetError):
+        CATALOGUE.complete(["core"])  # type: ignore[arg-type]  # what a user may send
+
+
+def test_a_file_must_be_named_after_its_target(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("name: other\ncore: cortex-m4\n")
+    with pytest.raises(InvalidTargetError) as caught:
+        YamlTargetCatalogue(folder=tmp_path).list()
+    assert caught.value.field == "target.name"
+
+
+def test_none_counts_as_not_given() -> None:
+    spec = CATALOGUE.complete(
+        {"core": "cortex-m4", "clock_mhz": None, "power": {"active_mw": None}}
+    )
+    assert spec.clock_mhz == 120
+    assert spec.power.active_mw is None
