@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
+from tightfit import calls
 from tightfit import operations as ops
 from tightfit.connection import (
-    CHANNEL_OPTIONS,
     DEFAULT_PROJECT,
     DEFAULT_SERVER,
     Backoff,
     Patience,
+    open_aio_channel,
+    open_channel,
 )
 from tightfit.dataset_file import packed, read_dataset_file
-from tightfit.errors import InvalidInputError, TightfitError
-from tightfit.names import artifact_name, job_name, last_segment, project_name, target_name
+from tightfit.errors import TightfitError
+from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
-from tightfit.transfer import ArrivingFile, ProgressCallback, upload_messages
+from tightfit.transfer import ArrivingFile, ProgressCallback, Sending, upload_messages
 from tightfit.v1 import (
-    artifact_pb2,
-    artifact_pb2_grpc,
     compression_pb2,
-    compression_pb2_grpc,
     dataset_pb2,
     hardware_pb2,
-    hardware_pb2_grpc,
     job_pb2,
     model_pb2,
     trial_pb2,
@@ -40,9 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Answer = TypeVar("Answer")
-_JOBS = compression_pb2_grpc.CompressionServiceStub
-_HARDWARE = hardware_pb2_grpc.HardwareServiceStub
-_ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
+Item = TypeVar("Item")
 
 
 class AsyncClient:
@@ -76,11 +72,8 @@ class AsyncClient:
         self._patience = patience or Patience()
         self._timeout = timeout_seconds
         self._credentials = credentials
+        self._channel = open_aio_channel(server, credentials)
         self._blocking_channel: grpc.Channel | None = None
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(server, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(server, credentials, options=CHANNEL_OPTIONS)
 
     async def __aenter__(self) -> Self:
         """Return the client."""
@@ -105,91 +98,70 @@ class AsyncClient:
         self, path: Path, *, on_progress: ProgressCallback | None = None
     ) -> model_pb2.Model:
         """Upload a model file, or find it there already."""
-        model: model_pb2.Model = await self._run(
-            ops.upload(
-                ops.MODEL,
-                path,
-                project=self.project,
-                display_name=path.name,
-                patience=self._patience,
-                on_progress=on_progress,
+        return await self._run(
+            ops.upload_model(
+                path, project=self.project, patience=self._patience, on_progress=on_progress
             )
         )
-        return model
 
     async def upload_dataset(
         self, description: Path, *, on_progress: ProgressCallback | None = None
     ) -> dataset_pb2.Dataset:
         """Pack what a `dataset.yaml` describes and upload it, or find it there already."""
         with packed(read_dataset_file(description)) as archive:
-            dataset: dataset_pb2.Dataset = await self._run(
-                ops.upload(
-                    ops.DATASET,
-                    archive.path,
+            return await self._run(
+                ops.upload_dataset(
+                    archive,
                     project=self.project,
-                    display_name=archive.display_name,
                     patience=self._patience,
                     on_progress=on_progress,
                 )
             )
-        return dataset
 
     async def create_job(
         self, spec: job_pb2.CompressionSpec, *, request_id: str = "", validate_only: bool = False
     ) -> job_pb2.CompressionJob:
         """Queue a job; `tightfit.compression_spec` makes the spec."""
-        request = ops.create_job_request(
-            spec, project=self.project, request_id=request_id, validate_only=validate_only
+        return await self._call(
+            calls.create_job(
+                spec, project=self.project, request_id=request_id, validate_only=validate_only
+            )
         )
-        job: job_pb2.CompressionJob = await self._call(_JOBS, "CreateJob", request)
-        return job
 
     async def check(self, spec: job_pb2.CompressionSpec) -> compression_pb2.CheckJobResponse:
         """Return what can be said before a search; estimates only."""
-        request = compression_pb2.CheckJobRequest(parent=project_name(self.project), spec=spec)
-        response: compression_pb2.CheckJobResponse = await self._call(_JOBS, "CheckJob", request)
-        return response
+        return await self._call(calls.check(spec, project=self.project))
 
     async def get_job(self, job: str) -> job_pb2.CompressionJob:
         """Return a job by name or id."""
-        request = compression_pb2.GetJobRequest(name=job_name(job, project=self.project))
-        found: job_pb2.CompressionJob = await self._call(_JOBS, "GetJob", request)
-        return found
+        return await self._call(calls.get_job(job, project=self.project))
 
-    async def list_jobs(
-        self, *, states: Sequence[job_pb2.CompressionJob.State.ValueType] = (), page_size: int = 0
+    def list_jobs(
+        self,
+        *,
+        states: Sequence[job_pb2.CompressionJob.State.ValueType] = (),
+        page_size: int = 0,
     ) -> AsyncIterator[job_pb2.CompressionJob]:
         """Yield jobs, newest first, fetching pages as they are needed."""
-        request = compression_pb2.ListJobsRequest(
-            parent=project_name(self.project), states=states, page_size=page_size
+        return self._pages(
+            calls.list_jobs(project=self.project, states=states, page_size=page_size)
         )
-        async for item in self._pages(_JOBS, "ListJobs", request, lambda page: page.jobs):
-            yield item
 
-    async def list_trials(self, job: str, *, page_size: int = 0) -> AsyncIterator[trial_pb2.Trial]:
+    def list_trials(self, job: str, *, page_size: int = 0) -> AsyncIterator[trial_pb2.Trial]:
         """Yield the trials of a job by index."""
-        request = compression_pb2.ListTrialsRequest(
-            parent=job_name(job, project=self.project), page_size=page_size
-        )
-        async for item in self._pages(_JOBS, "ListTrials", request, lambda page: page.trials):
-            yield item
+        return self._pages(calls.list_trials(job, project=self.project, page_size=page_size))
 
     async def get_trial(self, name: str) -> trial_pb2.Trial:
         """Return a trial by its full name."""
-        request = compression_pb2.GetTrialRequest(name=name)
-        trial: trial_pb2.Trial = await self._call(_JOBS, "GetTrial", request)
-        return trial
+        return await self._call(calls.get_trial(name))
 
     async def cancel_job(self, job: str) -> job_pb2.CompressionJob:
         """Cancel a job; one that is final already is returned as it is."""
-        request = compression_pb2.CancelJobRequest(name=job_name(job, project=self.project))
-        cancelled: job_pb2.CompressionJob = await self._call(_JOBS, "CancelJob", request)
-        return cancelled
+        return await self._call(calls.cancel_job(job, project=self.project))
 
     async def delete_job(self, job: str) -> None:
         """Delete a final job with its trials and events."""
-        request = compression_pb2.DeleteJobRequest(name=job_name(job, project=self.project))
-        await self._call(_JOBS, "DeleteJob", request)
+        await self._call(calls.delete_job(job, project=self.project))
 
     async def watch_job(
         self, job: str, *, after_sequence: int = 0
@@ -205,7 +177,7 @@ class AsyncClient:
         )
         while True:
             try:
-                async for event in self._stream(_JOBS, "WatchJob", course.request()):
+                async for event in self._stream(course.stream()):
                     if course.accept(event):
                         yield event
             except ops.DROPPED as error:
@@ -226,33 +198,15 @@ class AsyncClient:
         self, model: str, target: str | hardware_pb2.HardwareSpec
     ) -> hardware_pb2.EstimateModelResponse:
         """Return what an uploaded model costs on a target, per number format."""
-        request = hardware_pb2.EstimateModelRequest(model=model)
-        if isinstance(target, str):
-            request.hardware_target = target_name(target)
-        else:
-            request.hardware_spec.CopyFrom(target)
-        response: hardware_pb2.EstimateModelResponse = await self._call(
-            _HARDWARE, "EstimateModel", request
-        )
-        return response
+        return await self._call(calls.estimate(model, target))
 
-    async def list_targets(
-        self, *, page_size: int = 0
-    ) -> AsyncIterator[hardware_pb2.HardwareTarget]:
+    def list_targets(self, *, page_size: int = 0) -> AsyncIterator[hardware_pb2.HardwareTarget]:
         """Yield the targets of the catalogue by name."""
-        request = hardware_pb2.ListHardwareTargetsRequest(page_size=page_size)
-        async for item in self._pages(
-            _HARDWARE, "ListHardwareTargets", request, lambda page: page.hardware_targets
-        ):
-            yield item
+        return self._pages(calls.list_targets(page_size=page_size))
 
     async def get_target(self, target: str) -> hardware_pb2.HardwareTarget:
         """Return a target of the catalogue by name."""
-        request = hardware_pb2.GetHardwareTargetRequest(name=target_name(target))
-        found: hardware_pb2.HardwareTarget = await self._call(
-            _HARDWARE, "GetHardwareTarget", request
-        )
-        return found
+        return await self._call(calls.get_target(target))
 
     async def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.
@@ -260,31 +214,21 @@ class AsyncClient:
         Raises:
             IntegrityError: What arrived does not have the digest.
         """
-        name = artifact_name(artifact, project=self.project)
-        arriving = ArrivingFile(destination, last_segment(name))
+        digest = last_segment(artifact_name(artifact, project=self.project))
         backoff = Backoff(self._patience)
-        try:
-            while True:
-                request = artifact_pb2.ReadArtifactRequest(name=name, offset=arriving.offset)
+        with ArrivingFile(destination, digest) as arriving:
+            while not arriving.is_placed:
+                pieces = calls.read_artifact(artifact, project=self.project, offset=arriving.offset)
                 try:
-                    async for piece in self._stream(_ARTIFACTS, "ReadArtifact", request):
+                    async for piece in self._stream(pieces):
                         arriving.write(piece.data)
                         backoff.progressed()
                 except ops.DROPPED as error:
                     await asyncio.sleep(backoff.delay_after(error))
-                    continue
-                except InvalidInputError:
-                    # what an earlier attempt left is longer than the artifact
-                    if not arriving.was_resumed:
-                        raise
-                    arriving.restart()
-                    continue
-                if arriving.is_whole() or not arriving.was_resumed:
-                    break
-                arriving.restart()
-            arriving.finish()
-        finally:
-            arriving.close()
+                except TightfitError as error:
+                    arriving.refused(error)
+                else:
+                    arriving.finish()
 
     async def _run(self, operation: ops.Operation[Answer]) -> Answer:
         """Drive an operation to its end."""
@@ -305,11 +249,11 @@ class AsyncClient:
         if isinstance(step, ops.Wait):
             await asyncio.sleep(step.seconds)
             return None
-        if isinstance(step, ops.Call):
-            return await self._call(step.stub, step.method, step.request)
+        if isinstance(step, calls.Call):
+            return await self._call(step)
         return await self._send(step)
 
-    async def _send(self, step: ops.Send) -> Any:
+    async def _send(self, step: Sending) -> Any:
         """Send a file over the blocking stack, whose threads also read it.
 
         In grpc.aio a server that ends an upload early shows as INTERNAL, "Internal error from Core":
@@ -322,15 +266,10 @@ class AsyncClient:
             if on_progress is not None:
                 loop.call_soon_threadsafe(on_progress, done, size)
 
-        messages = upload_messages(
-            step.path,
-            header=step.header,
-            message=step.message,
-            offset=step.offset,
-            size=step.size,
-            on_progress=progress,
-        )
-        call = getattr(step.stub(self._upload_channel()), step.method).future(messages)
+        if self._blocking_channel is None:
+            self._blocking_channel = open_channel(self.server, self._credentials)
+        method = getattr(step.stub(self._blocking_channel), step.method)
+        call = method.future(upload_messages(step, on_progress=progress))
         ended = asyncio.Event()
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
         try:
@@ -341,25 +280,17 @@ class AsyncClient:
         finally:
             call.cancel()
 
-    def _upload_channel(self) -> grpc.Channel:
-        if self._blocking_channel is None:
-            if self._credentials is None:
-                self._blocking_channel = grpc.insecure_channel(self.server, options=CHANNEL_OPTIONS)
-            else:
-                self._blocking_channel = grpc.secure_channel(
-                    self.server, self._credentials, options=CHANNEL_OPTIONS
-                )
-        return self._blocking_channel
-
-    async def _call(self, stub: type, method: str, request: Any) -> Any:
+    async def _call(self, call: calls.Call[Answer]) -> Answer:
+        method = getattr(call.stub(self._channel), call.method)
         try:
-            return await getattr(stub(self._channel), method)(request, timeout=self._timeout)
+            answer: Answer = await method(call.request, timeout=self._timeout)
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
+        return answer
 
-    async def _stream(self, stub: type, method: str, request: Any) -> AsyncIterator[Any]:
+    async def _stream(self, stream: calls.Stream[Item]) -> AsyncIterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
-        call = getattr(stub(self._channel), method)(request)
+        call = getattr(stream.stub(self._channel), stream.method)(stream.request)
         try:
             async for answer in call:
                 yield answer
@@ -368,13 +299,11 @@ class AsyncClient:
         finally:
             call.cancel()
 
-    async def _pages(
-        self, stub: type, method: str, request: Any, items: Callable[[Any], Sequence[Any]]
-    ) -> AsyncIterator[Any]:
+    async def _pages(self, listing: calls.Listing[Item]) -> AsyncIterator[Item]:
         while True:
-            page = await self._call(stub, method, request)
-            for item in items(page):
+            page = await self._call(listing.call)
+            for item in listing.items(page):
                 yield item
             if not page.next_page_token:
                 return
-            request.page_token = page.next_page_token
+            listing.call.request.page_token = page.next_page_token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,27 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
+from tightfit import calls
 from tightfit import operations as ops
-from tightfit.connection import (
-    CHANNEL_OPTIONS,
-    DEFAULT_PROJECT,
-    DEFAULT_SERVER,
-    Backoff,
-    Patience,
-)
+from tightfit.connection import DEFAULT_PROJECT, DEFAULT_SERVER, Backoff, Patience, open_channel
 from tightfit.dataset_file import packed, read_dataset_file
-from tightfit.errors import InvalidInputError, TightfitError
-from tightfit.names import artifact_name, job_name, last_segment, project_name, target_name
+from tightfit.errors import TightfitError
+from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
 from tightfit.transfer import ArrivingFile, ProgressCallback, upload_messages
 from tightfit.v1 import (
-    artifact_pb2,
-    artifact_pb2_grpc,
     compression_pb2,
-    compression_pb2_grpc,
     dataset_pb2,
     hardware_pb2,
-    hardware_pb2_grpc,
     job_pb2,
     model_pb2,
     trial_pb2,
@@ -40,9 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Answer = TypeVar("Answer")
-_JOBS = compression_pb2_grpc.CompressionServiceStub
-_HARDWARE = hardware_pb2_grpc.HardwareServiceStub
-_ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
+Item = TypeVar("Item")
 
 
 class Client:
@@ -75,10 +65,7 @@ class Client:
         self.project = project
         self._patience = patience or Patience()
         self._timeout = timeout_seconds
-        if credentials is None:
-            self._channel = grpc.insecure_channel(server, options=CHANNEL_OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(server, credentials, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(server, credentials)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -91,7 +78,12 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         """Close the channel."""
-        self.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # an interrupt in the midst of gRPC can leave a call that never ends, and close() waits
+            # for all of them
+            threading.Thread(target=self.close, daemon=True).start()
+        else:
+            self.close()
 
     def close(self) -> None:
         """Close the channel; calls under way end."""
@@ -101,89 +93,70 @@ class Client:
         self, path: Path, *, on_progress: ProgressCallback | None = None
     ) -> model_pb2.Model:
         """Upload a model file, or find it there already."""
-        model: model_pb2.Model = self._run(
-            ops.upload(
-                ops.MODEL,
-                path,
-                project=self.project,
-                display_name=path.name,
-                patience=self._patience,
-                on_progress=on_progress,
+        return self._run(
+            ops.upload_model(
+                path, project=self.project, patience=self._patience, on_progress=on_progress
             )
         )
-        return model
 
     def upload_dataset(
         self, description: Path, *, on_progress: ProgressCallback | None = None
     ) -> dataset_pb2.Dataset:
         """Pack what a `dataset.yaml` describes and upload it, or find it there already."""
         with packed(read_dataset_file(description)) as archive:
-            dataset: dataset_pb2.Dataset = self._run(
-                ops.upload(
-                    ops.DATASET,
-                    archive.path,
+            return self._run(
+                ops.upload_dataset(
+                    archive,
                     project=self.project,
-                    display_name=archive.display_name,
                     patience=self._patience,
                     on_progress=on_progress,
                 )
             )
-        return dataset
 
     def create_job(
         self, spec: job_pb2.CompressionSpec, *, request_id: str = "", validate_only: bool = False
     ) -> job_pb2.CompressionJob:
         """Queue a job; `tightfit.compression_spec` makes the spec."""
-        request = ops.create_job_request(
-            spec, project=self.project, request_id=request_id, validate_only=validate_only
+        return self._call(
+            calls.create_job(
+                spec, project=self.project, request_id=request_id, validate_only=validate_only
+            )
         )
-        job: job_pb2.CompressionJob = self._call(_JOBS, "CreateJob", request)
-        return job
 
     def check(self, spec: job_pb2.CompressionSpec) -> compression_pb2.CheckJobResponse:
         """Return what can be said before a search; estimates only."""
-        request = compression_pb2.CheckJobRequest(parent=project_name(self.project), spec=spec)
-        response: compression_pb2.CheckJobResponse = self._call(_JOBS, "CheckJob", request)
-        return response
+        return self._call(calls.check(spec, project=self.project))
 
     def get_job(self, job: str) -> job_pb2.CompressionJob:
         """Return a job by name or id."""
-        request = compression_pb2.GetJobRequest(name=job_name(job, project=self.project))
-        found: job_pb2.CompressionJob = self._call(_JOBS, "GetJob", request)
-        return found
+        return self._call(calls.get_job(job, project=self.project))
 
     def list_jobs(
-        self, *, states: Sequence[job_pb2.CompressionJob.State.ValueType] = (), page_size: int = 0
+        self,
+        *,
+        states: Sequence[job_pb2.CompressionJob.State.ValueType] = (),
+        page_size: int = 0,
     ) -> Iterator[job_pb2.CompressionJob]:
         """Yield jobs, newest first, fetching pages as they are needed."""
-        request = compression_pb2.ListJobsRequest(
-            parent=project_name(self.project), states=states, page_size=page_size
+        return self._pages(
+            calls.list_jobs(project=self.project, states=states, page_size=page_size)
         )
-        yield from self._pages(_JOBS, "ListJobs", request, lambda page: page.jobs)
 
     def list_trials(self, job: str, *, page_size: int = 0) -> Iterator[trial_pb2.Trial]:
         """Yield the trials of a job by index."""
-        request = compression_pb2.ListTrialsRequest(
-            parent=job_name(job, project=self.project), page_size=page_size
-        )
-        yield from self._pages(_JOBS, "ListTrials", request, lambda page: page.trials)
+        return self._pages(calls.list_trials(job, project=self.project, page_size=page_size))
 
     def get_trial(self, name: str) -> trial_pb2.Trial:
         """Return a trial by its full name."""
-        request = compression_pb2.GetTrialRequest(name=name)
-        trial: trial_pb2.Trial = self._call(_JOBS, "GetTrial", request)
-        return trial
+        return self._call(calls.get_trial(name))
 
     def cancel_job(self, job: str) -> job_pb2.CompressionJob:
         """Cancel a job; one that is final already is returned as it is."""
-        request = compression_pb2.CancelJobRequest(name=job_name(job, project=self.project))
-        cancelled: job_pb2.CompressionJob = self._call(_JOBS, "CancelJob", request)
-        return cancelled
+        return self._call(calls.cancel_job(job, project=self.project))
 
     def delete_job(self, job: str) -> None:
         """Delete a final job with its trials and events."""
-        request = compression_pb2.DeleteJobRequest(name=job_name(job, project=self.project))
-        self._call(_JOBS, "DeleteJob", request)
+        self._call(calls.delete_job(job, project=self.project))
 
     def watch_job(self, job: str, *, after_sequence: int = 0) -> Iterator[job_pb2.JobEvent]:
         """Yield the events of a job until it is final.
@@ -197,7 +170,7 @@ class Client:
         )
         while True:
             try:
-                for event in self._stream(_JOBS, "WatchJob", course.request()):
+                for event in self._stream(course.stream()):
                     if course.accept(event):
                         yield event
             except ops.DROPPED as error:
@@ -218,28 +191,15 @@ class Client:
         self, model: str, target: str | hardware_pb2.HardwareSpec
     ) -> hardware_pb2.EstimateModelResponse:
         """Return what an uploaded model costs on a target, per number format."""
-        request = hardware_pb2.EstimateModelRequest(model=model)
-        if isinstance(target, str):
-            request.hardware_target = target_name(target)
-        else:
-            request.hardware_spec.CopyFrom(target)
-        response: hardware_pb2.EstimateModelResponse = self._call(
-            _HARDWARE, "EstimateModel", request
-        )
-        return response
+        return self._call(calls.estimate(model, target))
 
     def list_targets(self, *, page_size: int = 0) -> Iterator[hardware_pb2.HardwareTarget]:
         """Yield the targets of the catalogue by name."""
-        request = hardware_pb2.ListHardwareTargetsRequest(page_size=page_size)
-        yield from self._pages(
-            _HARDWARE, "ListHardwareTargets", request, lambda page: page.hardware_targets
-        )
+        return self._pages(calls.list_targets(page_size=page_size))
 
     def get_target(self, target: str) -> hardware_pb2.HardwareTarget:
         """Return a target of the catalogue by name."""
-        request = hardware_pb2.GetHardwareTargetRequest(name=target_name(target))
-        found: hardware_pb2.HardwareTarget = self._call(_HARDWARE, "GetHardwareTarget", request)
-        return found
+        return self._call(calls.get_target(target))
 
     def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.
@@ -247,31 +207,21 @@ class Client:
         Raises:
             IntegrityError: What arrived does not have the digest.
         """
-        name = artifact_name(artifact, project=self.project)
-        arriving = ArrivingFile(destination, last_segment(name))
+        digest = last_segment(artifact_name(artifact, project=self.project))
         backoff = Backoff(self._patience)
-        try:
-            while True:
-                request = artifact_pb2.ReadArtifactRequest(name=name, offset=arriving.offset)
+        with ArrivingFile(destination, digest) as arriving:
+            while not arriving.is_placed:
+                pieces = calls.read_artifact(artifact, project=self.project, offset=arriving.offset)
                 try:
-                    for piece in self._stream(_ARTIFACTS, "ReadArtifact", request):
+                    for piece in self._stream(pieces):
                         arriving.write(piece.data)
                         backoff.progressed()
                 except ops.DROPPED as error:
                     time.sleep(backoff.delay_after(error))
-                    continue
-                except InvalidInputError:
-                    # what an earlier attempt left is longer than the artifact
-                    if not arriving.was_resumed:
-                        raise
-                    arriving.restart()
-                    continue
-                if arriving.is_whole() or not arriving.was_resumed:
-                    break
-                arriving.restart()
-            arriving.finish()
-        finally:
-            arriving.close()
+                except TightfitError as error:
+                    arriving.refused(error)
+                else:
+                    arriving.finish()
 
     def _run(self, operation: ops.Operation[Answer]) -> Answer:
         """Drive an operation to its end."""
@@ -292,30 +242,25 @@ class Client:
         if isinstance(step, ops.Wait):
             time.sleep(step.seconds)
             return None
-        if isinstance(step, ops.Call):
-            return self._call(step.stub, step.method, step.request)
-        messages = upload_messages(
-            step.path,
-            header=step.header,
-            message=step.message,
-            offset=step.offset,
-            size=step.size,
-            on_progress=step.on_progress,
-        )
+        if isinstance(step, calls.Call):
+            return self._call(step)
+        messages = upload_messages(step, on_progress=step.on_progress)
         try:
             return getattr(step.stub(self._channel), step.method)(messages)
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
 
-    def _call(self, stub: type, method: str, request: Any) -> Any:
+    def _call(self, call: calls.Call[Answer]) -> Answer:
+        method = getattr(call.stub(self._channel), call.method)
         try:
-            return getattr(stub(self._channel), method)(request, timeout=self._timeout)
+            answer: Answer = method(call.request, timeout=self._timeout)
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
+        return answer
 
-    def _stream(self, stub: type, method: str, request: Any) -> Iterator[Any]:
+    def _stream(self, stream: calls.Stream[Item]) -> Iterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
-        call = getattr(stub(self._channel), method)(request)
+        call = getattr(stream.stub(self._channel), stream.method)(stream.request)
         try:
             yield from call
         except grpc.RpcError as error:
@@ -323,12 +268,10 @@ class Client:
         finally:
             call.cancel()
 
-    def _pages(
-        self, stub: type, method: str, request: Any, items: Callable[[Any], Sequence[Any]]
-    ) -> Iterator[Any]:
+    def _pages(self, listing: calls.Listing[Item]) -> Iterator[Item]:
         while True:
-            page = self._call(stub, method, request)
-            yield from items(page)
+            page = self._call(listing.call)
+            yield from listing.items(page)
             if not page.next_page_token:
                 return
-            request.page_token = page.next_page_token
+            listing.call.request.page_token = page.next_page_token

@@ -6,6 +6,8 @@ import json
 import random
 from dataclasses import dataclass
 
+import grpc
+
 from tightfit.errors import TightfitError
 
 DEFAULT_SERVER = "localhost:50051"
@@ -55,7 +57,7 @@ SERVICE_CONFIG = json.dumps(
         ]
     }
 )
-CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
+_CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", SERVICE_CONFIG),
     # a restarted server is found again within seconds, not after gRPC's two minutes
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -67,6 +69,20 @@ CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     # jobs with thousands of layers and trials exceed gRPC's 4 MiB
     ("grpc.max_receive_message_length", 64 << 20),
 )
+
+
+def open_channel(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    """Return a channel for blocking calls; without credentials it is in plain text."""
+    if credentials is None:
+        return grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
+
+
+def open_aio_channel(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """Return a channel for asyncio calls; without credentials it is in plain text."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(server, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ A step that fails has its error thrown in at the yield.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tightfit.calls import Call, Stream, watch_job
 from tightfit.connection import Backoff, Patience
-from tightfit.dataset_file import file_digest
+from tightfit.dataset_file import PackedDataset, file_digest
 from tightfit.errors import (
     CancelledError,
     InvalidInputError,
@@ -22,9 +22,8 @@ from tightfit.errors import (
     UnavailableError,
 )
 from tightfit.names import project_name
-from tightfit.transfer import ProgressCallback
+from tightfit.transfer import ProgressCallback, Sending
 from tightfit.v1 import (
-    compression_pb2,
     dataset_pb2,
     dataset_pb2_grpc,
     job_pb2,
@@ -39,36 +38,13 @@ DROPPED = (UnavailableError, CancelledError)
 
 
 @dataclass(frozen=True)
-class Call:
-    """One unary call: a method of a stub, and its request."""
-
-    stub: type
-    method: str
-    request: Any
-
-
-@dataclass(frozen=True)
-class Send:
-    """One client stream that sends a file from an offset on."""
-
-    stub: type
-    method: str
-    path: Path
-    header: Any
-    message: Callable[..., Any]
-    offset: int
-    size: int
-    on_progress: ProgressCallback | None
-
-
-@dataclass(frozen=True)
 class Wait:
     """A pause."""
 
     seconds: float
 
 
-Step = Call | Send | Wait
+Step = Call[Any] | Sending | Wait
 Operation = Generator[Step, Any, Answer]
 
 
@@ -102,10 +78,53 @@ DATASET = UploadKind(
 )
 
 
+def upload_model(
+    path: Path,
+    *,
+    project: str,
+    patience: Patience,
+    on_progress: ProgressCallback | None,
+) -> Operation[model_pb2.Model]:
+    """Upload a model file. Raises as `upload` does."""
+    size, digest = _measure(path)
+    return upload(
+        MODEL,
+        path,
+        size=size,
+        digest=digest,
+        project=project,
+        display_name=path.name,
+        patience=patience,
+        on_progress=on_progress,
+    )
+
+
+def upload_dataset(
+    archive: PackedDataset,
+    *,
+    project: str,
+    patience: Patience,
+    on_progress: ProgressCallback | None,
+) -> Operation[dataset_pb2.Dataset]:
+    """Upload a packed dataset. Raises as `upload` does."""
+    return upload(
+        DATASET,
+        archive.path,
+        size=archive.size_bytes,
+        digest=archive.digest,
+        project=project,
+        display_name=archive.display_name,
+        patience=patience,
+        on_progress=on_progress,
+    )
+
+
 def upload(
     kind: UploadKind,
     path: Path,
     *,
+    size: int,
+    digest: str,
     project: str,
     display_name: str,
     patience: Patience,
@@ -117,9 +136,8 @@ def upload(
         The Model or Dataset.
 
     Raises:
-        InvalidInputError: The file cannot be read or is empty, or the server cannot use it.
+        InvalidInputError: The file changed under way, or the server cannot use it.
     """
-    size, digest = _measure(path, kind.noun)
     start = kind.start_request(
         parent=project_name(project),
         size_bytes=size,
@@ -139,7 +157,7 @@ def upload(
         committed = state.committed_bytes
         header = transfer_pb2.UploadHeader(upload=state.name, offset=committed)
         try:
-            state = yield Send(
+            state = yield Sending(
                 stub=kind.stub,
                 method=kind.upload_method,
                 path=path,
@@ -163,43 +181,21 @@ def upload(
         yield Wait(backoff.delay_after(changed))
 
 
-def _measure(path: Path, noun: str) -> tuple[int, str]:
+def _measure(path: Path) -> tuple[int, str]:
     try:
         size = path.stat().st_size
         digest = file_digest(path)
     except OSError as error:
         raise InvalidInputError(
-            f"cannot read the {noun} {path}: {error.strerror or error}",
+            f"cannot read the model {path}: {error.strerror or error}",
             field=str(path),
             remedy="check the path",
         ) from error
     if size == 0:
         raise InvalidInputError(
-            f"{path} is empty", field=str(path), remedy=f"give the file of a {noun}"
+            f"{path} is empty", field=str(path), remedy="give the file of a model"
         )
     return size, digest
-
-
-def create_job_request(
-    spec: job_pb2.CompressionSpec, *, project: str, request_id: str, validate_only: bool
-) -> compression_pb2.CreateJobRequest:
-    """Return the request for a job; without an id it gets one, so that the call is safe to repeat."""
-    return compression_pb2.CreateJobRequest(
-        parent=project_name(project),
-        job=job_pb2.CompressionJob(spec=spec),
-        request_id="" if validate_only else request_id or str(uuid.uuid4()),
-        validate_only=validate_only,
-    )
-
-
-FINAL_STATES = frozenset(
-    {
-        job_pb2.CompressionJob.STATE_SUCCEEDED,
-        job_pb2.CompressionJob.STATE_INFEASIBLE,
-        job_pb2.CompressionJob.STATE_FAILED,
-        job_pb2.CompressionJob.STATE_CANCELLED,
-    }
-)
 
 
 class WatchCourse:
@@ -211,9 +207,9 @@ class WatchCourse:
         self._last = after_sequence
         self._backoff = Backoff(patience)
 
-    def request(self) -> compression_pb2.WatchJobRequest:
-        """Return the request that goes on after the last event seen."""
-        return compression_pb2.WatchJobRequest(name=self._name, after_sequence=self._last)
+    def stream(self) -> Stream[job_pb2.JobEvent]:
+        """Return the stream that goes on after the last event seen."""
+        return watch_job(self._name, after_sequence=self._last)
 
     def accept(self, event: job_pb2.JobEvent) -> bool:
         """Take note of an event; false when it was seen before."""

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from tightfit.errors import IntegrityError, InvalidInputError
+from tightfit.errors import IntegrityError, InvalidInputError, TightfitError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CHUNK_BYTES = 1 << 20
 ProgressCallback = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all; returns quickly."""
 
 
-def upload_messages(
-    path: Path,
-    *,
-    header: Any,
-    message: Callable[..., Any],
-    offset: int,
-    size: int,
-    on_progress: ProgressCallback | None,
-) -> Iterator[Any]:
-    """Yield the header, then the bytes from `offset` on; never more than `size` in all.
+@dataclass(frozen=True)
+class Sending:
+    """One client stream that sends a file from an offset on, never more than `size` bytes in all.
 
-    Args:
+    Attributes:
+        stub: Stub of the service.
+        method: Name of the streaming method.
         path: The file.
         header: First message of the stream.
         message: Makes a message of `data=bytes`.
@@ -33,11 +33,25 @@ def upload_messages(
         size: Bytes that were announced.
         on_progress: Told after each piece that gRPC took.
     """
-    yield header
-    with path.open("rb") as file:
+
+    stub: type
+    method: str
+    path: Path
+    header: Any
+    message: Callable[..., Any]
+    offset: int
+    size: int
+    on_progress: ProgressCallback | None
+
+
+def upload_messages(sending: Sending, *, on_progress: ProgressCallback | None) -> Iterator[Any]:
+    """Yield the header, then the bytes from the offset on."""
+    yield sending.header
+    offset, size = sending.offset, sending.size
+    with sending.path.open("rb") as file:
         file.seek(offset)
         while offset < size and (data := file.read(min(CHUNK_BYTES, size - offset))):
-            yield message(data=data)
+            yield sending.message(data=data)
             offset += len(data)
             if on_progress is not None:
                 on_progress(offset, size)
@@ -57,6 +71,7 @@ class ArrivingFile:
         """
         self.destination = destination
         self.digest = digest
+        self.is_placed = False
         self._part = destination.with_name(destination.name + ".part")
         self._hash = hashlib.sha256()
         try:
@@ -71,7 +86,20 @@ class ArrivingFile:
         while block := self._file.read(CHUNK_BYTES):
             self._hash.update(block)
         self.offset = self._file.tell()
-        self.was_resumed = self.offset > 0
+        self._was_resumed = self.offset > 0
+
+    def __enter__(self) -> Self:
+        """Return the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the part file; unless it was put into its place, it stays for a later attempt."""
+        self._file.close()
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
@@ -79,34 +107,40 @@ class ArrivingFile:
         self._hash.update(data)
         self.offset += len(data)
 
-    def restart(self) -> None:
-        """Drop what is there and begin again."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._hash = hashlib.sha256()
-        self.offset = 0
-        self.was_resumed = False
+    def refused(self, error: TightfitError) -> None:
+        """Begin again where the offset cannot be: what an earlier attempt left is something else.
 
-    def is_whole(self) -> bool:
-        """Whether the bytes so far have the digest."""
-        return self._hash.hexdigest() == self.digest
+        Raises:
+            TightfitError: `error` itself, where nothing was left that could be to blame.
+        """
+        if not (self._was_resumed and isinstance(error, InvalidInputError)):
+            raise error
+        self._restart()
 
     def finish(self) -> None:
-        """Put the file in its place.
+        """Put the file in its place; where leftovers spoilt it, begin again instead.
 
         Raises:
             IntegrityError: The bytes do not have the digest; they are removed.
         """
-        self._file.close()
-        if not self.is_whole():
+        found = self._hash.hexdigest()
+        if found == self.digest:
+            self._file.close()
+            self._part.replace(self.destination)
+            self.is_placed = True
+        elif self._was_resumed:
+            self._restart()
+        else:
+            self._file.close()
             self._part.unlink()
             raise IntegrityError(
-                f"{self.destination.name} arrived with sha-256 {self._hash.hexdigest()}, "
-                f"not {self.digest}",
+                f"{self.destination.name} arrived with sha-256 {found}, not {self.digest}",
                 remedy="download it again; if it happens twice, the store is damaged",
             )
-        self._part.replace(self.destination)
 
-    def close(self) -> None:
-        """Close the part file, keeping it for a later attempt."""
-        self._file.close()
+    def _restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash = hashlib.sha256()
+        self.offset = 0
+        self._was_resumed = False

@@ -218,16 +218,17 @@ def test_a_bad_target_file_ends_with_2(
 def test_ctrl_c_cancels_the_job_and_ends_with_130(fake: FakeTightfit, folder: Path) -> None:
     load(fake, results.succeeded())
     fake.state.hold_watch = threading.Event()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "tightfit", *COMPRESS, "--server", fake.address],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert fake.state.watch_began.wait(60)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        while not fake.state.watch_began.wait(0.1):
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert process.returncode == 130, (out, err)
     assert fake.state.cancelled == [results.JOB]
     assert "is cancelled" in err

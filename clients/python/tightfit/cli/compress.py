@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from tightfit import quantities
-from tightfit.cli import options, outputs, watching
+from tightfit.cli import exit_codes, options, outputs, watching
 from tightfit.cli.display import TransferLine
 from tightfit.client import Client
 from tightfit.dataset_file import read_dataset_file
@@ -120,11 +116,8 @@ def compress(
         )
         device = job.spec.hardware_spec.name or target
         title = f"{model.name} for {device}, job {last_segment(job.name)}"
-        try:
-            with _sigterm_interrupts():
-                events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
-        except KeyboardInterrupt:
-            watching.cancel_and_exit(client, job.name)
+        with watching.cancelling_on_interrupt(client, job.name) as interruption:
+            events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
         code = watching.finish(
             client,
             job.name,
@@ -134,7 +127,7 @@ def compress(
             is_json=json_,
             command=["tightfit", *sys.argv[1:]],
         )
-    raise typer.Exit(code)
+    raise typer.Exit(exit_codes.INTERRUPTED if interruption.was_asked else code)
 
 
 def _create(
@@ -179,17 +172,3 @@ def _check_files(model: Path, data: Path | None) -> None:
         raise InvalidInputError(f"there is no file {model}", field="MODEL", remedy="check the path")
     if data is not None:
         read_dataset_file(data)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: a build system that gives up sends it, and the job is to end with it."""
-
-    def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import typer
 from rich.console import Console
 
 from tightfit.cli import exit_codes, outputs, tables
@@ -93,13 +96,57 @@ def result_of(
     )
 
 
-def cancel_and_exit(client: Client, job_name: str) -> None:
-    """Cancel the job after Ctrl-C and leave with the code of an interrupted command."""
-    print("\ncancelling the job ...", file=sys.stderr)
+class Interruption:
+    """Whether Ctrl-C was pressed while a job was watched, and the call that it made."""
+
+    def __init__(self, client: Client, job_name: str) -> None:
+        """Begin with no key pressed."""
+        self.was_asked = False
+        self._call = threading.Thread(target=_cancel, args=(client, job_name), daemon=True)
+
+    def ask(self) -> None:
+        """Cancel the job, without waiting for the answer."""
+        self.was_asked = True
+        self._call.start()
+
+    def settle(self) -> None:
+        """Wait for the answer, if anything was asked."""
+        if self.was_asked:
+            self._call.join()
+
+
+@contextmanager
+def cancelling_on_interrupt(client: Client, job_name: str) -> Iterator[Interruption]:
+    """Cancel the job on the first Ctrl-C or SIGTERM, which ends the watch; leave at once on the second.
+
+    A build system that gives up sends SIGTERM. The handler raises nothing the first time: an
+    exception in the midst of gRPC would leave calls behind that never end.
+    """
+    interruption = Interruption(client, job_name)
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        if interruption.was_asked:
+            raise KeyboardInterrupt
+        interruption.ask()
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield interruption
+        interruption.settle()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cancel(client: Client, job_name: str) -> None:
+    print("\ncancelling the job; Ctrl-C again leaves at once", file=sys.stderr)
     try:
         client.cancel_job(job_name)
     except TightfitError as error:
         print(f"could not cancel {last_segment(job_name)}: {error}", file=sys.stderr)
+        # the watch may wait for a server that does not come back
+        signal.raise_signal(signal.SIGINT)
     else:
         print(f"job {last_segment(job_name)} is cancelled", file=sys.stderr)
-    raise typer.Exit(exit_codes.INTERRUPTED)

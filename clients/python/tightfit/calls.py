@@ -1,0 +1,156 @@
+"""Every call that the client makes, as a value: which method, which request, which answer."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf import empty_pb2
+
+from tightfit.names import artifact_name, job_name, project_name, target_name
+from tightfit.v1 import (
+    artifact_pb2,
+    artifact_pb2_grpc,
+    compression_pb2,
+    compression_pb2_grpc,
+    hardware_pb2,
+    hardware_pb2_grpc,
+    job_pb2,
+    trial_pb2,
+)
+
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+_JOBS = compression_pb2_grpc.CompressionServiceStub
+_HARDWARE = hardware_pb2_grpc.HardwareServiceStub
+_ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
+
+
+@dataclass(frozen=True)
+class Call(Generic[Answer]):
+    """One method of a stub with its request; the answer is one message."""
+
+    stub: type
+    method: str
+    request: Any
+
+
+@dataclass(frozen=True)
+class Stream(Generic[Item]):
+    """One method of a stub with its request; the answer is a stream of messages."""
+
+    stub: type
+    method: str
+    request: Any
+
+
+@dataclass(frozen=True)
+class Listing(Generic[Item]):
+    """A call whose answer is one page of a list; `items` takes them out of it."""
+
+    call: Call[Any]
+    items: Callable[[Any], Sequence[Item]]
+
+
+def create_job(
+    spec: job_pb2.CompressionSpec, *, project: str, request_id: str, validate_only: bool
+) -> Call[job_pb2.CompressionJob]:
+    """Queue a job; without an id it gets one, so that the call is safe to repeat."""
+    request = compression_pb2.CreateJobRequest(
+        parent=project_name(project),
+        job=job_pb2.CompressionJob(spec=spec),
+        request_id="" if validate_only else request_id or str(uuid.uuid4()),
+        validate_only=validate_only,
+    )
+    return Call(_JOBS, "CreateJob", request)
+
+
+def check(spec: job_pb2.CompressionSpec, *, project: str) -> Call[compression_pb2.CheckJobResponse]:
+    """Ask what can be said before a search."""
+    request = compression_pb2.CheckJobRequest(parent=project_name(project), spec=spec)
+    return Call(_JOBS, "CheckJob", request)
+
+
+def get_job(job: str, *, project: str) -> Call[job_pb2.CompressionJob]:
+    """Return a job."""
+    request = compression_pb2.GetJobRequest(name=job_name(job, project=project))
+    return Call(_JOBS, "GetJob", request)
+
+
+def cancel_job(job: str, *, project: str) -> Call[job_pb2.CompressionJob]:
+    """Cancel a job."""
+    request = compression_pb2.CancelJobRequest(name=job_name(job, project=project))
+    return Call(_JOBS, "CancelJob", request)
+
+
+def delete_job(job: str, *, project: str) -> Call[empty_pb2.Empty]:
+    """Delete a job."""
+    request = compression_pb2.DeleteJobRequest(name=job_name(job, project=project))
+    return Call(_JOBS, "DeleteJob", request)
+
+
+def get_trial(name: str) -> Call[trial_pb2.Trial]:
+    """Return a trial."""
+    return Call(_JOBS, "GetTrial", compression_pb2.GetTrialRequest(name=name))
+
+
+def list_jobs(
+    *, project: str, states: Sequence[job_pb2.CompressionJob.State.ValueType], page_size: int
+) -> Listing[job_pb2.CompressionJob]:
+    """List jobs."""
+    request = compression_pb2.ListJobsRequest(
+        parent=project_name(project), states=states, page_size=page_size
+    )
+    return Listing(Call(_JOBS, "ListJobs", request), lambda page: page.jobs)
+
+
+def list_trials(job: str, *, project: str, page_size: int) -> Listing[trial_pb2.Trial]:
+    """List the trials of a job."""
+    request = compression_pb2.ListTrialsRequest(
+        parent=job_name(job, project=project), page_size=page_size
+    )
+    return Listing(Call(_JOBS, "ListTrials", request), lambda page: page.trials)
+
+
+def watch_job(name: str, *, after_sequence: int) -> Stream[job_pb2.JobEvent]:
+    """Watch a job from an event on."""
+    request = compression_pb2.WatchJobRequest(name=name, after_sequence=after_sequence)
+    return Stream(_JOBS, "WatchJob", request)
+
+
+def estimate(
+    model: str, target: str | hardware_pb2.HardwareSpec
+) -> Call[hardware_pb2.EstimateModelResponse]:
+    """Estimate a model on a target."""
+    request = hardware_pb2.EstimateModelRequest(model=model)
+    if isinstance(target, str):
+        request.hardware_target = target_name(target)
+    else:
+        request.hardware_spec.CopyFrom(target)
+    return Call(_HARDWARE, "EstimateModel", request)
+
+
+def get_target(target: str) -> Call[hardware_pb2.HardwareTarget]:
+    """Return a target."""
+    request = hardware_pb2.GetHardwareTargetRequest(name=target_name(target))
+    return Call(_HARDWARE, "GetHardwareTarget", request)
+
+
+def list_targets(*, page_size: int) -> Listing[hardware_pb2.HardwareTarget]:
+    """List targets."""
+    request = hardware_pb2.ListHardwareTargetsRequest(page_size=page_size)
+    return Listing(
+        Call(_HARDWARE, "ListHardwareTargets", request), lambda page: page.hardware_targets
+    )
+
+
+def read_artifact(
+    artifact: str, *, project: str, offset: int
+) -> Stream[artifact_pb2.ReadArtifactResponse]:
+    """Read an artifact from an offset on."""
+    name = artifact_name(artifact, project=project)
+    return Stream(
+        _ARTIFACTS, "ReadArtifact", artifact_pb2.ReadArtifactRequest(name=name, offset=offset)
+    )
