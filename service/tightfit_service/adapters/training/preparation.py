@@ -22,10 +22,11 @@ from tightfit_service.adapters.training.module import GraphModule, build_module,
 from tightfit_service.adapters.training.reconstruction import reconstruct
 from tightfit_service.application.samples import FloatArray
 
-FILTER_NORM = 1.0
+FILTER_NORM = 1.75
 """Length that filters in front of inserted BatchNorms are brought to: the learning rate then means the
 same for networks whose inputs go to 255 and for those whose inputs go to 1, since only the relative
-change of such a filter matters (van Laarhoven, 2017)."""
+change of such a filter matters (van Laarhoven, 2017). The length is that of the filters of a ResNet-20
+that was trained with BatchNorm."""
 
 _USUAL_INPUT = (0.2, 5.0)
 """Root mean square of inputs that are left as they are."""

@@ -21,7 +21,7 @@ from tightfit_service.application.samples import IntArray, Samples
 
 State = dict[str, torch.Tensor]
 
-DEFAULT_LEARNING_RATE = 0.05
+DEFAULT_LEARNING_RATE = 0.06
 """Peak for batches of 128, in proportion to the batch; measured by benchmarks/recovery.py."""
 
 _WARM_UP_SHARE = 0.15
