@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,16 +223,6 @@ def tensor_shapes(model: ModelProto, *, batch: int = 1) -> dict[str, Shape]:
     return shapes
 
 
-def element_types(model: ModelProto) -> dict[str, int]:
-    """Return the ONNX element type of inputs, outputs and initializers."""
-    graph = model.graph
-    types = {
-        value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)
-    }
-    types.update({tensor.name: tensor.data_type for tensor in graph.initializer})
-    return types
-
-
 # What onnxruntime and onnx put before the sentence that helps: codes, source files and functions.
 _NOISE = re.compile(
     r"^\[(ONNXRuntimeError|ShapeInferenceError|TypeInferenceError)\]\s*(: \d+ : \w+ : )?"
@@ -252,11 +242,6 @@ def default_opset(model: ModelProto) -> int:
     return max(
         (item.version for item in model.opset_import if item.domain in {"", "ai.onnx"}), default=0
     )
-
-
-def constant_names(model: ModelProto) -> Mapping[str, TensorProto]:
-    """Return the initializers by name without unpacking them."""
-    return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
 def _skeleton(model: ModelProto, batch: int) -> ModelProto:
