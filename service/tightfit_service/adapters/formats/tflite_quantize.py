@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -155,5 +156,10 @@ def _quantized(data: bytes, ranges: Mapping[str, TensorRange], *, per_channel: b
         }
         for name, span in ranges.items()
     }
-    result = engine.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
+    # The quantizer opens a debugging interpreter, which warns about its own memory use.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = engine.quantize(
+            statistics, enable_progress_bar=False, enable_progress_report=False
+        )
     return bytes(result.quantized_model)
