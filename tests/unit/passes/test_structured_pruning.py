@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from fakes.exporter_habits import traced_flatten
 from fakes.networks import NETWORKS, Builder, random_inputs
@@ -287,6 +287,20 @@ class TestApply:
     def test_no_graph_is_refused(self) -> None:
         with pytest.raises(InvalidModelError):
             pruning.space(b"no graph")
+
+
+def test_operator_of_a_runtime_behind_pruned_layers() -> None:
+    b = Builder()
+    x = b.conv("one", b.input("input", (3, 4, 4)), 3, 4)
+    x = b.conv("two", x, 4, 6)
+    model = b.model({x: (6, 4, 4)})
+    model.graph.node.append(
+        helper.make_node("QuickGelu", [x], ["out"], name="act", domain="com.microsoft")
+    )
+    model.graph.output[0].name = "out"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert reasons_of(model)["two"] == (6, "QuickGelu has no pruning rule")
+    assert_exact(model, {"one": [1, 2]})
 
 
 def some_target() -> HardwareSpec:

@@ -217,7 +217,10 @@ class OnnxImporter:
         return was_fixed
 
     def _prove_batch(self, source: ModelProto, model: ModelProto) -> None:
-        """Run two samples at once and compare with the original, so that the free batch is real."""
+        """Run two samples at once and compare with the original, so that the free batch is real.
+
+        The outputs' shapes are declared as seen.
+        """
         rng = np.random.default_rng(0)
         shapes = tensor_shapes(model, batch=2)
         inputs = [
@@ -238,6 +241,7 @@ class OnnxImporter:
                 f"the batch of the model cannot be made free: {told}",
                 remedy="export the model with a free (dynamic) batch axis",
             ) from error
+        _declare_outputs(model, expected)
 
     def _described(self, model: ModelProto, warnings: list[str]) -> ImportedModel:
         graph = save_model(model)
@@ -362,21 +366,22 @@ def _converted(model: ModelProto) -> ModelProto | None:
 
 
 def _declare_shapes(model: ModelProto) -> None:
-    """Write inferred shapes into the model, the batch by its name."""
-    single, double = tensor_shapes(model), tensor_shapes(model, batch=2)
+    """Write inferred shapes into the model; those of the outputs follow from running it."""
     for value in model.graph.output:
-        value.type.tensor_type.shape.Clear()
-        for one, two in zip(single.get(value.name, ()), double.get(value.name, ()), strict=False):
-            dim = value.type.tensor_type.shape.dim.add()
-            if one == two:
-                dim.dim_value = one
-            else:
-                dim.dim_param = normal_form.BATCH
-        if value.name not in single or value.name not in double:
-            value.type.tensor_type.ClearField("shape")
+        value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     del model.graph.value_info[:]
     model.graph.value_info.extend(inferred.graph.value_info)
+
+
+def _declare_outputs(model: ModelProto, values: Sequence[Array]) -> None:
+    """Write the shapes that the outputs were seen to have into the model, axis 0 as the batch."""
+    for output, value in zip(model.graph.output, values, strict=True):
+        shape = output.type.tensor_type.shape
+        shape.Clear()
+        shape.dim.add(dim_param=normal_form.BATCH)
+        for size in value.shape[1:]:
+            shape.dim.add(dim_value=size)
 
 
 def _signatures(model: ModelProto, names: Sequence[str]) -> tuple[TensorSignature, ...]:

@@ -286,6 +286,8 @@ class TestRefused:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         result = importer.import_model(model.SerializeToString())
         assert any("QuickGelu has no pruning rule" in warning for warning in result.warnings)
+        assert result.outputs[0].shape == (-1, 6)
+        onnx.checker.check_model(onnx.load_from_string(result.graph))
 
     @pytest.mark.parametrize("version", [0, 7, 99])
     def test_opsets_out_of_range(self, version: int) -> None:
