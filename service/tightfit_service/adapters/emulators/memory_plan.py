@@ -93,13 +93,8 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
             if last.get(name) == i and name in live
         ]
         _place_output(operator, live, dying, sizes, style)
-        points.append(
-            MemoryPoint(
-                node=operator.node,
-                fixed_bytes=persistent + _scratch_bytes(operator, style),
-                tensor_bytes=live,
-            )
-        )
+        fixed = persistent + _place_scratch(operator, live, root, style)
+        points.append(MemoryPoint(node=operator.node, fixed_bytes=fixed, tensor_bytes=live))
     return tuple(points)
 
 
@@ -163,16 +158,30 @@ def _overlay_kind(operator: Operator) -> str:
     return "other"
 
 
-def _scratch_bytes(operator: Operator, style: ArenaStyle) -> float:
+def _place_scratch(
+    operator: Operator, live: dict[str, float], root: Mapping[str, str], style: ArenaStyle
+) -> float:
+    """Add a convolution's scratch to the tensors whose channels it grows with; return what is left over.
+
+    Patches and input rows are as deep as the input, output rows as the output: booked there, they
+    shrink with the widths when a planner scales tensors.
+    """
     if operator.kind not in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV):
         return 0.0
     element = max(operator.activation_bits, 8) / 8
-    scratch = 0.0
+    of_input, of_output = 0.0, 0.0
     if operator.kind is OperatorKind.CONV:
         patch = math.prod(operator.kernel) * operator.in_channels // max(operator.groups, 1)
-        scratch += style.patch_ratio * patch
+        of_input += style.patch_ratio * patch
     if operator.in_size and operator.out_size:
-        row = operator.in_size[-1] * operator.in_channels
-        row += operator.out_size[-1] * operator.out_channels
-        scratch += style.row_ratio * row * element
-    return scratch
+        rows = style.row_ratio * element
+        of_input += rows * operator.in_size[-1] * operator.in_channels
+        of_output += rows * operator.out_size[-1] * operator.out_channels
+    left_over = 0.0
+    for names, scratch in ((operator.inputs, of_input), (operator.outputs, of_output)):
+        name = root.get(names[0], names[0]) if names else ""
+        if name in live:
+            live[name] += scratch
+        else:
+            left_over += scratch
+    return left_over

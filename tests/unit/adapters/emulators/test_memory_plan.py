@@ -55,9 +55,11 @@ def test_scratch_and_bookkeeping() -> None:
         patch_ratio=4.0, row_ratio=1.0, operator_bytes=100, channel_bytes=8, constant_bytes=1000
     )
     (point,) = memory_points(net.build(), style)
-    assert point.fixed_bytes == pytest.approx(
-        1000 + 100 + 8 * 6 + 4 * (3 * 3 * 4) + (8 * 4 + 8 * 6)
-    )
+    assert point.fixed_bytes == pytest.approx(1000 + 100 + 8 * 6)
+    # Patches and input rows are as deep as the input, output rows as the output.
+    (of_input, of_output) = point.tensor_bytes.values()
+    assert of_input == pytest.approx(8 * 8 * 4 + 4 * (3 * 3 * 4) + 8 * 4)
+    assert of_output == pytest.approx(8 * 8 * 6 + 8 * 6)
 
 
 def test_float_activations_take_four_bytes() -> None:
