@@ -79,8 +79,9 @@ class RecoveryRun:
     def run(self) -> float:
         """Train and leave the best state in the module; return its score on all selection samples.
 
-        A state is taken for best by its score on part of the selection set; the last state and the
-        best one are compared on all of it at the end, and with the starting state.
+        The rate ends at zero, so the last state is the best of its training; it is kept if it is no
+        worse than the starting one. A training that blows up starts again there, at a lower rate and
+        with half the steps.
         """
         best, best_score = self._state(), self.start_score
         self._record(0.0, math.nan, 0.0, best_score)
@@ -106,6 +107,11 @@ class RecoveryRun:
             self._record(self.epochs_done, math.nan, 0.0, score)
             if score >= best_score:
                 best, best_score = self._state(), score
+            else:
+                self.notes.append(
+                    f"training ended at {score:.3f}, below its start at {best_score:.3f}, "
+                    "which is kept"
+                )
             break
         self._restore(best)
         return best_score

@@ -16,8 +16,8 @@ import onnxruntime
 
 from tightfit_service.application.samples import FloatArray, IntArray, Samples
 
-VIEW_COUNT = 8
-"""Different augmentations of each sample. More differ little in effect, and each costs a pass of the teacher."""
+VIEW_COUNT = 4
+"""Different augmentations of each sample; each costs a pass of the teacher over the training set, once."""
 
 _DIGEST_BYTES = 1 << 26
 """Bytes of a dataset that its digest looks at; spread evenly over larger ones."""

@@ -27,9 +27,10 @@ from tightfit_service.application.ports import (
     RecoverySettings,
 )
 from tightfit_service.application.samples import FloatArray, Samples
-from tightfit_service.domain.errors import DivergedError, InvalidDatasetError
+from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, UnsupportedError
 from tightfit_service.domain.network import PruningSpace
 from tightfit_service.graph.logits import find_logits
+from tightfit_service.graph.structure import graph_inputs
 
 _STATISTICS_SAMPLES = 512
 _PROBE_FROM_STEPS = 100
@@ -49,6 +50,7 @@ class TorchTrainer:
         """Return the importance of each unit of each group; see `ports.Trainer`."""
         self._prepare_torch(seed)
         _check_samples(samples, "train")
+        _check_inputs(graph)
         return channel_importance(graph, space, samples, logits=_logits(graph), seed=seed)
 
     def recover(
@@ -67,6 +69,8 @@ class TorchTrainer:
         self._prepare_torch(settings.seed)
         _check_samples(train, "train")
         _check_samples(selection, "selection")
+        _check_inputs(graph)
+        on_progress(0.0, "fitting layers to the original")
         logits = _logits(graph)
         original = Teacher(graph=teacher, logits=_logits(teacher), threads=torch.get_num_threads())
         inputs = _some_inputs(train, settings.seed)
@@ -75,7 +79,9 @@ class TorchTrainer:
             _check_labels(samples, split, class_count)
         student = prepare(graph, logits=logits, inputs=inputs)
         score = Score(samples=selection, teacher=original, input_scale=student.input_scale)
+        scoring_begun = time.monotonic()
         given_score = score.of(student.module, logits, TrainingFormat())
+        scoring_seconds = time.monotonic() - scoring_begun
         notes = _notes(student)
         start_score = _renormalise(student, teacher, train, inputs, score, logits, given_score)
         if start_score > given_score:
@@ -98,7 +104,10 @@ class TorchTrainer:
             form=TrainingFormat(),
             input_scale=student.input_scale,
             on_progress=on_progress,
-            deadline=None if settings.max_seconds is None else begun + settings.max_seconds,
+            # recalibration and the last scoring come after the schedule
+            deadline=None
+            if settings.max_seconds is None
+            else begun + settings.max_seconds - 2 * scoring_seconds,
             start_score=start_score,
             notes=notes,
         )
@@ -172,6 +181,17 @@ def _some_inputs(samples: Samples, seed: int) -> FloatArray:
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(samples))[:_STATISTICS_SAMPLES]
     return samples.inputs(np.sort(chosen))
+
+
+def _check_inputs(graph: bytes) -> None:
+    """Refuse graphs with several inputs: samples are one array."""
+    names = graph_inputs(onnx.load_model_from_string(graph))
+    if len(names) != 1:
+        raise UnsupportedError(
+            f"the model has {len(names)} inputs ({', '.join(names)}); training takes models with one",
+            field="model",
+            remedy="the model can still be quantized without training",
+        )
 
 
 def _check_samples(samples: Samples, split: str) -> None:

@@ -48,11 +48,13 @@ def test_importance_ranks_units_by_what_removal_costs(make: Callable[[int], Mode
     graph = model.SerializeToString()
     passes = StructuredPruningPass()
     space = passes.space(graph)
-    samples = _samples(model, 256)
+    samples = _samples(model, 128)
     found = TorchTrainer(threads=1).importance(graph, space, samples, seed=0)
 
     def log_chances(of: bytes) -> np.ndarray:
-        logits = Teacher(graph=of, logits=find_logits(model), threads=1).logits(samples.inputs(slice(None)))
+        logits = Teacher(graph=of, logits=find_logits(model), threads=1).logits(
+            samples.inputs(slice(None))
+        )
         rows = logits.reshape(len(samples), -1).astype(np.float64)
         return np.asarray(rows - np.log(np.exp(rows).sum(axis=1, keepdims=True)))
 

@@ -49,9 +49,8 @@ def test_a_network_computes_what_onnxruntime_computes(make: Callable[[int], Mode
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [NETWORKS["residual"], NETWORKS["channel_shuffle"]])
-def test_a_module_can_be_exported_by_torch(make: Callable[[int], ModelProto]) -> None:
-    model = make(1)
+def test_a_module_can_be_exported_by_torch() -> None:
+    model = NETWORKS["channel_shuffle"](1)
     feeds = random_inputs(model, batch=1)
     module = build_module(model.SerializeToString())
     inputs = tuple(torch.from_numpy(v) for v in feeds.values())

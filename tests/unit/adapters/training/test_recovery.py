@@ -10,14 +10,14 @@ import onnxruntime
 import pytest
 from onnx import ModelProto
 
-from fakes.networks import Builder, mlp, padded_shortcut, plain_cnn
+from fakes.networks import Builder, mlp, padded_shortcut, plain_cnn, several_outputs
 from tightfit_service.adapters.training.scoring import find_augmentation
 from tightfit_service.adapters.training.teacher import Augmentation, Teacher, TeacherCache
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.ports import RecoveryResult, RecoverySettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout
-from tightfit_service.domain.errors import DivergedError, InvalidDatasetError
+from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, UnsupportedError
 from tightfit_service.graph.logits import find_logits
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
@@ -299,3 +299,19 @@ def test_mirroring_is_left_out_where_it_changes_the_answer(sees_sides: bool) -> 
 def test_small_images_are_not_augmented() -> None:
     model = plain_cnn(1)
     assert find_augmentation(_teacher(model), _samples(model, 10, 0), "auto").is_none
+
+
+def test_several_inputs_are_refused(tmp_path: Path) -> None:
+    model = several_outputs(0)
+    samples = _samples(plain_cnn(1), 4, 0)
+    with pytest.raises(UnsupportedError, match="has 2 inputs"):
+        _recover(
+            model.SerializeToString(), model, tmp_path, SHORT, train=samples, selection=samples
+        )
+
+
+def test_training_that_ends_worse_is_not_kept(tmp_path: Path) -> None:
+    model = plain_cnn(1)
+    settings = RecoverySettings(epochs=1, batch_size=32, learning_rate=0.5)
+    result = _recover(model.SerializeToString(), model, tmp_path, settings)
+    assert any("which is kept" in note for note in result.notes)
