@@ -127,10 +127,12 @@ def calibrate(
     known = [p for p in tests["leave one model out"] if is_scored(p.sample)]
     unknown = [p for p in tests["leave one device out"] if is_scored(p.sample)]
     half_width, coverage = {}, {}
-    for name, predictions, group in (
-        ("board_and_runtime", known, lambda p: p.sample.row.model),
-        ("core", unknown, lambda p: p.sample.row.device),
-    ):
+    keys: dict[str, Callable[[Prediction], str]] = {
+        "board_and_runtime": lambda p: p.sample.row.model,
+        "core": lambda p: p.sample.row.device,
+    }
+    for name, predictions in (("board_and_runtime", known), ("core", unknown)):
+        group = keys[name]
         half_width[name] = knots_of(predictions)
         hits = 0
         for key in {group(p) for p in predictions}:
@@ -196,7 +198,11 @@ def latency_report(
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     out = [p for p in tests["leave one device out"] if is_scored(p.sample)]
-    for key in (lambda p: p.sample.row.core, lambda p: p.sample.row.device):
+    columns: tuple[Callable[[Prediction], str], ...] = (
+        lambda p: p.sample.row.core,
+        lambda p: p.sample.row.device,
+    )
+    for key in columns:
         for group in sorted({key(p) for p in out}):
             errors = [math.exp(p.log_error) - 1 for p in out if key(p) == group]
             lines.append(score_line(group, "", errors).replace("|  |", "|", 1))
@@ -208,8 +214,7 @@ def calibration_report(half_width: Mapping[str, Knots], coverage: Mapping[str, f
     lines = [
         "### Intervals of latency",
         "",
-        "| what is known of the target | half width at predicted deviation | "
-        "measured coverage (nominal 90 %) |",
+        "| what is known of the target | half width at predicted deviation | measured coverage |",
         "| --- | --- | --- |",
     ]
     for name in ("board_and_runtime", "core"):

@@ -108,7 +108,7 @@ def _shape(row: Mapping[str, str], side: str) -> tuple[int, ...]:
 
 def _inputs(
     row: Mapping[str, str],
-    tensors: Mapping[str, tuple[int, ...]],
+    tensors: dict[str, tuple[int, ...]],
     readers: Mapping[str, int],
     producer_inputs: Mapping[str, tuple[str, ...]],
 ) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def _inputs(
 
 
 def _concat_inputs(
-    row: Mapping[str, str], tensors: Mapping[str, tuple[int, ...]], readers: Mapping[str, int]
+    row: Mapping[str, str], tensors: dict[str, tuple[int, ...]], readers: Mapping[str, int]
 ) -> tuple[str, ...]:
     wanted = math.prod(_shape(row, "out"))
     chosen: list[str] = []

@@ -17,7 +17,10 @@ ROUNDS = 12
 
 def _features(sample: Sample, kind: str) -> list[float]:
     work = {term: amount for (term, _), amount in sample.work.items()}
-    get = lambda *names: sum(work.get(name, 0.0) for name in names)  # noqa: E731
+
+    def get(*names: str) -> float:
+        return sum(work.get(name, 0.0) for name in names)
+
     if kind == "F2":
         return [
             get("conv_mac", "pointwise_mac", "dense_mac"),

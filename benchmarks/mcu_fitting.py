@@ -96,7 +96,7 @@ PRIOR_SD: Mapping[str, float] = {
 """Standard deviations of the log factors, chosen on leave-one-out scores."""
 NOISE_SD = 0.06
 HUBER = 2.0
-RANK = 60
+RANK = 120
 """Directions of parameter space kept for the uncertainty; leaving out weak ones widens intervals."""
 
 

@@ -155,7 +155,7 @@ class McuEmulator:
             *(ASSUMED_LATENCY_SD.get(name, 0.0) for name in target.assumed_fields),
         )
         width = half_width_at(fitted.half_width[knowledge], latency_sd)
-        power_kind = "assumed" if self._power_is_assumed(target) else "known"
+        power_kind = "assumed" if target.power.active_mw is None else "known"
         energy_width = math.hypot(width, NORMAL_90 * fitted.power_log_sd[power_kind])
         points = self.memory_points(network, target)
         peak = max(points, key=_point_bytes)
@@ -244,12 +244,6 @@ class McuEmulator:
             return target.power.active_mw
         supply = target.power.supply_v or TYPICAL_SUPPLY_V
         return CLASS_MA_PER_MHZ.get(target.core, 0.2) * supply * target.clock_mhz
-
-    @staticmethod
-    def _power_is_assumed(target: HardwareSpec) -> bool:
-        return target.power.active_mw is None or any(
-            name.startswith("power") for name in target.assumed_fields
-        )
 
     def _warnings(
         self,

@@ -101,7 +101,7 @@ class RooflineEmulator:
         """Return the cost of one operator; latency in ms, energy in mJ."""
         core = CORES[target.core]
         is_float = operator.activation_bits > 8
-        threads = float(target.core_count) ** THREAD_EXPONENT
+        threads = math.pow(target.core_count, THREAD_EXPONENT)
         macs_per_ms = self._peak(core, target, is_float=is_float) * threads * target.clock_mhz * 1e3
         share = EFFICIENCY.get(operator.kind, (0.5, 0.5))[0 if is_float else 1]
         compute_ms = self._rounded_macs(operator, target) / (macs_per_ms * share)
@@ -185,7 +185,7 @@ class RooflineEmulator:
     def _power_mw(target: HardwareSpec) -> float:
         if target.power.active_mw is not None:
             return target.power.active_mw
-        return CORES[target.core].active_mw * float(target.core_count) ** THREAD_EXPONENT
+        return CORES[target.core].active_mw * math.pow(target.core_count, THREAD_EXPONENT)
 
 
 def _traffic_bytes(operator: Operator) -> float:
