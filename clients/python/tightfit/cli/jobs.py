@@ -56,7 +56,7 @@ def list_jobs(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("JOB", "STATE", "TARGET", "BUDGET", "CREATED", "TOOK"):
-        table.add_column(heading, no_wrap=heading != "BUDGET")
+        table.add_column(heading, no_wrap=True)
     for result in found:
         spent = result["job"]["elapsed_seconds"]
         table.add_row(
@@ -67,7 +67,7 @@ def list_jobs(
             (result["job"]["create_time"] or "")[:19].replace("T", " "),
             format_duration(spent) if spent is not None else "",
         )
-    Console(highlight=False).print(table)
+    tables.print_wide(table)
 
 
 @app.command("show")

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +30,7 @@ _LIMIT_OPTIONS = frozenset(
     }
 )
 _ACCURACY_OPTIONS = frozenset({"--min-accuracy", "--max-accuracy-drop"})
+_LIST_WIDTH = 200
 _VERDICT_STYLES = {"SUCCEEDED": "bold green", "INFEASIBLE": "bold red", "FAILED": "bold red"}
 
 
@@ -147,6 +148,13 @@ def estimates(content: Mapping[str, Any]) -> Table:
         table.add_row(cost.label, *cells)
     table.add_row("MACs", *(Text(format_count(figures["macs"] or 0)) for figures in costs))
     return table
+
+
+def print_wide(table: Table) -> None:
+    """Print a list with one line per entry, however narrow the terminal is, so that it can be searched."""
+    console = Console(highlight=False)
+    console.width = max(console.width, _LIST_WIDTH)
+    console.print(table)
 
 
 def note_text(note: Mapping[str, Any]) -> str:

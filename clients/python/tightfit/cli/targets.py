@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
-from tightfit.cli import options
+from tightfit.cli import options, tables
 from tightfit.quantities import format_bytes
 from tightfit.result_file import target_content
 from tightfit.target_file import target_mapping
@@ -32,20 +31,19 @@ def list_targets(
         print(json.dumps(found, indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("NAME", "DEVICE", "CORE", "RAM", "FLASH", "RUNTIME"):
-        table.add_column(heading, no_wrap=heading == "NAME")
+    for heading in ("NAME", "CORE", "RAM", "FLASH", "RUNTIME"):
+        table.add_column(heading, no_wrap=True)
     for spec in found:
         clock = f"{spec['clock_mhz']:g} MHz" if spec["clock_mhz"] else ""
         count = spec["core_count"] or 1
         table.add_row(
             spec["name"],
-            spec["display_name"],
             f"{f'{count} x ' if count > 1 else ''}{spec['core']} {clock}".strip(),
             format_bytes(spec["ram_bytes"] or 0),
             format_bytes(spec["flash_bytes"] or 0),
             f"{spec['runtime']} {spec['runtime_version']}".strip(),
         )
-    Console().print(table)
+    tables.print_wide(table)
 
 
 @app.command("show")
