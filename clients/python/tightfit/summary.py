@@ -267,14 +267,21 @@ def _gain(result: Mapping[str, Any], best: Figures) -> str:
         parts.append(f"{ratio:.2f} times {word} than {name}")
     one, other = known_accuracy(best), known_accuracy(reference)
     if one is not None and other is not None:
-        points = (one - other) * 100
-        parts.append(
-            f"{abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
-            if abs(points) >= 0.005
-            else "the same accuracy"
-        )
+        parts.append(_accuracy_change(best, one, other))
     sentence = ", ".join(parts) + "." if parts else "It meets every limit."
     return sentence[0].upper() + sentence[1:]
+
+
+def _accuracy_change(best: Figures, accuracy: float, reference: float) -> str:
+    """Say what accuracy did; what the size of the evaluation set cannot tell apart is no change."""
+    points = (accuracy - reference) * 100
+    if abs(points) < 0.005:
+        return "the same accuracy"
+    words = f"{abs(points):.2f} points of accuracy {'gained' if points > 0 else 'lost'}"
+    low, high = best.get("accuracy_low"), best.get("accuracy_high")
+    if low is not None and high is not None and low <= reference <= high:
+        words += ", which is within the error of the evaluation set"
+    return words
 
 
 def relaxation_commands(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -58,7 +58,12 @@ def test_the_closest_trial_stands_where_nothing_fits() -> None:
 def test_the_verdict_compares_with_what_would_be_shipped_otherwise() -> None:
     assert verdict(results.succeeded()) == (
         "Fits nucleo-h7a3zi-q",
-        "2.28 times faster than int8 alone, 0.80 points of accuracy lost.",
+        "2.28 times faster than int8 alone, 1.00 points of accuracy lost.",
+    )
+    close = results.succeeded()
+    close["best"] |= {"accuracy": 0.9108, "accuracy_high": 0.9196}
+    assert verdict(close)[1].endswith(
+        "0.40 points of accuracy lost, which is within the error of the evaluation set."
     )
     unmeasured = results.succeeded() | {"baseline": None, "baseline_int8": None}
     assert verdict(unmeasured)[1] == "It meets every limit."

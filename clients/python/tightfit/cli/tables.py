@@ -15,6 +15,7 @@ from tightfit.summary import (
     COSTS,
     Cell,
     relaxation_commands,
+    shown_trial,
     summary_table,
     verdict,
 )
@@ -47,7 +48,8 @@ def outcome(result: Mapping[str, Any], *, command: Sequence[str] = ()) -> Render
     ]
     if sentence:
         parts.append(Text(sentence))
-    parts.append(summary(result))
+    if shown_trial(result) is not None or result["baseline"]:
+        parts.append(summary(result))
     if result.get("infeasibility"):
         parts.append(infeasibility(result, command=command))
     return Group(*parts)

@@ -265,7 +265,9 @@ def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup
             "td",
             _bar(cost / dearest, "cost", f"{cost * 100:.2f} points")
             if cost is not None
-            else element("span", "not pruned", class_="detail"),
+            else element(
+                "span", "follows its inputs" if is_narrower else "not pruned", class_="detail"
+            ),
             data_label="accuracy cost",
         ),
     )
