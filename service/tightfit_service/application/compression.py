@@ -207,11 +207,8 @@ class CompressionRun:
         sensitivity = from_plain(SensitivityOutcome, result.payload)
         for text in sensitivity.notes:
             await self._note("SENSITIVITY", text)
-        margins = (
-            margins_of(quantized.metrics.cost)
-            if quantized.metrics is not None
-            else margins_of(self._costs.estimate(self._facts.profile, self._format))
-        )
+        whole = self._costs.estimate(self._facts.profile, self._format)
+        margins = margins_of(quantized.metrics or Metrics(cost=whole, file_bytes=0))
         self._proposer = Proposer(
             costs=self._costs,
             profile=self._facts.profile,
@@ -283,7 +280,7 @@ class CompressionRun:
         if reference is None:
             return
         loss = reference.value - trial.metrics.selection_accuracy.value
-        self._proposer.observe(proposal, loss=loss, cost=trial.metrics.cost)
+        self._proposer.observe(proposal, loss=loss, metrics=trial.metrics)
 
     async def _finalists(self, *, can_train: bool) -> None:
         """Train the best candidates long; go on while the budget is missed and time is left."""
@@ -534,8 +531,8 @@ class CompressionRun:
         accuracy = known.value if known else 0.0
         quantity = self._spec.objective.quantity
         if quantity is Quantity.ACCURACY:
-            return (-accuracy, cost_of(trial.metrics.cost, Quantity.LATENCY), trial.index)
-        return (cost_of(trial.metrics.cost, quantity), -accuracy, trial.index)
+            return (-accuracy, cost_of(trial.metrics, Quantity.LATENCY), trial.index)
+        return (cost_of(trial.metrics, quantity), -accuracy, trial.index)
 
     def _layers(self, trial: Trial) -> tuple[LayerAttribution, ...]:
         assert trial.metrics is not None

@@ -21,7 +21,7 @@ from tightfit_service.domain.network import (
     Width,
 )
 from tightfit_service.domain.quantities import Interval
-from tightfit_service.domain.trial import COST_QUANTITIES
+from tightfit_service.domain.trial import COST_QUANTITIES, Metrics, cost_of
 from tightfit_service.search.problem import (
     CompressionProblem,
     GroupChoice,
@@ -237,13 +237,10 @@ def _full_channels(width: Width, space: PruningSpace) -> int:
     return width.channels({group.group_id: group.unit_count for group in space.groups})
 
 
-def margins_of(cost: CostEstimate) -> Mapping[Quantity, float]:
-    """Return, per cost quantity, how far the upper end of the estimate lies above its centre (ratio)."""
-    return {
-        quantity: interval.high / interval.value if interval.value > 0 else 1.0
-        for quantity in COST_QUANTITIES
-        for interval in (interval_of(cost, quantity),)
-    }
+def margins_of(metrics: Metrics) -> Mapping[Quantity, float]:
+    """Return, per cost quantity, how far what limits are held against lies above the centre (ratio)."""
+    centres = {q: interval_of(metrics.cost, q).value for q in COST_QUANTITIES}
+    return {q: cost_of(metrics, q) / centre if centre > 0 else 1.0 for q, centre in centres.items()}
 
 
 def preflight_notes(

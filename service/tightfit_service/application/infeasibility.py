@@ -111,7 +111,7 @@ def _relaxation(
             value = found.value
             is_better = best is None or value > best[0]
         else:
-            value = cost_of(metrics.cost, quantity)
+            value = cost_of(metrics, quantity)
             is_better = best is None or value < best[0]
         if is_better:
             best = (value, index)

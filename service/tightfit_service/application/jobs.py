@@ -233,7 +233,7 @@ def check_report(request: JobRequest, *, costs: CostModel, facts: ModelFacts) ->
     builder = ProblemBuilder(
         costs=costs, profile=facts.profile, space=facts.space, number_format=number_format
     )
-    margins = margins_of(as_shipped)
+    margins = margins_of(shipped)
     problem = builder.build(
         losses={group: [0.0] * len(steps) for group, steps in builder.group_levels().items()},
         budget=budget,

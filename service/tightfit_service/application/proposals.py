@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from tightfit_service.application.costing import CostModel, ProblemBuilder, interval_of
 from tightfit_service.application.work import SensitivityOutcome
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
-from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.network import NetworkProfile, PruningSpace
 from tightfit_service.domain.trial import (
     COST_QUANTITIES,
+    Metrics,
     Trial,
     TrialRole,
     TrialState,
@@ -142,10 +142,10 @@ class Proposer:
         """Return a candidate that follows from what was seen, or nothing when there is none new."""
         return self._new([self._asked("corrected by trials")])
 
-    def observe(self, proposal: Proposal, *, loss: float, cost: CostEstimate) -> None:
+    def observe(self, proposal: Proposal, *, loss: float, metrics: Metrics) -> None:
         """Learn from a trial: its true loss of accuracy and its re-estimated cost."""
         centres = {
-            quantity: interval_of(cost, quantity).high / self._margins.get(quantity, 1.0)
+            quantity: cost_of(metrics, quantity) / self._margins.get(quantity, 1.0)
             for quantity in COST_QUANTITIES
         }
         self._sampler.tell(proposal.kept, TrialOutcome(accuracy_loss=loss, costs=centres))
@@ -207,7 +207,7 @@ class Proposer:
                 self._pace_too_tight = max(self._pace_too_tight, proposal.pace)
         pace = (self._pace_too_tight + self._pace_met) / 2 if tried else FIRST_PACE
         quantity = self._objective.quantity
-        limit = pace * cost_of(self._whole, quantity)
+        limit = pace * interval_of(self._whole, quantity).high
         asked = self._budget.limit_of(quantity)
         budget = Budget(
             constraints=tuple(c for c in self._budget.constraints if c.quantity is not quantity)

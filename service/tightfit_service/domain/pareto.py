@@ -27,7 +27,7 @@ def _point(metrics: Metrics) -> tuple[float, ...]:
     known = metrics.accuracy or metrics.selection_accuracy
     return (
         -(known.value if known else 0.0),
-        *(cost_of(metrics.cost, quantity) for quantity in COST_QUANTITIES),
+        *(cost_of(metrics, quantity) for quantity in COST_QUANTITIES),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,3 +120,12 @@ def test_the_front_holds_exactly_what_nothing_beats(raw: list[tuple[int, int, in
 def test_trials_that_miss_a_limit_are_not_on_the_front() -> None:
     missed = Violation(quantity=Quantity.RAM, limit=1.0, actual=2.0)
     assert pareto_front([trial(0, metrics(1.0), violations=(missed,))]) == ()
+
+
+def test_a_size_limit_binds_the_file_as_well_as_the_flash() -> None:
+    limit = budget(Constraint(quantity=Quantity.SIZE, limit=150.0))
+    small_file = metrics(1.0, size=100.0)
+    assert violations(small_file, limit, baseline_accuracy=None) == ()
+    large_file = replace(small_file, file_bytes=200)
+    missed = violations(large_file, limit, baseline_accuracy=None)
+    assert [(v.quantity, v.actual) for v in missed] == [(Quantity.SIZE, 200.0)]
