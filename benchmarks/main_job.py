@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 from tightfit.dataset_file import packed, read_dataset_file
-
 from tightfit_service import bootstrap
 from tightfit_service.application.costing import CostModel, select_emulator
 from tightfit_service.application.plain import from_plain, to_plain
@@ -85,7 +84,9 @@ class Row:
 
 def main() -> None:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--target", default="nucleo-h7a3zi-q")
     parser.add_argument("--networks", default="resnet20,resnet8")
@@ -179,7 +180,13 @@ def row(network: str, what: str, metrics: Mapping[str, Any], seconds: float) -> 
 
 
 def uniform(
-    network: str, model: Path, manifest: Path, folder: Path, target: str, limit: float, trained: float
+    network: str,
+    model: Path,
+    manifest: Path,
+    folder: Path,
+    target: str,
+    limit: float,
+    trained: float,
 ) -> Row:
     """Prune every group by one share, train back as long as tightfit's winner was, evaluate."""
     handlers = bootstrap.build_handlers(Settings(data_dir=folder / "uniform"))
