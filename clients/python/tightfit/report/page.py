@@ -26,7 +26,7 @@ def render_report(result: Mapping[str, Any]) -> str:
     style, script = _asset("report.css"), _asset("plot.js")
     name = result["model"].get("file") or "model"
     return Template(_asset("template.html")).substitute(
-        policy=_policy(style=style, script=script),
+        policy=_policy(script),
         title=html.escape(f"{name}: {verdict(result)[0]}"),
         style=style,
         body=all_sections(result),
@@ -50,9 +50,8 @@ def embedded_json(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _policy(*, style: str, script: str) -> str:
+def _policy(script: str) -> str:
     """Allow this very script and nothing from elsewhere; bar widths are style attributes."""
-    del style
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
