@@ -29,16 +29,16 @@ from tightfit_service.search.problem import GroupChoice
 LOSS_AT_HALF = 0.05
 """Loss assumed, until a trial tells, when every group is halved and retrained.
 
-Of the order that structured pruning of small convolutional networks reports at a quarter of the MACs
-(2 to 8 points, Molchanov et al. 2019); only the first ladder depends on it, not what it ranks.
+An assumption that sets the scale only: which widths are proposed does not depend on it unless a loss is
+limited, and the first trials correct it.
 """
 IMPORTANCE_EXPONENT = 0.25
 """Between groups, means of scores are compared by their fourth roots.
 
 Scores rank units well within a group and hardly between groups: over random widths, retrained, the rank
 correlation of predicted with measured loss was 0.90 on the digits example (40 trials) and 0.88 on a
-ResNet-8 for CIFAR-10 (11 trials) with
-this exponent, 0.77 and 0.89 with 1 (`benchmarks/sensitivity_ranking.py`).
+ResNet-8 for CIFAR-10 (11 trials) with this exponent, 0.77 and 0.89 with 1
+(`benchmarks/sensitivity_ranking.py`).
 """
 _LEAST_KEPT_SHARE = 0.03
 """Added to the share kept, so that a group of hundreds does not become infinitely dear near its end."""
