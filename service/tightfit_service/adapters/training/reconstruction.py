@@ -137,18 +137,23 @@ def _rows(view: NodeView, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
     kernel = list(weight.shape[2:])
     stride, dilation, before, after = conv_window(view, x, kernel)
     padded = functional.pad(x, [before[1], after[1], before[0], after[0]])
+    sizes = [
+        (padded.shape[2 + axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        for axis in (0, 1)
+    ]
     random = np.random.default_rng(x.shape[0])
     parts = []
     for start in range(0, len(x), _CHUNK):
-        patches = functional.unfold(
-            padded[start : start + _CHUNK],
-            tuple(kernel),
-            dilation=tuple(dilation),
-            stride=tuple(stride),
+        places = random.permutation(sizes[0] * sizes[1])[: max(1, _ROWS // len(x))]
+        # Only the chosen patches are gathered: there are many more, and few are needed.
+        down, across = (
+            torch.from_numpy(
+                place[:, None] * stride[axis] + np.arange(kernel[axis]) * dilation[axis]
+            )
+            for axis, place in enumerate(np.divmod(places, sizes[1]))
         )
-        places = random.permutation(patches.shape[2])[: max(1, _ROWS // len(x))]
-        chosen = patches[:, :, torch.from_numpy(places)]
-        parts.append(chosen.transpose(1, 2).reshape(-1, patches.shape[1]))
+        chosen = padded[start : start + _CHUNK][:, :, down[:, :, None], across[:, None, :]]
+        parts.append(chosen.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(parts)
 
 
