@@ -11,20 +11,30 @@ def pareto_front(trials: Sequence[Trial]) -> tuple[int, ...]:
     """Return the indices of the feasible, non-dominated trials, most accurate first.
 
     One trial dominates another when it is no worse in accuracy and all costs, and better in one.
-    Equal trials stay, the earliest of them first.
+    Accuracies are those on the selection set where all trials have one, so that like is compared with
+    like; a trial that the evaluation set has judged is dominated only by another such trial. Equal
+    trials stay, the earliest of them first.
     """
     feasible = [(t, t.metrics) for t in trials if t.is_feasible and t.metrics is not None]
-    points = {trial.index: _point(metrics) for trial, metrics in feasible}
+    by_selection = all(metrics.selection_accuracy is not None for _, metrics in feasible)
+    points = {
+        trial.index: _point(metrics, by_selection=by_selection) for trial, metrics in feasible
+    }
+    judged = {trial.index for trial, metrics in feasible if metrics.accuracy is not None}
     front = [
         index
         for index, point in points.items()
-        if not any(_dominates(other, point) for other in points.values())
+        if not any(
+            _dominates(other, point)
+            for rival, other in points.items()
+            if rival in judged or index not in judged
+        )
     ]
     return tuple(sorted(front, key=lambda index: (points[index], index)))
 
 
-def _point(metrics: Metrics) -> tuple[float, ...]:
-    known = metrics.accuracy or metrics.selection_accuracy
+def _point(metrics: Metrics, *, by_selection: bool) -> tuple[float, ...]:
+    known = metrics.selection_accuracy if by_selection else metrics.accuracy
     return (
         -(known.value if known else 0.0),
         *(cost_of(metrics, quantity) for quantity in COST_QUANTITIES),

@@ -129,3 +129,11 @@ def test_a_size_limit_binds_the_file_as_well_as_the_flash() -> None:
     large_file = replace(small_file, file_bytes=200)
     missed = violations(large_file, limit, baseline_accuracy=None)
     assert [(v.quantity, v.actual) for v in missed] == [(Quantity.SIZE, 200.0)]
+
+
+def test_a_screened_trial_does_not_push_a_judged_one_off_the_front() -> None:
+    judged = replace(metrics(2.0, 0.9), selection_accuracy=metrics(2.0, 0.92).accuracy)
+    screened = replace(metrics(2.0, None), selection_accuracy=metrics(2.0, 0.95).accuracy)
+    worse = replace(metrics(2.0, 0.91), selection_accuracy=metrics(2.0, 0.90).accuracy)
+    trials = [trial(0, judged), trial(1, screened), trial(2, worse)]
+    assert pareto_front(trials) == (1, 0), "selection accuracy decides among all"
