@@ -29,6 +29,7 @@ from typing import Any
 
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit_service import bootstrap
+from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.costing import CostModel, select_emulator
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
@@ -221,7 +222,7 @@ def _uniform(
     costs = CostModel(
         emulator=select_emulator(bootstrap.emulators(), hardware),
         target=hardware,
-        telemetry=bootstrap.PrometheusTelemetry(),
+        telemetry=PrometheusTelemetry(),
     )
     keep = _largest_share(facts, files["graph"].read_bytes(), handlers, scored, costs, limit)
     recipe = Recipe(

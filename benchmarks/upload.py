@@ -49,7 +49,7 @@ MANIFEST = {
 }
 
 
-class Bare(dataset_pb2_grpc.DatasetServiceServicer):
+class Bare:
     """Reads uploads and forgets them."""
 
     def UploadDataset(  # noqa: N802  # the name of the method in the contract
@@ -64,7 +64,18 @@ def serve_bare(pipe: Connection) -> None:
     server = grpc.server(
         futures.ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", 8 << 20)]
     )
-    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(Bare(), server)
+    handler = grpc.stream_unary_rpc_method_handler(
+        Bare().UploadDataset,
+        request_deserializer=dataset_pb2.UploadDatasetRequest.FromString,
+        response_serializer=dataset_pb2.DatasetUpload.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler(
+                "tightfit.v1.DatasetService", {"UploadDataset": handler}
+            ),
+        )
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     pipe.send(port)
@@ -223,7 +234,7 @@ def report(rounds: list[dict[str, Any]], megabytes: int) -> None:
     """Print medians, and the ratio round by round."""
 
     def median(key: str) -> float:
-        return statistics.median(r[key] for r in rounds)
+        return float(statistics.median(r[key] for r in rounds))
 
     print(f"{megabytes} MB over loopback, {len(rounds)} rounds, medians")
     for key, what in (

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from grpc_health.v1 import (  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import (
     health,
     health_pb2,
 )

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-from grpc_health.v1 import (  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import (
     health,
     health_pb2,
     health_pb2_grpc,
 )
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # ships no types
+from grpc_reflection.v1alpha import reflection
 
 from tightfit.v1 import (
     artifact_pb2,

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_health.v1 import (  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import (
     health_pb2,
     health_pb2_grpc,
 )
-from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]  # ships no types
+from grpc_reflection.v1alpha import (
     reflection_pb2,
     reflection_pb2_grpc,
 )

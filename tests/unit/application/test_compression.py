@@ -159,8 +159,9 @@ async def test_an_accuracy_floor_out_of_reach_is_explained_by_the_best_that_fits
     assert why is not None
     assert Quantity.ACCURACY in why.binding
     needed = {r.quantity: r.needed for r in why.relaxations}
-    assert needed[Quantity.ACCURACY] is not None
-    assert 0 < needed[Quantity.ACCURACY] < BASELINE_ACCURACY
+    accuracy = needed[Quantity.ACCURACY]
+    assert accuracy is not None
+    assert 0 < accuracy < BASELINE_ACCURACY
 
 
 async def test_a_cost_is_minimised_inside_an_accuracy_limit() -> None:
