@@ -166,6 +166,7 @@ class ScriptedExecutor:
             accuracy=accuracy,
             selection_accuracy=accuracy,
             parity=0.0,
+            file_bytes=40_000,
             train_count=5000,
             evaluation_count=1000,
         )

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fakes.damaged_models import damaged
+from fakes.networks import NETWORKS
 from running_server import RunningServer
 from tightfit import Client, compression_spec
 from tightfit.errors import TightfitError
@@ -226,3 +228,24 @@ def test_bad_input_names_field_and_remedy_and_leaves_the_server_up(
         assert client.create_job(request, validate_only=True).name not in jobs
         client.cancel_job(jobs[0])
     assert server.is_running
+
+
+@pytest.mark.slow
+def test_500_damaged_models_never_end_the_server(server: RunningServer, tmp_path: Path) -> None:
+    models = [NETWORKS[name](0) for name in ("mlp", "split_branches", "squeeze_excite")]
+    taken, refused = 0, []
+    with server.client() as client:
+        for seed in range(500):
+            file = tmp_path / "damaged.onnx"
+            file.write_bytes(damaged(models[seed % len(models)], seed))
+            try:
+                client.upload_model(file)
+                taken += 1
+            except TightfitError as error:
+                refused.append(error)
+    assert server.is_running
+    assert taken > 25
+    assert len(refused) > 25
+    for refusal in refused:
+        assert refusal.reason in ("INVALID_MODEL", "WORK_FAILED"), refusal
+        assert refusal.remedy, refusal

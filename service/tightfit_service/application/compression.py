@@ -15,12 +15,11 @@ the finished ones done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import structlog
-
 from tightfit_service.application.attribution import attribute_layers
+from tightfit_service.application.choice import best_trial, closest_trial, summary
 from tightfit_service.application.costing import (
     CostModel,
     margins_of,
@@ -41,7 +40,7 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.proposals import Proposal, Proposer
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.stages import Stages
 from tightfit_service.application.work import (
     BASELINE,
     SENSITIVITY,
@@ -54,7 +53,7 @@ from tightfit_service.application.work import (
     unit_digest,
 )
 from tightfit_service.domain.budget import Quantity
-from tightfit_service.domain.errors import TightfitError, UnavailableError
+from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import (
     JobEventKind,
@@ -70,11 +69,8 @@ from tightfit_service.domain.trial import (
     Trial,
     TrialRole,
     TrialState,
-    cost_of,
     violations,
 )
-
-log = structlog.get_logger(__name__)
 
 SENSITIVITY_SHARES = (0.25, 0.5)
 """Shares of a group that are cut, alone and untrained, to correct the importance scores."""
@@ -91,7 +87,6 @@ MAX_FAILURES = 3
 """Failed trials after which the job gives up: the cause is then not one candidate."""
 
 RESERVE_SECONDS = 5.0
-STORE_RETRIES = 5
 UNIT_TIMEOUT_SECONDS = 3_600.0
 
 
@@ -122,6 +117,9 @@ class CompressionRun:
         self._format = context.cost_model.preferred_format(context.facts.profile)
         self._began = context.clock.monotonic() - journal.job.spent_seconds
         self._stored: dict[int, Trial] = {}
+        self._stages = Stages(
+            journal, store=context.store, executor=context.executor, telemetry=context.telemetry
+        )
         self._trials: dict[int, Trial] = {}
         self._outcomes: dict[int, TrialOutcome] = {}
         self._baseline: Metrics | None = None
@@ -151,7 +149,7 @@ class CompressionRun:
         await self._finish()
 
     async def _preflight(self) -> None:
-        await self._stage("preflight", "what can help on this target", fraction=0.01)
+        await self._stages.enter("preflight", "what can help on this target", begin=0.0, end=0.02)
         self._notes = preflight_notes(
             costs=self._costs,
             profile=self._facts.profile,
@@ -162,8 +160,8 @@ class CompressionRun:
             await self._journal.event(JobEventKind.NOTE, note.message, stage="preflight")
 
     async def _measure_baseline(self) -> BaselineOutcome:
-        await self._stage("baseline", "measuring the model as it came", fraction=0.02)
-        result = await self._unit(
+        await self._stages.enter("baseline", "measuring the model as it came", begin=0.02, end=0.05)
+        result = await self._stages.run(
             WorkUnit(
                 kind=BASELINE,
                 payload={"model": to_plain(self._facts)},
@@ -179,7 +177,7 @@ class CompressionRun:
         outcome = from_plain(BaselineOutcome, result.payload)
         self._baseline = Metrics(
             cost=self._costs.estimate(self._facts.profile, NumberFormat.FLOAT32),
-            file_bytes=self._model_bytes(),
+            file_bytes=outcome.file_bytes,
             accuracy=outcome.accuracy,
             selection_accuracy=outcome.selection_accuracy,
         )
@@ -190,8 +188,8 @@ class CompressionRun:
         return self._spec.objective.quantity is not Quantity.ACCURACY or not quantized.is_feasible
 
     async def _search(self, baseline: BaselineOutcome, quantized: Trial) -> None:
-        await self._stage("sensitivity", "what each channel is worth", fraction=0.06)
-        result = await self._unit(
+        await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
+        result = await self._stages.run(
             WorkUnit(
                 kind=SENSITIVITY,
                 payload={
@@ -220,7 +218,7 @@ class CompressionRun:
             margins=margins,
             seed=self._spec.seed,
         )
-        await self._stage("solve", "widths that meet the whole budget", fraction=0.15)
+        await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
         can_train = baseline.train_count > 0
         missed = await asyncio.to_thread(self._proposer.out_of_reach)
         if missed:
@@ -235,7 +233,7 @@ class CompressionRun:
         """Run the smallest network, as evidence of how far the budget is from reach."""
         assert self._proposer is not None
         proposal = self._proposer.smallest()
-        await self._stage("trial", "the smallest network there is", fraction=0.3)
+        await self._stages.enter("trial", "the smallest network there is", begin=0.15, end=0.95)
         await self._proposed(
             self._next_index(),
             TrialRole.FINALIST,
@@ -256,8 +254,11 @@ class CompressionRun:
             is_late = rounds > 0 and self._elapsed - began + last > allowed
             if is_late or not self._may_start_trial(keep_for_final=1):
                 break
-            await self._stage(
-                "trial", f"screening: {proposal.origin}", fraction=0.15 + 0.05 * rounds
+            await self._stages.enter(
+                "trial",
+                f"screening: {proposal.origin}",
+                begin=min(0.4, 0.15 + 0.05 * rounds),
+                end=min(0.4, 0.2 + 0.05 * rounds),
             )
             trial = await self._proposed(
                 self._next_index(),
@@ -269,7 +270,9 @@ class CompressionRun:
             rounds += 1
             self._learn(trial, proposal)
             if not proposals and rounds >= 2:  # two observations before asking again
-                await self._stage("solve", "solving again with what was seen", fraction=0.4)
+                await self._stages.enter(
+                    "solve", "solving again with what was seen", begin=0.4, end=0.4
+                )
                 proposals = await asyncio.to_thread(self._proposer.next_round)
 
     def _learn(self, trial: Trial, proposal: Proposal) -> None:
@@ -286,6 +289,8 @@ class CompressionRun:
         """Train the best candidates long; go on while the budget is missed and time is left."""
         assert self._proposer is not None
         tried: list[Trial] = []
+        # Where accuracy is the objective, the first finalist takes all the time there is.
+        shares = 1 if self._spec.objective.quantity is Quantity.ACCURACY else MAX_FINALISTS
         while len(tried) < MAX_FINALISTS and (not tried or self._may_start_trial(keep_for_final=0)):
             proposal = await asyncio.to_thread(
                 self._proposer.finalist, tuple(tried), tuple(self._trials.values())
@@ -293,10 +298,11 @@ class CompressionRun:
             if proposal is None:
                 break
             rest = self._rest_seconds(shared_by=self._finalists_left(tried))
-            await self._stage(
+            await self._stages.enter(
                 "finish",
                 f"long recovery: {proposal.origin}",
-                fraction=0.45 + 0.5 * len(tried) / MAX_FINALISTS,
+                begin=0.45 + 0.5 * min(1.0, len(tried) / shares),
+                end=0.45 + 0.5 * min(1.0, (len(tried) + 1) / shares),
             )
             recovery = (
                 RecoverySettings(epochs=FINAL_EPOCHS, max_seconds=rest, seed=self._spec.seed)
@@ -376,7 +382,7 @@ class CompressionRun:
             trial = replace(trial, state=TrialState.RUNNING, input_digest=unit_digest(unit))
             await self._journal.trial(trial, f"trial {index} started")
         try:
-            result = await self._unit(unit)
+            result = await self._stages.run(unit)
         except TightfitError as error:
             trial = replace(trial, state=TrialState.FAILED, error=str(error))
             self._trials[index] = trial
@@ -388,7 +394,7 @@ class CompressionRun:
             return trial
         if trial.state is not TrialState.COMPLETED:
             trial = self._completed(trial, result)
-            await self._journal.trial(trial, f"trial {index}: {self._summary(trial)}")
+            await self._journal.trial(trial, f"trial {index}: {summary(trial)}")
             self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
         self._trials[index] = trial
         self._outcomes[index] = from_plain(TrialOutcome, result.payload)
@@ -459,13 +465,13 @@ class CompressionRun:
         )
 
     async def _finish(self) -> None:
-        await self._stage("package", "choosing the winner", fraction=0.97)
+        await self._stages.enter("package", "choosing the winner", begin=0.97, end=1.0)
         result = self._result()
         if result.best_trial is not None:
             best = self._trials[result.best_trial]
             await self._journal.enter(
                 JobState.SUCCEEDED,
-                f"trial {best.index} fits: {self._summary(best)}",
+                f"trial {best.index} fits: {summary(best)}",
                 result=result,
                 end_time=self._context.clock.now(),
             )
@@ -499,11 +505,7 @@ class CompressionRun:
     def _result(self) -> JobResult:
         best = self._best()
         quantized = self._trials.get(0)
-        shown = best or min(
-            (t for t in self._ordered() if t.index in self._outcomes and t.metrics is not None),
-            key=lambda t: max((v.excess_ratio for v in t.violations), default=0.0),
-            default=None,
-        )
+        shown = best or closest_trial(t for t in self._ordered() if t.index in self._outcomes)
         return JobResult(
             baseline=self._baseline,
             baseline_int8=quantized.metrics if quantized else None,
@@ -514,25 +516,7 @@ class CompressionRun:
         )
 
     def _best(self) -> Trial | None:
-        """Return the feasible trial that is best by the objective on the selection set.
-
-        A trial whose evaluation accuracy is unknown (screening) may only win when no finalist fits,
-        and only if no accuracy limit is set, since limits are on the evaluation set.
-        """
-        feasible = [t for t in self._ordered() if t.is_feasible and t.metrics is not None]
-        evaluated = [
-            t for t in feasible if t.metrics is not None and t.metrics.accuracy is not None
-        ]
-        return min(evaluated, key=self._rank, default=None)
-
-    def _rank(self, trial: Trial) -> tuple[float, ...]:
-        assert trial.metrics is not None
-        known = trial.metrics.selection_accuracy or trial.metrics.accuracy
-        accuracy = known.value if known else 0.0
-        quantity = self._spec.objective.quantity
-        if quantity is Quantity.ACCURACY:
-            return (-accuracy, cost_of(trial.metrics, Quantity.LATENCY), trial.index)
-        return (cost_of(trial.metrics, quantity), -accuracy, trial.index)
+        return best_trial(self._ordered(), self._spec.objective.quantity)
 
     def _layers(self, trial: Trial) -> tuple[LayerAttribution, ...]:
         assert trial.metrics is not None
@@ -557,72 +541,9 @@ class CompressionRun:
         await self._journal.update(result=self._result(), spent_seconds=self._elapsed)
         self._context.telemetry.best_so_far(self._journal.job.job_id, self._best())
 
-    async def _unit(self, unit: WorkUnit) -> WorkResult:
-        """Run a unit with its progress told; a store that is away for a moment is waited for."""
-        for attempt in range(STORE_RETRIES):
-            try:
-                return await self._with_progress(
-                    lambda report: run_cached(
-                        unit,
-                        executor=self._context.executor,
-                        store=self._context.store,
-                        telemetry=self._context.telemetry,
-                        on_progress=report,
-                    )
-                )
-            except UnavailableError as error:
-                if attempt + 1 == STORE_RETRIES:
-                    raise
-                log.warning("unit.retried", unit=unit.label, error=str(error))
-                await _pause(2.0**attempt)
-        raise AssertionError("unreachable")
-
-    async def _with_progress(
-        self, work: Callable[[Callable[[float, str], None]], Awaitable[WorkResult]]
-    ) -> WorkResult:
-        """Await the work while its latest progress message is written at most every two seconds."""
-        latest: list[tuple[float, str]] = []
-
-        def report(share: float, text: str) -> None:
-            latest[:] = [(share, text)]
-
-        async def tell() -> None:
-            while True:
-                await asyncio.sleep(2.0)
-                if latest:
-                    share, text = latest.pop()
-                    await self._journal.event(
-                        JobEventKind.PROGRESS, f"{text} ({share:.0%})", fraction=self._fraction
-                    )
-
-        teller = asyncio.create_task(tell())
-        try:
-            return await work(report)
-        finally:
-            teller.cancel()
-            await asyncio.gather(teller, return_exceptions=True)
-
-    async def _stage(self, stage: str, message: str, *, fraction: float) -> None:
-        self._fraction = fraction
-        await self._journal.event(JobEventKind.STAGE, message, stage=stage, fraction=fraction)
-
-    _fraction = 0.0
-
     async def _note(self, code: str, message: str) -> None:
         self._notes = (*self._notes, PreflightNote(code=code, message=message))
         await self._journal.event(JobEventKind.NOTE, message)
-
-    def _summary(self, trial: Trial) -> str:
-        assert trial.metrics is not None
-        known = trial.metrics.accuracy or trial.metrics.selection_accuracy
-        accuracy = "no accuracy" if known is None else f"accuracy {known.value:.4f}"
-        latency = trial.metrics.cost.latency_ms
-        verdict = (
-            "fits"
-            if trial.is_feasible
-            else "misses " + ", ".join(str(v.quantity) for v in trial.violations)
-        )
-        return f"{accuracy}, {latency.value:.3g} ms (at most {latency.high:.3g}), {verdict}"
 
     @property
     def _elapsed(self) -> float:
@@ -634,9 +555,6 @@ class CompressionRun:
             self._spec.dataset_digest is not None
         )  # jobs without a dataset are refused on creation
         return self._spec.dataset_digest
-
-    def _model_bytes(self) -> int:
-        return 4 * self._facts.parameter_count
 
     def _ordered(self) -> list[Trial]:
         return [self._trials[index] for index in sorted(self._trials)]
@@ -660,7 +578,3 @@ class CompressionRun:
         )
         left = self._spec.search_limits.max_seconds - self._elapsed
         return max(1.0, round(left / shared_by - overhead, 1))
-
-
-async def _pause(seconds: float) -> None:
-    await asyncio.sleep(seconds)

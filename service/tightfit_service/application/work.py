@@ -108,6 +108,7 @@ class BaselineOutcome:
     accuracy: Accuracy | None
     selection_accuracy: Accuracy | None
     parity: float
+    file_bytes: int
     train_count: int
     evaluation_count: int
 
@@ -252,9 +253,8 @@ class WorkHandlers:
         evaluation = _needed(dataset, SplitName.EVALUATION)
         on_progress(0.05, "comparing with the original file on real inputs")
         count = min(PARITY_SAMPLES, len(evaluation))
-        parity = self.importer.check_parity(
-            inputs["model"].read_bytes(), graph, [evaluation.inputs(slice(0, count))]
-        )
+        original = inputs["model"].read_bytes()
+        parity = self.importer.check_parity(original, graph, [evaluation.inputs(slice(0, count))])
         on_progress(0.2, "accuracy of the model as it came")
         onnx = self.evaluators[ModelFormat.ONNX]
         train = dataset.samples(SplitName.TRAIN)
@@ -263,6 +263,7 @@ class WorkHandlers:
             accuracy=_accuracy(onnx, graph, evaluation),
             selection_accuracy=_accuracy(onnx, graph, selection),
             parity=parity,
+            file_bytes=len(original),
             train_count=0 if train is None else len(train),
             evaluation_count=len(evaluation),
         )

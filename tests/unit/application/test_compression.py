@@ -240,7 +240,7 @@ async def test_a_store_that_is_away_for_a_moment_is_waited_for(
 
     bench = Bench(latency(WHOLE_LATENCY_MS / 2))
     bench.executor.fail[2] = UnavailableError("the store does not answer")
-    monkeypatch.setattr("tightfit_service.application.compression._pause", at_once)
+    monkeypatch.setattr("tightfit_service.application.stages._pause", at_once)
     job = await bench.run()
     assert job.state is JobState.SUCCEEDED
     assert all(t.state is TrialState.COMPLETED for t in bench.trials())

@@ -1,0 +1,104 @@
+"""The stages of a running job: units of work run with their progress told and short outages waited out."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.ports import (
+    Executor,
+    JobStore,
+    Telemetry,
+    WorkResult,
+    WorkUnit,
+)
+from tightfit_service.application.units import run_cached
+from tightfit_service.domain.errors import UnavailableError
+from tightfit_service.domain.job import JobEventKind
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_SECONDS = 2.0
+"""A long unit writes its progress this often; each event is a row in the database."""
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """Shares of the whole job, from 0 to 1, at which the present stage begins and ends."""
+
+    begin: float = 0.0
+    end: float = 0.0
+
+    def at(self, share: float) -> float:
+        return self.begin + share * (self.end - self.begin)
+
+
+class Stages:
+    """Tells where a job stands, and runs its units. Used by the task that owns the job."""
+
+    def __init__(
+        self, journal: JobJournal, *, store: JobStore, executor: Executor, telemetry: Telemetry
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._executor = executor
+        self._telemetry = telemetry
+        self._span = _Span()
+
+    async def enter(self, stage: str, message: str, *, begin: float, end: float) -> None:
+        """Begin a stage that takes the job from one share done to another."""
+        self._span = _Span(begin=begin, end=end)
+        await self._journal.event(JobEventKind.STAGE, message, stage=stage, fraction=begin)
+
+    async def run(self, unit: WorkUnit) -> WorkResult:
+        """Run a unit, or find its result remembered; a store that is away for a moment is waited for.
+
+        Raises:
+            TightfitError: What the unit raised, or UnavailableError after several attempts.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._run(unit)
+            except UnavailableError as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                log.warning("unit.retried", unit=unit.label, error=str(error))
+                await _pause(2.0**attempt)
+        raise AssertionError("unreachable")
+
+    async def _run(self, unit: WorkUnit) -> WorkResult:
+        latest: list[tuple[float, str]] = []
+
+        def report(share: float, text: str) -> None:
+            latest[:] = [(share, text)]
+
+        teller = asyncio.create_task(self._tell(latest))
+        try:
+            return await run_cached(
+                unit,
+                executor=self._executor,
+                store=self._store,
+                telemetry=self._telemetry,
+                on_progress=report,
+            )
+        finally:
+            teller.cancel()
+            await asyncio.gather(teller, return_exceptions=True)
+
+    async def _tell(self, latest: list[tuple[float, str]]) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            if latest:
+                share, text = latest.pop()
+                await self._journal.event(
+                    JobEventKind.PROGRESS, f"{text} ({share:.0%})", fraction=self._span.at(share)
+                )
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
