@@ -1,9 +1,9 @@
 """Finds or starts a real S3 server for tests.
 
 A running one is named by TIGHTFIT_TEST_S3_URL, TIGHTFIT_TEST_S3_ACCESS_KEY and
-TIGHTFIT_TEST_S3_SECRET_KEY. Otherwise a gateway script is looked for at TIGHTFIT_S3_SERVER and at
-`../shared/tools/s3-server` beside the repository. It must know `start PORT DIR`, which prints
-S3_URL=, S3_ACCESS_KEY= and S3_SECRET_KEY= lines and returns when the server answers, and `destroy DIR`.
+TIGHTFIT_TEST_S3_SECRET_KEY. Otherwise TIGHTFIT_S3_SERVER may name a script that starts one. It must
+know `start PORT DIR`, which prints S3_URL=, S3_ACCESS_KEY= and S3_SECRET_KEY= lines and returns when the
+server answers, and `destroy DIR`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_BESIDE_REPOSITORY = Path(__file__).parents[3] / "shared" / "tools" / "s3-server"
 _START_SECONDS = 240
 
 
@@ -40,12 +39,13 @@ def find_s3_gateway(directory: Path) -> Iterator[S3Gateway]:
             secret_key=os.environ.get("TIGHTFIT_TEST_S3_SECRET_KEY", ""),
         )
         return
-    script = Path(os.environ.get("TIGHTFIT_S3_SERVER", _BESIDE_REPOSITORY))
-    if not script.exists():
+    named = os.environ.get("TIGHTFIT_S3_SERVER")
+    if not named:
         yield S3Gateway(
-            reason_missing=f"no S3 server: TIGHTFIT_TEST_S3_URL is not set and {script} does not exist"
+            reason_missing="no S3 server: neither TIGHTFIT_TEST_S3_URL nor TIGHTFIT_S3_SERVER is set"
         )
         return
+    script = Path(named)
     try:
         yield _start(script, directory)
     finally:
