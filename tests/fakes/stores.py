@@ -70,7 +70,7 @@ class InMemoryStore:
     def get_job(self, project: str, job_id: str) -> Job:
         job = self.jobs.get(job_id)
         if job is None or job.project != project:
-            raise NotFoundError(f"there is no job {job_id}", field="name")
+            raise NotFoundError(f"there is no job {job_id}", field="name", remedy="list the jobs")
         return job
 
     @_transaction
@@ -166,7 +166,7 @@ class InMemoryStore:
     def get_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         record = self.assets.get((project, kind, asset_id))
         if record is None:
-            raise NotFoundError(f"there is no {kind} {asset_id}", field="name")
+            raise NotFoundError(f"there is no {kind} {asset_id}", field="name", remedy="list them")
         return record
 
     @_transaction
@@ -204,4 +204,4 @@ class InMemoryStore:
 
     def _known(self, job_id: str) -> None:
         if job_id not in self.jobs:
-            raise NotFoundError(f"there is no job {job_id}", field="name")
+            raise NotFoundError(f"there is no job {job_id}", field="name", remedy="list the jobs")

@@ -1,0 +1,184 @@
+"""What is refused before a job is made, and what the preflight says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from fakes.clock import FakeClock
+from fakes.linear_emulator import LinearEmulator
+from fakes.records import START
+from fakes.scripted_work import ScriptedExecutor, facts
+from fakes.stores import InMemoryStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.jobs import JobDesk
+from tightfit_service.application.journal import EventHub, JobJournal
+from tightfit_service.application.ports import AssetRecord
+from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.use_cases import JobRequest
+from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
+from tightfit_service.domain.errors import (
+    AlreadyExistsError,
+    InvalidBudgetError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedError,
+)
+from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
+
+WHOLE_MS = facts().macs * 1e-6
+
+
+def board(core: str = "cortex-m7") -> HardwareSpec:
+    return HardwareSpec(
+        name="board",
+        display_name="A board",
+        core=core,
+        clock_mhz=100.0,
+        memory=Memory(ram_bytes=1 << 16, flash_bytes=1 << 18),
+        runtime=Runtime(name="TFLM"),
+    )
+
+
+class OneBoard:
+    """A catalogue of one target."""
+
+    def get(self, name: str) -> HardwareSpec:
+        if name != "board":
+            raise NotFoundError(f"no target {name!r}", field="target", remedy="did you mean board?")
+        return board()
+
+    def list(self) -> Sequence[HardwareSpec]:
+        return [board()]
+
+    def complete(self, partial: Mapping[str, Any]) -> HardwareSpec:
+        return board(**partial)
+
+
+@pytest.fixture
+def desk() -> JobDesk:
+    store, telemetry, clock, hub = InMemoryStore(), RecordingTelemetry(), FakeClock(), EventHub()
+    executor = ScriptedExecutor()
+    for kind, asset_id in (("model", "m"), ("dataset", "d")):
+        store.add_asset(
+            AssetRecord(
+                asset_id=asset_id,
+                project="p",
+                kind=kind,
+                digest=asset_id.encode().hex() * 32,
+                size_bytes=1,
+                display_name="",
+                create_time=START,
+            )
+        )
+    hardware = HardwareLibrary(
+        catalogue=OneBoard(),
+        emulators=[LinearEmulator()],
+        records=store,
+        results=store,
+        executor=executor,
+        telemetry=telemetry,
+    )
+
+    async def never(_: JobJournal) -> None:
+        raise AssertionError("no job runs here")
+
+    scheduler = JobScheduler(
+        store=store, run_job=never, hub=hub, clock=clock, telemetry=telemetry, concurrent_jobs=1
+    )
+    return JobDesk(
+        jobs=store,
+        records=store,
+        hardware=hardware,
+        executor=executor,
+        scheduler=scheduler,
+        hub=hub,
+        clock=clock,
+        telemetry=telemetry,
+    )
+
+
+def request(*constraints: Constraint, **changes: Any) -> JobRequest:
+    values: dict[str, Any] = {
+        "model": "m",
+        "dataset": "d",
+        "target": "board",
+        "budget": Budget(constraints=constraints),
+        **changes,
+    }
+    return JobRequest(**values)
+
+
+def at_most(quantity: Quantity, limit: float) -> Constraint:
+    return Constraint(quantity=quantity, limit=limit)
+
+
+async def test_a_request_id_makes_one_job(desk: JobDesk) -> None:
+    first = await desk.create("p", request(request_id="r"))
+    again = await desk.create("p", request(request_id="r"))
+    assert first.job_id == again.job_id
+    with pytest.raises(AlreadyExistsError):
+        await desk.create("p", request(request_id="r", seed=1))
+
+
+async def test_validating_makes_no_job(desk: JobDesk) -> None:
+    job = await desk.validate("p", request())
+    assert job.spec.target == board()
+    with pytest.raises(NotFoundError):
+        await desk.get("p", job.job_id)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "field"),
+    [
+        (request(model="x"), NotFoundError, None),
+        (request(dataset="x"), NotFoundError, None),
+        (request(dataset=""), InvalidRequestError, "dataset"),
+        (request(target="bord"), NotFoundError, "target"),
+        (request(target={"core": "z80"}), UnsupportedError, "hardware_target"),
+        (request(output_format=ModelFormat.PT2), InvalidRequestError, "output_format"),
+        (
+            request(at_most(Quantity.RAM, 1 << 20)),
+            InvalidBudgetError,
+            "budget.max_ram_bytes",
+        ),
+        (
+            request(at_most(Quantity.SIZE, 1 << 20)),
+            InvalidBudgetError,
+            "budget.max_size_bytes",
+        ),
+        (
+            request(objective=Objective(quantity=Quantity.LATENCY)),
+            InvalidBudgetError,
+            "budget.min_accuracy",
+        ),
+    ],
+)
+async def test_what_cannot_be_meant_is_refused_with_a_remedy(
+    desk: JobDesk, wrong: JobRequest, error: type[Exception], field: str | None
+) -> None:
+    with pytest.raises(error) as caught:
+        await desk.create("p", wrong)
+    assert getattr(caught.value, "remedy", "")
+    if field is not None:
+        assert getattr(caught.value, "field", "") == field
+
+
+@pytest.mark.parametrize(
+    ("limit", "fits", "reachable"),
+    [(2 * WHOLE_MS, True, True), (WHOLE_MS / 2, False, True), (WHOLE_MS / 1000, False, False)],
+)
+async def test_the_preflight_tells_what_fits_and_what_can_be_reached(
+    desk: JobDesk, limit: float, fits: bool, reachable: bool
+) -> None:
+    report = await desk.check("p", request(at_most(Quantity.LATENCY, limit), dataset=""))
+    assert (report.fits_already, report.reachable) == (fits, reachable)
+    codes = {note.code for note in report.notes}
+    assert "NOT_PRUNABLE" in codes
+    assert ("BUDGET_BELOW_REACH" in codes) == (not reachable)
+    assert report.baseline_int8 is not None
+    assert report.baseline_int8.cost.latency_ms.value == pytest.approx(WHOLE_MS)
+    assert report.baseline.cost.latency_ms.value == pytest.approx(4 * WHOLE_MS)
