@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types imports protos protos-check chart docs-check clean serve
+.PHONY: help demo test check format lint types imports protos protos-check chart figures clean serve
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -28,7 +28,7 @@ demo: $(VENV)/.installed  ## Set up everything and compress the digits model for
 test: $(VENV)/.installed-dev  ## Set up everything and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint types imports protos-check chart test  ## Everything that a change must pass
+check: lint types imports protos-check chart figures test  ## Everything that a change must pass
 
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff format .
@@ -54,6 +54,9 @@ protos-check: $(VENV)/.installed-dev  ## Stub drift, and buf lint where buf is i
 
 chart: $(VENV)/.installed-dev  ## Lint and validate the Helm chart
 	$(BIN)/python -m pytest tests/unit/helm
+
+figures: $(VENV)/.installed-dev  ## Whether README and docs show what the benchmarks measured
+	$(BIN)/python benchmarks/publish.py --check
 
 serve: $(VENV)/.installed  ## Run a server on localhost:50051
 	$(BIN)/tightfit serve

@@ -79,7 +79,7 @@ SCREENING_EPOCHS = 1.0
 FINAL_EPOCHS = 30.0
 """Beyond about 30 epochs of distillation the gain per epoch is below the evaluation's error."""
 
-SCREENING_TIME_SHARE = 0.25
+SCREENING_TIME_SHARE = 0.2
 """Share of the search time that screening may take in all."""
 
 MAX_FINALISTS = 4

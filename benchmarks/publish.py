@@ -1,0 +1,134 @@
+"""Writes the figures of the benchmarks into the README and docs/benchmarks.md.
+
+The scripts beside this one store what they measured in `benchmarks/results/*.json`; nothing is typed in
+by hand. `--check` changes nothing and ends with 1 where a page differs from the results.
+
+Usage: python benchmarks/publish.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def between(text: str, name: str, content: str) -> str:
+    """Return the text with what stands between the markers of that name replaced.
+
+    Raises:
+        ValueError: The markers are not there.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, found, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"no markers for {name}")
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+def main_job(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of the main job."""
+    lines = [
+        "| network | model | top-1 of the exported file | 95 % interval | estimated latency (at most) | MACs | file | job |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        job = f"{row['seconds'] / 60:.1f} min" if row["seconds"] else ""
+        lines.append(
+            f"| {row['network']} | {row['what']} | {row['accuracy']:.2%} | "
+            f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%} | "
+            f"{row['latency_ms']:.1f} ms ({row['latency_high_ms']:.1f}) | "
+            f"{row['macs'] / 1e6:.1f} M | {row['file_bytes'] / 1024:.0f} KiB | {job} |"
+        )
+    return "\n".join(lines)
+
+
+def verdicts(rows: Sequence[dict[str, Any]]) -> str:
+    """Return one line per network on what the main job reached."""
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        by_what = {row["what"]: row for row in rows if row["network"] == network}
+        ours = by_what.get("tightfit")
+        before = by_what["as it came (float32)"]
+        limit = by_what["int8 only"]["latency_ms"] / 2
+        if ours is None:
+            lines.append(f"- {network}: nothing met {limit:.1f} ms.")
+            continue
+        lost = 100 * (before["accuracy"] - ours["accuracy"])
+        line = (
+            f"- {network}: at most {ours['latency_high_ms']:.1f} ms of the {limit:.1f} ms allowed, "
+            f"{lost:.2f} points lost"
+        )
+        uniform = by_what.get("uniform pruning, same training time")
+        if uniform is not None:
+            line += f"; uniform pruning lost {100 * (before['accuracy'] - uniform['accuracy']):.2f}"
+        lines.append(line + ".")
+    return "\n".join(lines)
+
+
+def upload(rounds: Sequence[dict[str, float]]) -> str:
+    """Return the table of the upload benchmark."""
+
+    def median(key: str) -> float:
+        return float(statistics.median(r[key] for r in rounds))
+
+    lines = ["| 200 MB over loopback | seconds | against the bare stream |", "|---|---|---|"]
+    for key, what in (
+        ("bare_s", "bare gRPC stream"),
+        ("sent_s", "tightfit, until all bytes were taken"),
+        ("whole_s", "tightfit, until stored, checked and recorded"),
+    ):
+        ratio = statistics.median(r["bare_s"] / r[key] for r in rounds)
+        lines.append(f"| {what} | {median(key):.2f} | {ratio:.0%} |")
+    growth = max(r["memory_growth_bytes"] for r in rounds)
+    lines.append("")
+    lines.append(f"The server's memory grew by at most {growth / 1e6:.0f} MB meanwhile.")
+    return "\n".join(lines)
+
+
+def pages() -> dict[Path, str]:
+    """Return the pages as the results would have them."""
+    rows = [
+        row
+        for network in ("resnet20", "resnet8")
+        if (file := RESULTS / f"main_job_{network}.json").exists()
+        for row in json.loads(file.read_text())
+    ]
+    readme, document = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+    text = document.read_text()
+    text = between(text, "main-job", main_job(rows) + "\n\n" + verdicts(rows))
+    rounds = json.loads((RESULTS / "upload.json").read_text())
+    text = between(text, "upload", upload(rounds))
+    return {
+        readme: between(readme.read_text(), "main-job", main_job(rows)),
+        document: text,
+    }
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    stale = [path for path, text in pages().items() if path.read_text() != text]
+    if arguments.check:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} differs from benchmarks/results", file=sys.stderr)
+        return 1 if stale else 0
+    for path, text in pages().items():
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
