@@ -6,6 +6,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # torch is installed by its exact version first: a range would let pip pick a newer build with gigabytes of CUDA.
 TORCH := torch==2.13.0
 
+PYTEST_ARGS ?= -m "not long"
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format lint types imports protos protos-check chart figures clean serve
 

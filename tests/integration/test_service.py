@@ -230,14 +230,15 @@ def test_bad_input_names_field_and_remedy_and_leaves_the_server_up(
     assert server.is_running
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_500_damaged_models_never_end_the_server(server: RunningServer, tmp_path: Path) -> None:
     models = [NETWORKS[name](0) for name in ("mlp", "split_branches", "squeeze_excite")]
     taken, refused = 0, []
     with server.client() as client:
         for seed in range(500):
             file = tmp_path / "damaged.onnx"
-            file.write_bytes(damaged(models[seed % len(models)], seed))
+            # A file of no bytes never leaves the client: one byte more or less is damage enough.
+            file.write_bytes(damaged(models[seed % len(models)], seed) or b"\0")
             try:
                 client.upload_model(file)
                 taken += 1

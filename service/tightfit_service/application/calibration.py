@@ -15,6 +15,9 @@ METHODS = ("minmax", "percentile", "mse")
 _BIN_COUNT = 2048
 """Of the histograms that percentile and mse look at; as onnxruntime's own calibrators have."""
 _PERCENTILE = 99.999
+_SMALLEST_SPAN = 1e-30
+"""Narrower than this, float32 has no room to tell bins apart; the tensor is zero in all but name."""
+
 _CLIP_STEPS = 48
 """Candidate ranges that the mse method tries, from the whole range down to a fifth of it."""
 _SMALLEST_CLIP = 0.2
@@ -85,7 +88,7 @@ def _histograms(
     for batch in batches:
         for name, values in batch.items():
             span = ranges.get(name)
-            if span is not None and span.high > span.low:
+            if span is not None and span.high - span.low > _SMALLEST_SPAN:
                 # np.histogram searches edges, which is several times slower for equal bins.
                 place = (values.reshape(-1) - span.low) * (_BIN_COUNT / (span.high - span.low))
                 bins = np.clip(place.astype(np.int32), 0, _BIN_COUNT - 1)

@@ -40,6 +40,8 @@ def test_zero_is_always_inside(method: str) -> None:
 def test_a_constant_tensor_has_its_own_range(method: str) -> None:
     assert ranges_of(np.zeros(8), method) == TensorRange(low=0.0, high=0.0)
     assert ranges_of(np.ones(8), method).high == pytest.approx(1.0, rel=1e-3)
+    tiny = float(np.finfo(np.float32).tiny)
+    assert ranges_of(np.full(8, tiny), method) == TensorRange(low=0.0, high=tiny)
 
 
 @pytest.mark.parametrize("method", ["percentile", "mse"])
