@@ -227,7 +227,6 @@ class AssetLibrary:
             executor=self._executor,
             store=self._results,
             telemetry=self._telemetry,
-            on_progress=lambda _share, _text: None,
         )
 
     async def _forget(self, digest: str) -> None:

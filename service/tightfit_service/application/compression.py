@@ -297,7 +297,7 @@ class CompressionRun:
             )
             if proposal is None:
                 break
-            rest = self._rest_seconds(shared_by=self._finalists_left(tried))
+            rest = self._rest_seconds(shared_by=max(1, shares - len(tried)))
             await self._stages.enter(
                 "finish",
                 f"long recovery: {proposal.origin}",
@@ -316,12 +316,6 @@ class CompressionRun:
             self._learn(trial, proposal)
             if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
                 break
-
-    def _finalists_left(self, tried: Sequence[Trial]) -> int:
-        """Return by how many trials the remaining time is shared."""
-        if self._spec.objective.quantity is Quantity.ACCURACY:
-            return 1
-        return max(1, MAX_FINALISTS - len(tried))
 
     def _screening(self, can_train: bool) -> RecoverySettings | None:  # noqa: FBT001  # one flag, private
         if not can_train:

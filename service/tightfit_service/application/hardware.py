@@ -86,7 +86,6 @@ class HardwareLibrary:
             executor=self._executor,
             store=self._results,
             telemetry=self._telemetry,
-            on_progress=lambda _share, _text: None,
         )
         return from_plain(ModelFacts, result.payload), result.outputs["graph"]
 

@@ -184,7 +184,6 @@ class JobDesk:
             executor=self._executor,
             store=self._jobs,
             telemetry=self._telemetry,
-            on_progress=lambda _share, _text: None,
         )
 
 

@@ -15,13 +15,17 @@ from tightfit_service.application.ports import (
 from tightfit_service.application.work import unit_digest
 
 
+def _quiet(_share: float, _text: str) -> None:
+    return
+
+
 async def run_cached(
     unit: WorkUnit,
     *,
     executor: Executor,
     store: JobStore,
     telemetry: Telemetry,
-    on_progress: ProgressCallback,
+    on_progress: ProgressCallback = _quiet,
 ) -> WorkResult:
     """Return the remembered result of the unit, or run it and remember what it gave.
 
