@@ -25,6 +25,13 @@ class ModelFormat(enum.StrEnum):
     ONNX = "onnx"
     TFLITE = "tflite"
     PT2 = "pt2"
+    """PyTorch's torch.export; input only."""
+    C_ARRAY = "c"
+    """A TFLite file as C source with its size constants; output only."""
+    OPENVINO = "openvino"
+    """OpenVINO IR, both of its files in one zip archive; output only."""
+    EXECUTORCH = "executorch"
+    """ExecuTorch program (`.pte`); output only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 class OperatorKind(enum.StrEnum):
@@ -193,3 +194,43 @@ class PruningSpace:
     output_widths: Mapping[str, Width] = field(default_factory=dict)
     tensor_widths: Mapping[str, Width] = field(default_factory=dict)
     frozen: tuple[FrozenChannels, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another way to compute one node, which a pass can make: lower precision, a factorised layer.
+
+    Attributes:
+        node: Name of the node; it keeps it (for a chain of nodes, the last one does).
+        pass_name: The pass that makes it.
+        label: A few words for people: `rank 12`, `int4 weights`.
+        parameters: What the pass wants for this node; the recipe's step holds it under
+            `nodes[node]`.
+        operators: What the runtime executes instead of the node's operator, in order, at full
+            width: the first reads the node's input channels, the last makes its output channels,
+            and widths in between do not follow those of the neighbours.
+        error: Relative squared error of the node's output, in [0, 1], on weights alone where no
+            data was seen; the first guess of what the alternative costs in accuracy.
+    """
+
+    node: str
+    pass_name: str
+    label: str
+    parameters: Mapping[str, Any]
+    operators: tuple[Operator, ...]
+    error: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Another form of the whole network that a pass can make: fewer blocks, smaller inputs.
+
+    Attributes:
+        pass_name: The pass that makes it.
+        label: A few words for people: `without stage3/block2`, `inputs of 24x24`.
+        parameters: The step's parameters.
+    """
+
+    pass_name: str
+    label: str
+    parameters: Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,10 +88,10 @@ class StaticQuantizationPass:
                 field="model",
                 remedy="export the model with a single input",
             )
-        _check_float_nodes(given, settings.float_nodes)
+        float_nodes = _float_nodes(given, settings)
         model = _prepared(given)
         ranges = calibrate(lambda: activations(model, calibration), method=settings.method)
-        return _with_qdq(model, ranges, settings)
+        return _with_qdq(model, ranges, settings, float_nodes)
 
 
 def activations(
@@ -138,15 +138,23 @@ def _float_activations(model: onnx.ModelProto) -> tuple[list[str], int]:
     return names, sum(sizes[name] for name in names)
 
 
-def _check_float_nodes(model: onnx.ModelProto, float_nodes: Iterable[str]) -> None:
+def _float_nodes(model: onnx.ModelProto, settings: QuantizationSettings) -> list[str]:
+    """Return the nodes that stay in float."""
     known = {node.name for node in model.graph.node}
-    for name in float_nodes:
+    for name, number_format in settings.node_formats.items():
         if name not in known:
             raise InvalidRequestError(
-                f"there is no node {name!r} to keep in float",
-                field="quantization.float_nodes",
+                f"there is no node {name!r} to keep in {number_format}",
+                field="quantization.node_formats",
                 remedy="use node names of the working graph",
             )
+        if number_format not in (NumberFormat.INT8, NumberFormat.FLOAT32):
+            raise UnsupportedError(
+                f"node {name!r} cannot be quantized to {number_format}",
+                field="quantization.node_formats",
+                remedy="use int8 or float32",
+            )
+    return [n for n, f in settings.node_formats.items() if f is NumberFormat.FLOAT32]
 
 
 def _prepared(given: onnx.ModelProto) -> onnx.ModelProto:
@@ -166,7 +174,10 @@ def _prepared(given: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_qdq(
-    model: onnx.ModelProto, ranges: Mapping[str, TensorRange], settings: QuantizationSettings
+    model: onnx.ModelProto,
+    ranges: Mapping[str, TensorRange],
+    settings: QuantizationSettings,
+    float_nodes: list[str],
 ) -> bytes:
     operators = sorted({*QLinearOpsRegistry, *QDQRegistry} - _FLOAT_OPERATORS)
     spans: dict[str, Any] = {
@@ -180,7 +191,7 @@ def _with_qdq(
         QuantType.QInt8,
         TensorsData(CalibrationMethod.MinMax, spans),
         [],
-        list(settings.float_nodes),
+        float_nodes,
         operators,
         {"WeightSymmetric": True, "ActivationSymmetric": False},
     )

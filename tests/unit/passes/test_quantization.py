@@ -73,7 +73,7 @@ def test_convolutions_have_a_scale_per_channel_if_told(per_channel: bool) -> Non
 def test_softmax_and_named_nodes_stay_in_float() -> None:
     plain = NETWORKS["plain_cnn"](0)
     first = next(node.name for node in plain.graph.node if node.op_type == "Conv")
-    model = quantized("plain_cnn", float_nodes=(first,))
+    model = quantized("plain_cnn", node_formats={first: NumberFormat.FLOAT32})
     makers = {name: node.op_type for node in model.graph.node for name in node.output}
     kept = next(node for node in model.graph.node if node.name == first)
     assert makers.get(kept.input[1]) != "DequantizeLinear"
@@ -112,7 +112,7 @@ def test_graphs_of_old_opsets_are_raised() -> None:
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'nothing'"):
-        quantized("mlp", float_nodes=("nothing",))
+        quantized("mlp", node_formats={"nothing": NumberFormat.FLOAT32})
     with pytest.raises(InvalidRequestError, match="entropy"):
         quantized("mlp", method="entropy")
     with pytest.raises(UnsupportedError, match="float16"):

@@ -172,6 +172,6 @@ def _shorten_tensor_names(graph: GraphProto) -> None:
 
 
 def _notes(settings: QuantizationSettings) -> tuple[str, ...]:
-    if settings.number_format is NumberFormat.INT8 and settings.float_nodes:
-        return ("kept in float: " + ", ".join(settings.float_nodes),)
+    if settings.number_format is NumberFormat.INT8 and settings.node_formats:
+        return ("kept in float: " + ", ".join(settings.node_formats),)
     return ()

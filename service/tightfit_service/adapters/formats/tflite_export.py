@@ -101,10 +101,10 @@ def _check_settings(settings: QuantizationSettings) -> None:
             field="quantization.number_format",
             remedy="use int8 or float32",
         )
-    if settings.float_nodes and settings.number_format is NumberFormat.INT8:
+    if settings.node_formats and settings.number_format is NumberFormat.INT8:
         raise UnsupportedError(
             "TFLite files that keep single nodes in float are not offered",
-            field="quantization.float_nodes",
+            field="quantization.node_formats",
             remedy="leave the list empty, or export as ONNX",
         )
 

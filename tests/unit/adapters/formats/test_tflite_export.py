@@ -118,7 +118,7 @@ def test_number_formats_nodes_and_inputs_that_are_not_offered() -> None:
     with pytest.raises(UnsupportedError, match="int16x8"):
         exported(model, QuantizationSettings(number_format=NumberFormat.INT16X8))
     with pytest.raises(UnsupportedError, match="single nodes"):
-        exported(model, QuantizationSettings(float_nodes=("fc1",)))
+        exported(model, QuantizationSettings(node_formats={"fc1": NumberFormat.FLOAT32}))
     with pytest.raises(UnsupportedError, match="2 inputs"):
         exported(NETWORKS["several_outputs"](0), INT8)
 

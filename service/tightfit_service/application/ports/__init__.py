@@ -1,0 +1,80 @@
+"""The Protocols that floor 3 implements; use cases know the outside world through these only.
+
+Graphs travel between ports as serialized ONNX models (`bytes`) in working form: checked, opset and
+batch normalised by the importer, every node uniquely named. A port never changes what it was given.
+Unless a port says otherwise it may be called from several threads at once.
+"""
+
+from tightfit_service.application.ports.artifacts import ArtifactStore, UploadStaging, UploadTicket
+from tightfit_service.application.ports.datasets import DatasetReader, DataSynthesizer, OpenDataset
+from tightfit_service.application.ports.execution import (
+    Clock,
+    Executor,
+    Telemetry,
+    WorkHandler,
+    WorkResult,
+    WorkUnit,
+)
+from tightfit_service.application.ports.export import (
+    Evaluator,
+    ExportedModel,
+    Exporter,
+    QuantizationSettings,
+)
+from tightfit_service.application.ports.hardware import Emulator, TargetCatalogue
+from tightfit_service.application.ports.models import (
+    GraphInspector,
+    ImportedModel,
+    ModelImporter,
+    TensorSignature,
+)
+from tightfit_service.application.ports.records import AssetRecord, AssetStore, JobStore, Page
+from tightfit_service.application.ports.techniques import (
+    GraphPass,
+    NetworkPass,
+    NodePass,
+    PassContext,
+    ProgressCallback,
+    RecoveryResult,
+    RecoverySettings,
+    StructuredPruning,
+    Trainer,
+)
+
+__all__ = [
+    "ArtifactStore",
+    "AssetRecord",
+    "AssetStore",
+    "Clock",
+    "DataSynthesizer",
+    "DatasetReader",
+    "Emulator",
+    "Evaluator",
+    "Executor",
+    "ExportedModel",
+    "Exporter",
+    "GraphInspector",
+    "GraphPass",
+    "ImportedModel",
+    "JobStore",
+    "ModelImporter",
+    "NetworkPass",
+    "NodePass",
+    "OpenDataset",
+    "Page",
+    "PassContext",
+    "ProgressCallback",
+    "QuantizationSettings",
+    "RecoveryResult",
+    "RecoverySettings",
+    "StructuredPruning",
+    "TargetCatalogue",
+    "Telemetry",
+    "TensorSignature",
+    "Trainer",
+    "UploadStaging",
+    "UploadTicket",
+    "WorkHandler",
+    "WorkResult",
+    "WorkUnit",
+]

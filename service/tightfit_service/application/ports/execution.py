@@ -1,0 +1,122 @@
+"""Units of work in processes, time, and telemetry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from tightfit_service.application.ports.techniques import ProgressCallback
+from tightfit_service.domain.job import Job, JobState
+from tightfit_service.domain.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkUnit:
+    """A pure unit of work: the same kind, payload and inputs give the same result.
+
+    Attributes:
+        kind: Which handler runs it (see `application.work`).
+        payload: Plain JSON data.
+        inputs: Name to digest; the executor provides them to the worker as files.
+        timeout_seconds: The worker is killed after this.
+    """
+
+    kind: str
+    payload: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    timeout_seconds: float = 3_600.0
+    label: str = ""
+    """For logs: `job 3f2c trial 4`. Not part of the identity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkResult:
+    """What a unit of work produced: plain JSON data, and files by digest (already in the artifact store)."""
+
+    payload: Mapping[str, Any]
+    outputs: Mapping[str, str] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Runs units of work in processes that can be killed."""
+
+    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+        """Run a unit to its end.
+
+        Cancelling the awaiting task kills the worker with all its children within a second and
+        frees its slot. `on_progress` is called on the event loop.
+
+        Raises:
+            WorkFailedError: The worker raised, died, ran out of memory or time. Errors of the domain
+                that the handler raised arrive as themselves.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Start workers."""
+        ...
+
+    async def stop(self) -> None:
+        """Kill all workers and wait until they are gone."""
+        ...
+
+
+class WorkHandler(Protocol):
+    """Runs inside a worker process."""
+
+    def __call__(
+        self,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        output_dir: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+        """Return the result's payload and the files it wrote below `output_dir`, by name."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, injected so that tests own it."""
+
+    def now(self) -> datetime:
+        """Return the present time, UTC, timezone-aware."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump."""
+        ...
+
+
+class Telemetry(Protocol):
+    """Where the use cases report what happens; Prometheus in production, nothing in most tests."""
+
+    def job_state(self, job: Job, before: JobState | None) -> None:
+        """Report a new job (`before` None) or a change of state."""
+        ...
+
+    def trial_finished(self, job_id: str, trial: Trial) -> None:
+        """Report a trial's end with its stage times."""
+        ...
+
+    def best_so_far(self, job_id: str, trial: Trial | None) -> None:
+        """Report the best trial of a running job; None when the job has ended and its series can go."""
+        ...
+
+    def emulator_called(self, emulator: str, seconds: float) -> None:
+        """Report one estimate."""
+        ...
+
+    def worker_restarted(self, reason: str) -> None:
+        """Report that a worker process was replaced (`killed`, `crashed`, `timeout`, `memory`)."""
+        ...
+
+    def artifact_bytes(self, direction: str, count: int) -> None:
+        """Report bytes `received`, `sent`, `stored` or `deleted`."""
+        ...
+
+    def cache_lookup(self, *, hit: bool) -> None:
+        """Report a look-up in the cache of work results."""
+        ...

@@ -1,0 +1,96 @@
+"""Files for the target: written, reloaded, evaluated in their own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.quantities import Accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationSettings:
+    """How a graph is brought to the numbers it is exported in.
+
+    Attributes:
+        number_format: Of all nodes that `node_formats` does not name: `int8`; `int16x8` (activations
+            of 16 bits, weights of 8); `int4` (weights of 4 bits, activations of 8); `float16`,
+            `bfloat16`, `float32`.
+        node_formats: Formats of single nodes, by name in the working graph.
+        per_channel: One scale per output channel of a weight, or one per tensor.
+        method: How activation ranges are found: `minmax`; `percentile` (the tails beyond
+            `percentile` are clipped); `mse` (what clipping costs and rounding brings is balanced);
+            `entropy` (least KL divergence of histograms, as in TensorRT).
+        percentile: Share of values kept by `percentile`, in percent.
+        bias_correction: Biases are shifted by the mean error that rounding weights makes (Nagel et
+            al., ICCV 2019, measured on calibration data).
+    """
+
+    number_format: NumberFormat = NumberFormat.INT8
+    node_formats: Mapping[str, NumberFormat] = field(default_factory=dict)
+    per_channel: bool = True
+    method: str = "mse"
+    percentile: float = 99.99
+    bias_correction: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """A file for the target, reloaded in its runtime and compared with the graph it came from.
+
+    Attributes:
+        parity: Figures of the comparison (largest and mean difference of outputs, agreement of top-1).
+    """
+
+    data: bytes
+    format: ModelFormat
+    number_format: NumberFormat
+    parity: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+class Exporter(Protocol):
+    """Writes a working graph as a file of one format."""
+
+    def export(
+        self,
+        graph: bytes,
+        *,
+        calibration: Samples | None,
+        settings: QuantizationSettings,
+        metadata: Mapping[str, str],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> ExportedModel:
+        """Quantize as told, write, reload in the target's runtime, compare.
+
+        `calibration` is needed for integer formats. `metadata` travels inside the file. `ranges`
+        holds least and greatest values of activation tensors that training has fixed; tensors it
+        does not name are calibrated.
+
+        Raises:
+            ParityError: The reloaded file does not compute what the graph does.
+            UnsupportedError: The format cannot express the settings.
+        """
+        ...
+
+
+class Evaluator(Protocol):
+    """Runs exported files of one format in their own runtime."""
+
+    def outputs(self, data: bytes, inputs: FloatArray) -> npt.NDArray[np.float32]:
+        """Return the first output for a batch of float inputs in working layout, dequantized, shape (n, ...)."""
+        ...
+
+    def evaluate(self, data: bytes, samples: Samples) -> Accuracy:
+        """Return the declared metric over the samples.
+
+        Raises:
+            InvalidDatasetError: Samples have no labels, or shapes or labels do not fit the model.
+        """
+        ...

@@ -1,0 +1,65 @@
+"""Targets and what a network costs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
+from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.network import NetworkProfile, Operator
+
+
+class Emulator(Protocol):
+    """Predicts what a network costs on a target without the device. Pure and fast (milliseconds)."""
+
+    @property
+    def name(self) -> str:
+        """Short name for provenance and metrics."""
+        ...
+
+    def supports(self, target: HardwareSpec) -> bool:
+        """Whether this emulator has a model for the target's core class."""
+        ...
+
+    def estimate(
+        self, network: NetworkProfile, target: HardwareSpec, *, file_bytes: int | None = None
+    ) -> CostEstimate:
+        """Return the cost of a whole network. `file_bytes` is the exported file's size where known."""
+        ...
+
+    def operator_cost(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
+        """Return the cost of one operator; the sum over a network plus a constant gives `estimate`'s value."""
+        ...
+
+    def memory_points(
+        self, network: NetworkProfile, target: HardwareSpec
+    ) -> tuple[MemoryPoint, ...]:
+        """Return memory use per schedule point; its maximum gives `estimate`'s peak RAM value."""
+        ...
+
+
+class TargetCatalogue(Protocol):
+    """The named hardware targets."""
+
+    def get(self, name: str) -> HardwareSpec:
+        """Return a target.
+
+        Raises:
+            NotFoundError: No such target; the remedy offers the nearest names.
+        """
+        ...
+
+    def list(self) -> Sequence[HardwareSpec]:
+        """Return all targets by name."""
+        ...
+
+    def complete(self, partial: Mapping[str, Any]) -> HardwareSpec:
+        """Return a full spec from a partial description, the rest taken from the core's class.
+
+        Keys are those of `HardwareSpec`, nested as in the catalogue's YAML files.
+
+        Raises:
+            InvalidTargetError: Unknown keys, impossible figures, or a core that no class describes.
+        """
+        ...

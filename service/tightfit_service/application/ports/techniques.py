@@ -1,0 +1,196 @@
+"""Techniques: passes from graph to graph, and training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tightfit_service.application.ports.export import QuantizationSettings
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace, Variant
+
+
+class StructuredPruning(Protocol):
+    """Removal of whole channels, found by index propagation."""
+
+    def space(self, graph: bytes) -> PruningSpace:
+        """Return what can be removed and what cannot. Deterministic: the same graph, the same ids."""
+        ...
+
+    def apply(self, graph: bytes, keep: Mapping[str, Sequence[int]]) -> bytes:
+        """Return the graph with only the given units of each named group; others stay whole.
+
+        Raises:
+            InvalidRequestError: An unknown group, a unit out of range, or a group left empty.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassContext:
+    """What a pass may use beside the graph and its parameters.
+
+    Attributes:
+        calibration: Inputs of the network as it is before this pass, or None where there is no data.
+        seed: Of every random choice.
+    """
+
+    calibration: Samples | None = None
+    seed: int = 0
+
+
+class GraphPass(Protocol):
+    """One technique: a pure function from working graph to working graph. Safe for many threads."""
+
+    @property
+    def name(self) -> str:
+        """The name that recipes use."""
+        ...
+
+    def applies_to(self, graph: bytes, target: HardwareSpec) -> tuple[str, ...]:
+        """Return one sentence for each reason why the pass cannot help there; none when it can."""
+        ...
+
+    def check(self, graph: bytes, parameters: Mapping[str, Any]) -> None:
+        """Check parameters against a graph without applying them.
+
+        Raises:
+            InvalidRequestError: An unknown key, node or value out of range; `field` names it as
+                `parameters.<key>`.
+        """
+        ...
+
+    def apply(self, graph: bytes, parameters: Mapping[str, Any], context: PassContext) -> bytes:
+        """Return the graph with the technique applied; names of nodes that stay do not change.
+
+        Raises:
+            InvalidRequestError: As `check`.
+            InvalidDatasetError: The pass needs calibration samples and there are none.
+        """
+        ...
+
+
+class NodePass(GraphPass, Protocol):
+    """A technique that works on single nodes, with several strengths to choose from."""
+
+    def alternatives(
+        self, graph: bytes, profile: NetworkProfile, target: HardwareSpec
+    ) -> Mapping[str, Sequence[Alternative]]:
+        """Return, per node of the profile, its alternatives from mildest to strongest."""
+        ...
+
+
+class NetworkPass(GraphPass, Protocol):
+    """A technique that changes the network as a whole, with several strengths to choose from."""
+
+    def variants(self, graph: bytes, target: HardwareSpec) -> Sequence[Variant]:
+        """Return variants from mildest to strongest; the untouched network is not among them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySettings:
+    """How a compressed graph is trained back.
+
+    Attributes:
+        epochs: Passes over the training set (may be fractional).
+        max_seconds: The schedule is fitted into this time: where `epochs` would take longer, the
+            number of steps is reduced before the learning-rate schedule starts. None for no limit.
+        learning_rate: Peak of the one-cycle schedule; None lets the trainer find it.
+        distillation_weight: Share of the distillation loss against the label loss, in [0, 1].
+        temperature: Of the softened logits.
+        feature_weight: Weight of the loss between inner activations and those of the original, on
+            the channels that were kept; 0 leaves it out.
+        quantization_aware: The network is trained as the exported file will compute: weights and
+            activations rounded, per-channel scales, fused activations.
+        keep_zeros: Weights that are exactly zero stay so (after sparsity).
+        share_values: Weights of a layer that are equal stay equal (after clustering).
+    """
+
+    epochs: float = 1.0
+    max_seconds: float | None = None
+    batch_size: int = 128
+    learning_rate: float | None = None
+    weight_decay: float = 1e-4
+    distillation_weight: float = 0.9
+    temperature: float = 4.0
+    augmentation: str = "auto"
+    """`auto`, `none`, or `flip-crop` (for images)."""
+    feature_weight: float = 0.0
+    quantization_aware: bool = False
+    keep_zeros: bool = False
+    share_values: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryResult:
+    """A trained-back graph (BatchNorm folded again, input and output as before) and its history."""
+
+    graph: bytes
+    epochs: float
+    steps: int
+    history: tuple[Mapping[str, float], ...]
+    """Per evaluation point: epoch, loss, learning_rate, selection_accuracy where measured."""
+    notes: tuple[str, ...] = ()
+    """Rollbacks, number format used in training, conditioning applied."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """After quantization-aware training: least and greatest value per activation tensor of `graph`,
+    which the exporter has to use instead of calibrating."""
+
+
+ProgressCallback = Callable[[float, str], None]
+"""Called with the share done (0 to 1) and a short message; must return quickly and not raise."""
+
+
+class Trainer(Protocol):
+    """Gradients and training of working graphs. One call at a time per process."""
+
+    def importance(
+        self, graph: bytes, space: PruningSpace, samples: Samples, *, seed: int
+    ) -> Mapping[str, Sequence[float]]:
+        """Return, per group id, the importance of each unit: predicted increase of the loss when removed.
+
+        First-order Taylor (Molchanov et al., CVPR 2019): the squared sum of gradient times value,
+        accumulated over the unit's channels; comparable between groups.
+        """
+        ...
+
+    def recover(
+        self,
+        graph: bytes,
+        *,
+        teacher: bytes,
+        train: Samples,
+        selection: Samples,
+        settings: RecoverySettings,
+        cache_dir: Path,
+        on_progress: ProgressCallback,
+        quantization: QuantizationSettings | None = None,
+        more_teachers: Sequence[bytes] = (),
+        unlabeled: Samples | None = None,
+    ) -> RecoveryResult:
+        """Train `graph` back towards `teacher`.
+
+        Teacher outputs on training data may be kept in `cache_dir` between calls.
+
+        Args:
+            graph: The compressed network.
+            teacher: The original network.
+            train: Samples that weights are updated on.
+            selection: Samples that states are compared on.
+            settings: How to train.
+            cache_dir: Folder for teacher outputs.
+            on_progress: Told about progress.
+            quantization: How the result will be exported; needed for quantization-aware training.
+            more_teachers: Other networks for the same inputs and classes, whose answers are averaged
+                with the original's.
+            unlabeled: Further inputs, which only teachers answer for.
+
+        Raises:
+            DivergedError: Every rollback diverged again; the best state so far was no better than the start.
+        """
+        ...
