@@ -60,9 +60,17 @@ class StaticQuantizationPass:
         return (f"{target.name} does not compute in int8",)
 
     def quantize(
-        self, graph: bytes, *, calibration: Samples, settings: QuantizationSettings
+        self,
+        graph: bytes,
+        *,
+        calibration: Samples,
+        settings: QuantizationSettings,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> bytes:
         """Return the graph with QDQ pairs around every node that runs in int8.
+
+        Tensors that `ranges` names take their least and greatest value from there, as training
+        fixed them; the others are calibrated.
 
         Raises:
             UnsupportedError: Another number format than int8, several inputs, or a graph too old
@@ -90,8 +98,10 @@ class StaticQuantizationPass:
             )
         float_nodes = _float_nodes(given, settings)
         model = _prepared(given)
-        ranges = calibrate(lambda: activations(model, calibration), method=settings.method)
-        return _with_qdq(model, ranges, settings, float_nodes)
+        spans = calibrate(lambda: activations(model, calibration), method=settings.method)
+        for name, (low, high) in (ranges or {}).items():
+            spans[name] = TensorRange(low=min(low, 0.0), high=max(high, 0.0))
+        return _with_qdq(model, spans, settings, float_nodes)
 
 
 def activations(

@@ -92,6 +92,21 @@ def test_methods_differ() -> None:
     assert quantized("plain_cnn", method="minmax") != quantized("plain_cnn", method="mse")
 
 
+def test_given_ranges_are_not_calibrated() -> None:
+    model = NETWORKS["plain_cnn"](0)
+    name = model.graph.input[0].name
+    data = PASS.quantize(
+        model.SerializeToString(),
+        calibration=samples_for(model),
+        settings=QuantizationSettings(),
+        ranges={name: (-2.0, 3.1)},
+    )
+    result = onnx.load_from_string(data)
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    first = next(node for node in result.graph.node if node.input[0] == name)
+    assert arrays[first.input[1]] == pytest.approx(5.1 / 255)
+
+
 def test_calibration_runs_in_bounded_batches() -> None:
     model = onnx.shape_inference.infer_shapes(NETWORKS["plain_cnn"](0))
     seen = list(activations(model, samples_for(model, 70)))

@@ -29,9 +29,17 @@ class Quantizer(Protocol):
     """Turns a float graph into one with QDQ pairs; safe for several threads."""
 
     def quantize(
-        self, graph: bytes, *, calibration: Samples, settings: QuantizationSettings
+        self,
+        graph: bytes,
+        *,
+        calibration: Samples,
+        settings: QuantizationSettings,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> bytes:
-        """Return the quantized graph; `graph` is not changed."""
+        """Return the quantized graph; `graph` is not changed.
+
+        `ranges` holds least and greatest values of activation tensors that are not calibrated.
+        """
         ...
 
 
@@ -49,6 +57,7 @@ class OnnxExporter:
         calibration: Samples | None,
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> ExportedModel:
         """Quantize as told, write, reload in onnxruntime, compare.
 
@@ -64,7 +73,9 @@ class OnnxExporter:
             if calibration is None:
                 raise calibration_missing()
             model = load_model(
-                self._quantizer.quantize(graph, calibration=calibration, settings=settings)
+                self._quantizer.quantize(
+                    graph, calibration=calibration, settings=settings, ranges=ranges
+                )
             )
         elif settings.number_format is NumberFormat.FLOAT32:
             model = fold_batch_norms(given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import pytest
@@ -108,9 +110,14 @@ class _Zeroing:
     """A quantizer that loses all weights."""
 
     def quantize(
-        self, graph: bytes, *, calibration: Samples, settings: QuantizationSettings
+        self,
+        graph: bytes,
+        *,
+        calibration: Samples,
+        settings: QuantizationSettings,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> bytes:
-        del calibration, settings
+        del calibration, settings, ranges
         model = onnx.load_from_string(graph)
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT:
