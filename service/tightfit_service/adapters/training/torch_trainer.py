@@ -23,6 +23,7 @@ from tightfit_service.adapters.training.scoring import Score, find_augmentation
 from tightfit_service.adapters.training.teacher import VIEW_COUNT, Teacher, TeacherCache
 from tightfit_service.application.ports import (
     ProgressCallback,
+    QuantizationSettings,
     RecoveryResult,
     RecoverySettings,
 )
@@ -63,8 +64,18 @@ class TorchTrainer:
         settings: RecoverySettings,
         cache_dir: Path,
         on_progress: ProgressCallback,
+        quantization: QuantizationSettings | None = None,
+        more_teachers: Sequence[bytes] = (),
+        unlabeled: Samples | None = None,
     ) -> RecoveryResult:
         """Train `graph` back towards `teacher`; see `ports.Trainer`."""
+        del quantization
+        if more_teachers or unlabeled is not None or settings.quantization_aware:
+            raise UnsupportedError(
+                "training takes one teacher, labelled samples and float numbers",
+                field="recovery",
+                remedy="leave out more teachers, unlabeled samples and quantization",
+            )
         begun = time.monotonic()
         self._prepare_torch(settings.seed)
         _check_samples(train, "train")
