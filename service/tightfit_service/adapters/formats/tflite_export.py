@@ -19,7 +19,9 @@ from tightfit_service.adapters.formats.onnx_export import calibration_missing, s
 from tightfit_service.adapters.formats.parity import check_outputs, comparison_inputs, run_graph
 from tightfit_service.adapters.formats.tflite_convert import convert, is_channels_last
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.adapters.formats.tflite_match import correspond
 from tightfit_service.adapters.formats.tflite_quantize import quantize_file
+from tightfit_service.application.calibration import TensorRange
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
@@ -29,6 +31,7 @@ from tightfit_service.graph.structure import graph_inputs, graph_outputs
 
 _KEPT_METADATA = frozenset({b"min_runtime_version"})
 _CALIBRATION_BATCH = 32
+_MATCHED_SAMPLES = 3
 _TO_NHWC = (0, 2, 3, 1)
 _LAYOUT_OPERATORS = ("TRANSPOSE", "QUANTIZE", "DEQUANTIZE")
 
@@ -47,6 +50,7 @@ class TfliteExporter:
         calibration: Samples | None,
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> ExportedModel:
         """Quantize as told, write, reload in LiteRT, compare.
 
@@ -71,6 +75,7 @@ class TfliteExporter:
                 lambda: _batches(calibration, channels_last=channels_last),
                 method=settings.method,
                 per_channel=settings.per_channel,
+                given=_tensor_ranges(model, file, calibration, ranges or {}),
             )
         notes = _notes(file, is_quantized=is_quantized)
         _finish(file, model, metadata)
@@ -107,6 +112,34 @@ def _check_settings(settings: QuantizationSettings) -> None:
             field="quantization.node_formats",
             remedy="leave the list empty, or export as ONNX",
         )
+
+
+def _tensor_ranges(
+    model: ModelProto,
+    file: TfliteFile,
+    samples: Samples,
+    ranges: Mapping[str, tuple[float, float]],
+) -> dict[str, TensorRange]:
+    """Return given ranges of the graph's tensors by the names of the file's."""
+    if not ranges:
+        return {}
+    inputs = samples.inputs(slice(0, _MATCHED_SAMPLES))
+    turned = next(_batches(samples, channels_last=is_channels_last(model)))
+    name = graph_inputs(model)[0]
+    matches = correspond(
+        model,
+        file,
+        graph_samples=[{name: item[None]} for item in inputs],
+        file_samples=[[item[None]] for item in turned[:_MATCHED_SAMPLES]],
+    )
+    found: dict[str, TensorRange] = {}
+    for index, names in matches.tensors.items():
+        known = [ranges[name] for name in names if name in ranges]
+        if known:
+            low, high = known[-1]
+            tensor = file.graph.tensors[index].name.decode()
+            found[tensor] = TensorRange(low=min(0.0, low), high=max(0.0, high))
+    return found
 
 
 def _batches(samples: Samples, *, channels_last: bool) -> Iterator[FloatArray]:

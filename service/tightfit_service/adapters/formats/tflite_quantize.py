@@ -58,7 +58,12 @@ the quantizer leaves those of the float operators, on which strict runtimes insi
 
 
 def quantize_file(
-    file: TfliteFile, batches: InputBatches, *, method: str, per_channel: bool
+    file: TfliteFile,
+    batches: InputBatches,
+    *,
+    method: str,
+    per_channel: bool,
+    given: Mapping[str, TensorRange],
 ) -> TfliteFile:
     """Return the file with int8 weights and activations, int32 biases, int8 input and output.
 
@@ -68,8 +73,10 @@ def quantize_file(
         batches: Calibration inputs, any number at a time.
         method: Of calibration: `minmax`, `percentile` or `mse`.
         per_channel: Whether convolutions have a scale per output channel.
+        given: Ranges by tensor name that replace what calibration finds.
     """
     ranges = calibrate(lambda: _activations(file, batches()), method=method)
+    ranges.update(given)
     _bound_pool_padding(file, ranges)
     quantized = TfliteFile(_quantized(file.to_bytes(), ranges, per_channel=per_channel))
     for operator in quantized.graph.operators:

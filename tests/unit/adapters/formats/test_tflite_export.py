@@ -140,3 +140,21 @@ def test_only_images_that_the_graph_takes_channels_first_are_turned() -> None:
     turned = builder.node("turn", "Transpose", [image], perm=[0, 3, 1, 2])
     builder.node("gap", "GlobalAveragePool", [turned])
     assert not is_channels_last(builder.model({"gap_out": (3, 1, 1)}))
+
+
+@pytest.mark.slow
+def test_ranges_that_training_fixed_replace_calibrated_ones() -> None:
+    model = NETWORKS["mlp"](0)
+    name = next(node.output[0] for node in model.graph.node if node.op_type == "Relu")
+    found = EXPORTER.export(
+        model.SerializeToString(),
+        calibration=samples_for(model),
+        settings=INT8,
+        metadata={},
+        ranges={name: (0.0, 51.0), "no such tensor": (0.0, 1.0)},
+    )
+    file = TfliteFile(found.data)
+    first = file.operators("FULLY_CONNECTED")[0]
+    quantization = file.graph.tensors[int(first.outputs[0])].quantization
+    assert quantization.scale[0] == pytest.approx(51.0 / 255)
+    assert quantization.zeroPoint[0] == -128
