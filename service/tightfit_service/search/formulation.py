@@ -13,7 +13,10 @@ The program, after the multiple-choice knapsack of hardware-aware latency prunin
 3. x[p, u, v]: the two axes of a node have values u and v; continuous, with marginals d. Because the
    marginals are integral, x is too. Its cost is the emulator's own figure for that pair of widths,
    so no cost needs to be linear. Nodes on the same two axes share one x and one cost table.
-4. Peak RAM: one row per schedule point, linear in the units kept; dominated rows are left out.
+4. y[n, l, u, v]: node n is computed in the way of level l while its axes have values u and v; bounded
+   by x[u, v] and adding up to z[n, l], which makes it integral with them. It costs what that way
+   costs more, or less, than the ordinary one.
+5. Peak RAM: one row per schedule point, linear in the units kept; dominated rows are left out.
 
 Solutions are evaluated again with the exact costs; one that misses a limit (by interpolation or by
 the solver's tolerance) is cut off and the program solved again, so what is returned always fits.
@@ -64,6 +67,20 @@ class _PartialSum:
 _Plane = tuple[Axis, Axis]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Detour:
+    """The other ways to compute a node, against the ordinary one.
+
+    `at` is the plane or line that the node's cost was tabulated on, None where it has fixed widths.
+    `extra[quantity]` has one row per level of `levels`, over the points of that plane or line.
+    """
+
+    option_id: str
+    levels: tuple[int, ...]
+    at: _Plane | Axis | None
+    extra: Mapping[Quantity, Vector]
+
+
 class Formulation:
     """Cost tables of a problem, made once, and the programs for any limits and objective on them."""
 
@@ -74,8 +91,11 @@ class Formulation:
         self._lines: dict[Axis, dict[Quantity, Vector]] = {}
         self._planes: dict[_Plane, dict[Quantity, Vector]] = {}
         self._sums: dict[Axis, _PartialSum] = {}
+        self._detours: list[_Detour] = []
         for node in problem.nodes:
             self._tabulate(node)
+            if node.alternatives:
+                self._detours.append(self._detour(node))
         self._memory = _memory_rows(problem.memory)
 
     @property
@@ -115,6 +135,66 @@ class Formulation:
                 table[quantity] = table[quantity] + amounts.T
             return
         _accumulate(self._planes.setdefault(key, {}), plane, shape)
+
+    def _detour(self, node: NodeChoice) -> _Detour:
+        """Return what the other ways of a node that has been tabulated cost beyond the ordinary one."""
+        inner, outer = on_axis(node.input_width), on_axis(node.output_width)
+        at: _Plane | Axis | None
+        if inner.axis is None and outer.axis is None:
+            at, points = None, [(inner.fixed, outer.fixed)]
+        elif inner.axis is None or outer.axis is None or inner.axis == outer.axis:
+            at = inner.axis or outer.axis
+            assert at is not None
+            points = [(inner.channels(v), outer.channels(v)) for v in self._axes[at].values]
+        else:
+            rows, columns = self._axes[inner.axis].values, self._axes[outer.axis].values
+            at = (inner.axis, outer.axis)
+            if at in self._planes:
+                points = [(inner.channels(u), outer.channels(v)) for u in rows for v in columns]
+            else:
+                at = (outer.axis, inner.axis)
+                points = [(inner.channels(u), outer.channels(v)) for v in columns for u in rows]
+        ordinary = [node.cost(*point) for point in points]
+        levels = tuple(sorted(node.alternatives))
+        extra = {
+            quantity: np.array(
+                [
+                    [
+                        node.alternatives[level](*point).get(quantity, 0.0)
+                        - base.get(quantity, 0.0)
+                        for point, base in zip(points, ordinary, strict=True)
+                    ]
+                    for level in levels
+                ]
+            )
+            for quantity in SUMMED_QUANTITIES
+        }
+        return _Detour(option_id=node.option_id, levels=levels, at=at, extra=extra)
+
+    def _detour_columns(
+        self,
+        program: LinearProgram,
+        detour: _Detour,
+        levels: Mapping[str, Columns],
+        weights: Mapping[Axis, Columns],
+        planes: Mapping[_Plane, Columns],
+    ) -> Columns:
+        """Return the columns of all ways and points of a node, way by way."""
+        chosen = levels[detour.option_id]
+        steps = self._levels[detour.option_id]
+        ways = np.array([chosen[steps.index(level)] for level in detour.levels], dtype=np.int64)
+        if detour.at is None:
+            return ways
+        points = weights[detour.at] if isinstance(detour.at, Axis) else planes[detour.at]
+        columns = program.add_columns(len(ways) * len(points), integral=False)
+        square = columns.reshape(len(ways), len(points))
+        for way, members in zip(ways, square, strict=True):
+            row = np.append(np.ones(len(members)), -1.0)
+            program.add_row(np.append(members, way), row, low=0.0, high=0.0)
+        for point, members in zip(points, square.T, strict=True):
+            row = np.append(np.ones(len(members)), -1.0)
+            program.add_row(np.append(members, point), row, high=0.0)
+        return columns
 
     def _register(self, axis: Axis) -> None:
         """Make the table of an axis, and those of the sums that lead up to it, which come first."""
@@ -171,7 +251,11 @@ class Formulation:
         for columns in levels.values():
             program.add_row(columns, np.ones(len(columns)), low=1.0, high=1.0)
         weights, planes = self._width_columns(program, levels)
-        sums = {q: self._summed(q, weights, planes) for q in SUMMED_QUANTITIES}
+        detours = [
+            self._detour_columns(program, detour, levels, weights, planes)
+            for detour in self._detours
+        ]
+        sums = {q: self._summed(q, weights, planes, detours) for q in SUMMED_QUANTITIES}
         loss = _loss_of(problem.groups, levels)
         for quantity, limit in limits.items():
             rows = [sums[quantity]] if quantity in sums else self._peak_rows(levels)
@@ -241,10 +325,13 @@ class Formulation:
         quantity: Quantity,
         weights: Mapping[Axis, Columns],
         planes: Mapping[_Plane, Columns],
+        detours: Sequence[Columns],
     ) -> _Sum:
         """Return a cost that adds up over nodes."""
         columns = [weights[axis] for axis in self._lines] + [planes[key] for key in self._planes]
-        tables = [*self._lines.values(), *self._planes.values()]
+        columns += detours
+        tables: list[Mapping[Quantity, Vector]] = [*self._lines.values(), *self._planes.values()]
+        tables += [detour.extra for detour in self._detours]
         return _Sum(
             columns=np.concatenate(columns) if columns else np.empty(0, dtype=np.int64),
             coefficients=np.concatenate([table[quantity].ravel() for table in tables])

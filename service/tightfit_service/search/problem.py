@@ -1,4 +1,8 @@
-"""The choices of a compression problem with its limits, and what a solution to it is."""
+"""The choices of a compression problem with its limits, and what a solution to it is.
+
+There are two kinds of choice, and the solver treats them alike: how many units of a channel group stay,
+and how a node is computed (its precision, its rank). Both are ordered levels whose last changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,9 @@ from tightfit_service.domain.trial import COST_QUANTITIES
 
 SUMMED_QUANTITIES = (Quantity.LATENCY, Quantity.ENERGY, Quantity.SIZE)
 """Cost quantities that add up over nodes; RAM is a peak instead."""
+Cost = Callable[[int, int], Mapping[Quantity, float]]
+"""Cost of a node by its numbers of input and output channels."""
+
 EXCESS_TOLERANCE = 1e-9
 """Relative excess over a limit that counts as rounding of floating-point sums."""
 
@@ -23,6 +30,8 @@ class GroupChoice:
 
     `levels` are allowed numbers of kept units, ascending, the last being all of them.
     `accuracy_loss` is the predicted loss of accuracy (fraction) at each level, 0 at the last.
+    The ways to compute a node are a group too (see `NodeChoice.option_id`): its levels count from 1,
+    the strongest, to the mildest, which loses nothing.
     """
 
     group_id: str
@@ -43,16 +52,27 @@ class GroupChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeChoice:
-    """A node whose cost depends on widths.
+    """A node whose cost depends on widths, and on the way in which it is computed.
 
     `cost(in_channels, out_channels)` returns LATENCY in ms, ENERGY in mJ and SIZE in bytes of this
-    node alone; it must be pure. What it leaves out counts as 0.
+    node alone; it must be pure. What it leaves out counts as 0. Where there are several ways,
+    `option_id` names the group whose levels they are, `alternatives[level]` is the cost at that
+    level, and `cost` that of the levels not named there.
     """
 
     node: str
     input_width: Width
     output_width: Width
-    cost: Callable[[int, int], Mapping[Quantity, float]]
+    cost: Cost
+    option_id: str = ""
+    alternatives: Mapping[int, Cost] = field(default_factory=dict)
+
+    def cost_at(self, kept: Mapping[str, int]) -> Mapping[Quantity, float]:
+        """Return the cost at the levels of all groups."""
+        cost = (
+            self.alternatives.get(kept[self.option_id], self.cost) if self.option_id else self.cost
+        )
+        return cost(self.input_width.channels(kept), self.output_width.channels(kept))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +122,7 @@ class CompressionProblem:
         widths = [w for node in self.nodes for w in (node.input_width, node.output_width)]
         widths += [width for row in self.memory for width, _ in row.tensors]
         unknown = {term.group_id for width in widths for term in width.terms} - known
+        unknown |= {node.option_id for node in self.nodes if node.option_id} - known
         if unknown:
             raise ValueError(f"widths refer to groups without choices: {sorted(unknown)}")
         if Quantity.ACCURACY in self.limits:
@@ -119,7 +140,7 @@ class CompressionProblem:
         """Return the exact costs of an assignment, whether its numbers are levels or not."""
         totals = {quantity: self.fixed_costs.get(quantity, 0.0) for quantity in COST_QUANTITIES}
         for node in self.nodes:
-            shares = node.cost(node.input_width.channels(kept), node.output_width.channels(kept))
+            shares = node.cost_at(kept)
             for quantity in SUMMED_QUANTITIES:
                 totals[quantity] += shares.get(quantity, 0.0)
         totals[Quantity.RAM] += max((row.in_use(kept) for row in self.memory), default=0.0)

@@ -11,7 +11,12 @@ import numpy as np
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.search.formulation import Formulation
 from tightfit_service.search.milp import ProgramStatus
-from tightfit_service.search.problem import CompressionProblem, Solution, SolutionStatus
+from tightfit_service.search.problem import (
+    SUMMED_QUANTITIES,
+    CompressionProblem,
+    Solution,
+    SolutionStatus,
+)
 
 DEFAULT_TIME_LIMIT_SECONDS = 20.0
 DEFAULT_RELATIVE_GAP = 0.01
@@ -42,9 +47,23 @@ def solve(
 def smallest_costs(problem: CompressionProblem) -> Mapping[Quantity, float]:
     """Return the least that each cost quantity can reach alone.
 
-    Every group is taken at its lowest level, which is exact for costs that never fall with width.
+    Every group of channels is taken at its lowest level, which is exact for costs that never fall
+    with width, and every node is computed in the way that is cheapest by that quantity.
     """
-    return problem.costs({group.group_id: group.levels[0] for group in problem.groups})
+    lowest = {group.group_id: group.levels[0] for group in problem.groups}
+    levels = {group.group_id: group.levels for group in problem.groups}
+    optional = [node for node in problem.nodes if node.option_id]
+    least = problem.costs(lowest)
+    for quantity in SUMMED_QUANTITIES:
+        sums: dict[str, dict[int, float]] = {}
+        for node in optional:
+            by_level = sums.setdefault(node.option_id, dict.fromkeys(levels[node.option_id], 0.0))
+            for level in by_level:
+                cost = node.cost_at({**lowest, node.option_id: level})
+                by_level[level] += cost.get(quantity, 0.0)
+        cheapest = {option: min(costs, key=costs.__getitem__) for option, costs in sums.items()}
+        least[quantity] = problem.costs({**lowest, **cheapest})[quantity]
+    return least
 
 
 def smallest_relaxation(

@@ -17,6 +17,7 @@ from tightfit_service.domain.network import Width, WidthTerm
 from tightfit_service.search import widths
 from tightfit_service.search.problem import (
     CompressionProblem,
+    Cost,
     GroupChoice,
     MemoryRow,
     NodeChoice,
@@ -88,18 +89,33 @@ def problems(draw: st.DrawFn) -> CompressionProblem:
         )
         return Width(fixed=draw(st.integers(0, 4)), terms=terms)
 
-    nodes = tuple(
-        NodeChoice(
-            node=f"n{index}",
-            input_width=some_width(),
-            output_width=some_width(),
-            cost=bumpy_cost(
-                draw(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))),
-                draw(st.integers(1, 4)),
-            ),
+    def some_cost() -> Cost:
+        rates = draw(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)))
+        return bumpy_cost(rates, draw(st.integers(1, 4)))
+
+    nodes = []
+    for index in range(draw(st.integers(1, 4))):
+        ways = draw(st.integers(0, 2)) if len(groups) < 6 else 0
+        option = f"way{index}" if ways else ""
+        if ways:
+            falls = draw(st.lists(st.integers(0, 9), min_size=ways, max_size=ways))
+            groups.append(
+                GroupChoice(
+                    group_id=option,
+                    levels=tuple(range(1, ways + 2)),
+                    accuracy_loss=tuple(sum(falls[way:]) / 100 for way in range(ways + 1)),
+                )
+            )
+        nodes.append(
+            NodeChoice(
+                node=f"n{index}",
+                input_width=some_width(),
+                output_width=some_width(),
+                cost=some_cost(),
+                option_id=option,
+                alternatives={way + 1: some_cost() for way in range(ways)},
+            )
         )
-        for index in range(draw(st.integers(1, 4)))
-    )
     memory = tuple(
         MemoryRow(
             node=f"n{index}",
@@ -113,7 +129,7 @@ def problems(draw: st.DrawFn) -> CompressionProblem:
     )
     free = CompressionProblem(
         groups=tuple(groups),
-        nodes=nodes,
+        nodes=tuple(nodes),
         memory=memory,
         fixed_costs={Quantity.LATENCY: 3.0, Quantity.RAM: 10.0},
     )
@@ -252,6 +268,32 @@ def test_ladder_tightens_the_allowed_loss_when_a_cost_is_minimised() -> None:
     sizes = [rung.costs[Quantity.SIZE] for rung in ladder(problem, [1.0, 0.2], relative_gap=0.0)]
     assert len(sizes) == 2
     assert sizes[0] < sizes[1]
+
+
+def test_a_node_is_computed_another_way_where_that_loses_less_than_narrowing() -> None:
+    groups = (
+        GroupChoice(group_id="g", levels=(4, 8), accuracy_loss=(0.10, 0.0)),
+        GroupChoice(group_id="n/way", levels=(1, 2), accuracy_loss=(0.02, 0.0)),
+    )
+
+    def full(_in_channels: int, out_channels: int) -> Mapping[Quantity, float]:
+        return {Quantity.LATENCY: 10.0 * out_channels}
+
+    def reduced(_in_channels: int, out_channels: int) -> Mapping[Quantity, float]:
+        return {Quantity.LATENCY: 6.0 * out_channels}
+
+    node = NodeChoice(
+        node="n",
+        input_width=Width(fixed=3),
+        output_width=Width(terms=(WidthTerm(group_id="g", multiplier=1),)),
+        cost=full,
+        option_id="n/way",
+        alternatives={1: reduced},
+    )
+    problem = CompressionProblem(groups=groups, nodes=(node,), limits={Quantity.LATENCY: 50.0})
+    solution = solve(problem)
+    assert solution.kept == {"g": 8, "n/way": 1}
+    assert solution.costs[Quantity.LATENCY] == 48.0
 
 
 def test_smallest_costs_are_those_of_the_narrowest_network() -> None:
