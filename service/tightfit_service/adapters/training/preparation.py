@@ -64,8 +64,11 @@ class Student:
         return fold_inserted(graph, self.norms)
 
 
-def prepare(graph: bytes, *, logits: str, inputs: FloatArray) -> Student:
+def prepare(graph: bytes, *, logits: str, inputs: FloatArray, with_norms: bool = True) -> Student:
     """Insert BatchNorms that change nothing on the given inputs and scale large or tiny inputs.
+
+    Without `with_norms` the weights stay as they are, for a BatchNorm folded back scales each
+    channel by itself.
 
     Raises:
         UnsupportedError: An operator has no rule.
@@ -74,7 +77,7 @@ def prepare(graph: bytes, *, logits: str, inputs: FloatArray) -> Student:
     power = float(np.sqrt(np.mean(np.square(inputs, dtype=np.float64))))
     is_usual = _USUAL_INPUT[0] <= power <= _USUAL_INPUT[1] or power == 0.0
     scale = 1.0 if is_usual or not weights else power
-    changed, norms = insert_batch_norms(graph, logits=logits)
+    changed, norms = insert_batch_norms(graph, logits=logits) if with_norms else (graph, ())
     module = build_module(changed)
     scaled = weights if scale != 1.0 else ()
     with torch.no_grad():
@@ -101,14 +104,7 @@ def resemble(student: Student, *, original: bytes, inputs: FloatArray, logits: s
     channels have in the original, and the weights of each layer are fitted to its outputs. The
     running statistics are left to the caller to recalibrate.
     """
-    before, after = _weights_by_node(original), _weights_by_node(student.given)
-    kept: dict[str, npt.NDArray[np.int64]] = {}
-    for node, (weight, axis) in after.items():
-        source = before.get(node)
-        if source is not None and source[0].ndim == weight.ndim:
-            rows = match_rows(weight, source[0], axis)
-            if rows is not None:
-                kept[node] = rows
+    kept = kept_channels(student.given, original)
     if not kept:
         return False
     source_module = build_module(original)
@@ -135,6 +131,19 @@ def normalise_filters(student: Student) -> None:
     with torch.no_grad():
         for norm in student.norms:
             _normalise_filters(student.module, norm)
+
+
+def kept_channels(graph: bytes, original: bytes) -> dict[str, npt.NDArray[np.int64]]:
+    """Return, per layer that is recognised, the channels of the original layer that it still makes."""
+    before = _weights_by_node(original)
+    kept = {}
+    for node, (weight, axis) in _weights_by_node(graph).items():
+        source = before.get(node)
+        if source is not None and source[0].ndim == weight.ndim:
+            rows = match_rows(weight, source[0], axis)
+            if rows is not None:
+                kept[node] = rows
+    return kept
 
 
 def match_rows(

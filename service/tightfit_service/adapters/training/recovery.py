@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -10,16 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn import functional
 
-from tightfit_service.adapters.training.module import GraphModule
-from tightfit_service.adapters.training.number_format import TrainingFormat
+from tightfit_service.adapters.training.constraints import WeightConstraints
+from tightfit_service.adapters.training.features import FeatureGuide
+from tightfit_service.adapters.training.learner import Learner
+from tightfit_service.adapters.training.losses import DistillationLoss
 from tightfit_service.adapters.training.scoring import Score
-from tightfit_service.adapters.training.teacher import TeacherCache
+from tightfit_service.adapters.training.training_set import TrainingSet
 from tightfit_service.application.ports import ProgressCallback, RecoverySettings
 from tightfit_service.application.samples import IntArray, Samples
-
-State = dict[str, torch.Tensor]
 
 DEFAULT_LEARNING_RATE = 0.06
 """Peak for batches of 128, in proportion to the batch; measured by benchmarks/recovery.py."""
@@ -39,26 +37,30 @@ class _BlownUpError(Exception):
 
 @dataclass(kw_only=True)
 class RecoveryRun:
-    """One recovery of a module, from its present state to the best state found.
+    """One training of a learner, from its present state to the best state found.
 
     Attributes:
-        logits: Name of the tensor that is held against the teacher's logits.
-        input_scale: Inputs are divided by it before they reach the module.
+        clean: Samples that the statistics of BatchNorms are taken from afterwards.
+        epochs: Passes over `data`.
+        rate_share: Share of the usual learning rate, where `settings` does not give one.
         start_score: Score of the present state.
+        guide: Compares inner activations with the original's, or None.
         deadline: Value of `time.monotonic` at which the schedule has to be at its end, or None.
     """
 
-    module: GraphModule
-    logits: str
-    cache: TeacherCache
+    learner: Learner
+    data: TrainingSet
+    clean: Samples
     view_count: int
-    train: Samples
+    loss: DistillationLoss
     score: Score
     settings: RecoverySettings
-    form: TrainingFormat
-    input_scale: float
+    epochs: float
+    constraints: WeightConstraints
     on_progress: ProgressCallback
     start_score: float
+    rate_share: float = 1.0
+    guide: FeatureGuide | None = None
     deadline: float | None = None
     history: list[Mapping[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -69,11 +71,11 @@ class RecoveryRun:
 
     def __post_init__(self) -> None:
         """Fix the batch size and the length of the schedule."""
-        self.batch_size = max(1, min(self.settings.batch_size, len(self.train)))
-        epochs = max(0.0, self.settings.epochs)
+        self.batch_size = max(1, min(self.settings.batch_size, len(self.data)))
+        epochs = max(0.0, self.epochs)
         # batch statistics need two samples
         enough = self.batch_size >= 2
-        self.step_count = round(epochs * len(self.train) / self.batch_size) if enough else 0
+        self.step_count = round(epochs * len(self.data) / self.batch_size) if enough else 0
         self._reported = 0.0
 
     def run(self) -> float:
@@ -83,18 +85,15 @@ class RecoveryRun:
         worse than the starting one. A training that blows up starts again there, at a lower rate and
         with half the steps.
         """
-        best, best_score = self._state(), self.start_score
+        best, best_score = self.learner.state(), self.start_score
         self._record(0.0, math.nan, 0.0, best_score)
         rate = self.learning_rate
         while self.step_count > 0:
             try:
                 self._train(rate)
-                recalibrate(
-                    self.module, self.logits, self.form, self.train, self.input_scale,
-                    seed=self.settings.seed,
-                )  # fmt: skip
+                recalibrate(self.learner, self.clean, seed=self.settings.seed)
             except _BlownUpError as error:
-                self._restore(best)
+                self.learner.restore(best)
                 self.rollback_count += 1
                 rate *= _ROLLBACK_FACTOR
                 self.notes.append(f"training was rolled back: {error}; retried at rate {rate:.2g}")
@@ -103,17 +102,17 @@ class RecoveryRun:
                     break
                 self.step_count = max(self.step_count // 2, 1)
                 continue
-            score = self.score.of(self.module, self.logits, self.form)
+            score = self.score.of(self.learner)
             self._record(self.epochs_done, math.nan, 0.0, score)
             if score >= best_score:
-                best, best_score = self._state(), score
+                best, best_score = self.learner.state(), score
             else:
                 self.notes.append(
                     f"training ended at {score:.3f}, below its start at {best_score:.3f}, "
                     "which is kept"
                 )
             break
-        self._restore(best)
+        self.learner.restore(best)
         return best_score
 
     @property
@@ -121,21 +120,21 @@ class RecoveryRun:
         """Peak of the schedule."""
         if self.settings.learning_rate is not None:
             return self.settings.learning_rate
-        return DEFAULT_LEARNING_RATE * self.batch_size / 128
+        return self.rate_share * DEFAULT_LEARNING_RATE * self.batch_size / 128
 
     @property
     def epochs_done(self) -> float:
         """Passes over the training set so far."""
-        return self.samples_seen / len(self.train)
+        return self.samples_seen / len(self.data)
 
     def _train(self, peak: float) -> None:
         """Run the whole schedule once."""
-        optimiser = _optimiser(self.module, self.settings, peak)
+        optimiser = _optimiser(self.learner, self.settings, peak)
         begun = time.monotonic()
         floor = self._collapse_level()
         loss_average: float | None = None
         uniform_average: float | None = None
-        interval = max(1, min(len(self.train) // self.batch_size, self.step_count // 3))
+        interval = max(1, min(len(self.data) // self.batch_size, self.step_count // 3))
         for done, (indices, view) in enumerate(self._batches(), start=1):
             progress = self._progress(done - 1, begun)
             if progress >= 1.0:
@@ -155,7 +154,7 @@ class RecoveryRun:
             if done > 20 and loss_average > 1.5 * uniform_average:
                 raise _BlownUpError("the loss is above that of knowing nothing")
             if done % interval == 0 and progress < 0.95:
-                score = self.score.of(self.module, self.logits, self.form, at_most=_INTERIM_SAMPLES)
+                score = self.score.of(self.learner, at_most=_INTERIM_SAMPLES)
                 self._record(self.epochs_done, loss_average, rate, score)
                 if score < floor:
                     raise _BlownUpError(f"the score on the selection set fell to {score:.3f}")
@@ -165,23 +164,28 @@ class RecoveryRun:
         self, optimiser: torch.optim.Optimizer, indices: IntArray, view: int
     ) -> tuple[float, float]:
         """Take one step and return its loss and the loss of uniform answers on the same batch."""
-        inputs, answers = self.cache.batch(indices, view)
-        targets = torch.from_numpy(answers).to(self.form.device).reshape(len(indices), -1)
-        labels = None
-        if self.train.labels is not None:
-            labels = torch.from_numpy(self.train.labels[indices]).to(self.form.device)
-        self.module.train()
-        scaled = self.form.inputs(inputs / np.float32(self.input_scale))
-        with self.form.context():
-            logits = self.module.run_to([self.logits], scaled)[0]
-        logits = logits.float().reshape(len(indices), -1)
-        loss = distillation_loss(logits, targets, labels, self.settings)
+        batch = self.data.batch(indices, view)
+        device = self.learner.form.device
+        answers = [
+            [torch.from_numpy(value).to(device) for value in of_teacher]
+            for of_teacher in batch.answers
+        ]
+        labels = torch.from_numpy(batch.labels).to(device)
+        features = () if self.guide is None else self.guide.names
+        found = self.learner.outputs(batch.inputs, training=True, also=features)
+        outputs, inner = found[: len(answers[0])], found[len(answers[0]) :]
+        loss = self.loss(outputs, answers, labels)
+        total = loss
+        if self.guide is not None:
+            total = loss + self.settings.feature_weight * self.guide.loss(inner, batch.inputs)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), _MAX_GRADIENT_NORM)
+        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.constraints.project_gradients()
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), _MAX_GRADIENT_NORM)
         optimiser.step()
+        self.constraints.project_weights()
         with torch.no_grad():
-            uniform = distillation_loss(torch.zeros_like(logits), targets, labels, self.settings)
+            uniform = self.loss([torch.zeros_like(output) for output in outputs], answers, labels)
         return float(loss.detach()), float(uniform)
 
     def _batches(self) -> Iterator[tuple[IntArray, int]]:
@@ -189,7 +193,7 @@ class RecoveryRun:
         random = np.random.default_rng(self.settings.seed + 104729 * self.rollback_count)
         epoch = 0
         while True:
-            order = random.permutation(len(self.train))
+            order = random.permutation(len(self.data))
             for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
                 # sorted: neighbours in a memory-mapped file are read together
                 yield np.sort(order[start : start + self.batch_size]), epoch % self.view_count
@@ -222,72 +226,28 @@ class RecoveryRun:
             self._reported = now
             self.on_progress(min(progress, 1.0), f"epoch {self.epochs_done:.1f}, loss {loss:.3f}")
 
-    def _state(self) -> State:
-        return copy.deepcopy(self.module.state_dict())
 
-    def _restore(self, state: State) -> None:
-        self.module.load_state_dict(state)
-
-
-def distillation_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    labels: torch.Tensor | None,
-    settings: RecoverySettings,
-) -> torch.Tensor:
-    """Return the loss against the teacher's logits and the labels (Hinton et al., 2015).
-
-    A single output has no softmax: it is held against the teacher's by squared error.
-    """
-    if logits.shape[1] == 1:
-        return functional.mse_loss(logits, targets)
-    heat = settings.temperature
-    soft = functional.kl_div(
-        functional.log_softmax(logits / heat, dim=1),
-        functional.log_softmax(targets / heat, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    soft = soft * heat**2
-    if labels is None:
-        return soft
-    share = settings.distillation_weight
-    return share * soft + (1 - share) * functional.cross_entropy(logits, labels)
-
-
-def recalibrate(
-    module: GraphModule,
-    logits: str,
-    form: TrainingFormat,
-    train: Samples,
-    input_scale: float,
-    *,
-    seed: int,
-) -> None:
+def recalibrate(learner: Learner, train: Samples, *, seed: int) -> None:
     """Replace the running statistics of all BatchNorms by averages over clean training samples."""
+    module = learner.module
     if not module.statistics() or len(train) < 2:
         return
     random = np.random.default_rng(seed)
     count = min(len(train), _RECALIBRATION_SAMPLES)
     chosen = np.sort(random.permutation(len(train))[:count])
     size = min(256, count)
-    module.train()
     with torch.no_grad():
         for number, start in enumerate(range(0, count - size + 1, size)):
             module.run_state.momentum = 1.0 / (number + 1)
-            inputs = train.inputs(chosen[start : start + size]) / np.float32(input_scale)
-            with form.context():
-                module.run_to([logits], form.inputs(inputs))
+            learner.outputs(train.inputs(chosen[start : start + size]), training=True)
     module.run_state.momentum = 0.1
     module.eval()
 
 
-def _optimiser(
-    module: GraphModule, settings: RecoverySettings, peak: float
-) -> torch.optim.Optimizer:
+def _optimiser(learner: Learner, settings: RecoverySettings, peak: float) -> torch.optim.Optimizer:
     """Return SGD with Nesterov momentum; only weights decay, not scales and biases."""
-    weights = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
+    weights = [p for p in learner.parameters() if p.ndim > 1]
+    others = [p for p in learner.parameters() if p.ndim <= 1]
     return torch.optim.SGD(
         [
             {"params": weights, "weight_decay": settings.weight_decay},

@@ -1,9 +1,10 @@
-"""The teacher's logits on augmented views of the training data, each computed once and kept on disk."""
+"""The teachers' answers on augmented views of the training data, each computed once and kept on disk."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ VIEW_COUNT = 4
 
 _DIGEST_BYTES = 1 << 26
 """Bytes of a dataset that its digest looks at; spread evenly over larger ones."""
+
+
+MOST_CACHED_BYTES = 1 << 30
+"""Of a teacher's answers to one view of a set."""
+
+HalfArray = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +80,15 @@ def _draws(view: int, count: int) -> npt.NDArray[np.float64]:
 
 
 class Teacher:
-    """Runs the original graph up to its logits in onnxruntime."""
+    """Runs an original graph up to its distilled tensors in onnxruntime."""
 
-    def __init__(self, *, graph: bytes, logits: str, threads: int) -> None:
-        """Load the graph; `logits` is the tensor to return."""
+    def __init__(self, *, graph: bytes, tensors: Sequence[str], threads: int) -> None:
+        """Load the graph; `tensors` names what it answers, the one that labels are about first."""
         model = onnx.load_model_from_string(graph)
-        if logits not in {output.name for output in model.graph.output}:
-            model.graph.output.append(onnx.ValueInfoProto(name=logits))
+        shown = {output.name for output in model.graph.output}
+        model.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in tensors if name not in shown
+        )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # torch works in between on the same cores: spinning threads would take them from it
@@ -91,13 +100,16 @@ class Teacher:
             providers=["CPUExecutionProvider"],
         )
         self._input = self._session.get_inputs()[0].name
-        self._logits = logits
-        self.digest = hashlib.sha256(graph + logits.encode()).hexdigest()
+        self._tensors = list(tensors)
+        self.digest = hashlib.sha256(graph + "\n".join(tensors).encode()).hexdigest()
+
+    def answers(self, inputs: FloatArray) -> tuple[FloatArray, ...]:
+        """Return the distilled tensors of a batch, each of shape (n, ...)."""
+        return tuple(self._session.run(self._tensors, {self._input: inputs}))
 
     def logits(self, inputs: FloatArray) -> FloatArray:
-        """Return the logits of a batch, shape (n, ...)."""
-        result: FloatArray = self._session.run([self._logits], {self._input: inputs})[0]
-        return result
+        """Return the first distilled tensor of a batch, shape (n, ...)."""
+        return self.answers(inputs)[0]
 
 
 def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -114,10 +126,11 @@ def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class TeacherCache:
-    """Logits per view and sample in memory-mapped files, filled as they are asked for.
+    """Answers per view and sample in memory-mapped files, filled as they are asked for.
 
     Several processes may use the same folder: they write the same values. Values are float16 so that a
-    result does not depend on whether it came from the file or from another batch size.
+    result does not depend on whether it came from the file or from another batch size. Answers that
+    would fill more than MOST_CACHED_BYTES per view (segmenters, detectors) are asked for each time.
     """
 
     def __init__(
@@ -130,36 +143,58 @@ class TeacherCache:
         ).hexdigest()
         self._folder = folder / f"teacher-{key[:32]}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._views: dict[int, npt.NDArray[np.float16]] = {}
+        self._views: dict[int, list[HalfArray] | None] = {}
         self.computed_count = 0
 
-    def batch(self, indices: IntArray, view: int) -> tuple[FloatArray, FloatArray]:
-        """Return the augmented inputs of some samples and the teacher's logits on them."""
-        inputs = self._augmentation.apply(
+    def inputs(self, indices: IntArray, view: int) -> FloatArray:
+        """Return the augmented inputs of some samples."""
+        return self._augmentation.apply(
             self._train.inputs(indices), indices, view, len(self._train)
         )
-        stored = self._open(view, inputs)
-        logits = np.asarray(stored[indices])
-        missing = np.isnan(logits.reshape(len(indices), -1)).any(axis=1)
-        if missing.any():
-            fresh = self._teacher.logits(np.ascontiguousarray(inputs[missing]))
-            # beyond float16 lies nothing that a softened softmax could tell apart
-            stored[indices[missing]] = np.clip(np.nan_to_num(fresh), -60000, 60000)
-            logits = np.asarray(stored[indices])
-            self.computed_count += int(missing.sum())
-        return inputs, logits.astype(np.float32)
 
-    def _open(self, view: int, inputs: FloatArray) -> npt.NDArray[np.float16]:
+    def answers(self, indices: IntArray, view: int, inputs: FloatArray) -> tuple[FloatArray, ...]:
+        """Return the teacher's answers to some samples; `inputs` are what `inputs` returns for them."""
+        stored = self._open(view, inputs)
+        if stored is None:
+            self.computed_count += len(indices)
+            return tuple(_halved(fresh).astype(np.float32) for fresh in self._ask(inputs))
+        missing = np.zeros(len(indices), dtype=bool)
+        for array in stored:
+            missing |= np.isnan(array[indices].reshape(len(indices), -1)).any(axis=1)
+        if missing.any():
+            for array, fresh in zip(stored, self._ask(inputs[missing]), strict=True):
+                array[indices[missing]] = _halved(fresh)
+            self.computed_count += int(missing.sum())
+        return tuple(array[indices].astype(np.float32) for array in stored)
+
+    def _ask(self, inputs: FloatArray) -> tuple[FloatArray, ...]:
+        return self._teacher.answers(np.ascontiguousarray(inputs))
+
+    def _open(self, view: int, inputs: FloatArray) -> list[HalfArray] | None:
+        """Return the files of a view, or None where they would be too large."""
         if view not in self._views:
-            path = self._folder / f"view-{view}.npy"
-            if not path.exists():
-                shape = (len(self._train), *self._teacher.logits(inputs[:1]).shape[1:])
-                draft = path.with_suffix(f".{id(self)}.{np.random.default_rng().integers(1 << 60)}")
-                with draft.open("wb") as file:
-                    np.save(file, np.full(shape, np.nan, dtype=np.float16))
-                draft.replace(path)
-            self._views[view] = np.load(path, mmap_mode="r+")
+            shapes = [(len(self._train), *answer.shape[1:]) for answer in self._ask(inputs[:1])]
+            is_small = 2 * sum(math.prod(shape) for shape in shapes) <= MOST_CACHED_BYTES
+            self._views[view] = (
+                [self._file(view, place, shape) for place, shape in enumerate(shapes)]
+                if is_small
+                else None
+            )
         return self._views[view]
+
+    def _file(self, view: int, place: int, shape: tuple[int, ...]) -> HalfArray:
+        path = self._folder / f"view-{view}-{place}.npy"
+        if not path.exists():
+            draft = path.with_suffix(f".{id(self)}.{np.random.default_rng().integers(1 << 60)}")
+            with draft.open("wb") as file:
+                np.save(file, np.full(shape, np.nan, dtype=np.float16))
+            draft.replace(path)
+        return np.asanyarray(np.load(path, mmap_mode="r+"))
+
+
+def _halved(values: FloatArray) -> HalfArray:
+    """Return values as float16; beyond lies nothing that a softened softmax could tell apart."""
+    return np.clip(np.nan_to_num(values), -60000, 60000).astype(np.float16)
 
 
 def _samples_digest(samples: Samples) -> str:

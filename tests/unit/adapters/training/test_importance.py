@@ -52,7 +52,7 @@ def test_importance_ranks_units_by_what_removal_costs(make: Callable[[int], Mode
     found = TorchTrainer(threads=1).importance(graph, space, samples, seed=0)
 
     def log_chances(of: bytes) -> np.ndarray:
-        logits = Teacher(graph=of, logits=find_logits(model), threads=1).logits(
+        logits = Teacher(graph=of, tensors=[find_logits(model)], threads=1).logits(
             samples.inputs(slice(None))
         )
         rows = logits.reshape(len(samples), -1).astype(np.float64)

@@ -6,75 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto
 
 from fakes.networks import Builder, mlp, padded_shortcut, plain_cnn, several_outputs
+from fakes.recoveries import accuracy, halved, recover, samples_of, teacher_of
 from tightfit_service.adapters.training.scoring import find_augmentation
-from tightfit_service.adapters.training.teacher import Augmentation, Teacher, TeacherCache
-from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.ports import RecoveryResult, RecoverySettings
+from tightfit_service.adapters.training.teacher import Augmentation, TeacherCache
+from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.dataset import Layout
 from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, UnsupportedError
-from tightfit_service.graph.logits import find_logits
-from tightfit_service.passes.structured_pruning import StructuredPruningPass
-
-
-def _teacher(model: ModelProto) -> Teacher:
-    return Teacher(graph=model.SerializeToString(), logits=find_logits(model), threads=1)
-
-
-def _samples(
-    model: ModelProto, count: int, seed: int, *, labelled: bool = True, loud: float = 1.0
-) -> Samples:
-    """Random inputs, labelled by what the model itself sees in them."""
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-    stored = np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32) * loud
-    labels = _teacher(model).logits(stored).reshape(count, -1).argmax(axis=1)
-    layout = Layout.NCHW if len(shape) == 3 else Layout.ANY
-    return Samples(
-        stored=stored.astype(np.float32),
-        labels=labels.astype(np.int64) if labelled else None,
-        layout=layout,
-        model_layout=layout,
-    )
-
-
-def _halved(model: ModelProto) -> bytes:
-    passes = StructuredPruningPass()
-    graph = model.SerializeToString()
-    keep = {g.group_id: range(0, g.unit_count, 2) for g in passes.space(graph).groups}
-    return passes.apply(graph, keep)
-
-
-def _accuracy(graph: bytes, samples: Samples) -> float:
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: samples.stored})[0]
-    assert samples.labels is not None
-    return float((outputs.reshape(len(samples), -1).argmax(axis=1) == samples.labels).mean())
-
-
-def _recover(
-    graph: bytes,
-    model: ModelProto,
-    tmp_path: Path,
-    settings: RecoverySettings,
-    *,
-    train: Samples | None = None,
-    selection: Samples | None = None,
-) -> RecoveryResult:
-    return TorchTrainer(threads=1).recover(
-        graph,
-        teacher=model.SerializeToString(),
-        train=_samples(model, 512, 1) if train is None else train,
-        selection=_samples(model, 256, 2) if selection is None else selection,
-        settings=settings,
-        cache_dir=tmp_path,
-        on_progress=lambda _share, _message: None,
-    )
-
 
 SHORT = RecoverySettings(epochs=6, batch_size=64)
 
@@ -82,10 +23,10 @@ SHORT = RecoverySettings(epochs=6, batch_size=64)
 @pytest.mark.parametrize("make", [plain_cnn, padded_shortcut, mlp])
 def test_a_halved_network_is_trained_back(make: type, tmp_path: Path) -> None:
     model = make(1)
-    pruned = _halved(model)
-    selection = _samples(model, 256, 2)
-    result = _recover(pruned, model, tmp_path, SHORT, selection=selection)
-    before, after = _accuracy(pruned, selection), _accuracy(result.graph, selection)
+    pruned = halved(model)
+    selection = samples_of(model, 256, 2)
+    result = recover(pruned, model, tmp_path, SHORT, selection=selection)
+    before, after = accuracy(pruned, selection), accuracy(result.graph, selection)
     assert after > before + 0.05
     assert result.history[-1]["selection_accuracy"] == pytest.approx(after, abs=0.02)
     assert result.steps == 48
@@ -99,22 +40,22 @@ def test_a_halved_network_is_trained_back(make: type, tmp_path: Path) -> None:
 
 def test_loud_inputs_do_not_diverge(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    train, selection = _samples(model, 512, 1, loud=120), _samples(model, 256, 2, loud=120)
-    pruned = _halved(model)
-    result = _recover(pruned, model, tmp_path, SHORT, train=train, selection=selection)
+    train, selection = samples_of(model, 512, 1, loud=120), samples_of(model, 256, 2, loud=120)
+    pruned = halved(model)
+    result = recover(pruned, model, tmp_path, SHORT, train=train, selection=selection)
     assert any("inputs divided by" in note for note in result.notes)
-    assert _accuracy(result.graph, selection) > _accuracy(pruned, selection)
+    assert accuracy(result.graph, selection) > accuracy(pruned, selection)
 
 
 def test_without_labels_the_teacher_is_the_measure(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    result = _recover(
-        _halved(model),
+    result = recover(
+        halved(model),
         model,
         tmp_path,
         SHORT,
-        train=_samples(model, 256, 1, labelled=False),
-        selection=_samples(model, 128, 2, labelled=False),
+        train=samples_of(model, 256, 1, labelled=False),
+        selection=samples_of(model, 128, 2, labelled=False),
     )
     scores = [entry["selection_agreement"] for entry in result.history]
     assert max(scores) > scores[0]
@@ -123,61 +64,65 @@ def test_without_labels_the_teacher_is_the_measure(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    pruned = _halved(model)
+    pruned = halved(model)
     settings = RecoverySettings(epochs=1, batch_size=64, seed=5)
-    first = _recover(pruned, model, tmp_path / "one", settings)
-    warm = _recover(pruned, model, tmp_path / "one", settings)
-    cold = _recover(pruned, model, tmp_path / "two", settings)
+    first = recover(pruned, model, tmp_path / "one", settings)
+    warm = recover(pruned, model, tmp_path / "one", settings)
+    cold = recover(pruned, model, tmp_path / "two", settings)
     assert first.graph == warm.graph == cold.graph
 
 
 def test_no_epochs_still_fit_layers_and_statistics(tmp_path: Path) -> None:
     model = padded_shortcut(1)
-    pruned = _halved(model)
-    selection = _samples(model, 256, 2)
-    result = _recover(pruned, model, tmp_path, RecoverySettings(epochs=0), selection=selection)
+    pruned = halved(model)
+    selection = samples_of(model, 256, 2)
+    result = recover(pruned, model, tmp_path, RecoverySettings(epochs=0), selection=selection)
     assert result.steps == 0
-    assert _accuracy(result.graph, selection) > _accuracy(pruned, selection)
+    assert accuracy(result.graph, selection) > accuracy(pruned, selection)
 
 
 def test_a_whole_network_comes_back_no_worse(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    selection = _samples(model, 256, 2)
+    selection = samples_of(model, 256, 2)
     settings = RecoverySettings(epochs=1, batch_size=32, learning_rate=0.5)
-    result = _recover(model.SerializeToString(), model, tmp_path, settings, selection=selection)
-    assert _accuracy(result.graph, selection) == 1.0
+    result = recover(model.SerializeToString(), model, tmp_path, settings, selection=selection)
+    assert accuracy(result.graph, selection) == 1.0
 
 
 def test_a_rate_beyond_repair_is_reported(tmp_path: Path) -> None:
     model = plain_cnn(1)
     settings = RecoverySettings(epochs=8, batch_size=64, learning_rate=1e12)
     with pytest.raises(DivergedError, match="every learning rate"):
-        _recover(model.SerializeToString(), model, tmp_path, settings)
+        recover(model.SerializeToString(), model, tmp_path, settings)
 
 
 def test_a_rate_too_high_is_rolled_back(tmp_path: Path) -> None:
     model = padded_shortcut(1)
-    pruned = _halved(model)
-    selection = _samples(model, 256, 2)
+    pruned = halved(model)
+    selection = samples_of(model, 256, 2)
     settings = RecoverySettings(epochs=8, batch_size=64, learning_rate=1e12)
-    result = _recover(pruned, model, tmp_path, settings, selection=selection)
+    result = recover(pruned, model, tmp_path, settings, selection=selection)
     assert any("rolled back" in note for note in result.notes)
-    assert _accuracy(result.graph, selection) > _accuracy(pruned, selection)
+    assert accuracy(result.graph, selection) > accuracy(pruned, selection)
 
 
 def test_broken_samples_end_in_an_error(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    train = _samples(model, 64, 1)
+    train = samples_of(model, 64, 1)
     train.stored[...] = np.nan
     with pytest.raises(DivergedError):
-        _recover(_halved(model), model, tmp_path, SHORT, train=train)
+        recover(halved(model), model, tmp_path, SHORT, train=train)
 
 
 @pytest.mark.parametrize("count", [1, 5, 33])
 def test_few_samples_are_enough(count: int, tmp_path: Path) -> None:
     model = plain_cnn(1)
-    result = _recover(
-        _halved(model), model, tmp_path, RecoverySettings(epochs=2), train=_samples(model, count, 1)
+    result = recover(
+        halved(model),
+        model,
+        tmp_path,
+        RecoverySettings(epochs=2),
+        train=samples_of(model, count, 1),
     )
     onnx.checker.check_model(onnx.load_model_from_string(result.graph))
 
@@ -185,7 +130,7 @@ def test_few_samples_are_enough(count: int, tmp_path: Path) -> None:
 def test_time_ends_the_schedule(tmp_path: Path) -> None:
     model = mlp(1)
     settings = RecoverySettings(epochs=1e7, batch_size=64, max_seconds=1.5)
-    result = _recover(_halved(model), model, tmp_path, settings)
+    result = recover(halved(model), model, tmp_path, settings)
     assert result.steps < 1e6
     assert result.history[-1]["learning_rate"] == 0.0
 
@@ -195,9 +140,9 @@ def test_a_single_output_is_trained_towards_the_teacher(tmp_path: Path) -> None:
     x = b.conv("hidden", b.input("input", (3, 6, 6)), 3, 8)
     model = b.model({b.node("chance", "Sigmoid", [b.head(x, 8, 1)]): (1,)})
     stored = np.random.default_rng(0).normal(size=(256, 3, 6, 6)).astype(np.float32)
-    labels = (_teacher(model).logits(stored)[:, 0] > 0).astype(np.int64)
+    labels = (teacher_of(model).logits(stored)[:, 0] > 0).astype(np.int64)
     samples = Samples(stored=stored, labels=labels)
-    result = _recover(_halved(model), model, tmp_path, SHORT, train=samples, selection=samples)
+    result = recover(halved(model), model, tmp_path, SHORT, train=samples, selection=samples)
     assert max(entry["selection_accuracy"] for entry in result.history) > 0.8
 
 
@@ -210,10 +155,10 @@ def test_a_single_output_is_trained_towards_the_teacher(tmp_path: Path) -> None:
 )
 def test_an_empty_split_is_refused(train: int, selection: int, field: str, tmp_path: Path) -> None:
     model = plain_cnn(1)
-    full = _samples(model, 8, 1)
+    full = samples_of(model, 8, 1)
     with pytest.raises(InvalidDatasetError) as caught:
-        _recover(
-            _halved(model),
+        recover(
+            halved(model),
             model,
             tmp_path,
             SHORT,
@@ -225,41 +170,42 @@ def test_an_empty_split_is_refused(train: int, selection: int, field: str, tmp_p
 
 def test_labels_beyond_the_outputs_are_refused(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    train = _samples(model, 8, 1)
+    train = samples_of(model, 8, 1)
     assert train.labels is not None
     train.labels[3] = 99
     with pytest.raises(InvalidDatasetError, match=r"run from . to 99"):
-        _recover(_halved(model), model, tmp_path, SHORT, train=train)
+        recover(halved(model), model, tmp_path, SHORT, train=train)
 
 
 def test_the_teacher_is_asked_once_per_view(tmp_path: Path) -> None:
     model = plain_cnn(1)
-    train = _samples(model, 20, 1)
+    train = samples_of(model, 20, 1)
     caches = [
         TeacherCache(
-            teacher=_teacher(model), train=train, augmentation=Augmentation(), folder=tmp_path
+            teacher=teacher_of(model), train=train, augmentation=Augmentation(), folder=tmp_path
         )
         for _ in range(2)
     ]
     everything = np.arange(20)
-    inputs, first = caches[0].batch(everything[:12], 0)
-    _, again = caches[0].batch(everything, 0)
-    _, other = caches[1].batch(everything, 0)
+    inputs = caches[0].inputs(everything, 0)
+    (first,) = caches[0].answers(everything[:12], 0, inputs[:12])
+    (again,) = caches[0].answers(everything, 0, inputs)
+    (other,) = caches[1].answers(everything, 0, inputs)
     assert [cache.computed_count for cache in caches] == [20, 0]
     np.testing.assert_array_equal(first, again[:12])
     np.testing.assert_array_equal(again, other)
-    np.testing.assert_allclose(first, _teacher(model).logits(inputs), rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(first, teacher_of(model).logits(inputs)[:12], rtol=2e-3, atol=2e-3)
 
 
 def test_other_data_or_another_augmentation_has_its_own_answers(tmp_path: Path) -> None:
     model = plain_cnn(1)
     for train, augmentation in [
-        (_samples(model, 4, 1), Augmentation()),
-        (_samples(model, 4, 2), Augmentation()),
-        (_samples(model, 4, 1), Augmentation(shift=1)),
+        (samples_of(model, 4, 1), Augmentation()),
+        (samples_of(model, 4, 2), Augmentation()),
+        (samples_of(model, 4, 1), Augmentation(shift=1)),
     ]:
         TeacherCache(
-            teacher=_teacher(model), train=train, augmentation=augmentation, folder=tmp_path
+            teacher=teacher_of(model), train=train, augmentation=augmentation, folder=tmp_path
         )
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -290,28 +236,26 @@ def _image_network(*, sees_sides: bool) -> ModelProto:
 @pytest.mark.parametrize("sees_sides", [True, False])
 def test_mirroring_is_left_out_where_it_changes_the_answer(sees_sides: bool) -> None:
     model = _image_network(sees_sides=sees_sides)
-    samples = _samples(model, 200, 0)
-    found = find_augmentation(_teacher(model), samples, "auto")
+    samples = samples_of(model, 200, 0)
+    found = find_augmentation(teacher_of(model), samples, "auto")
     assert found.flip is not sees_sides
-    assert find_augmentation(_teacher(model), samples, "none").is_none
+    assert find_augmentation(teacher_of(model), samples, "none").is_none
 
 
 def test_small_images_are_not_augmented() -> None:
     model = plain_cnn(1)
-    assert find_augmentation(_teacher(model), _samples(model, 10, 0), "auto").is_none
+    assert find_augmentation(teacher_of(model), samples_of(model, 10, 0), "auto").is_none
 
 
 def test_several_inputs_are_refused(tmp_path: Path) -> None:
     model = several_outputs(0)
-    samples = _samples(plain_cnn(1), 4, 0)
+    samples = samples_of(plain_cnn(1), 4, 0)
     with pytest.raises(UnsupportedError, match="has 2 inputs"):
-        _recover(
-            model.SerializeToString(), model, tmp_path, SHORT, train=samples, selection=samples
-        )
+        recover(model.SerializeToString(), model, tmp_path, SHORT, train=samples, selection=samples)
 
 
 def test_training_that_ends_worse_is_not_kept(tmp_path: Path) -> None:
     model = plain_cnn(1)
     settings = RecoverySettings(epochs=1, batch_size=32, learning_rate=0.5)
-    result = _recover(model.SerializeToString(), model, tmp_path, settings)
+    result = recover(model.SerializeToString(), model, tmp_path, settings)
     assert any("which is kept" in note for note in result.notes)

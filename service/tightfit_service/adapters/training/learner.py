@@ -1,0 +1,54 @@
+"""A module in training, with everything that leads from stored inputs to what it is held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tightfit_service.adapters.training.module import GraphModule
+from tightfit_service.adapters.training.number_format import TrainingFormat
+from tightfit_service.adapters.training.targets import DistilledTensor
+from tightfit_service.application.samples import FloatArray
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """Runs a module on batches of inputs.
+
+    Attributes:
+        targets: Tensors that are held against the teachers' of the same place.
+        input_scale: Inputs are divided by it before they reach the module.
+    """
+
+    module: GraphModule
+    targets: tuple[DistilledTensor, ...]
+    input_scale: float = 1.0
+    form: TrainingFormat = field(default_factory=TrainingFormat)
+
+    def outputs(
+        self, inputs: FloatArray, *, training: bool = False, also: Sequence[str] = ()
+    ) -> list[torch.Tensor]:
+        """Return the distilled tensors of a batch, then those named by `also`."""
+        self.module.train(training)
+        scaled = self.form.inputs(inputs / np.float32(self.input_scale))
+        names = [target.name for target in self.targets]
+        with self.form.context():
+            return self.module.run_to([*names, *also], scaled)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return what training changes."""
+        return list(self.module.parameters())
+
+    def state(self) -> State:
+        """Return a copy of all that training changes."""
+        return copy.deepcopy(self.module.state_dict())
+
+    def restore(self, state: State) -> None:
+        """Go back to a copy."""
+        self.module.load_state_dict(state)

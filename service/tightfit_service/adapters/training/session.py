@@ -1,0 +1,298 @@
+"""One recovery from graph to graph: student and teachers made ready, trained, and folded back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tightfit_service.adapters.training.constraints import WeightConstraints
+from tightfit_service.adapters.training.features import FeatureGuide, feature_points
+from tightfit_service.adapters.training.learner import Learner
+from tightfit_service.adapters.training.losses import DistillationLoss
+from tightfit_service.adapters.training.number_format import fastest_format
+from tightfit_service.adapters.training.preparation import (
+    Student,
+    normalise_filters,
+    prepare,
+    resemble,
+)
+from tightfit_service.adapters.training.recovery import RecoveryRun, recalibrate
+from tightfit_service.adapters.training.scoring import Score, find_augmentation
+from tightfit_service.adapters.training.targets import find_targets
+from tightfit_service.adapters.training.teacher import VIEW_COUNT, Teacher
+from tightfit_service.adapters.training.training_set import TrainingSet, has_class_labels
+from tightfit_service.application.ports import (
+    ProgressCallback,
+    QuantizationSettings,
+    RecoveryResult,
+    RecoverySettings,
+)
+from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, UnsupportedError
+
+_STATISTICS_SAMPLES = 512
+_PROBE_FROM_STEPS = 100
+"""Shorter trainings take the plain number format: probing would cost more than it brings."""
+
+_BARE_RATE = 0.3
+"""Share of the usual learning rate for networks that no BatchNorm was inserted into."""
+
+
+class RecoverySession:
+    """Everything that one call of `TorchTrainer.recover` holds; `run` may be called once."""
+
+    def __init__(
+        self,
+        *,
+        graph: bytes,
+        teachers: Sequence[bytes],
+        train: Samples,
+        selection: Samples,
+        unlabeled: Samples | None,
+        settings: RecoverySettings,
+        quantization: QuantizationSettings,
+        cache_dir: Path,
+        on_progress: ProgressCallback,
+        begun: float,
+    ) -> None:
+        """Prepare the student and ask the original for the answers that scores need.
+
+        `teachers` has the original first; `begun` is the value of `time.monotonic` that
+        `settings.max_seconds` counts from.
+
+        Raises:
+            UnsupportedError: An operator has no rule, or a teacher answers in other shapes.
+            InvalidDatasetError: Labels that the network has no output for.
+        """
+        self._graph, self._original, self._settings = graph, teachers[0], settings
+        self._quantization = quantization
+        self._train, self._on_progress, self._begun = train, on_progress, begun
+        targets = find_targets(graph, is_regression=train.metric.is_error)
+        self._teachers = _open_teachers(teachers, train)
+        self._inputs = _some_inputs(train, settings.seed)
+        first = self._teachers[0].logits(self._inputs[:1])
+        for split, samples in (("train", train), ("selection", selection)):
+            _check_labels(samples, split, first.size)
+        self._student = prepare(
+            graph,
+            logits=targets[0].name,
+            inputs=self._inputs,
+            with_norms=not settings.share_values,
+        )
+        module = self._student.module
+        self._learner = Learner(
+            module=module, targets=targets, input_scale=self._student.input_scale
+        )
+        self._constraints = WeightConstraints(
+            graph, module, keep_zeros=settings.keep_zeros, share_values=settings.share_values
+        )
+        self._score = Score(samples=selection, teacher=self._teachers[0], targets=targets)
+        augmentation = find_augmentation(self._teachers[0], selection, settings.augmentation)
+        self._augmentation = augmentation
+        self._data = TrainingSet(
+            train=train,
+            unlabeled=unlabeled,
+            teachers=self._teachers,
+            augmentation=augmentation,
+            folder=cache_dir,
+        )
+        self._notes = _notes(self._student)
+
+    def run(self) -> RecoveryResult:
+        """Train and return the best graph found.
+
+        Raises:
+            DivergedError: Every rollback diverged again, and nothing better was found before.
+        """
+        scoring_begun = time.monotonic()
+        given_score = self._score.of(self._learner)
+        scoring_seconds = time.monotonic() - scoring_begun
+        start_score = self._fit(given_score)
+        normalise_filters(self._student)
+        run = self._float_run(start_score, scoring_seconds)
+        best_score = run.run()
+        self._notes.append(f"trained in {self._learner.form}, {self._augmentation}")
+        if run.has_failed and best_score <= given_score:
+            raise DivergedError(
+                "training diverged at every learning rate that was tried",
+                field="recovery.learning_rate",
+                remedy="prune less, or give a lower learning rate",
+            )
+        result = self._student.finish()
+        if best_score < given_score:
+            self._notes.append("no state was better than the graph as it came, which is returned")
+            result = self._graph
+        metric = self._score.metric.replace("_", " ")
+        self._on_progress(1.0, f"{metric} {max(best_score, given_score):.4f}")
+        return RecoveryResult(
+            graph=result,
+            epochs=run.epochs_done,
+            steps=run.steps_done,
+            history=tuple(run.history),
+            notes=tuple(self._notes),
+        )
+
+    def _fit(self, before: float) -> float:
+        """Fit layers and statistics to the original, keep that if the score rises, and return it."""
+        learner = self._learner
+        state = learner.state()
+        if len(self._inputs) < 2 or not resemble(
+            self._student,
+            original=self._original,
+            inputs=self._inputs,
+            logits=learner.targets[0].name,
+        ):
+            return before
+        self._constraints.project_weights()
+        recalibrate(learner, self._train, seed=0)
+        after = self._score.of(learner)
+        if after > before:
+            self._notes.append(
+                f"layers fitted to the original before training: {before:.3f} became {after:.3f}"
+            )
+            return after
+        learner.restore(state)
+        return before
+
+    def _float_run(self, start_score: float, scoring_seconds: float) -> RecoveryRun:
+        settings, learner = self._settings, self._learner
+        run = RecoveryRun(
+            learner=learner,
+            data=self._data,
+            clean=self._train,
+            view_count=1 if self._augmentation.is_none else VIEW_COUNT,
+            loss=self._loss(),
+            score=self._score,
+            settings=settings,
+            epochs=settings.epochs,
+            rate_share=_BARE_RATE if settings.share_values else 1.0,
+            constraints=self._constraints,
+            on_progress=self._on_progress,
+            # recalibration and the last scoring come after the schedule
+            deadline=None
+            if settings.max_seconds is None
+            else self._begun + settings.max_seconds - 2 * scoring_seconds,
+            start_score=start_score,
+            notes=self._notes,
+        )
+        if run.step_count >= _PROBE_FROM_STEPS:
+            probe = self._train.inputs(np.arange(min(run.batch_size, len(self._train))))
+            scaled = probe / np.float32(learner.input_scale)
+            learner.form = fastest_format(learner.module, learner.targets[0].name, scaled)
+        learner.form.place(learner.module)
+        self._constraints.to(learner.form.device)
+        run.guide = self._guide()
+        return run
+
+    def _loss(self) -> DistillationLoss:
+        values = self._teachers[0].answers(self._inputs)
+        targets = self._learner.targets
+        return DistillationLoss(
+            targets=targets,
+            variances=tuple(
+                _variance(value) if target.axis is None else 1.0
+                for target, value in zip(targets, values, strict=True)
+            ),
+            settings=self._settings,
+        )
+
+    def _guide(self) -> FeatureGuide | None:
+        if self._settings.feature_weight <= 0:
+            return None
+        points = feature_points(self._graph, self._original)
+        if not points:
+            self._notes.append("no inner activations to compare: no channels were recognised")
+            return None
+        self._notes.append("features compared at " + ", ".join(p.tensor for p in points))
+        return FeatureGuide(points=points, original=self._original, form=self._learner.form)
+
+
+def _variance(value: FloatArray) -> float:
+    found = float(value.var(dtype=np.float64))
+    return found if np.isfinite(found) and found > 1e-12 else 1.0
+
+
+def _open_teachers(graphs: Sequence[bytes], train: Samples) -> list[Teacher]:
+    """Load teachers, the original first; all have to answer in the same shapes.
+
+    Raises:
+        UnsupportedError: One does not.
+    """
+    teachers = []
+    expected: list[tuple[int, ...]] | None = None
+    for graph in graphs:
+        targets = find_targets(graph, is_regression=train.metric.is_error)
+        teacher = Teacher(
+            graph=graph,
+            tensors=[target.name for target in targets],
+            threads=torch.get_num_threads(),
+        )
+        shapes = _answer_shapes(teacher, train)
+        expected = expected or shapes
+        if shapes != expected:
+            raise UnsupportedError(
+                f"a teacher answers in shapes {shapes}, the original in {expected}",
+                field="recovery.teachers",
+                remedy="give teachers for the same inputs and classes",
+            )
+        teachers.append(teacher)
+    return teachers
+
+
+def _answer_shapes(teacher: Teacher, train: Samples) -> list[tuple[int, ...]]:
+    try:
+        answers = teacher.answers(train.inputs([0]))
+    except RuntimeError as error:
+        raise UnsupportedError(
+            "a teacher does not take the samples",
+            field="recovery.teachers",
+            remedy="give teachers for inputs of the same shape and preprocessing",
+        ) from error
+    return [answer.shape[1:] for answer in answers]
+
+
+def _notes(student: Student) -> list[str]:
+    notes = []
+    if student.norms:
+        notes.append(f"BatchNorm inserted for training behind {len(student.norms)} layers")
+    if student.input_scale != 1.0:
+        notes.append(f"inputs divided by {student.input_scale:.3g} for training")
+    return notes
+
+
+def _some_inputs(samples: Samples, seed: int) -> FloatArray:
+    random = np.random.default_rng(seed)
+    chosen = random.permutation(len(samples))[:_STATISTICS_SAMPLES]
+    return samples.inputs(np.sort(chosen))
+
+
+def check_samples(samples: Samples, split: str) -> None:
+    """Refuse an empty split.
+
+    Raises:
+        InvalidDatasetError: There are no samples.
+    """
+    if len(samples) == 0:
+        raise InvalidDatasetError(
+            f"the {split} split is empty",
+            field=f"dataset.splits.{split}",
+            remedy="give at least a few hundred samples",
+        )
+
+
+def _check_labels(samples: Samples, split: str, class_count: int) -> None:
+    """Refuse labels that the network has no output for; a single output stands for two classes."""
+    if samples.labels is None or samples.labels.ndim > 1 or not has_class_labels(samples):
+        return
+    most = max(class_count, 2)
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if low < 0 or high >= most:
+        raise InvalidDatasetError(
+            f"labels of the {split} split run from {low} to {high}, the model has {most} classes",
+            field=f"dataset.splits.{split}.label",
+            remedy=f"number the classes from 0 to {most - 1}",
+        )
