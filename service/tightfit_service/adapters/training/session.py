@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from tightfit_service.adapters.training.constraints import WeightConstraints
 from tightfit_service.adapters.training.features import FeatureGuide, feature_points
@@ -246,7 +247,7 @@ def _open_teachers(graphs: Sequence[bytes], train: Samples) -> list[Teacher]:
 def _answer_shapes(teacher: Teacher, train: Samples) -> list[tuple[int, ...]]:
     try:
         answers = teacher.answers(train.inputs([0]))
-    except RuntimeError as error:
+    except (InvalidArgument, Fail, RuntimeException) as error:
         raise UnsupportedError(
             "a teacher does not take the samples",
             field="recovery.teachers",
