@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -14,6 +16,12 @@ from tightfit_service.application.calibration import METHODS, TensorRange, calib
 from tightfit_service.domain.errors import InvalidRequestError
 
 Batch = Mapping[str, npt.NDArray[np.float32]]
+
+
+class _Tracked(np.ndarray):  # type: ignore[type-arg]  # arrays proper cannot be referred to weakly
+    """An array whose life can be watched."""
+
+    __hash__ = object.__hash__
 
 
 def ranges_of(values: npt.ArrayLike, method: str, *, parts: int = 4) -> TensorRange:
@@ -44,7 +52,7 @@ def test_a_constant_tensor_has_its_own_range(method: str) -> None:
     assert ranges_of(np.full(8, tiny), method) == TensorRange(low=0.0, high=tiny)
 
 
-@pytest.mark.parametrize("method", ["percentile", "mse"])
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_one_outlier_does_not_widen_the_range(method: str) -> None:
     values = np.random.default_rng(0).normal(size=1_000_000)
     values[0] = 12.0
@@ -72,10 +80,61 @@ def test_mse_is_never_worse_than_minmax(values: list[float]) -> None:
 
 
 def test_unknown_methods_and_bad_values_are_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="entropy") as caught:
-        ranges_of([1.0], "entropy")
-    assert "minmax" in caught.value.remedy
+    with pytest.raises(InvalidRequestError, match="guess") as caught:
+        ranges_of([1.0], "guess")
+    assert "entropy" in caught.value.remedy
+    for percentile in (50.0, 100.1, float("nan")):
+        with pytest.raises(InvalidRequestError) as caught:
+            calibrate(list, method="percentile", percentile=percentile)
+        assert caught.value.field == "quantization.percentile"
     with pytest.raises(InvalidRequestError, match="'x' has NaN"):
         ranges_of([1.0, np.nan], "minmax", parts=1)
     with pytest.raises(InvalidRequestError, match="'x' has NaN"):
         ranges_of([1.0, np.inf], "minmax", parts=1)
+
+
+def test_percentile_keeps_the_share_it_is_told() -> None:
+    values = np.arange(-5_000, 5_000, dtype=np.float32)
+
+    def batches() -> Iterator[Batch]:
+        yield {"x": values}
+
+    for percentile, expected in ((90.0, 4_500), (99.0, 4_950), (100.0, 5_000)):
+        found = calibrate(batches, method="percentile", percentile=percentile)["x"]
+        assert found.low == pytest.approx(-expected, abs=6)
+        assert found.high == pytest.approx(expected, abs=6)
+
+
+def test_entropy_clips_where_levels_are_better_spent() -> None:
+    rng = np.random.default_rng(0)
+    bulk = np.abs(rng.normal(size=100_000))
+    values = np.concatenate([bulk, rng.uniform(20.0, 40.0, size=20), np.zeros(400_000)])
+    found = ranges_of(values, "entropy")
+    assert found.low == 0.0
+    assert 2.0 < found.high < 10.0
+    both = ranges_of(rng.uniform(-1.0, 1.0, size=100_000), "entropy")
+    assert both.high == pytest.approx(1.0, rel=0.02)
+    assert both.low == pytest.approx(-1.0, rel=0.02)
+
+
+def test_batches_are_looked_at_once_and_one_by_one() -> None:
+    passes = 0
+    alive: weakref.WeakSet[_Tracked] = weakref.WeakSet()
+
+    def batches() -> Iterator[Batch]:
+        nonlocal passes
+        passes += 1
+        for seed in range(5):
+            values = np.random.default_rng(seed).normal(size=1_000).astype(np.float32)
+            batch = values.view(_Tracked)
+            alive.add(batch)
+            yield {"x": batch}
+            del batch, values
+            gc.collect()
+            # The caller's loop variable is the last batch that may live.
+            assert len(alive) <= 1
+
+    for method in METHODS:
+        passes = 0
+        calibrate(batches, method=method)
+        assert passes == 1

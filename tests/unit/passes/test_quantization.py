@@ -1,24 +1,26 @@
-"""Tests of static int8 quantization: number formats of every part, exceptions, determinism."""
+"""Tests of static quantization: number formats of every part, calibration, exceptions, determinism."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from fakes.networks import NETWORKS, Builder
+from tightfit_service.application.calibration import METHODS
 from tightfit_service.application.ports import QuantizationSettings
-from tightfit_service.application.samples import Samples
-from tightfit_service.domain.errors import (
-    InvalidDatasetError,
-    InvalidRequestError,
-    UnsupportedError,
-)
+from tightfit_service.application.samples import Samples, StoredInput
+from tightfit_service.domain.errors import InvalidDatasetError, InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat, Runtime
-from tightfit_service.passes.quantization import StaticQuantizationPass, activations
+from tightfit_service.graph.model_file import load_model
+from tightfit_service.passes.activation_values import Observer, activations
+from tightfit_service.passes.number_formats import quantizable_nodes
+from tightfit_service.passes.qdq import prepared_for_qdq
+from tightfit_service.passes.quantization import StaticQuantizationPass
 
 PASS = StaticQuantizationPass()
 
@@ -30,14 +32,28 @@ def samples_for(model: onnx.ModelProto, count: int = 40) -> Samples:
     return Samples(stored=stored, labels=None)
 
 
+def samples_of(values: npt.NDArray[np.float32]) -> Samples:
+    return Samples(stored=values, labels=None)
+
+
 def quantized(name: str, **settings: Any) -> onnx.ModelProto:
     model = NETWORKS[name](0)
-    data = PASS.quantize(
+    result = PASS.quantize(
         model.SerializeToString(),
         calibration=samples_for(model),
         settings=QuantizationSettings(**settings),
     )
-    return onnx.load_from_string(data)
+    return load_model(result.graph)
+
+
+def first_product(name: str) -> str:
+    return quantizable_nodes(NETWORKS[name](0))[0]
+
+
+def activation_types(model: onnx.ModelProto) -> set[int]:
+    """Return the integer types that activations are quantized to."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return {types[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
 
 
 def stored_types(model: onnx.ModelProto) -> dict[str, set[int]]:
@@ -81,7 +97,7 @@ def test_softmax_and_named_nodes_stay_in_float() -> None:
     assert final.output[0] in {item.name for item in model.graph.output}
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_runnable_deterministic_graph(method: str) -> None:
     first, second = (quantized("depthwise", method=method) for _ in range(2))
     onnx.checker.check_model(first, full_check=True)
@@ -101,7 +117,7 @@ def test_given_ranges_are_not_calibrated() -> None:
         settings=QuantizationSettings(),
         ranges={name: (-2.0, 3.1)},
     )
-    result = onnx.load_from_string(data)
+    result = load_model(data.graph)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
     first = next(node for node in result.graph.node if node.input[0] == name)
     assert arrays[first.input[1]] == pytest.approx(5.1 / 255)
@@ -122,25 +138,143 @@ def test_graphs_of_old_opsets_are_raised() -> None:
     data = PASS.quantize(
         model.SerializeToString(), calibration=samples_for(model), settings=QuantizationSettings()
     )
-    assert onnx.load_from_string(data).opset_import[0].version >= 13
+    assert load_model(data.graph).opset_import[0].version >= 13
+
+
+def test_int4_weights_are_stored_in_four_bits() -> None:
+    model = quantized("residual", number_format=NumberFormat.INT4)
+    types = stored_types(model)
+    assert types == {"weight": {onnx.TensorProto.INT4}, "bias": {onnx.TensorProto.INT32}}
+    assert activation_types(model) == {onnx.TensorProto.INT8}
+    weights = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT4 and len(tensor.dims) == 4
+    ]
+    assert weights
+    for weight in weights:
+        assert len(weight.raw_data) == -(-int(np.prod(weight.dims)) // 2)
+
+
+def test_int16_activations_have_int8_weights() -> None:
+    model = quantized("residual", number_format=NumberFormat.INT16X8)
+    assert stored_types(model)["weight"] == {onnx.TensorProto.INT8}
+    assert activation_types(model) == {onnx.TensorProto.INT16}
+
+
+def test_float16_nodes_leave_inputs_and_outputs_in_float32() -> None:
+    model = quantized("residual", number_format=NumberFormat.FLOAT16)
+    assert stored_types(model)["weight"] == {onnx.TensorProto.FLOAT16}
+    ends = (*model.graph.input, *model.graph.output)
+    assert {value.type.tensor_type.elem_type for value in ends} == {onnx.TensorProto.FLOAT}
+    assert sum(node.op_type == "Cast" for node in model.graph.node) == 2
+
+
+def test_bfloat16_halves_the_weights() -> None:
+    model = quantized("residual", number_format=NumberFormat.BFLOAT16)
+    plain = quantized("residual", number_format=NumberFormat.FLOAT32)
+    assert model.ByteSize() < 0.7 * plain.ByteSize()
+    assert onnx.TensorProto.BFLOAT16 in {t.data_type for t in model.graph.initializer}
+
+
+def test_a_node_takes_the_nodes_fused_into_it_along() -> None:
+    """A Relu behind an int16 convolution must not fall back to int8."""
+    first = first_product("plain_cnn")
+    model = quantized("plain_cnn", node_formats={first: NumberFormat.INT16X8})
+    node = next(node for node in model.graph.node if node.name == first)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    reader = next(n for n in model.graph.node if node.output[0] in n.input)
+    assert reader.op_type == "QuantizeLinear"
+    assert types[reader.input[2]] == onnx.TensorProto.INT16
+    assert activation_types(model) == {onnx.TensorProto.INT8, onnx.TensorProto.INT16}
+
+
+def test_int16_tensors_are_never_clipped() -> None:
+    name = "plain_cnn"
+    clipped, whole = (
+        quantized(name, number_format=NumberFormat.INT16X8, method=method)
+        for method in ("percentile", "minmax")
+    )
+    assert clipped.SerializeToString() == whole.SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["plain_cnn", "depthwise", "residual"])
+def test_bias_correction_removes_the_mean_error(name: str) -> None:
+    model = NETWORKS[name](0)
+    samples = samples_for(model, 200)
+    output = model.graph.node[-1].input[0] if name == "plain_cnn" else model.graph.output[0].name
+    plain = prepared_for_qdq(model, {})
+    expected = _mean(plain, samples, output)
+    shifts = []
+    for correction in (False, True):
+        settings = QuantizationSettings(
+            number_format=NumberFormat.INT4, bias_correction=correction, method="minmax"
+        )
+        result = PASS.quantize(model.SerializeToString(), calibration=samples, settings=settings)
+        quantized_model = load_model(result.graph)
+        shifts.append(np.abs(_mean(quantized_model, samples, output) - expected).mean())
+    assert shifts[1] < 0.7 * shifts[0]
+
+
+def _mean(model: onnx.ModelProto, samples: Samples, name: str) -> npt.NDArray[np.float64]:
+    """Return the mean per channel of a tensor, read behind its QDQ pair if it has one."""
+    observer = Observer(model, [name])
+    feeds = next(iter(samples.feed_batches(len(samples), [model.graph.input[0].name])))[0]
+    values = observer.run(feeds)[name]
+    return values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+
+
+def test_several_inputs_are_calibrated() -> None:
+    model = NETWORKS["several_outputs"](0)
+    rng = np.random.default_rng(0)
+    image, other = (rng.normal(size=(12, c, 6, 6)).astype(np.float32) for c in (3, 1))
+    samples = Samples(
+        stored=image, labels=None, input_name="image", others={"other": StoredInput(stored=other)}
+    )
+    result = PASS.quantize(
+        model.SerializeToString(), calibration=samples, settings=QuantizationSettings()
+    )
+    readers = [node for node in load_model(result.graph).graph.node if node.input[0] == "other"]
+    assert [node.op_type for node in readers] == ["QuantizeLinear"]
+    with pytest.raises(InvalidDatasetError, match="inputs"):
+        PASS.quantize(
+            model.SerializeToString(),
+            calibration=samples_of(image),
+            settings=QuantizationSettings(),
+        )
+
+
+def test_poor_calibration_samples_are_refused_or_told() -> None:
+    model = NETWORKS["mlp"](0)
+    graph = model.SerializeToString()
+    values = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
+    notes = PASS.quantize(
+        graph, calibration=samples_of(np.clip(values, -9, 0.1)), settings=QuantizationSettings()
+    ).notes
+    assert any("saturates" in note for note in notes)
+    values[65, 3] = np.nan
+    with pytest.raises(InvalidDatasetError, match="sample 65 "):
+        PASS.quantize(graph, calibration=samples_of(values), settings=QuantizationSettings())
 
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'nothing'"):
         quantized("mlp", node_formats={"nothing": NumberFormat.FLOAT32})
-    with pytest.raises(InvalidRequestError, match="entropy"):
-        quantized("mlp", method="entropy")
-    with pytest.raises(UnsupportedError, match="float16"):
-        quantized("mlp", number_format=NumberFormat.FLOAT16)
-    with pytest.raises(UnsupportedError, match="one input"):
-        quantized("several_outputs")
+    with pytest.raises(InvalidRequestError, match="guess"):
+        quantized("mlp", method="guess")
     model = NETWORKS["mlp"](0)
-    with pytest.raises(InvalidDatasetError, match="no calibration samples"):
-        PASS.quantize(
-            model.SerializeToString(),
-            calibration=samples_for(model, 0),
-            settings=QuantizationSettings(),
-        )
+    for calibration in (samples_for(model, 0), None):
+        with pytest.raises(InvalidDatasetError, match="need calibration samples"):
+            PASS.quantize(
+                model.SerializeToString(), calibration=calibration, settings=QuantizationSettings()
+            )
+
+
+def test_float_formats_need_no_samples() -> None:
+    graph = NETWORKS["mlp"](0).SerializeToString()
+    for number_format in (NumberFormat.FLOAT32, NumberFormat.FLOAT16, NumberFormat.BFLOAT16):
+        settings = QuantizationSettings(number_format=number_format)
+        assert PASS.quantize(graph, calibration=None, settings=settings).graph
 
 
 def test_targets_without_int8_are_told() -> None:

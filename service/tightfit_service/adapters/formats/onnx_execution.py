@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import google.protobuf.message
 import numpy as np
@@ -12,6 +12,7 @@ import onnxruntime
 from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import EXACT_INT8
 from tightfit_service.application.samples import FloatArray
 from tightfit_service.graph.model_file import copy_model, invalid, save_model
 from tightfit_service.graph.normal_form import name_nodes
@@ -41,6 +42,9 @@ LIBRARY_ERRORS = (
 """What onnx, protobuf, numpy and onnxruntime raise on files that are not what they seem."""
 
 
+_RUN_BATCH = 16
+
+
 def open_session(data: bytes) -> onnxruntime.InferenceSession:
     """Return a quiet single-threaded session on the CPU.
 
@@ -51,6 +55,7 @@ def open_session(data: bytes) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.add_session_config_entry(*EXACT_INT8)
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
@@ -83,6 +88,27 @@ def run_working(model: ModelProto, inputs: Sequence[FloatArray]) -> list[npt.NDA
     session = open_session(save_model(model))
     feeds = dict(zip(graph_inputs(model), inputs, strict=True))
     return [np.asarray(value) for value in session.run(None, feeds)]
+
+
+def run_feeds(data: bytes, feeds: Mapping[str, FloatArray]) -> list[npt.NDArray[np.float32]]:
+    """Return the outputs of a file on all samples of `feeds`, run in bounded batches.
+
+    Raises:
+        Exception: One of `LIBRARY_ERRORS` where onnxruntime refuses the model or cannot run it.
+    """
+    session = open_session(data)
+    shapes = [value.shape for value in session.get_inputs()]
+    is_fixed = any(shape and shape[0] == 1 for shape in shapes)
+    size = 1 if is_fixed else _RUN_BATCH
+    count = min((len(values) for values in feeds.values()), default=0)
+    parts = [
+        session.run(None, {name: values[i : i + size] for name, values in feeds.items()})
+        for i in range(0, count, size)
+    ]
+    return [
+        np.concatenate([np.asarray(part, dtype=np.float32) for part in output])
+        for output in zip(*parts, strict=True)
+    ]
 
 
 def relative_difference(reference: Array, value: Array) -> float:

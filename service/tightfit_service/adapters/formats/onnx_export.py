@@ -1,4 +1,4 @@
-"""Exporter of ONNX files: float32, or int8 as QDQ pairs, reloaded in onnxruntime and compared."""
+"""Exporter of ONNX files in any number format, reloaded in onnxruntime and compared."""
 
 from __future__ import annotations
 
@@ -6,37 +6,51 @@ import itertools
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
 from onnx import GraphProto, ModelProto
 
-from tightfit_service.adapters.formats.parity import check_outputs, comparison_inputs, run_graph
-from tightfit_service.application.ports import ExportedModel, QuantizationSettings
-from tightfit_service.application.samples import Samples
-from tightfit_service.domain.errors import (
-    InvalidDatasetError,
-    InvalidModelError,
-    ParityError,
-    UnsupportedError,
+from tightfit_service.adapters.formats.onnx_execution import LIBRARY_ERRORS, run_feeds
+from tightfit_service.adapters.formats.parity import (
+    COMPARED_SAMPLES,
+    NOISE_LIMITS,
+    check_outputs,
 )
+from tightfit_service.application.ports import ExportedModel, QuantizationSettings
+from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.domain.errors import InvalidDatasetError, ParityError, UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
-from tightfit_service.graph.batch_norm import fold_batch_norms
 from tightfit_service.graph.model_file import copy_model, load_model, save_model, subgraphs
-from tightfit_service.graph.structure import declared_shape, graph_inputs
+from tightfit_service.graph.structure import declared_shape, first_line, graph_inputs
 
 _ADDED_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
+class QuantizedGraph(Protocol):
+    """A graph in its final number formats, and what the user should know about them."""
+
+    @property
+    def graph(self) -> bytes:
+        """Serialized ONNX."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on calibration and formats."""
+        ...
+
+
 class Quantizer(Protocol):
-    """Turns a float graph into one with QDQ pairs; safe for several threads."""
+    """Brings every node of a float graph into its number format; safe for several threads."""
 
     def quantize(
         self,
         graph: bytes,
         *,
-        calibration: Samples,
+        calibration: Samples | None,
         settings: QuantizationSettings,
         ranges: Mapping[str, tuple[float, float]] | None = None,
-    ) -> bytes:
-        """Return the quantized graph; `graph` is not changed.
+    ) -> QuantizedGraph:
+        """Return the graph with BatchNorm folded and number formats as told; `graph` is not changed.
 
         `ranges` holds least and greatest values of activation tensors that are not calibrated.
         """
@@ -44,10 +58,14 @@ class Quantizer(Protocol):
 
 
 class OnnxExporter:
-    """Writes ONNX files (`ports.Exporter`): BatchNorm folded, intermediate shapes left out."""
+    """Writes ONNX files (`ports.Exporter`): BatchNorm folded, intermediate shapes left out.
+
+    Files in another format than float32 are held against `NOISE_LIMITS`, that of the coarsest
+    format in them.
+    """
 
     def __init__(self, *, quantizer: Quantizer) -> None:
-        """Keep the quantizer that makes int8 graphs."""
+        """Keep the quantizer that decides what is computed in which number format."""
         self._quantizer = quantizer
 
     def export(
@@ -63,47 +81,70 @@ class OnnxExporter:
 
         Raises:
             ParityError: The reloaded file does not compute what the graph does.
-            UnsupportedError: A number format other than float32 and int8, or several inputs.
-            InvalidDatasetError: int8 without calibration samples.
+            UnsupportedError: The graph cannot be quantized, or its inputs have no declared shape.
+            InvalidRequestError: Settings that name unknown nodes or methods.
+            InvalidDatasetError: Integers without calibration samples, or unusable samples.
         """
         given = load_model(graph)
-        shape = single_input_shape(given)
-        is_quantized = settings.number_format is NumberFormat.INT8
-        if is_quantized:
-            if calibration is None:
-                raise calibration_missing()
-            model = load_model(
-                self._quantizer.quantize(
-                    graph, calibration=calibration, settings=settings, ranges=ranges
-                )
-            )
-        elif settings.number_format is NumberFormat.FLOAT32:
-            model = fold_batch_norms(given)
-        else:
-            raise UnsupportedError(
-                f"ONNX files in {settings.number_format} are not offered",
-                field="quantization.number_format",
-                remedy="use int8 or float32",
-            )
-        data = save_model(_finished(model, metadata))
-        inputs = comparison_inputs(calibration, shape)
-        expected = run_graph(graph, inputs)
+        feeds = comparison_feeds(calibration, given)
+        quantized = self._quantizer.quantize(
+            graph, calibration=calibration, settings=settings, ranges=ranges
+        )
+        data = save_model(_finished(load_model(quantized.graph), metadata))
+        expected = run_feeds(graph, feeds)
         try:
-            exported = run_graph(data, inputs)
-        except InvalidModelError as error:
+            exported = run_feeds(data, feeds)
+        except LIBRARY_ERRORS as error:
             raise ParityError(
-                "the exported file does not run in onnxruntime",
+                f"the exported file does not run in onnxruntime: {first_line(error)}",
                 field="model",
                 remedy="export in float32, or in another format",
             ) from error
-        parity = check_outputs(expected, exported, is_quantized=is_quantized)
+        limits = [
+            NOISE_LIMITS[used]
+            for used in (settings.number_format, *settings.node_formats.values())
+            if used in NOISE_LIMITS
+        ]
+        parity = check_outputs(
+            expected, exported, is_quantized=bool(limits), noise_limit=max(limits, default=0.0)
+        )
         return ExportedModel(
             data=data,
             format=ModelFormat.ONNX,
             number_format=settings.number_format,
             parity=parity,
-            notes=_notes(settings),
+            notes=(*quantized.notes, *_notes(settings)),
         )
+
+
+def read_metadata(data: bytes) -> Mapping[str, str]:
+    """Return what `OnnxExporter` wrote into a file as `metadata`.
+
+    Raises:
+        InvalidModelError: Not an ONNX file.
+    """
+    return {item.key: item.value for item in load_model(data).metadata_props}
+
+
+def comparison_feeds(calibration: Samples | None, model: ModelProto) -> dict[str, FloatArray]:
+    """Return inputs to compare on: calibration samples, or seeded normal ones where there are none.
+
+    Raises:
+        UnsupportedError: A shape that is not declared, without samples.
+        InvalidDatasetError: The samples have other inputs than the model.
+    """
+    names = graph_inputs(model)
+    if calibration is not None and len(calibration):
+        count = min(COMPARED_SAMPLES, len(calibration))
+        chosen = np.linspace(0, len(calibration) - 1, count).astype(np.int64)
+        return calibration.feeds(np.unique(chosen), names)
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.standard_normal(
+            (COMPARED_SAMPLES // 4, *input_shape(model, name)[1:])
+        ).astype(np.float32)
+        for name in names
+    }
 
 
 def calibration_missing() -> InvalidDatasetError:
@@ -124,15 +165,24 @@ def single_input_shape(model: ModelProto) -> tuple[int, ...]:
     names = graph_inputs(model)
     if len(names) != 1:
         raise UnsupportedError(
-            f"the model has {len(names)} inputs; export compares models with one",
+            f"the model has {len(names)} inputs; this format compares models with one",
             field="model",
             remedy="export the model with a single input",
         )
-    value = next(item for item in model.graph.input if item.name == names[0])
+    return input_shape(model, names[0])
+
+
+def input_shape(model: ModelProto, name: str) -> tuple[int, ...]:
+    """Return the shape of one of the model's inputs, its free batch as 1.
+
+    Raises:
+        UnsupportedError: The shape is not declared.
+    """
+    value = next(item for item in model.graph.input if item.name == name)
     shape = declared_shape(value)
     if not shape or any(not isinstance(size, int) for size in shape[1:]):
         raise UnsupportedError(
-            f"the input {names[0]!r} has no declared shape",
+            f"the input {name!r} has no declared shape",
             field="model",
             remedy="export the model with fixed sizes behind the batch",
         )
@@ -183,6 +233,9 @@ def _shorten_tensor_names(graph: GraphProto) -> None:
 
 
 def _notes(settings: QuantizationSettings) -> tuple[str, ...]:
-    if settings.number_format is NumberFormat.INT8 and settings.node_formats:
-        return ("kept in float: " + ", ".join(settings.node_formats),)
-    return ()
+    """Tell which nodes are in another format than the rest."""
+    others: dict[NumberFormat, list[str]] = {}
+    for name, number_format in settings.node_formats.items():
+        if number_format is not settings.number_format:
+            others.setdefault(number_format, []).append(name)
+    return tuple(f"in {key}: {', '.join(names)}" for key, names in sorted(others.items()))

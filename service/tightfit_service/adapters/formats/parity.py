@@ -10,14 +10,24 @@ import numpy.typing as npt
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import load_session, run_session
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.errors import ParityError
+from tightfit_service.domain.hardware import NumberFormat
+
+NOISE_LIMITS: Mapping[NumberFormat, float] = {
+    NumberFormat.FLOAT16: 1e-3,
+    NumberFormat.BFLOAT16: 1e-2,
+    NumberFormat.INT16X8: 0.1,
+    NumberFormat.INT8: 0.5,
+    NumberFormat.INT4: 1.0,
+}
+"""Largest errors of outputs, as shares of their variance, that rounding to a format explains. A file
+that ignores its input has 1. Sound networks have 1e-6 in float16, 1e-4 in bfloat16, 1e-3 in int16x8,
+0.0001 to 0.1 in int8 and 0.01 to 0.5 in int4; from one half on (a signal-to-noise ratio under 3 dB)
+more is noise than could be repaired, which int4 without training may come to."""
 
 COMPARED_SAMPLES = 64
 _RUN_BATCH = 16
 _FLOAT_TOLERANCE = 1e-3
 """Of the largest output: other kernels sum in another order, which costs 1e-6 to 1e-4 in float32."""
-_NOISE_LIMIT = 0.5
-"""Of the outputs' variance. A file that ignores its input has 1, int8 of a sound network 0.0001 to 0.1;
-from one half on (a signal-to-noise ratio under 3 dB) more is noise than could be repaired."""
 
 
 def comparison_inputs(calibration: Samples | None, shape: Sequence[int]) -> FloatArray:
@@ -50,6 +60,7 @@ def check_outputs(
     exported: Sequence[npt.NDArray[np.float32]],
     *,
     is_quantized: bool,
+    noise_limit: float = NOISE_LIMITS[NumberFormat.INT8],
 ) -> Mapping[str, float]:
     """Return how far the exported outputs are from the expected ones, each output shape (n, ...).
 
@@ -59,7 +70,7 @@ def check_outputs(
 
     Raises:
         ParityError: Another number or shape of outputs, NaN, or a difference beyond what float32
-            rounding (or int8, when `is_quantized`) explains; says how much.
+            rounding (or `noise_limit`, when `is_quantized`) explains; says how much.
     """
     if len(expected) != len(exported):
         raise _broken(f"has {len(exported)} outputs, the graph {len(expected)}")
@@ -79,10 +90,10 @@ def check_outputs(
             raise _broken(
                 f"differs by {worst:.3g} in output {index}, whose largest value is {peak:.3g}"
             )
-        if is_quantized and noise > _NOISE_LIMIT:
+        if is_quantized and noise > noise_limit:
             raise _broken(
                 f"has errors of {noise:.2f} times the variance of output {index}, "
-                f"more than {_NOISE_LIMIT}"
+                f"more than {noise_limit}"
             )
         for key, value in (
             ("max_abs_diff", worst / variance**0.5),

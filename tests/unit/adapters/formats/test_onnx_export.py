@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -10,11 +12,13 @@ import pytest
 
 from fakes.networks import NETWORKS
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
-from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+from tightfit_service.adapters.formats.onnx_export import OnnxExporter, read_metadata
+from tightfit_service.adapters.formats.parity import NOISE_LIMITS
 from tightfit_service.application.ports import QuantizationSettings
-from tightfit_service.application.samples import Samples
-from tightfit_service.domain.errors import InvalidDatasetError, ParityError, UnsupportedError
+from tightfit_service.application.samples import Samples, StoredInput
+from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError, ParityError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.passes.number_formats import quantizable_nodes
 from tightfit_service.passes.quantization import StaticQuantizationPass
 
 FLOAT = QuantizationSettings(number_format=NumberFormat.FLOAT32)
@@ -96,14 +100,73 @@ def test_int8_without_samples_is_refused() -> None:
     assert caught.value.field == "calibration"
 
 
-def test_other_number_formats_and_several_inputs_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("number_format", "noise"),
+    [("float16", 1e-5), ("bfloat16", 1e-4), ("int16x8", 1e-3), ("int8", 1e-2), ("int4", 0.2)],
+)
+@pytest.mark.parametrize("name", ["plain_cnn", "residual", "depthwise", "upsampling", "mlp"])
+def test_every_format_is_as_close_as_its_bits_allow(
+    name: str, number_format: str, noise: float
+) -> None:
+    graph, samples = graph_and_samples(name)
+    settings = QuantizationSettings(number_format=NumberFormat(number_format))
+    exported = EXPORTER.export(graph, calibration=samples, settings=settings, metadata={})
+    assert exported.number_format == number_format
+    assert exported.parity["noise_ratio"] < noise
+    assert noise <= NOISE_LIMITS[settings.number_format]
+
+
+@pytest.mark.parametrize("default", ["int8", "int16x8", "float16", "float32"])
+def test_formats_can_be_mixed(default: str) -> None:
+    graph, samples = graph_and_samples("inception")
+    nodes = quantizable_nodes(onnx.load_from_string(graph))
+    cycle = itertools.cycle(
+        [NumberFormat.INT4, NumberFormat.FLOAT16, NumberFormat.INT16X8, NumberFormat.BFLOAT16,
+         NumberFormat.FLOAT32, NumberFormat.INT8]
+    )  # fmt: skip
+    settings = QuantizationSettings(
+        number_format=NumberFormat(default), node_formats=dict(zip(nodes, cycle, strict=False))
+    )
+    exported = EXPORTER.export(graph, calibration=samples, settings=settings, metadata={})
+    onnx.checker.check_model(onnx.load_from_string(exported.data), full_check=True)
+    assert exported.parity["noise_ratio"] < 0.05
+    assert any(note.startswith("in int4: ") for note in exported.notes)
+
+
+def test_metadata_is_read_back_as_it_was_written() -> None:
     graph, samples = graph_and_samples("mlp")
-    settings = QuantizationSettings(number_format=NumberFormat.INT4)
-    with pytest.raises(UnsupportedError, match="int4"):
-        EXPORTER.export(graph, calibration=samples, settings=settings, metadata={})
-    graph, samples = graph_and_samples("several_outputs")
-    with pytest.raises(UnsupportedError, match="2 inputs"):
-        EXPORTER.export(graph, calibration=samples, settings=INT8, metadata={})
+    facts = {
+        "labels": "cat\ndog\nh\u00f6rnchen",
+        "layout": "NCHW",
+        "preprocess": '{"scale": 0.00392, "mean": [0.5]}',
+        "recipe": "x" * 100_000,
+        "empty": "",
+    }
+    exported = EXPORTER.export(graph, calibration=samples, settings=INT8, metadata=facts)
+    assert read_metadata(exported.data) == facts
+    again = EXPORTER.export(exported.data, calibration=None, settings=FLOAT, metadata={"a": "b"})
+    assert read_metadata(again.data) == {"a": "b"}
+    with pytest.raises(InvalidModelError):
+        read_metadata(b"TFL3")
+
+
+def test_several_inputs_are_compared() -> None:
+    graph, _ = graph_and_samples("several_outputs")
+    rng = np.random.default_rng(0)
+    image, other = (rng.normal(size=(12, c, 6, 6)).astype(np.float32) for c in (3, 1))
+    samples = Samples(
+        stored=image, labels=None, input_name="image", others={"other": StoredInput(stored=other)}
+    )
+    exported = EXPORTER.export(graph, calibration=samples, settings=INT8, metadata={})
+    assert 0.0 < exported.parity["noise_ratio"] < 0.01
+    plain = EXPORTER.export(graph, calibration=None, settings=FLOAT, metadata={})
+    assert plain.parity["noise_ratio"] < 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    graph: bytes
+    notes: tuple[str, ...] = ()
 
 
 class _Zeroing:
@@ -113,17 +176,17 @@ class _Zeroing:
         self,
         graph: bytes,
         *,
-        calibration: Samples,
+        calibration: Samples | None,
         settings: QuantizationSettings,
         ranges: Mapping[str, tuple[float, float]] | None = None,
-    ) -> bytes:
+    ) -> _Result:
         del calibration, settings, ranges
         model = onnx.load_from_string(graph)
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT:
                 zeros = np.zeros(tuple(tensor.dims), np.float32)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
-        return model.SerializeToString()
+        return _Result(graph=model.SerializeToString())
 
 
 def test_a_quantizer_that_breaks_the_graph_is_found_out() -> None:
