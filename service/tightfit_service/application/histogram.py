@@ -45,12 +45,12 @@ class Histogram:
     @property
     def edges(self) -> npt.NDArray[np.float64]:
         """Edges of the bins, one more than there are bins."""
-        return (self._first + np.arange(len(self._counts) + 1)) * self.width
+        return np.arange(self._first, self._first + len(self._counts) + 1, dtype=float) * self.width
 
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """Middles of the bins."""
-        return (self._first + np.arange(len(self._counts)) + 0.5) * self.width
+        return self.edges[:-1] + self.width / 2
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Count values, which must be finite, of any shape."""

@@ -48,7 +48,7 @@ def test_clipped_values_are_told_on_either_side() -> None:
 def test_black_background_is_no_saturation() -> None:
     drawing = np.where(IMAGES > 0.8, IMAGES, 0.0).astype(np.float32)
     assert notes_on(drawing) == ""
-    shifted = (drawing - 0.3) / 0.3
+    shifted = ((drawing - 0.3) / 0.3).astype(np.float32)
     assert notes_on(shifted, InputCheck(is_normalised=True, background=-1.0)) == ""
     assert "at its least" in notes_on(shifted)
 
