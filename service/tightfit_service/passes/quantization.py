@@ -87,12 +87,8 @@ class StaticQuantizationPass:
         notes: list[str] = []
         if INTEGER_FORMATS & set(formats.values()):
             model, notes = _in_integers(model, formats, calibration, settings, ranges or {})
-        halves = _nodes_in(formats, NumberFormat.FLOAT16)
-        if halves:
-            model = to_float16(model, halves)
-        stored = _nodes_in(formats, NumberFormat.BFLOAT16)
-        if stored:
-            model = with_bfloat16_weights(model, stored)
+        model = in_16_bit_floats(model, formats)
+        if NumberFormat.BFLOAT16 in formats.values():
             notes.append(
                 "bfloat16 is what weights are stored in; onnxruntime widens them to float32, for "
                 "it has no bfloat16 kernels for most operators on the CPU"
@@ -129,6 +125,15 @@ def calibrated_ranges(
     for name, (low, high) in ranges.items():
         found[name] = TensorRange(low=min(low, 0.0), high=max(high, 0.0))
     return found
+
+
+def in_16_bit_floats(model: ModelProto, formats: Mapping[str, NumberFormat]) -> ModelProto:
+    """Return the model with nodes in float16 and bfloat16 as their formats say."""
+    halves = _nodes_in(formats, NumberFormat.FLOAT16)
+    if halves:
+        model = to_float16(model, halves)
+    stored = _nodes_in(formats, NumberFormat.BFLOAT16)
+    return with_bfloat16_weights(model, stored) if stored else model
 
 
 def _in_integers(
