@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,17 +12,14 @@ import torch
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from tightfit_service.adapters.training.frozen import FrozenNode, run_static, single_node_model
 from tightfit_service.adapters.training.node_view import NodeView, RunState, StaticArray, Value
-from tightfit_service.adapters.training.operators import RULES, TRAINED_INPUTS
+from tightfit_service.adapters.training.operators import RULES
+from tightfit_service.adapters.training.parameters import FLOATS, KEEPS_DATA, trained_names
 from tightfit_service.domain.errors import UnsupportedError
 
-_FLOATS = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)}
-
-_KEEPS_DATA = {
-    "Cast", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split",
-    "Squeeze", "Tile", "Transpose", "Unsqueeze",
-}  # fmt: skip
-"""Operators that hand a weight on to its user: never folded, or its gradient would be cut off."""
+_FROM_NUMBERS = {"ConstantOfShape", "EyeLike", "Range"}
+"""Operators that make tables of a few numbers, which are no weights even where they are floats."""
 
 
 NodeHook = Callable[[NodeView, list["Value | None"]], None]
@@ -36,13 +33,17 @@ class GraphModule(torch.nn.Module):
     Float initializers that are weights are parameters, other float constants and BatchNorm statistics
     are buffers; `value_of` finds them by initializer name. In training mode BatchNorm uses the batch's
     statistics, and updates the running ones with `run_state.momentum`.
+
+    Nodes that torch cannot express run in onnxruntime, as constants to the gradient: what lies
+    behind them is trained, what lies before them alone stays as it is. `frozen_nodes` names them.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         """Take the graph apart.
 
         Raises:
-            UnsupportedError: An operator, or a form of one, has no rule; names node and operator.
+            UnsupportedError: An operator has no rule, and no weight could be trained behind it;
+                names node and operator.
         """
         super().__init__()
         graph = model.graph
@@ -54,12 +55,15 @@ class GraphModule(torch.nn.Module):
         opset = max(
             (o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=1
         )
-        trained = _trained_names(nodes, constants)
+        trained = trained_names(nodes, constants, self.input_names)
         shared = _shared_statistics(nodes)
         self._slots: dict[str, str] = {}
         self._static: dict[str, StaticArray] = {}
         self._nodes: list[tuple[NodeView, tuple[str, ...], tuple[str, ...]]] = []
         self._evaluators: dict[str, ReferenceEvaluator] = {}
+        self._opsets = list(model.opset_import)
+        self._frozen: dict[str, FrozenNode] = {}
+        self._originals: dict[str, onnx.NodeProto] = {}
         for name, value in constants.items():
             self._add_constant(name, value, is_trained=name in trained)
         known = set(self._static)
@@ -71,6 +75,16 @@ class GraphModule(torch.nn.Module):
                     self._add_constant(new, constants[old], is_trained=False)
             self._add_node(node, view, names, constants, known)
         self._last_use = self._find_last_uses()
+        if self._frozen:
+            self._check_trainable()
+
+    @property
+    def frozen_nodes(self) -> Mapping[str, str]:
+        """Nodes that no gradient passes, known so far, with their operator types.
+
+        Forms of operators that have a rule are met when they are first run.
+        """
+        return {view.name: view.op_type for view, _, _ in self._nodes if view.name in self._frozen}
 
     def value_of(self, initializer: str) -> torch.Tensor | None:
         """Return the parameter or buffer of an initializer, or None where it is not held as a tensor."""
@@ -130,7 +144,7 @@ class GraphModule(torch.nn.Module):
             args = [self._value(name, values) if name else None for name in names_in]
             if before_node is not None:
                 before_node(view, args)
-            result = self._evaluate(view, args)
+            result = self._evaluate(view, names_in, args)
             outputs = result if isinstance(result, tuple) else (result,)
             values.update((name, v) for name, v in zip(names_out, outputs, strict=False) if name)
             for name in self._last_use[index]:
@@ -150,19 +164,59 @@ class GraphModule(torch.nn.Module):
             return value
         return self._static[name]
 
-    def _evaluate(self, view: NodeView, args: list[Value | None]) -> Value | tuple[Value, ...]:
+    def _evaluate(
+        self, view: NodeView, names: tuple[str, ...], args: list[Value | None]
+    ) -> Value | tuple[Value, ...]:
         evaluator = self._evaluators.get(view.name)
-        if evaluator is None:
-            return RULES[view.op_type](view, args, self.run_state)
-        feeds = {
-            f"i{i}": view.constants[i] if isinstance(a, torch.Tensor) else a
-            for i, a in enumerate(args)
-            if a is not None
-        }
-        return tuple(np.asarray(v) for v in evaluator.run(None, feeds))
+        if evaluator is not None:
+            feeds = {
+                f"i{i}": view.constants[i] if isinstance(a, torch.Tensor) else a
+                for i, a in enumerate(args)
+                if a is not None
+            }
+            return tuple(np.asarray(v) for v in evaluator.run(None, feeds))
+        if view.name not in self._frozen:
+            try:
+                return RULES[view.op_type](view, args, self.run_state)
+            except UnsupportedError as error:
+                if torch.compiler.is_exporting():
+                    raise
+                self._freeze(view, error)
+        return run_static(view, self._frozen[view.name], names, args)
+
+    def _freeze(self, view: NodeView, why: UnsupportedError) -> None:
+        """Hand a node to onnxruntime from now on.
+
+        Raises:
+            UnsupportedError: `why`, where no weight could be trained any more.
+        """
+        self._frozen[view.name] = FrozenNode(self._originals[view.name], self._opsets)
+        try:
+            self._check_trainable()
+        except UnsupportedError:
+            raise why from None
+
+    def _check_trainable(self) -> None:
+        """See that the gradient reaches a weight, if there are any.
+
+        Raises:
+            UnsupportedError: It does not; names the last node in its way.
+        """
+        weights = {n for n, slot in self._slots.items() if slot in self._parameters}
+        reached = set(self.output_names)
+        last: NodeView | None = None
+        for view, names_in, names_out in reversed(self._nodes):
+            if not reached & set(names_out):
+                continue
+            if view.name in self._frozen:
+                last = last or view
+            else:
+                reached.update(names_in)
+        if weights and not weights & reached and last is not None:
+            raise last.unsupported("it has no rule for training, and all weights lie before it")
 
     def _add_constant(self, name: str, value: StaticArray, *, is_trained: bool) -> None:
-        if value.dtype not in _FLOATS:
+        if value.dtype not in FLOATS:
             self._static[name] = value
             return
         slot = f"value_{len(self._slots)}"
@@ -185,18 +239,12 @@ class GraphModule(torch.nn.Module):
         given = [n for n in names if n]
         is_static = (
             bool(given)
-            and any(n in known for n in given)
+            and (any(n in known for n in given) or view.op_type in _FROM_NUMBERS)
             and all(n in known or n in constants for n in given)
-            and not (view.op_type in _KEEPS_DATA and given[0] not in known)
+            and not (view.op_type in KEEPS_DATA and given[0] not in known)
         )
-        if view.op_type not in RULES and not is_static:
-            raise UnsupportedError(
-                f"node '{view.name}' ({view.op_type}) has no rule for training",
-                field="model",
-                remedy="the model can still be quantized; replace the operator to train it",
-            )
         if is_static:
-            evaluator = ReferenceEvaluator(_single_node_model(node, view.opset))
+            evaluator = ReferenceEvaluator(_positional_model(node, self._opsets))
             if all(n in constants for n in given):
                 feeds = {f"i{i}": constants[n] for i, n in enumerate(names) if n}
                 for name, value in zip(node.output, evaluator.run(None, feeds), strict=True):
@@ -204,8 +252,12 @@ class GraphModule(torch.nn.Module):
                 known.update(node.output)
                 return
             self._evaluators[view.name] = evaluator
+        elif view.op_type not in RULES:
+            frozen = self._frozen[view.name] = FrozenNode(node, self._opsets)
+            names = frozen.input_names
         if is_static or view.op_type in {"Shape", "Size"}:
             known.update(node.output)
+        self._originals[view.name] = node
         self._nodes.append((view, names, tuple(node.output)))
 
     def _find_last_uses(self) -> list[list[str]]:
@@ -282,46 +334,24 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [text.decode() for text in value]
     if isinstance(value, onnx.TensorProto):
         return numpy_helper.to_array(value)
     return value
 
 
 def _view(node: onnx.NodeProto, opset: int, constants: Mapping[str, StaticArray]) -> NodeView:
-    if node.domain not in {"", "ai.onnx"}:
-        raise UnsupportedError(
-            f"node '{node.name}' ({node.domain}.{node.op_type}) has no rule for training",
-            field="model",
-            remedy="the model can still be quantized; replace the operator to train it",
-        )
+    domain = "" if node.domain in {"", "ai.onnx"} else f"{node.domain}."
     view = NodeView(
         name=node.name or node.output[0],
-        op_type=node.op_type,
+        op_type=f"{domain}{node.op_type}",
         opset=opset,
         attributes={a.name: _attribute(a) for a in node.attribute},
         output_count=len([o for o in node.output if o]),
     )
     fixed = {i: constants[n] for i, n in enumerate(node.input) if n in constants}
     return replace(view, constants=fixed)
-
-
-def _trained_names(nodes: list[onnx.NodeProto], constants: Mapping[str, StaticArray]) -> set[str]:
-    """Return initializers that are weights, also where they reach their user through a reshape."""
-    origin: dict[str, str] = {}
-    trained: set[str] = set()
-    for node in nodes:
-        if node.op_type in _KEEPS_DATA and node.input[0] in {*constants, *origin}:
-            origin[node.output[0]] = origin.get(node.input[0], node.input[0])
-        for position in TRAINED_INPUTS.get(node.op_type, ()):
-            if position >= len(node.input):
-                continue
-            name = origin.get(node.input[position], node.input[position])
-            value = constants.get(name)
-            if value is None or value.dtype not in _FLOATS:
-                continue
-            if node.op_type != "Add" or value.size > 1:
-                trained.add(name)
-    return trained
 
 
 def _shared_statistics(nodes: list[onnx.NodeProto]) -> set[str]:
@@ -345,16 +375,15 @@ def _own_statistics(node: onnx.NodeProto, shared: set[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _single_node_model(node: onnx.NodeProto, opset: int) -> onnx.ModelProto:
+def _positional_model(
+    node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto]
+) -> onnx.ModelProto:
     """Return a model of one node with inputs i0, i1, ... for the reference evaluator."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.input[:]
     copy.input.extend(f"i{i}" if name else "" for i, name in enumerate(node.input))
-    inputs = [onnx.ValueInfoProto(name=name) for name in copy.input if name]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    graph = helper.make_graph([copy], "node", inputs, outputs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return single_node_model(copy, opsets, [name for name in copy.input if name])
 
 
 def _as_tensor(value: Value) -> torch.Tensor:

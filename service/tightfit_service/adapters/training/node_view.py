@@ -35,8 +35,9 @@ class NodeView:
     """One node of the graph.
 
     Attributes:
+        op_type: With its domain in front, where that is not ONNX's own.
         constants: Values of the inputs that are initializers, by position.
-        output_count: Declared outputs, omitted ones included.
+        output_count: Outputs that are asked for.
     """
 
     name: str

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch.nn import functional
 
 from tightfit_service.adapters.training.node_view import (
@@ -17,6 +18,7 @@ from tightfit_service.adapters.training.node_view import (
     Value,
     tensor,
 )
+from tightfit_service.application.samples import IntArray
 
 
 def identity(_node: NodeView, args: Arguments, _run: RunState) -> Value:
@@ -26,29 +28,38 @@ def identity(_node: NodeView, args: Arguments, _run: RunState) -> Value:
     return value
 
 
+_KINDS = {
+    TensorProto.FLOAT: torch.float32,
+    # everything is trained in float32, whatever the file computes in
+    TensorProto.DOUBLE: torch.float32,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT8: torch.int8,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.BOOL: torch.bool,
+}
+
+
 def cast(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
-    """Cast between number types."""
-    from onnx import TensorProto
-
-    kinds = {
-        TensorProto.FLOAT: torch.float32,
-        TensorProto.DOUBLE: torch.float64,
-        TensorProto.FLOAT16: torch.float16,
-        TensorProto.INT64: torch.int64,
-        TensorProto.INT32: torch.int32,
-        TensorProto.INT8: torch.int8,
-        TensorProto.UINT8: torch.uint8,
-        TensorProto.BOOL: torch.bool,
-    }
+    """Cast between number types; all floats are float32."""
     kind = node.attribute("to")
-    if kind not in kinds:
+    if kind not in _KINDS:
         raise node.unsupported(f"type {kind}")
-    return tensor(args, 0).to(kinds[kind])
+    return tensor(args, 0).to(_KINDS[kind])
 
 
-def shape(_node: NodeView, args: Arguments, _run: RunState) -> StaticArray:
-    """Return the shape as a static value."""
-    return np.asarray([int(n) for n in tensor(args, 0).shape], dtype=np.int64)
+def cast_like(_node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
+    """Cast to the type of another tensor."""
+    return tensor(args, 0).to(tensor(args, 1).dtype)
+
+
+def shape(node: NodeView, args: Arguments, _run: RunState) -> StaticArray:
+    """Return the shape, or a part of it, as a static value."""
+    sizes = [int(n) for n in tensor(args, 0).shape]
+    return np.asarray(sizes[node.attribute("start", 0) : node.attribute("end")], dtype=np.int64)
 
 
 def reshape(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
@@ -138,9 +149,26 @@ def pad(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
             flat = flat[:-2]
         return functional.pad(x, flat, value=float(value))
     kinds = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-    if mode not in kinds or any(before[:2]) or any(after[:2]):
-        raise node.unsupported(f"padding mode '{mode}' on these axes")
-    return functional.pad(x, flat[: 2 * (x.ndim - 2)], mode=kinds[mode])
+    is_growing = all(n >= 0 for n in flat)
+    if mode in kinds and is_growing and 3 <= x.ndim <= 5 and not any((*before[:2], *after[:2])):
+        return functional.pad(x, flat[: 2 * (x.ndim - 2)], mode=kinds[mode])
+    for axis in range(x.ndim):
+        if before[axis] or after[axis]:
+            index = _padded_index(node, int(x.shape[axis]), before[axis], after[axis], mode)
+            x = x.index_select(axis, torch.from_numpy(index).to(x.device))
+    return x
+
+
+def _padded_index(node: NodeView, length: int, before: int, after: int, mode: str) -> IntArray:
+    """Return which entry of an axis stands at each place after padding."""
+    start, stop = max(0, -before), length + min(0, after)
+    inner = np.arange(start, stop)
+    kinds = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+    if mode not in kinds:
+        raise node.unsupported(f"padding mode '{mode}'")
+    # only names that numpy knows get here
+    index: IntArray = np.pad(inner, (max(0, before), max(0, after)), mode=kinds[mode])  # type: ignore[call-overload]
+    return index
 
 
 def concat(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
@@ -198,6 +226,7 @@ def tile(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
 
 SHAPE_RULES: dict[str, Rule] = {
     "Cast": cast,
+    "CastLike": cast_like,
     "Concat": concat,
     "Dropout": identity,
     "Expand": expand,

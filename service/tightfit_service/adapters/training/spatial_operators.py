@@ -1,11 +1,10 @@
-"""Rules of convolution, pooling and resizing, with ONNX's padding in all its forms."""
+"""Rules of convolution and pooling, with ONNX's padding in all its forms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -145,30 +144,51 @@ def _window(
     return kernel, stride, dilation, before, after, extra
 
 
-def max_pool(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
-    """Max pooling; padding never wins."""
+def max_pool(
+    node: NodeView, args: Arguments, _run: RunState
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Max pooling; padding never wins. Places, if asked for, count over all samples."""
     x = tensor(args, 0)
-    if node.output_count > 1:
-        raise node.unsupported("its indices are used")
     kernel, stride, dilation, before, after, extra = _window(node, x)
     after = [a + e for a, e in zip(after, extra, strict=True)]
-    if before == after and all(2 * b <= k for b, k in zip(before, kernel, strict=True)):
-        return _MAX_POOL[x.ndim - 2](x, kernel, stride, before, dilation)
-    padded = _pad(x, before, after, value=-math.inf)
-    return _MAX_POOL[x.ndim - 2](padded, kernel, stride, 0, dilation)
+    pool = _MAX_POOL[x.ndim - 2]
+    is_even = before == after and all(2 * b <= k for b, k in zip(before, kernel, strict=True))
+    if node.output_count > 1:
+        if not is_even or node.attribute("storage_order", 0):
+            raise node.unsupported("places under uneven padding, or in column order")
+        values, places = pool(x, kernel, stride, before, dilation, return_indices=True)
+        rows = torch.arange(x.shape[0] * x.shape[1], device=x.device) * math.prod(x.shape[2:])
+        return values, places + rows.reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+    if is_even:
+        return pool(x, kernel, stride, before, dilation)
+    return pool(_pad(x, before, after, value=-math.inf), kernel, stride, 0, dilation)
+
+
+def _average(rank: int, dilation: Sequence[int]) -> Callable[..., torch.Tensor]:
+    """Return a pooling over windows without padding; dilated ones are a convolution with ones."""
+    if all(d == 1 for d in dilation):
+        return _AVERAGE_POOL[rank]
+
+    def pool(x: torch.Tensor, kernel: list[int], stride: list[int]) -> torch.Tensor:
+        channels = int(x.shape[1])
+        share = x.new_full((channels, 1, *kernel), 1.0 / math.prod(kernel))
+        return _CONV[rank](x, share, None, stride, 0, list(dilation), channels)
+
+    return pool
 
 
 def average_pool(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
     """Average pooling; where padding does not count, by dividing through the average of ones."""
     x = tensor(args, 0)
     kernel, stride, dilation, before, after, extra = _window(node, x)
-    if any(d != 1 for d in dilation):
-        raise node.unsupported("average over a dilated window")
-    pool, rank = _AVERAGE_POOL[x.ndim - 2], x.ndim - 2
+    pool, rank = _average(x.ndim - 2, dilation), x.ndim - 2
     counts_padding = bool(node.attribute("count_include_pad", 0))
     small = all(2 * b <= k for b, k in zip(before, kernel, strict=True))
-    if before == after and not any(extra) and small:
-        return pool(x, kernel, stride, before, ceil_mode=False, count_include_pad=counts_padding)
+    is_plain = before == after and not any(extra) and all(d == 1 for d in dilation)
+    if is_plain and small:
+        return _AVERAGE_POOL[rank](
+            x, kernel, stride, before, ceil_mode=False, count_include_pad=counts_padding
+        )
     whole = [a + e for a, e in zip(after, extra, strict=True)]
     ones = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
     if counts_padding:
@@ -190,96 +210,19 @@ def global_max_pool(_node: NodeView, args: Arguments, _run: RunState) -> torch.T
     return x.amax(dim=list(range(2, x.ndim)), keepdim=True)
 
 
-def _coordinates(node: NodeView, mode: str, old: int, new: int, scale: float) -> np.ndarray:
-    """Return the position in the input of each output position along one axis."""
-    x = np.arange(new, dtype=np.float64)
-    if mode == "asymmetric":
-        return x / scale
-    if mode == "align_corners":
-        return x * (old - 1) / (new - 1) if new > 1 else np.zeros(1)
-    if mode == "half_pixel":
-        return (x + 0.5) / scale - 0.5
-    if mode == "pytorch_half_pixel":
-        return (x + 0.5) / scale - 0.5 if new > 1 else np.zeros(1)
-    raise node.unsupported(f"coordinate mode '{mode}'")
-
-
-def _round(node: NodeView, x: np.ndarray) -> np.ndarray:
-    mode = node.attribute("nearest_mode", "round_prefer_floor")
-    return {
-        "round_prefer_floor": lambda: np.ceil(x - 0.5),
-        "round_prefer_ceil": lambda: np.floor(x + 0.5),
-        "floor": lambda: np.floor(x + 1e-9),
-        "ceil": lambda: np.ceil(x - 1e-9),
-    }[mode]()
-
-
-def resize(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
-    """Nearest and linear resizing, exact for every coordinate mode but tf_crop_and_resize."""
-    x = tensor(args, 0)
-    upsample = node.op_type == "Upsample"
-    scales = node.attribute("scales") if upsample else None
-    given = node.static(args, 1 if upsample else 2)
-    if given is not None and given.size:
-        scales = [float(s) for s in given]
-    sizes = None if upsample else node.integers(args, 3)
-    axes = node.attribute("axes", list(range(x.ndim)))
-    kind = node.attribute("mode", "nearest")
-    mode = node.attribute(
-        "coordinate_transformation_mode", "asymmetric" if upsample else "half_pixel"
-    )
-    if node.attribute("antialias", 0) or node.attribute("keep_aspect_ratio_policy", "stretch") != (
-        "stretch"
-    ):
-        raise node.unsupported("antialiasing or a kept aspect ratio")
-    plan: dict[int, tuple[int, float]] = {}
-    for i, axis in enumerate(axes):
-        old = int(x.shape[axis])
-        new = int(sizes[i]) if sizes else math.floor(old * scales[i] + 1e-6) if scales else old
-        if new != old:
-            plan[axis] = (new, new / old if sizes or scales is None else float(scales[i]))
-    if not plan:
-        return x
-    if min(plan) >= 2 and x.ndim == 4:
-        fast = _interpolate(node, x, plan, kind, mode)
-        if fast is not None:
-            return fast
-    for axis, (new, scale) in plan.items():
-        old = int(x.shape[axis])
-        where = _coordinates(node, mode, old, new, scale)
-        if kind == "nearest":
-            index = np.clip(_round(node, where), 0, old - 1).astype(np.int64)
-            x = x.index_select(axis, torch.from_numpy(index).to(x.device))
-        elif kind == "linear":
-            where = np.clip(where, 0, old - 1)
-            low = np.floor(where).astype(np.int64)
-            high = np.minimum(low + 1, old - 1)
-            shape = [1] * x.ndim
-            shape[axis] = new
-            share = torch.from_numpy((where - low).astype(np.float32)).to(x).reshape(shape)
-            left = x.index_select(axis, torch.from_numpy(low).to(x.device))
-            right = x.index_select(axis, torch.from_numpy(high).to(x.device))
-            x = left + (right - left) * share
-        else:
-            raise node.unsupported(f"mode '{kind}'")
-    return x
-
-
-def _interpolate(
-    node: NodeView, x: torch.Tensor, plan: dict[int, tuple[int, float]], kind: str, mode: str
-) -> torch.Tensor | None:
-    """Use torch's own resizing where it computes the same: exporters know it by name."""
-    size = [plan.get(axis, (int(x.shape[axis]), 1.0))[0] for axis in (2, 3)]
-    whole = all(float(scale).is_integer() for _, scale in plan.values())
-    floors = node.op_type == "Upsample" or node.attribute("nearest_mode") == "floor"
-    if kind == "nearest" and whole and mode == "asymmetric" and floors:
-        return functional.interpolate(x, size=size, mode="nearest")
-    exact = all(abs(x.shape[a] * s - n) < 1e-6 for a, (n, s) in plan.items())
-    if kind == "linear" and exact and mode in {"half_pixel", "pytorch_half_pixel"}:
-        return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    if kind == "linear" and mode == "align_corners" and len(plan) == 2:
-        return functional.interpolate(x, size=size, mode="bilinear", align_corners=True)
-    return None
+def lp_pool(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
+    """Norm of each window, or over all spatial axes."""
+    x, power = tensor(args, 0), float(node.attribute("p", 2))
+    if node.op_type == "GlobalLpPool":
+        axes = list(range(2, x.ndim))
+        norm: torch.Tensor = torch.linalg.vector_norm(x, ord=power, dim=axes, keepdim=True)
+        return norm
+    kernel, stride, dilation, before, after, extra = _window(node, x)
+    after = [a + e for a, e in zip(after, extra, strict=True)]
+    raised = _pad(x.abs().pow(power), before, after)
+    mean: torch.Tensor = _average(x.ndim - 2, dilation)(raised, kernel, stride)
+    total: torch.Tensor = mean * math.prod(kernel)
+    return total.pow(1.0 / power)
 
 
 def depth_to_space(node: NodeView, args: Arguments, _run: RunState) -> torch.Tensor:
@@ -307,9 +250,9 @@ SPATIAL_RULES: dict[str, Rule] = {
     "ConvTranspose": conv_transpose,
     "DepthToSpace": depth_to_space,
     "GlobalAveragePool": global_average_pool,
+    "GlobalLpPool": lp_pool,
     "GlobalMaxPool": global_max_pool,
+    "LpPool": lp_pool,
     "MaxPool": max_pool,
-    "Resize": resize,
     "SpaceToDepth": space_to_depth,
-    "Upsample": resize,
 }

@@ -17,7 +17,6 @@ from fakes.odd_networks import ODD_NETWORKS
 from tightfit_service.adapters.training.module import GraphModule, build_module, write_back
 from tightfit_service.domain.errors import UnsupportedError
 
-WITHOUT_RULES = {"recurrent"}
 ALL = {**NETWORKS, **ODD_NETWORKS}
 
 
@@ -39,10 +38,6 @@ def _call(module: GraphModule, feeds: dict[str, np.ndarray]) -> list[np.ndarray]
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_a_network_computes_what_onnxruntime_computes(make: Callable[[int], ModelProto]) -> None:
     model = make(0)
-    if make.__name__ in WITHOUT_RULES:
-        with pytest.raises(UnsupportedError, match="has no rule for training"):
-            build_module(model.SerializeToString())
-        return
     feeds = random_inputs(model)
     module = build_module(model.SerializeToString())
     for want, got in zip(_run(model, feeds), _call(module, feeds), strict=True):
@@ -128,18 +123,66 @@ def test_a_number_in_a_formula_is_not_trained() -> None:
     assert id(module.value_of("three")) not in trained
 
 
-def test_an_operator_without_a_rule_is_named() -> None:
+@pytest.mark.parametrize(
+    ("domain", "op_type", "words"),
+    [("", "Unheard", r"\(Unheard\)"), ("com.example", "Conv", r"\(com\.example\.Conv\)")],
+)
+def test_an_operator_that_nothing_runs_is_named(domain: str, op_type: str, words: str) -> None:
     model = residual(0)
-    model.graph.node[0].op_type = "Einsum"
-    with pytest.raises(UnsupportedError, match=rf"'{model.graph.node[0].name}' \(Einsum\)"):
-        build_module(model.SerializeToString())
+    model.graph.node[0].op_type, model.graph.node[0].domain = op_type, domain
+    module = build_module(model.SerializeToString())
+    feeds = random_inputs(model)
+    with pytest.raises(UnsupportedError, match=rf"'{model.graph.node[0].name}' {words}"):
+        _call(module, feeds)
 
 
-def test_an_operator_of_another_domain_is_named() -> None:
+def test_an_operator_of_the_runtime_runs_as_it_is() -> None:
     model = residual(0)
-    model.graph.node[0].domain = "com.example"
-    with pytest.raises(UnsupportedError, match=r"com\.example\.Conv"):
-        build_module(model.SerializeToString())
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    relu = next(n for n in model.graph.node if n.op_type == "Relu")
+    relu.op_type, relu.domain = "Gelu", "com.microsoft"
+    module = build_module(model.SerializeToString())
+    feeds = random_inputs(model)
+    np.testing.assert_allclose(_call(module, feeds)[0], _run(model, feeds)[0], rtol=1e-4, atol=1e-5)
+    assert module.frozen_nodes == {relu.name: "com.microsoft.Gelu"}
+
+
+def _constants_of_formulas() -> ModelProto:
+    """Preprocessing, a bias, a scale, a detector's grid, a class token and filled-up channels."""
+    b = Builder(0)
+    x = b.input("input", (4, 6))
+    x = b.node(
+        "centre", "Sub", [x, b.constant("mean", [[0.3], [0.1], [0.2], [0.4]], dtype=np.float32)]
+    )
+    x = b.node(
+        "spread",
+        "Mul",
+        [b.nodes[0].output[0], b.constant("std", [[0.31], [0.11], [0.2], [0.4]], dtype=np.float32)],
+    )
+    x = b.node("relu", "Relu", [x])
+    x = b.node("shift", "Add", [x, b.vector("bias", 6)])
+    x = b.node("stretch", "Mul", [x, b.vector("gamma", 6, low=0.4, high=0.9)])
+    x = b.node("place", "Add", [x, b.constant("grid", np.arange(6) + 0.5, dtype=np.float32)])
+    x = b.node(
+        "stride", "Mul", [x, b.constant("strides", [8, 8, 16, 16, 32, 32], dtype=np.float32)]
+    )
+    token = b.constant("token", b.rng.normal(size=(1, 1, 6)), dtype=np.float32)
+    shape = b.node("shape", "Shape", ["input"])
+    batch = b.node("batch", "Gather", [shape, b.ints("zero", [0])])
+    goal = b.node("goal", "Concat", [batch, b.ints("rest", [1, 6])], axis=0)
+    tokens = b.node("tokens", "Expand", [token, goal])
+    x = b.node("join", "Concat", [tokens, x], axis=1)
+    return b.model({x: (5, 6)})
+
+
+def test_what_looks_learned_is_trained_and_what_belongs_to_a_formula_is_not() -> None:
+    module = build_module(_constants_of_formulas().SerializeToString())
+    trained = {
+        name
+        for name in module.initializer_names
+        if isinstance(module.value_of(name), torch.nn.Parameter)
+    }
+    assert trained == {"bias", "gamma", "token"}
 
 
 def test_shapes_computed_in_the_graph_follow_the_batch() -> None:
