@@ -18,11 +18,16 @@ from tightfit_service.adapters.formats.onnx_execution import (
     run_original,
     run_working,
 )
-from tightfit_service.adapters.formats.onnx_folding import fold_constants, fold_shape_chains
+from tightfit_service.adapters.formats.onnx_folding import (
+    fold_constants,
+    fold_fixed_shapes,
+    fold_shape_chains,
+)
 from tightfit_service.application.ports import ImportedModel, TensorSignature
 from tightfit_service.application.samples import FloatArray
 from tightfit_service.domain.errors import InvalidModelError, ParityError
 from tightfit_service.graph import normal_form
+from tightfit_service.graph.batch_expansion import drop_zero_states
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
@@ -208,6 +213,11 @@ class OnnxImporter:
         normal_form.name_nodes(model)
         normal_form.remove_identities(model)
         fold_constants(model, max_elements=self._limits.tensor_elements)
+        normal_form.separate_vectors(model)
+        drop_zero_states(model)
+        if normal_form.batch_is_fixed(model):
+            fold_fixed_shapes(model)
+            drop_zero_states(model)
         was_fixed = normal_form.free_input_batch(model)
         normal_form.free_constant_batch(model, tensor_shapes(model))
         fold_shape_chains(model)
@@ -247,7 +257,7 @@ class OnnxImporter:
         graph = save_model(model)
         quantized = is_quantized(model)
         if quantized:
-            warnings.append("the model is quantized: it can be estimated, not compressed")
+            warnings.append(quantized_warning())
         else:
             state = propagate(model)
             op_types = {node.name: node.op_type for node in state.nodes}
@@ -294,6 +304,15 @@ def _compared(model: ModelProto, expected: Sequence[Array], found: Sequence[Arra
             )
         worst = max(worst, difference)
     return worst
+
+
+def quantized_warning() -> str:
+    """Return what users should know about a model that came quantized."""
+    return (
+        "the model is quantized: it can be checked, estimated and evaluated, but not compressed, "
+        "for its weights are rounded already; to compress it, send the float model that it was "
+        "made from"
+    )
 
 
 def is_quantized(model: ModelProto) -> bool:
