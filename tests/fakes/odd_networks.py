@@ -107,7 +107,7 @@ def sequence(seed: int = 0) -> ModelProto:
 
 
 def attention(seed: int = 0) -> ModelProto:
-    """One self-attention layer with two heads: products of two computed tensors freeze what they touch."""
+    """One self-attention layer with two heads."""
     b = Builder(seed)
     x = b.input("input", (5, 8))
     heads = {}

@@ -305,6 +305,11 @@ def _mend_resize(removal: _Removal, node: NodeProto) -> None:
     removal.set_constant(node, 3, "sizes", sizes)
 
 
+def _mend_recurrent(removal: _Removal, node: NodeProto) -> None:
+    weight = next(t for t in removal.model.graph.initializer if t.name == node.input[2])
+    set_attribute(node, "hidden_size", int(weight.dims[2]))
+
+
 _MENDS: Mapping[str, Callable[[_Removal, NodeProto], None]] = {
     "Conv": _mend_conv,
     "ConvTranspose": _mend_conv,
@@ -315,4 +320,5 @@ _MENDS: Mapping[str, Callable[[_Removal, NodeProto], None]] = {
     "Pad": _mend_pad,
     "Split": _mend_split,
     "Resize": _mend_resize,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _mend_recurrent),
 }

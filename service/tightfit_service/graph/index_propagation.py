@@ -18,9 +18,11 @@ from collections.abc import Mapping
 from onnx import ModelProto, NodeProto
 
 from tightfit_service.domain.errors import InvalidModelError
+from tightfit_service.graph import rules_contractions as contractions
 from tightfit_service.graph import rules_movement as movement
 from tightfit_service.graph import rules_products as products
 from tightfit_service.graph import rules_values as values
+from tightfit_service.graph.attention_heads import head_axes
 from tightfit_service.graph.channel_classes import ChannelClasses
 from tightfit_service.graph.propagation_state import (
     NoRuleError,
@@ -129,10 +131,10 @@ _AXIS_MIXING = [
     "Softmax",
     "LogSoftmax",
     "Hardmax",
-    "LayerNormalization",
     "CumSum",
-    "LpNormalization",
 ]
+
+_PICKING = frozenset({"Slice", "Gather", "Split", "Concat", "Pad", "Tile", "Expand", *_REDUCTIONS})
 
 # Inputs of rank 3 hold (channels, time) or (time, features): which, the first layer will tell.
 _CHANNELS_SECOND = (2, 4, 5)
@@ -145,10 +147,16 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_AXIS_MIXING, values.axis_mixing),
     "BatchNormalization": values.normalization,
     "InstanceNormalization": values.normalization,
+    "GroupNormalization": values.group_normalization,
+    "LayerNormalization": values.layer_normalization,
     "Conv": products.conv,
     "ConvTranspose": products.conv_transpose,
     "Gemm": products.gemm,
     "MatMul": products.matmul,
+    "Einsum": contractions.einsum,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), contractions.recurrent),
+    **dict.fromkeys(("ArgMax", "ArgMin"), contractions.arg_position),
+    **dict.fromkeys(("Shape", "Size"), values.size),
     "Reshape": movement.reshape,
     "Flatten": movement.reshape,
     "Squeeze": movement.reshape,
@@ -176,13 +184,15 @@ def propagate(model: ModelProto) -> Propagation:
         batched_shapes = tensor_shapes(model, batch=2)
     except InvalidModelError:
         batched_shapes = {}
+    nodes, shapes, constants = sorted_model_nodes(model), tensor_shapes(model), initializers(model)
     state = Propagation(
         classes=ChannelClasses(),
-        nodes=sorted_model_nodes(model),
+        nodes=nodes,
         opset=default_opset(model),
-        shapes=tensor_shapes(model),
+        shapes=shapes,
         batched_shapes=batched_shapes,
-        constants=initializers(model),
+        constants=constants,
+        head_axes=head_axes(nodes, shapes, constants),
     )
     for name in graph_inputs(model):
         state.assign_frozen(name, "its channels are the model's input")
@@ -212,9 +222,21 @@ def _visit(state: Propagation, node: NodeProto, rule: Rule | None) -> None:
             if name:
                 state.shape(name)
         rule(state, node)
+        _keep_batch_apart(state, node)
     except NoRuleError as error:
         del state.slices[mark:]
         state.freeze_node(node, str(error))
+
+
+def _keep_batch_apart(state: Propagation, node: NodeProto) -> None:
+    """Freeze channels that share an axis with the batch where the node picks positions along it."""
+    if node.op_type not in _PICKING:
+        return
+    for name in (*node.input, *node.output):
+        if name in state.labels and state.is_folded(name):
+            state.classes.freeze(
+                state.labels[name], "its channels are folded into the batch dimension"
+            )
 
 
 def _tie_shared_parameters(state: Propagation) -> None:

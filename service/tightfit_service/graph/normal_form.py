@@ -153,6 +153,34 @@ def _captures(body: GraphProto) -> list[str]:
     return names
 
 
+def separate_vectors(model: ModelProto) -> None:
+    """Give every layer biases and scales of its own, in place.
+
+    Exporters store equal tensors once: biases that all are zero, scales that all are one. Such
+    chance equality must not tie layers together. Layers that share a matrix mean to share.
+    """
+    values = initializers(model)
+    taken = set(values)
+    owners: dict[str, dict[tuple[str, ...], str]] = {}
+    for node in model.graph.node:
+        matrices = tuple(
+            name
+            for name in node.input
+            if name in values and values[name].size > max(values[name].shape, default=1)
+        )
+        for index, name in enumerate(node.input):
+            value = values.get(name)
+            if value is None or value.dtype.kind != "f" or not 1 < value.size == max(value.shape):
+                continue
+            named = owners.setdefault(name, {})
+            user = matrices or (node.name,)
+            if user not in named:
+                named[user] = name
+                if len(named) > 1:
+                    named[user] = _add_constant(model, taken, f"{node.name}.{name}", value)
+            node.input[index] = named[user]
+
+
 def check_finite_weights(model: ModelProto) -> None:
     """Refuse weights that are not numbers.
 
@@ -207,6 +235,16 @@ def check_inputs(model: ModelProto) -> None:
                 f"the batch (axis 0) of input {shown(name)} is fixed at {shape[0]}",
                 remedy="export the model with a free batch, or with batch 1",
             )
+
+
+def batch_is_fixed(model: ModelProto) -> bool:
+    """Whether axis 0 of every input has a fixed size."""
+    names = set(graph_inputs(model))
+    return all(
+        value.type.tensor_type.shape.dim[0].HasField("dim_value")
+        for value in model.graph.input
+        if value.name in names
+    )
 
 
 def free_input_batch(model: ModelProto) -> bool:

@@ -52,6 +52,7 @@ class Propagation:
         axes: Per activation tensor, the axis of its channels, also where no label varies along it.
         slices: Parameters to be sliced with the classes.
         unruled: Nodes without a rule, with the reason.
+        head_axes: Per Reshape that splits channels into attention heads, the axis of the heads.
     """
 
     classes: ChannelClasses
@@ -64,6 +65,7 @@ class Propagation:
     axes: dict[str, int] = field(default_factory=dict)
     slices: list[ParameterSlice] = field(default_factory=list)
     unruled: dict[str, str] = field(default_factory=dict)
+    head_axes: Mapping[str, int] = field(default_factory=dict)
 
     def is_constant(self, name: str) -> bool:
         """Whether the tensor is an initializer."""
@@ -94,6 +96,10 @@ class Propagation:
         """Return one label per position along an axis; labels that vary along others are united."""
         array = self.labels[name]
         front = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        for other in self.varying_axes(array):
+            if other != axis:
+                along = "the batch dimension" if self.holds_batch(name, other) else "another axis"
+                self.classes.freeze(array, f"its channels are folded into {along}")
         if front.shape[1] > 1:
             self.classes.unite(front, front[:, :1])
         return (
@@ -127,8 +133,6 @@ class Propagation:
         known = varying[0] if varying else axis
         if known is not None:
             self.axes[name] = known
-        if varying and self._holds_batch(name, varying[0]):
-            self.classes.freeze(array, "its channels are folded into the batch dimension")
         self.labels[name] = array
 
     def assign_vector(self, name: str, axis: int, vector: IntArray) -> None:
@@ -171,7 +175,12 @@ class Propagation:
         axis = int(np.argmax(array.shape))
         return axis, array.reshape(-1)
 
-    def _holds_batch(self, name: str, axis: int) -> bool:
+    def is_folded(self, name: str) -> bool:
+        """Whether the labels of a tensor vary along an axis that also holds the batch."""
+        return any(self.holds_batch(name, axis) for axis in self.varying_axes(self.labels[name]))
+
+    def holds_batch(self, name: str, axis: int) -> bool:
+        """Whether the size of an axis grows with the batch."""
         batched = self.batched_shapes.get(name)
         if batched is None or len(batched) != len(self.shape(name)):
             return axis == 0

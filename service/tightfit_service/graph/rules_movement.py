@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto
 
+from tightfit_service.graph.axis_runs import matching_axes
 from tightfit_service.graph.channel_classes import IntArray
 from tightfit_service.graph.propagation_state import (
     NoRuleError,
@@ -34,6 +35,12 @@ def reshape(state: Propagation, node: NodeProto) -> None:
         (outs[-1] for ins, outs in matching_axes(source, target) if outs and channels in ins), None
     )
     array = reshaped(state.labels[node.input[0]], source, target)
+    heads = state.head_axes.get(node.name)
+    if heads is not None and heads in state.varying_axes(array):
+        # A head goes as a whole: its channels, of queries, keys and values, are one unit.
+        array = array.swapaxes(0, heads)
+        state.classes.unite(array, array[(slice(None), *(slice(1),) * (array.ndim - 1))])
+        array = array.swapaxes(0, heads)
     state.assign(node.output[0], array, axis=axis)
 
 
@@ -48,36 +55,6 @@ def reshaped(array: IntArray, source: Shape, target: Shape) -> IntArray:
     if int(np.prod(full)) > _MAX_LABELS:
         raise NoRuleError("a reshape over this many positions has no pruning rule")
     return np.broadcast_to(array, full).reshape(result)
-
-
-def matching_axes(source: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
-    """Return the finest division of two shapes of equal size into runs of axes of equal product.
-
-    Sizes must be positive.
-    """
-    runs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(source) and j < len(target):
-        ins, outs = [i], [j]
-        in_size, out_size = source[i], target[j]
-        i, j = i + 1, j + 1
-        while in_size != out_size:
-            if in_size < out_size:
-                in_size *= source[i]
-                ins.append(i)
-                i += 1
-            else:
-                out_size *= target[j]
-                outs.append(j)
-                j += 1
-        runs.append((ins, outs))
-    # what is left on one side are axes of size 1
-    if i < len(source) or j < len(target):
-        if not runs:
-            runs.append(([], []))
-        runs[-1][0].extend(range(i, len(source)))
-        runs[-1][1].extend(range(j, len(target)))
-    return runs
 
 
 def transpose(state: Propagation, node: NodeProto) -> None:

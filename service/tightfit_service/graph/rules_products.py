@@ -12,6 +12,7 @@ from tightfit_service.graph.propagation_state import (
     SliceRole,
     input_name,
 )
+from tightfit_service.graph.rules_contractions import matmul_of_tensors
 from tightfit_service.graph.structure import attribute
 
 
@@ -76,8 +77,12 @@ def gemm(state: Propagation, node: NodeProto) -> None:
 def matmul(state: Propagation, node: NodeProto) -> None:
     """Consume the last axis; labels that vary along another axis pass, as rows of a batch do."""
     name = input_name(node, 0)
-    if name not in state.labels or not state.is_constant(input_name(node, 1)):
-        raise NoRuleError("MatMul whose second operand is computed has no pruning rule")
+    if name in state.labels and input_name(node, 1) in state.labels:
+        matmul_of_tensors(state, node)
+        return
+    if state.is_constant(name):
+        _matmul_from_left(state, node)
+        return
     weight = state.constant(node, 1, "weight")
     rank = len(state.shape(name))
     if weight.ndim != 2 or rank < 2:
@@ -91,6 +96,23 @@ def matmul(state: Propagation, node: NodeProto) -> None:
     state.record(node, 1, 1, out, SliceRole.OUTPUT)
     state.record(node, 1, 0, source, SliceRole.INPUT)
     state.assign_vector(node.output[0], rank - 1, out)
+
+
+def _matmul_from_left(state: Propagation, node: NodeProto) -> None:
+    """A constant times a tensor: it sums over the axis before the last, where channels may be."""
+    weight = state.constant(node, 0, "weight")
+    name = node.input[1]
+    rank = len(state.shape(name))
+    if weight.ndim != 2 or rank < 2:
+        raise NoRuleError(f"MatMul with a weight of {weight.ndim} axes has no pruning rule")
+    if state.axes.get(name, rank - 1) != rank - 2:
+        state.assign(node.output[0], state.labels[name], axis=state.axes.get(name))
+        return
+    source = state.vector(name, rank - 2)
+    out = state.classes.fresh(weight.shape[0])
+    state.record(node, 0, 0, out, SliceRole.OUTPUT)
+    state.record(node, 0, 1, source, SliceRole.INPUT)
+    state.assign_vector(node.output[0], rank - 2, out)
 
 
 def _activation(state: Propagation, node: NodeProto) -> str:

@@ -76,10 +76,41 @@ def normalization(state: Propagation, node: NodeProto) -> None:
         raise NoRuleError(f"{node.op_type} in training mode has no pruning rule")
     for index in range(1, len(node.input)):
         state.constant(node, index, "parameters")
+    array = state.labels[node.input[0]]
+    if node.op_type == "InstanceNormalization" and any(a > 1 for a in state.varying_axes(array)):
+        # GroupNorm, written as InstanceNorm of groups: channels are positions within a group.
+        state.assign(node.output[0], array, axis=state.axes.get(node.input[0]))
+        return
     labels = state.vector(node.input[0], 1)
     for index in range(1, len(node.input)):
         state.record(node, index, 0, labels, SliceRole.ATTACHED)
     state.assign_vector(node.output[0], 1, labels)
+
+
+def layer_normalization(state: Propagation, node: NodeProto) -> None:
+    """Pass channels on with scale and shift; statistics are over those that remain."""
+    if any(node.output[1:]) or any(name in state.labels for name in node.input[1:]):
+        raise NoRuleError(f"{node.op_type} with several results has no pruning rule")
+    state.assign(node.output[0], state.labels[node.input[0]], axis=state.axes.get(node.input[0]))
+    for axis in state.varying_axes(state.labels[node.output[0]]):
+        attach_constants(state, node, axis)
+
+
+def group_normalization(state: Propagation, node: NodeProto) -> None:
+    """As `layer_normalization`, for groups of channels, which stay equally wide."""
+    groups = int(attribute(node, "num_groups", 1))
+    labels = state.vector(node.input[0], 1)
+    grouped = labels.reshape(groups, -1)
+    state.classes.unite(grouped, grouped[:1])
+    for index in range(1, len(node.input)):
+        if len(state.constant(node, index, "parameters")) == len(labels):
+            state.record(node, index, 0, labels, SliceRole.ATTACHED)
+    state.assign_vector(node.output[0], 1, labels)
+
+
+def size(state: Propagation, node: NodeProto) -> None:
+    """Shape, Size: they read no values; where sizes are used, that node's rule decides."""
+    state.assign_frozen(node.output[0], "it is a size")
 
 
 def per_channel(state: Propagation, node: NodeProto) -> None:
@@ -97,7 +128,7 @@ def per_channel(state: Propagation, node: NodeProto) -> None:
 
 
 def reduction(state: Propagation, node: NodeProto) -> None:
-    """Pass what is not reduced; channels that are reduced over stay."""
+    """Pass what is not reduced; over channels, the result is that of those which remain."""
     source = state.labels[node.input[0]]
     axes = attribute(node, "axes")
     if axes is None and input_name(node, 1):
@@ -109,7 +140,9 @@ def reduction(state: Propagation, node: NodeProto) -> None:
         axes = range(source.ndim)
     reduced = sorted({int(axis) % source.ndim for axis in axes})
     if set(reduced) & set(state.varying_axes(source)):
-        raise NoRuleError(f"{node.op_type} over channels has no pruning rule")
+        # A statistic over the channels that remain, as in LayerNorm written out.
+        state.assign_frozen(node.output[0], f"{node.op_type} is over all channels")
+        return
     array = source
     channels = state.axes.get(node.input[0])
     for axis in reduced:
@@ -132,9 +165,7 @@ def axis_mixing(state: Propagation, node: NodeProto) -> None:
     else:
         default = 1 if node.op_type.endswith("max") and state.opset < 13 else -1
         axis = int(attribute(node, "axis", default)) % array.ndim
-    reaches_end = node.op_type == "LayerNormalization" or (
-        node.op_type.endswith("max") and state.opset < 13
-    )
+    reaches_end = node.op_type.endswith("max") and state.opset < 13
     mixed = range(axis, array.ndim) if reaches_end else [axis]
     if set(mixed) & set(state.varying_axes(array)):
         state.classes.freeze(array, f"{node.op_type} mixes all channels")

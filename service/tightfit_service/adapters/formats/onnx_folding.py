@@ -9,6 +9,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from tightfit_service.adapters.formats.onnx_execution import open_session
+from tightfit_service.graph.batch_expansion import absorb_repeated
 from tightfit_service.graph.model_file import copy_model, save_model
 from tightfit_service.graph.shape_chains import constant_chains, shape_chains
 from tightfit_service.graph.structure import (
@@ -22,6 +23,12 @@ from tightfit_service.graph.structure import (
 
 _PROBED_BATCHES = (1, 2, 3)
 """Batch sizes at which sizes computed by the graph are compared."""
+
+
+def fold_fixed_shapes(model: ModelProto) -> None:
+    """Replace, in place, everything computed from shapes in a model whose batch is fixed at 1."""
+    while _fold_round(model, batches=(1,)):
+        remove_dead_code(model)
 
 
 def fold_constants(model: ModelProto, *, max_elements: int) -> None:
@@ -45,10 +52,20 @@ def fold_constants(model: ModelProto, *, max_elements: int) -> None:
 
 
 def fold_shape_chains(model: ModelProto) -> None:
-    """Replace sizes that the graph computes from shapes by constants, wherever the batch allows it."""
+    """Replace sizes that the graph computes from shapes by constants, wherever the batch allows it.
+
+    What one round folds tells the shapes that the next one needs. Constants that are only repeated
+    over the batch are joined without a computed shape (see `absorb_repeated`).
+    """
+    while _fold_round(model):
+        remove_dead_code(model)
+
+
+def _fold_round(model: ModelProto, *, batches: Sequence[int] = _PROBED_BATCHES) -> bool:
+    """Fold what can be folded at once; return whether anything was."""
     readers = shape_chains(model)
     if not readers:
-        return
+        return False
     names = sorted({reader.name for reader in readers})
     probe = copy_model(model)
     types = _inferred_types(probe)
@@ -57,7 +74,7 @@ def fold_shape_chains(model: ModelProto) -> None:
         probe.graph.output.add(name=name).type.tensor_type.elem_type = types[name]
     session = open_session(save_model(probe))
     known = {value.name for value in session.get_inputs()}
-    shapes_at = {batch: tensor_shapes(model, batch=batch) for batch in _PROBED_BATCHES}
+    shapes_at = {batch: tensor_shapes(model, batch=batch) for batch in batches}
     runs = [
         session.run(None, {name: np.zeros(shapes[name], dtype=np.float32) for name in known})
         for shapes in shapes_at.values()
@@ -65,6 +82,7 @@ def fold_shape_chains(model: ModelProto) -> None:
     values = {name: [np.asarray(run[i]) for run in runs] for i, name in enumerate(names)}
     by_node = {node.name: node for node in model.graph.node}
     taken = {tensor.name for tensor in model.graph.initializer}
+    changed = False
     for reader in readers:
         node = by_node[reader.node]
         constant = _constant_size(values[reader.name])
@@ -74,6 +92,7 @@ def fold_shape_chains(model: ModelProto) -> None:
             constant = _batched_size(values[reader.name], source_has_batch=follows)
         if constant is None:
             continue
+        changed = True
         name, suffix = f"{reader.node}.{reader.name}", 1
         while name in taken:
             suffix += 1
@@ -81,6 +100,20 @@ def fold_shape_chains(model: ModelProto) -> None:
         taken.add(name)
         set_initializer(model, name, constant)
         node.input[reader.index] = name
+    repeated = {name: seen[0] for name, seen in values.items() if _repeats_batch(seen)}
+    return absorb_repeated(model, repeated, shapes_at[1]) or changed
+
+
+def _repeats_batch(values: Sequence[Array]) -> bool:
+    """Whether a tensor of floats is one constant, once per sample along axis 0."""
+    first = values[0]
+    return len(values) > 1 and all(
+        value.dtype.kind == "f"
+        and value.ndim > 1
+        and len(value) == batch
+        and np.array_equal(value, np.broadcast_to(first, (batch, *first.shape[1:])))
+        for batch, value in zip(_PROBED_BATCHES, values, strict=True)
+    )
 
 
 def _constant_size(values: Sequence[Array]) -> Array | None:

@@ -76,8 +76,8 @@ class TestFacts:
         assert [i.name for i in result.inputs] == ["image", "other"]
 
     def test_operators_without_a_rule_are_told(self) -> None:
-        result = importer.import_model(ODD_NETWORKS["recurrent"](0).SerializeToString())
-        assert any("LSTM has no pruning rule" in warning for warning in result.warnings)
+        result = importer.import_model(NETWORKS["unknown_operator"](0).SerializeToString())
+        assert any("LRN has no pruning rule" in warning for warning in result.warnings)
 
     def test_quantized_model_is_recognised(self) -> None:
         b = Builder()
