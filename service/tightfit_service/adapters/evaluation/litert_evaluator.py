@@ -12,17 +12,21 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from tightfit_service.adapters.evaluation.top1 import evaluate_top1
-from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.samples import FloatArray, ModelInputs, Samples
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError
 from tightfit_service.domain.quantities import Accuracy
 
 METADATA_NAME = "tightfit"
 """Entry of a file's metadata that holds tightfit's facts as JSON."""
 INPUT_LAYOUT_KEY = "input_layout"
-"""Key in it: `NHWC` where the file wants channels last, `as-is` where it wants what the graph wants."""
+"""Key in it: `NHWC` where the file wants channels last, `as-is` where it wants what the graph wants;
+for several inputs one word each, joined by commas."""
+OUTPUT_LAYOUT_KEY = "output_layout"
+"""The same for outputs: `NHWC` where the graph gives NCHW."""
 
 _BATCH = 256
 _TO_NHWC = (0, 2, 3, 1)
+_TO_NCHW = (0, 3, 1, 2)
 _RUNTIME_ERRORS = (RuntimeError, ValueError)
 
 
@@ -37,12 +41,12 @@ class LitertEvaluator:
         """Keep the number of threads that the runtime may use for one call."""
         self._threads = threads
 
-    def outputs(self, data: bytes, inputs: FloatArray) -> npt.NDArray[np.float32]:
+    def outputs(self, data: bytes, inputs: ModelInputs) -> npt.NDArray[np.float32]:
         """Return the first output for float inputs in working layout, dequantized, shape (n, ...).
 
         Raises:
             InvalidModelError: The file does not load or does not run.
-            InvalidDatasetError: The inputs' shape is not the model's.
+            InvalidDatasetError: The inputs are not the model's.
         """
         return LitertRunner(data, threads=self._threads).run(inputs)[0]
 
@@ -59,7 +63,7 @@ class LitertRunner:
         """Load the file.
 
         Raises:
-            InvalidModelError: LiteRT refuses it, or it has several inputs.
+            InvalidModelError: LiteRT refuses it.
         """
         try:
             self._interpreter = Interpreter(model_content=data, num_threads=max(1, threads))
@@ -68,40 +72,67 @@ class LitertRunner:
             raise InvalidModelError(
                 "LiteRT cannot load the file", field="model", remedy="check its operators"
             ) from error
-        inputs = self._interpreter.get_input_details()
-        if len(inputs) != 1:
-            raise InvalidModelError(
-                f"the model has {len(inputs)} inputs; evaluation feeds exactly one",
-                field="model",
-                remedy="export it with a single input",
-            )
-        self._input = inputs[0]
+        self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
-        self._shape = tuple(int(size) for size in self._input["shape"])
-        self._layout = str(read_metadata(data).get(INPUT_LAYOUT_KEY, ""))
+        facts = read_metadata(data)
+        self._input_layouts = _words(facts.get(INPUT_LAYOUT_KEY, ""), len(self._inputs))
+        self._output_layouts = _words(facts.get(OUTPUT_LAYOUT_KEY, ""), len(self._outputs))
 
-    def run(self, inputs: FloatArray) -> list[npt.NDArray[np.float32]]:
-        """Return all outputs for float inputs in working layout, dequantized.
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs in the file's order."""
+        return tuple(str(item["name"]) for item in self._inputs)
+
+    def run(self, inputs: ModelInputs) -> list[npt.NDArray[np.float32]]:
+        """Return all outputs for float inputs in working layout, dequantized, in working layout.
+
+        Args:
+            inputs: The array of the only input, or arrays by the names of the inputs.
 
         Raises:
-            InvalidDatasetError: The inputs' shape is not the model's.
+            InvalidDatasetError: The inputs' names or shapes are not the model's.
             InvalidModelError: The file does not run.
         """
-        arranged = self._arranged(inputs)
-        batch = self._shape[0]
+        arrays = self._arrays(inputs)
+        batch = int(self._inputs[0]["shape"][0]) if len(self._inputs[0]["shape"]) else 1
         parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in self._outputs]
-        for start in range(0, len(arranged), batch):
-            chunk = arranged[start : start + batch]
-            count = len(chunk)
+        for start in range(0, len(arrays[0]), batch):
+            chunks = [values[start : start + batch] for values in arrays]
+            count = len(chunks[0])
             if count < batch:
-                chunk = np.concatenate([chunk, np.repeat(chunk[:1], batch - count, axis=0)])
-            for part, output in zip(parts, self._invoke(chunk), strict=True):
+                chunks = [
+                    np.concatenate([chunk, np.repeat(chunk[:1], batch - count, axis=0)])
+                    for chunk in chunks
+                ]
+            for part, output in zip(parts, self._invoke(chunks), strict=True):
                 part.append(output[:count])
-        return [np.concatenate(part) for part in parts]
+        return [
+            output.transpose(_TO_NCHW) if layout == "NHWC" and output.ndim == 4 else output
+            for output, layout in zip(
+                (np.concatenate(part) for part in parts), self._output_layouts, strict=True
+            )
+        ]
 
-    def _invoke(self, batch: FloatArray) -> list[npt.NDArray[np.float32]]:
+    def _arrays(self, inputs: ModelInputs) -> list[FloatArray]:
+        given = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        names = self.input_names
+        if len(names) == 1 and len(given) == 1:
+            given = {names[0]: next(iter(given.values()))}
+        if set(given) != set(names):
+            raise InvalidDatasetError(
+                f"the given inputs are {sorted(given)}, the model's {sorted(names)}",
+                field="dataset",
+                remedy="name an array for each of the model's inputs",
+            )
+        return [
+            _arranged(given[name], detail, layout)
+            for name, detail, layout in zip(names, self._inputs, self._input_layouts, strict=True)
+        ]
+
+    def _invoke(self, batch: list[FloatArray]) -> list[npt.NDArray[np.float32]]:
         try:
-            self._interpreter.set_tensor(self._input["index"], quantized(batch, self._input))
+            for values, detail in zip(batch, self._inputs, strict=True):
+                self._interpreter.set_tensor(detail["index"], quantized(values, detail))
             self._interpreter.invoke()
             return [
                 dequantized(self._interpreter.get_tensor(item["index"]), item)
@@ -112,21 +143,28 @@ class LitertRunner:
                 "LiteRT cannot run the file", field="model", remedy="check its operators"
             ) from error
 
-    def _arranged(self, inputs: FloatArray) -> FloatArray:
-        given, wanted = inputs.shape[1:], self._shape[1:]
-        fits = given == wanted
-        if inputs.ndim == 4 and len(wanted) == 3:
-            channels_last = (given[1], given[2], given[0])
-            # Cubes fit both ways; then the file's own word counts, or the usual layout of TFLite.
-            if channels_last == wanted and not (fits and self._layout == "as-is"):
-                return np.ascontiguousarray(inputs.transpose(_TO_NHWC))
-        if fits:
-            return inputs
-        raise InvalidDatasetError(
-            f"inputs have shape {given}, the model's {self._input['name']!r} {wanted}",
-            field="dataset",
-            remedy="check layout and array shapes",
-        )
+
+def _words(text: str, count: int) -> list[str]:
+    """Return one layout per tensor, empty where the file does not say."""
+    words = str(text).split(",")
+    return words if len(words) == count else [""] * count
+
+
+def _arranged(inputs: FloatArray, detail: Mapping[str, Any], layout: str) -> FloatArray:
+    given, wanted = inputs.shape[1:], tuple(int(size) for size in detail["shape"][1:])
+    fits = given == wanted
+    if inputs.ndim == 4 and len(wanted) == 3:
+        channels_last = (given[1], given[2], given[0])
+        # Cubes fit both ways; then the file's own word counts, or the usual layout of TFLite.
+        if channels_last == wanted and not (fits and layout == "as-is"):
+            return np.ascontiguousarray(inputs.transpose(_TO_NHWC))
+    if fits:
+        return inputs
+    raise InvalidDatasetError(
+        f"inputs have shape {given}, the model's {detail['name']!r} {wanted}",
+        field="dataset",
+        remedy="check layout and array shapes",
+    )
 
 
 def quantized(values: FloatArray, detail: Mapping[str, Any]) -> npt.NDArray[Any]:

@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 
+_TO_NCHW = (0, 3, 1, 2)
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
@@ -23,6 +24,7 @@ def clean_up(file: TfliteFile) -> None:
     4. A layout change before a flattening moves into the weights of the dense layer behind it.
     5. A layout change before a reduction is left out, and the axes are renamed.
     6. Strided slices that follow each other, one axis each, become one.
+    7. A change to NCHW right before an output is left out: that output is NHWC from then on.
     """
     changed = True
     while changed:
@@ -33,7 +35,26 @@ def clean_up(file: TfliteFile) -> None:
     _reduce_channels_last(file)
     while _merge_slices(file):
         file.remove_dead()
+    _leave_outputs_channels_last(file)
     file.remove_dead()
+
+
+def _leave_outputs_channels_last(file: TfliteFile) -> None:
+    for place, tensor in enumerate(file.graph.outputs):
+        last = file.producer(int(tensor))
+        if last is None or _permutation(file, last) != _TO_NCHW:
+            continue
+        source = int(last.inputs[0])
+        if file.consumers(int(tensor)) or file.is_output(source) or source in file.graph.inputs:
+            continue
+        outputs = [int(item) for item in file.graph.outputs]
+        outputs[place] = source
+        file.channels_last_outputs.add(place)
+        file.graph.outputs = outputs
+        for signature in file.model.signatureDefs or []:
+            for entry in signature.outputs or []:
+                if int(entry.tensorIndex) == int(tensor):
+                    entry.tensorIndex = source
 
 
 def _permutation(file: TfliteFile, operator: Any) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from onnx import ModelProto, NodeProto, helper
 
-from tightfit_service.adapters.formats.onnx_export import single_input_shape
+from tightfit_service.adapters.formats.onnx_export import input_shape
 from tightfit_service.adapters.formats.tflite_cleanup import clean_up
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.training.module import build_module
@@ -32,14 +32,15 @@ _CONVERTING = threading.Lock()
 """torch.export and the converter keep state of their own per process."""
 
 
-def is_channels_last(model: ModelProto) -> bool:
-    """Whether the file of a graph takes images as NHWC where the graph takes NCHW.
+def is_channels_last(model: ModelProto, name: str) -> bool:
+    """Whether the file of a graph takes an input as NHWC where the graph takes NCHW.
 
-    It does for every image input, except those that the graph itself brings from NHWC to NCHW.
+    It does for every input of four axes, which are images, except those that the graph itself
+    brings from NHWC to NCHW. Series (N, C, L) and flat inputs (N, F) are taken as the graph takes them.
     """
-    if len(single_input_shape(model)) != 4:
+    if len(input_shape(model, name)) != 4:
         return False
-    readers = consumers(model.graph).get(graph_inputs(model)[0], [])
+    readers = consumers(model.graph).get(name, [])
     return not readers or any(
         node.op_type != "Transpose" or attribute(node, "perm") != _TO_NCHW for node in readers
     )
@@ -48,20 +49,31 @@ def is_channels_last(model: ModelProto) -> bool:
 def convert(model: ModelProto) -> TfliteFile:
     """Return the float TFLite file of a graph: batch 1, BatchNorm folded, channels last, cleaned up.
 
+    Inputs and outputs are in the graph's order. Inputs are turned as `is_channels_last` says; outputs
+    that end in a change from NHWC to NCHW are left as NHWC (`TfliteFile.channels_last_outputs`).
+
     Raises:
         UnsupportedError: An operator that cannot be expressed; names it.
     """
-    shape = single_input_shape(model)
+    names = graph_inputs(model)
+    shapes = [input_shape(model, name) for name in names]
+    turned = [place for place, name in enumerate(names) if is_channels_last(model, name)]
     simple = _norms_as_products(fold_batch_norms(model))
     module = build_module(save_model(simple)).eval()
     with _CONVERTING:
-        data = _converted(module, shape, channels_last=is_channels_last(model))
+        data = _converted(module, shapes, turned)
     file = TfliteFile(data)
     if len(file.model.subgraphs) != 1:
         raise UnsupportedError(
             "the graph has control flow, which TFLite files for small devices do not have",
             field="output_format",
             remedy="export as ONNX",
+        )
+    if len(file.graph.inputs) != len(names) or len(file.graph.outputs) != len(model.graph.output):
+        raise UnsupportedError(
+            "the converted file has other inputs or outputs than the graph",
+            field="output_format",
+            remedy="remove inputs that nothing reads and outputs that are the same tensor",
         )
     clean_up(file)
     return file
@@ -94,7 +106,7 @@ def _norms_as_products(model: ModelProto) -> ModelProto:
     return result
 
 
-def _converted(module: torch.nn.Module, shape: tuple[int, ...], *, channels_last: bool) -> bytes:
+def _converted(module: torch.nn.Module, shapes: list[tuple[int, ...]], turned: list[int]) -> bytes:
     try:
         # Torch and LiteRT warn about each other, which says nothing about the user's model.
         with warnings.catch_warnings(), torch.no_grad():
@@ -103,10 +115,14 @@ def _converted(module: torch.nn.Module, shape: tuple[int, ...], *, channels_last
             from litert_torch import progress
 
             progress.config.show_progress = False
-            if channels_last:
-                module = litert_torch.to_channel_last_io(module, args=[0]).eval()
-                shape = (shape[0], *shape[2:], shape[1])
-            return bytes(litert_torch.convert(module, (torch.zeros(shape),)).model_content())
+            if turned:
+                module = litert_torch.to_channel_last_io(module, args=turned).eval()
+                shapes = [
+                    (n, *rest[1:], rest[0]) if place in turned else (n, *rest)
+                    for place, (n, *rest) in enumerate(shapes)
+                ]
+            samples = tuple(torch.zeros(shape) for shape in shapes)
+            return bytes(litert_torch.convert(module, samples).model_content())
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise UnsupportedError(
             f"the graph cannot be converted to TFLite: {str(error).splitlines()[0][:200]}",

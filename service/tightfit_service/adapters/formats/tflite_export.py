@@ -1,10 +1,10 @@
-"""Exporter of TFLite files: float32 or int8, NHWC, batch 1, reloaded in LiteRT and compared."""
+"""Exporter of TFLite files: channels last, batch 1, in all number formats, reloaded in LiteRT."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -13,18 +13,26 @@ from onnx import ModelProto
 from tightfit_service.adapters.evaluation.litert_evaluator import (
     INPUT_LAYOUT_KEY,
     METADATA_NAME,
+    OUTPUT_LAYOUT_KEY,
     LitertRunner,
 )
-from tightfit_service.adapters.formats.onnx_export import calibration_missing, single_input_shape
-from tightfit_service.adapters.formats.parity import check_outputs, comparison_inputs, run_graph
+from tightfit_service.adapters.formats.onnx_execution import run_feeds
+from tightfit_service.adapters.formats.onnx_export import calibration_missing, comparison_feeds
+from tightfit_service.adapters.formats.parity import NOISE_LIMITS, check_outputs
 from tightfit_service.adapters.formats.tflite_convert import convert, is_channels_last
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.adapters.formats.tflite_match import correspond
-from tightfit_service.adapters.formats.tflite_quantize import quantize_file
+from tightfit_service.adapters.formats.tflite_match import Correspondence, correspond
+from tightfit_service.adapters.formats.tflite_quantize import Fallback, quantize_file
+from tightfit_service.adapters.formats.tflite_scales import FLOATS
 from tightfit_service.application.calibration import TensorRange
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
-from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
+from tightfit_service.domain.errors import (
+    InvalidModelError,
+    InvalidRequestError,
+    ParityError,
+    UnsupportedError,
+)
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.structure import graph_inputs, graph_outputs
@@ -34,13 +42,23 @@ _CALIBRATION_BATCH = 32
 _MATCHED_SAMPLES = 3
 _TO_NHWC = (0, 2, 3, 1)
 _LAYOUT_OPERATORS = ("TRANSPOSE", "QUANTIZE", "DEQUANTIZE")
+_NAMED_NODES = 8
+"""Nodes that a note lists by name; the rest are counted."""
+_PRECISION = (
+    NumberFormat.FLOAT32,
+    NumberFormat.FLOAT16,
+    NumberFormat.INT16X8,
+    NumberFormat.INT8,
+    NumberFormat.INT4,
+)
+"""Formats from the most precise to the least: fused nodes run in the first that any of them asks for."""
 
 
 class TfliteExporter:
-    """Writes TFLite files (`ports.Exporter`) as microcontroller runtimes expect them.
+    """Writes TFLite files (`ports.Exporter`) as microcontroller and mobile runtimes expect them.
 
-    int8 files take and give int8, have one scale per output channel of convolutions, one per dense
-    layer, and int32 biases. Tensor names are shortened, for they count as flash.
+    What is rounded and how is told in `tflite_quantize`. float16 keeps weights in 16 bits and
+    computes in 32. Tensor names are shortened, for they count as flash; inputs and outputs keep theirs.
     """
 
     def export(
@@ -55,102 +73,142 @@ class TfliteExporter:
         """Quantize as told, write, reload in LiteRT, compare.
 
         Raises:
-            ParityError: The reloaded file does not compute what the graph does.
-            UnsupportedError: A number format other than float32 and int8, nodes to keep in float,
-                several inputs, or an operator that TFLite cannot express.
-            InvalidDatasetError: int8 without calibration samples.
+            ParityError: The reloaded file does not compute what the graph does, beyond what
+                float32 rounding or `parity.NOISE_LIMITS` of the coarsest format explains.
+            UnsupportedError: bfloat16, or an operator that TFLite cannot express.
+            InvalidRequestError: A node that the graph does not have, or an unknown method.
+            InvalidDatasetError: Integers without calibration samples, or with other inputs.
         """
         model = load_model(graph)
-        shape = single_input_shape(model)
-        _check_settings(settings)
-        is_quantized = settings.number_format is NumberFormat.INT8
-        if is_quantized and (calibration is None or len(calibration) == 0):
+        used = {settings.number_format, *settings.node_formats.values()}
+        _check(model, settings, used)
+        is_integer = bool(used - FLOATS)
+        if is_integer and (calibration is None or len(calibration) == 0):
             raise calibration_missing()
+        feeds = comparison_feeds(calibration, model)
         file = convert(model)
-        if is_quantized:
-            assert calibration is not None
-            channels_last = is_channels_last(model)
-            file = quantize_file(
-                file,
-                lambda: _batches(calibration, channels_last=channels_last),
-                method=settings.method,
-                per_channel=settings.per_channel,
-                given=_tensor_ranges(model, file, calibration, ranges or {}),
-            )
-        notes = _notes(file, is_quantized=is_quantized)
+        matches = _matches(model, file, feeds)
+        formats = _operator_formats(file, matches, settings)
+        fallbacks = quantize_file(
+            file,
+            lambda: _samples(model, calibration),
+            settings=settings,
+            formats=formats,
+            given=_given(matches, ranges or {}),
+        )
+        notes = (*_fallback_notes(fallbacks, matches), *_notes(file))
         _finish(file, model, metadata)
         data = file.to_bytes()
-        inputs = comparison_inputs(calibration, shape)
-        expected = run_graph(graph, inputs)
-        try:
-            exported = LitertRunner(data, threads=1).run(inputs)
-        except InvalidModelError as error:
-            raise ParityError(
-                "the exported file does not run in LiteRT",
-                field="model",
-                remedy="export as ONNX, or in float32",
-            ) from error
+        limits = [NOISE_LIMITS[item] for item in used if item in NOISE_LIMITS]
         return ExportedModel(
             data=data,
             format=ModelFormat.TFLITE,
             number_format=settings.number_format,
-            parity=check_outputs(expected, exported, is_quantized=is_quantized),
+            parity=check_outputs(
+                run_feeds(graph, feeds),
+                _reloaded(data, feeds),
+                is_quantized=bool(limits),
+                noise_limit=max(limits, default=0.0),
+            ),
             notes=notes,
         )
 
 
-def _check_settings(settings: QuantizationSettings) -> None:
-    if settings.number_format not in {NumberFormat.INT8, NumberFormat.FLOAT32}:
+def _check(model: ModelProto, settings: QuantizationSettings, used: set[NumberFormat]) -> None:
+    if NumberFormat.BFLOAT16 in used:
         raise UnsupportedError(
-            f"TFLite files in {settings.number_format} are not offered",
+            "TFLite files in bfloat16 are not offered: no kernel of LiteRT computes in it",
             field="quantization.number_format",
-            remedy="use int8 or float32",
+            remedy="use float16",
         )
-    if settings.node_formats and settings.number_format is NumberFormat.INT8:
-        raise UnsupportedError(
-            "TFLite files that keep single nodes in float are not offered",
+    unknown = sorted(settings.node_formats.keys() - {node.name for node in model.graph.node})
+    if unknown:
+        raise InvalidRequestError(
+            f"the graph has no node {unknown[0]!r}",
             field="quantization.node_formats",
-            remedy="leave the list empty, or export as ONNX",
+            remedy="name nodes of the working graph",
         )
 
 
-def _tensor_ranges(
-    model: ModelProto,
-    file: TfliteFile,
-    samples: Samples,
-    ranges: Mapping[str, tuple[float, float]],
-) -> dict[str, TensorRange]:
-    """Return given ranges of the graph's tensors by the names of the file's."""
-    if not ranges:
-        return {}
-    inputs = samples.inputs(slice(0, _MATCHED_SAMPLES))
-    turned = next(_batches(samples, channels_last=is_channels_last(model)))
-    name = graph_inputs(model)[0]
-    matches = correspond(
+def _reloaded(data: bytes, feeds: Mapping[str, FloatArray]) -> list[FloatArray]:
+    try:
+        return LitertRunner(data, threads=1).run(feeds)
+    except InvalidModelError as error:
+        raise ParityError(
+            "the exported file does not run in LiteRT",
+            field="model",
+            remedy="export as ONNX, or in float32",
+        ) from error
+
+
+def _turned(model: ModelProto, feeds: Mapping[str, FloatArray]) -> list[FloatArray]:
+    """Return inputs in the layout and order of the file."""
+    return [
+        np.ascontiguousarray(values.transpose(_TO_NHWC))
+        if is_channels_last(model, name)
+        else values
+        for name, values in feeds.items()
+    ]
+
+
+def _samples(model: ModelProto, calibration: Samples | None) -> Iterator[Sequence[FloatArray]]:
+    """Yield calibration inputs in the layout of the file, one sample at a time."""
+    if calibration is None:
+        return
+    names = graph_inputs(model)
+    for feeds, _ in calibration.feed_batches(_CALIBRATION_BATCH, names):
+        batch = _turned(model, feeds)
+        for place in range(len(batch[0])):
+            yield [values[place : place + 1] for values in batch]
+
+
+def _matches(
+    model: ModelProto, file: TfliteFile, feeds: Mapping[str, FloatArray]
+) -> Correspondence:
+    turned = _turned(model, feeds)
+    places = range(min(_MATCHED_SAMPLES, len(turned[0])))
+    return correspond(
         model,
         file,
-        graph_samples=[{name: item[None]} for item in inputs],
-        file_samples=[[item[None]] for item in turned[:_MATCHED_SAMPLES]],
+        graph_samples=[{n: v[place : place + 1] for n, v in feeds.items()} for place in places],
+        file_samples=[[values[place : place + 1] for values in turned] for place in places],
     )
-    found: dict[str, TensorRange] = {}
+
+
+def _given(
+    matches: Correspondence, ranges: Mapping[str, tuple[float, float]]
+) -> dict[int, TensorRange]:
+    """Return given ranges of the graph's tensors by tensors of the file."""
+    found: dict[int, TensorRange] = {}
     for index, names in matches.tensors.items():
         known = [ranges[name] for name in names if name in ranges]
         if known:
             low, high = known[-1]
-            tensor = file.graph.tensors[index].name.decode()
-            found[tensor] = TensorRange(low=min(0.0, low), high=max(0.0, high))
+            found[index] = TensorRange(low=min(0.0, low), high=max(0.0, high))
     return found
 
 
-def _batches(samples: Samples, *, channels_last: bool) -> Iterator[FloatArray]:
-    for inputs, _ in samples.batches(_CALIBRATION_BATCH):
-        yield np.ascontiguousarray(inputs.transpose(_TO_NHWC)) if channels_last else inputs
+def _operator_formats(
+    file: TfliteFile, matches: Correspondence, settings: QuantizationSettings
+) -> list[NumberFormat]:
+    asked: dict[int, list[NumberFormat]] = {}
+    for name, number_format in settings.node_formats.items():
+        for place in matches.nodes[name]:
+            asked.setdefault(place, []).append(number_format)
+    return [
+        min(asked.get(place, [settings.number_format]), key=_PRECISION.index)
+        for place in range(len(file.graph.operators))
+    ]
 
 
 def _finish(file: TfliteFile, model: ModelProto, metadata: Mapping[str, str]) -> None:
     """Name inputs and outputs as the graph does, shorten the rest, and put the metadata in."""
-    layout = "NHWC" if is_channels_last(model) else "as-is"
-    facts = json.dumps({**metadata, INPUT_LAYOUT_KEY: layout}, sort_keys=True)
+    outputs = range(len(file.graph.outputs))
+    written = {
+        INPUT_LAYOUT_KEY: _layouts(is_channels_last(model, name) for name in graph_inputs(model)),
+        OUTPUT_LAYOUT_KEY: _layouts(place in file.channels_last_outputs for place in outputs),
+    }
+    facts = json.dumps({**metadata, **written}, sort_keys=True)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(facts.encode(), dtype=np.uint8)
     file.model.buffers.append(buffer)
@@ -165,14 +223,12 @@ def _finish(file: TfliteFile, model: ModelProto, metadata: Mapping[str, str]) ->
     for index, tensor in enumerate(file.graph.tensors):
         is_constant = file.model.buffers[tensor.buffer].data is not None
         tensor.name = None if is_constant else f"t{index}".encode()
-        if tensor.quantization is not None:
-            tensor.quantization.min = tensor.quantization.max = None
     ends = (
         (file.graph.inputs, graph_inputs(model), "inputs"),
         (file.graph.outputs, graph_outputs(model), "outputs"),
     )
     for tensors, names, side in ends:
-        for tensor, name in zip(tensors, names, strict=False):
+        for tensor, name in zip(tensors, names, strict=True):
             file.graph.tensors[tensor].name = name.encode()
             for signature in file.model.signatureDefs or []:
                 for item in getattr(signature, side) or []:
@@ -180,21 +236,34 @@ def _finish(file: TfliteFile, model: ModelProto, metadata: Mapping[str, str]) ->
                         item.name = name.encode()
 
 
-def _notes(file: TfliteFile, *, is_quantized: bool) -> tuple[str, ...]:
+def _layouts(is_last: Iterable[bool]) -> str:
+    return ",".join("NHWC" if item else "as-is" for item in is_last)
+
+
+def _fallback_notes(fallbacks: Sequence[Fallback], matches: Correspondence) -> Iterator[str]:
+    """Tell which nodes do not run in the format asked for."""
+    nodes: dict[int, list[str]] = {}
+    for name, places in matches.nodes.items():
+        for place in places:
+            nodes.setdefault(place, []).append(name)
+    grouped: dict[tuple[NumberFormat, NumberFormat], list[str]] = {}
+    for item in fallbacks:
+        names = nodes.get(item.place, [])
+        grouped.setdefault((item.asked, item.taken), []).extend(names[-1:])
+    for (asked, taken), names in grouped.items():
+        listed = ", ".join(dict.fromkeys(names[:_NAMED_NODES]))
+        more = f" and {len(names) - _NAMED_NODES} more" if len(names) > _NAMED_NODES else ""
+        yield f"in {taken} for want of a kernel in {asked}: {listed}{more}"
+
+
+def _notes(file: TfliteFile) -> Iterator[str]:
     """Tell what a user of the file should know about its operators."""
-    notes: list[str] = []
-    counts = Counter(file.operator_name(item) for item in file.graph.operators)
+    # What only widens constants is done once, when the file is loaded.
+    counts = Counter(
+        file.operator_name(item)
+        for item in file.graph.operators
+        if file.constant(int(item.inputs[0])) is None
+    )
     odd = [f"{counts[name]} {name}" for name in _LAYOUT_OPERATORS if counts[name]]
     if odd:
-        notes.append("operators that only move data: " + ", ".join(odd))
-    if is_quantized:
-        floats = Counter(
-            file.operator_name(item)
-            for item in file.graph.operators
-            if file.graph.tensors[int(item.outputs[0])].type == schema.TensorType.FLOAT32
-            and file.operator_name(item) not in _LAYOUT_OPERATORS
-        )
-        if floats:
-            listed = ", ".join(f"{count} {name}" for name, count in sorted(floats.items()))
-            notes.append(f"operators that stay in float: {listed}")
-    return tuple(notes)
+        yield "operators that only move data: " + ", ".join(odd)

@@ -14,8 +14,11 @@ _FILE_IDENTIFIER = b"TFL3"
 _CONSTANT_ALIGNMENT = 16
 """`force_align: 16` of the schema; Cortex-M kernels read biases as 32-bit words in place."""
 
+_INT4 = schema.TensorType.INT4
+
 _NUMPY_TYPES: dict[int, type[np.generic]] = {
     schema.TensorType.FLOAT32: np.float32,
+    schema.TensorType.FLOAT16: np.float16,
     schema.TensorType.INT8: np.int8,
     schema.TensorType.INT16: np.int16,
     schema.TensorType.INT32: np.int32,
@@ -23,9 +26,14 @@ _NUMPY_TYPES: dict[int, type[np.generic]] = {
     schema.TensorType.BOOL: np.bool_,
 }
 
+_SCHEMA_TYPES = {np.dtype(value): key for key, value in _NUMPY_TYPES.items()}
+
 OPERATOR_NAMES: dict[int, str] = {
     value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
 }
+_OPERATOR_CODES = {name: value for value, name in OPERATOR_NAMES.items()}
+_LAST_SHORT_CODE = schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES
+"""What the old one-byte field of a code holds for operators beyond it."""
 
 
 class TfliteFile:
@@ -38,6 +46,10 @@ class TfliteFile:
     def __init__(self, data: bytes) -> None:
         self.model = schema.ModelT.InitFromPackedBuf(bytearray(data), 0)
         self.graph = self.model.subgraphs[0]
+        self.channels_last_outputs: set[int] = set()
+        """Places of outputs whose axes are NHWC where the graph's are NCHW."""
+        self._numbers = itertools.count()
+        self._taken = {tensor.name for tensor in self.graph.tensors}
         for buffer in self.model.buffers:
             # Writers may put large constants behind the FlatBuffer; offset 1 stands for "none".
             if buffer.offset > 1 and buffer.size:
@@ -87,16 +99,55 @@ class TfliteFile:
 
     def add_constant(self, value: npt.NDArray[np.int32]) -> int:
         """Add an int32 constant and return its tensor."""
+        return self.add_tensor(value, None)
+
+    def add_tensor(
+        self, value: npt.NDArray[Any], quantization: Any, *, is_int4: bool = False
+    ) -> int:
+        """Add a constant of any type and return its tensor.
+
+        Args:
+            value: Its values; those of 4 bits as int8, they are packed in pairs, the first one low.
+            quantization: Parameters (`schema.QuantizationParametersT`) or None.
+            is_int4: Whether the tensor has 4 bits.
+        """
+        contiguous = np.ascontiguousarray(value)
         buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), dtype=np.uint8)
+        stored = _packed(contiguous) if is_int4 else contiguous
+        buffer.data = np.frombuffer(stored.tobytes(), dtype=np.uint8)
         self.model.buffers.append(buffer)
         tensor = schema.TensorT()
         tensor.name = self._fresh_name()
         tensor.shape = np.asarray(value.shape, dtype=np.int32)
-        tensor.type = schema.TensorType.INT32
+        tensor.type = _INT4 if is_int4 else _SCHEMA_TYPES[contiguous.dtype]
         tensor.buffer = len(self.model.buffers) - 1
+        tensor.quantization = quantization
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
+
+    def make_operator(self, name: str, version: int, inputs: list[int], outputs: list[int]) -> Any:
+        """Return a new operator without options; the caller puts it into the schedule."""
+        operator = schema.OperatorT()
+        operator.inputs, operator.outputs = inputs, outputs
+        operator.opcodeIndex = self._code(_OPERATOR_CODES[name], version)
+        return operator
+
+    def set_version(self, operator: Any, version: int) -> None:
+        """Give an operator at least a version of its kind; others of its kind keep theirs."""
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        kind = max(code.builtinCode, code.deprecatedBuiltinCode)
+        operator.opcodeIndex = self._code(kind, max(version, code.version))
+
+    def _code(self, kind: int, version: int) -> int:
+        for index, code in enumerate(self.model.operatorCodes):
+            same = max(code.builtinCode, code.deprecatedBuiltinCode) == kind
+            if same and code.version == version:
+                return index
+        added = schema.OperatorCodeT()
+        added.builtinCode, added.deprecatedBuiltinCode = kind, min(kind, _LAST_SHORT_CODE)
+        added.version = version
+        self.model.operatorCodes.append(added)
+        return len(self.model.operatorCodes) - 1
 
     def set_constant(self, tensor: int, value: npt.NDArray[Any]) -> None:
         """Give a constant tensor another value of its type and shape."""
@@ -116,13 +167,14 @@ class TfliteFile:
         return len(self.graph.tensors) - 1
 
     def _fresh_name(self) -> bytes:
-        """Return a name of no other tensor; the quantizer tells tensors apart by name."""
-        taken = {tensor.name for tensor in self.graph.tensors}
-        return next(
+        """Return a name of no other tensor; interpreters tell tensors apart by name."""
+        name = next(
             name
-            for name in (f"tightfit_{index}".encode() for index in itertools.count())
-            if name not in taken
+            for name in (f"tightfit_{index}".encode() for index in self._numbers)
+            if name not in self._taken
         )
+        self._taken.add(name)
+        return name
 
     def replace_uses(self, old: int, new: int) -> None:
         """Let every operator that reads `old` read `new`."""
@@ -190,6 +242,13 @@ class TfliteFile:
         self.model.operatorCodes = [self.model.operatorCodes[old] for old in used]
         for operator in self.graph.operators:
             operator.opcodeIndex = number[int(operator.opcodeIndex)]
+
+
+def _packed(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Return pairs of 4-bit integers as bytes, the first in the low half; an odd last one alone."""
+    flat = values.reshape(-1)
+    even = np.concatenate([flat, np.zeros(flat.size % 2, dtype=np.int8)]).astype(np.uint8) & 0x0F
+    return np.asarray(even[0::2] | (even[1::2] << 4), dtype=np.uint8)
 
 
 class _AlignedBuffer:

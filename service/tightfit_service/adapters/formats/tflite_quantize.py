@@ -1,172 +1,180 @@
-"""Static int8 quantization of float TFLite files, as microcontroller runtimes expect it."""
+"""Static quantization of float TFLite files, operator by operator.
+
+What is rounded, and how (numbers are from `graph.rounding`, groups from `graph.quantized_tensors`):
+
+- Activations have one scale per tensor: 8 bits asymmetric, 16 bits symmetric. Tensors that a kernel
+  passes on without arithmetic (reshape, transpose, pad, slice, pooling, concat, resize) share scale
+  and zero point; their range is the union of those of the tensors that are computed, each as
+  calibrated. A range that training has fixed for any of them is taken instead. Sigmoid, softmax
+  and tanh give fixed scales; where such a tensor is joined with others it is rescaled first.
+- Fused into a product, addition or multiplication are its bias, its BatchNormalization and a RELU,
+  RELU6 or RELU_N1_TO_1: only what comes after them is rounded.
+- Weights of convolutions are symmetric with one scale per output channel, those of dense layers with
+  one scale for all: TFLite Micro and CMSIS-NN of before 2025 read only the first of several without
+  an error. With 4 bits dense layers, too, have one per output channel (those runtimes that know
+  4-bit weights read them).
+- Biases are in steps of input scale times weight scale, rounded half to even, 32 bits wide behind
+  8-bit activations and 64 behind 16-bit ones. Where 32 bits do not hold it the weight's scale is raised.
+- Other constants are activations with their own range.
+- Operators in float get DEQUANTIZE before and QUANTIZE behind them; between 8 and 16 bits stands a
+  QUANTIZE. Reshapes and the like between float operators stay in float. Inputs and outputs of the
+  file have the type of the operators that read and compute them.
+
+Which formats LiteRT 2.3 runs: `tflite_kernels`. 4-bit weights: CONV_2D, DEPTHWISE_CONV_2D and
+FULLY_CONNECTED, full-integer; other weights fall back to 8 bits.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.adapters.formats.tflite_kernels import KERNELS, WEIGHTED
+from tightfit_service.adapters.formats.tflite_rewrite import QuantizationPlan, Rewriter
+from tightfit_service.adapters.formats.tflite_scales import FLOATS, ScaleGroups, is_float
+from tightfit_service.adapters.formats.tflite_values import tensor_values
 from tightfit_service.application.calibration import TensorRange, calibrate
+from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import FloatArray
+from tightfit_service.domain.hardware import NumberFormat
 
-InputBatches = Callable[[], Iterable[FloatArray]]
-"""Starts a pass over the calibration inputs, in the layout of the file."""
+InputBatches = Callable[[], Iterable[Sequence[FloatArray]]]
+"""Starts a pass over the calibration samples: all inputs of one sample at a time, as the file wants
+them."""
 
-_TENSORWISE_OPERATORS = ("FULLY_CONNECTED",)
-"""Weights of dense layers share one scale: TFLite Micro and CMSIS-NN read only the first of several
-up to releases of 2024, without an error."""
 
-_INT8_VERSIONS = {
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "DEQUANTIZE": 2,
-    "FULLY_CONNECTED": 4,
-    "LEAKY_RELU": 2,
-    "LOGISTIC": 2,
-    "MAX_POOL_2D": 2,
-    "MAXIMUM": 2,
-    "MEAN": 2,
-    "MINIMUM": 2,
-    "MUL": 2,
-    "PAD": 2,
-    "PADV2": 2,
-    "RELU": 2,
-    "RELU6": 2,
-    "RESIZE_BILINEAR": 2,
-    "RESIZE_NEAREST_NEIGHBOR": 2,
-    "SLICE": 2,
-    "SOFTMAX": 2,
-    "SPLIT": 2,
-    "STRIDED_SLICE": 2,
-    "SUB": 2,
-    "SUM": 2,
-    "TANH": 2,
-    "TRANSPOSE": 2,
-    "TRANSPOSE_CONV": 2,
-}
-"""First version of an operator that takes int8 (tensorflow/lite/tools/versioning/op_version.cc);
-the quantizer leaves those of the float operators, on which strict runtimes insist."""
+@dataclass(frozen=True, kw_only=True)
+class Fallback:
+    """An operator that does not run in the format asked for: its place and the format it runs in."""
+
+    place: int
+    asked: NumberFormat
+    taken: NumberFormat
 
 
 def quantize_file(
     file: TfliteFile,
-    batches: InputBatches,
+    samples: InputBatches,
     *,
-    method: str,
-    per_channel: bool,
-    given: Mapping[str, TensorRange],
-) -> TfliteFile:
-    """Return the file with int8 weights and activations, int32 biases, int8 input and output.
+    settings: QuantizationSettings,
+    formats: Sequence[NumberFormat],
+    given: Mapping[int, TensorRange],
+) -> tuple[Fallback, ...]:
+    """Rewrite a float file in place in the formats asked for.
 
     Args:
-        file: A float file whose tensors have unique names; max-pool padding in it is changed to
-            the smallest value that calibration saw.
-        batches: Calibration inputs, any number at a time.
-        method: Of calibration: `minmax`, `percentile` or `mse`.
-        per_channel: Whether convolutions have a scale per output channel.
-        given: Ranges by tensor name that replace what calibration finds.
+        file: Float, cleaned up.
+        samples: Calibration inputs; not read when no operator is in integers.
+        settings: Method of calibration, scales per channel, bias correction.
+        formats: Of each operator in schedule order.
+        given: Ranges by tensor that replace what calibration finds.
+
+    Returns:
+        Operators that no kernel runs in the format asked for.
     """
-    ranges = calibrate(lambda: _activations(file, batches()), method=method)
-    ranges.update(given)
-    _bound_pool_padding(file, ranges)
-    quantized = TfliteFile(_quantized(file.to_bytes(), ranges, per_channel=per_channel))
-    for operator in quantized.graph.operators:
-        name = quantized.operator_name(operator)
-        code = quantized.model.operatorCodes[operator.opcodeIndex]
-        first = quantized.graph.tensors[int(operator.inputs[0])]
-        if first.quantization is not None and first.quantization.scale is not None:
-            code.version = max(code.version, _INT8_VERSIONS.get(name, 1))
-    return quantized
-
-
-def _activations(
-    file: TfliteFile, batches: Iterable[FloatArray]
-) -> Iterator[Mapping[str, npt.NDArray[np.float32]]]:
-    """Yield the values of all float activations, sample by sample, by tensor name.
-
-    Activations are read as outputs of a copy of the file: XNNPACK computes those, whereas it does not
-    work at all when an interpreter is told to preserve all tensors.
-    """
-    observed = TfliteFile(file.to_bytes())
-    tensors = observed.graph.tensors
-    computed = {int(item) for operator in observed.graph.operators for item in operator.outputs}
-    wanted = sorted(index for index in computed if tensors[index].type == schema.TensorType.FLOAT32)
-    observed.graph.outputs = wanted
-    observed.model.signatureDefs = []
-    interpreter = Interpreter(model_content=observed.to_bytes(), num_threads=1)
-    interpreter.allocate_tensors()
-    source = int(observed.graph.inputs[0])
-    for batch in batches:
-        for sample in batch:
-            interpreter.set_tensor(source, sample[None])
-            interpreter.invoke()
-            yield {
-                tensors[source].name.decode(): sample,
-                **{tensors[index].name.decode(): interpreter.get_tensor(index) for index in wanted},
-            }
-
-
-def _bound_pool_padding(file: TfliteFile, ranges: dict[str, TensorRange]) -> None:
-    """Let max pools be padded with the smallest value of their input instead of minus infinity.
-
-    The result is the same, for every window has an element of its own, and the padded tensor has
-    the range of the input instead of an infinite one.
-    """
-    for pad in file.operators("PADV2"):
-        readers = file.consumers(pad.outputs[0])
-        value = file.constant(pad.inputs[2])
-        if value is None or any(file.operator_name(item) != "MAX_POOL_2D" for item in readers):
-            continue
-        tensors = file.graph.tensors
-        low = ranges[tensors[int(pad.inputs[0])].name.decode()].low
-        if float(value.reshape(-1)[0]) < low:
-            file.set_constant(int(pad.inputs[2]), np.full_like(value, low))
-            ranges[tensors[int(pad.outputs[0])].name.decode()] = ranges[
-                tensors[int(pad.inputs[0])].name.decode()
-            ]
-
-
-def _quantized(data: bytes, ranges: Mapping[str, TensorRange], *, per_channel: bool) -> bytes:
-    from ai_edge_quantizer import qtyping, quantizer
-
-    granularity = qtyping.QuantGranularity
-    operator_name = qtyping.TFLOperationName
-    engine = quantizer.Quantizer(bytearray(data))
-    engine.add_static_config(
-        ".*",
-        operator_name.ALL_SUPPORTED,
-        activation_num_bits=8,
-        weight_num_bits=8,
-        weight_granularity=granularity.CHANNELWISE if per_channel else granularity.TENSORWISE,
+    chosen, fallbacks = _chosen(file, formats)
+    groups = ScaleGroups(file, chosen)
+    ranges: dict[int, TensorRange] = {}
+    means: dict[int, npt.NDArray[np.float64]] = {}
+    if any(item not in FLOATS for item in chosen):
+        wanted = groups.sources - given.keys()
+        calibrated = calibrate(
+            lambda: (
+                {str(index): value for index, value in sample.items() if index in wanted}
+                for sample in tensor_values(file, samples())
+            ),
+            method=settings.method,
+            percentile=settings.percentile,
+        )
+        spans = {int(name): span for name, span in calibrated.items()}
+        ranges = groups.ranges(spans, given)
+        if settings.bias_correction:
+            means = _channel_means(file, samples())
+    plan = QuantizationPlan(
+        formats=chosen,
+        groups=groups,
+        ranges=ranges,
+        means=means,
+        per_channel=settings.per_channel,
+        input_format=settings.number_format,
     )
-    for name in _TENSORWISE_OPERATORS:
-        engine.add_static_config(
-            ".*",
-            operator_name[name],
-            activation_num_bits=8,
-            weight_num_bits=8,
-            weight_granularity=granularity.TENSORWISE,
-        )
-    statistics: dict[str, Any] = {
-        name: {
-            "min": np.full((1, 1), span.low, dtype=np.float32),
-            "max": np.full((1, 1), span.high, dtype=np.float32),
-        }
-        for name, span in ranges.items()
+    Rewriter(file, plan).run()
+    return fallbacks
+
+
+def _chosen(
+    file: TfliteFile, formats: Sequence[NumberFormat]
+) -> tuple[list[NumberFormat], tuple[Fallback, ...]]:
+    """Return the formats that operators can run in, and what is not as asked."""
+    chosen: list[NumberFormat] = []
+    fallbacks: list[Fallback] = []
+    for place, (operator, asked) in enumerate(zip(file.graph.operators, formats, strict=True)):
+        taken = _runnable(file, operator, asked)
+        if taken is not asked:
+            fallbacks.append(Fallback(place=place, asked=asked, taken=taken))
+        chosen.append(taken)
+    _keep_movement_in_float(file, chosen)
+    return chosen, tuple(fallbacks)
+
+
+def _runnable(file: TfliteFile, operator: object, asked: NumberFormat) -> NumberFormat:
+    if asked in FLOATS:
+        return asked
+    tensors = (*operator.inputs, *operator.outputs)  # type: ignore[attr-defined]
+    if not any(int(item) >= 0 and is_float(file, int(item)) for item in tensors):
+        return asked
+    name = file.operator_name(operator)
+    kernel = KERNELS.get(name)
+    if kernel is None or not kernel.version(asked):
+        return NumberFormat.FLOAT32
+    slots = WEIGHTED.get(name)
+    if asked is NumberFormat.INT4 and slots is not None:
+        weight = file.constant(int(operator.inputs[slots.weight]))  # type: ignore[attr-defined]
+        return asked if kernel.int4 and weight is not None else NumberFormat.INT8
+    return asked
+
+
+def _keep_movement_in_float(file: TfliteFile, formats: list[NumberFormat]) -> None:
+    """Let operators that only move data stay in float between others that compute in it."""
+    operators = file.graph.operators
+    place_of = {int(item): place for place, op in enumerate(operators) for item in op.outputs}
+    readers: dict[int, list[int]] = {}
+    for place, operator in enumerate(operators):
+        for item in operator.inputs:
+            readers.setdefault(int(item), []).append(place)
+    changed = True
+    while changed:
+        changed = False
+        for place, operator in enumerate(operators):
+            kernel = KERNELS.get(file.operator_name(operator))
+            if formats[place] in FLOATS or kernel is None or kernel.scale not in {"input", "all"}:
+                continue
+            before = [place_of[int(item)] for item in operator.inputs if int(item) in place_of]
+            behind = [other for item in operator.outputs for other in readers.get(int(item), [])]
+            around = [formats[other] in FLOATS for other in (*before, *behind)]
+            if before and behind and all(around):
+                formats[place] = NumberFormat.FLOAT32
+                changed = True
+
+
+def _channel_means(
+    file: TfliteFile, samples: Iterable[Sequence[FloatArray]]
+) -> dict[int, npt.NDArray[np.float64]]:
+    """Return the mean of each channel (last axis) of what products read, by tensor."""
+    wanted = {
+        int(operator.inputs[WEIGHTED[file.operator_name(operator)].data])
+        for operator in file.operators(*WEIGHTED)
     }
-    # The quantizer opens a debugging interpreter, which warns about its own memory use.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = engine.quantize(
-            statistics, enable_progress_bar=False, enable_progress_report=False
-        )
-    return bytes(result.quantized_model)
+    totals: dict[int, npt.NDArray[np.float64]] = {}
+    count = 0
+    for sample in tensor_values(file, samples):
+        count += 1
+        for index in wanted & sample.keys():
+            value = sample[index]
+            mean = value.reshape(-1, value.shape[-1]).mean(axis=0, dtype=np.float64)
+            totals[index] = totals.get(index, 0.0) + mean
+    return {index: total / max(count, 1) for index, total in totals.items()}

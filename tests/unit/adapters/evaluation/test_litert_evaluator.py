@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from fakes.tflite_files import TfliteBuilder, image_sum, quantized_identity
-from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator, read_metadata
+from tightfit_service.adapters.evaluation.litert_evaluator import (
+    LitertEvaluator,
+    LitertRunner,
+    read_metadata,
+)
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError
 
@@ -68,12 +72,21 @@ def test_what_is_no_file_is_refused(data: bytes) -> None:
         LitertEvaluator().outputs(data, np.zeros((1, 3), np.float32))
 
 
-def test_several_inputs_are_refused() -> None:
+def test_several_inputs_are_told_apart_by_name() -> None:
     builder = TfliteBuilder()
     first, second = builder.tensor([1, 2]), builder.tensor([1, 2])
-    ends = builder.dense(first, np.eye(2))
-    with pytest.raises(InvalidModelError, match="2 inputs"):
-        LitertEvaluator().outputs(builder.build([first, second], [ends]), np.zeros((1, 2), "f4"))
+    ends = [builder.dense(first, np.eye(2)), builder.dense(second, 10 * np.eye(2))]
+    data = builder.build([first, second], ends)
+    runner = LitertRunner(data, threads=1)
+    names = runner.input_names
+    assert len(set(names)) == 2
+    one, other = (np.full((3, 2), value, np.float32) for value in (1.0, 2.0))
+    left, right = runner.run({names[1]: other, names[0]: one})
+    assert left == pytest.approx(1.0 * one)
+    assert right == pytest.approx(10 * other)
+    for given in (one, {names[0]: one}, {names[0]: one, "other": other}):
+        with pytest.raises(InvalidDatasetError, match="the given inputs"):
+            runner.run(given)
 
 
 def test_foreign_files_have_no_metadata_of_ours() -> None:

@@ -11,14 +11,18 @@ from ai_edge_litert import schema_py_generated as schema
 from onnx import ModelProto
 
 from fakes.networks import NETWORKS, Builder
-from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
+from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator, read_metadata
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.tflite_convert import is_channels_last
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.errors import InvalidDatasetError, UnsupportedError
+from tightfit_service.domain.errors import (
+    InvalidDatasetError,
+    InvalidRequestError,
+    UnsupportedError,
+)
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 
 FLOAT = QuantizationSettings(number_format=NumberFormat.FLOAT32)
@@ -79,7 +83,8 @@ def test_int8_file_of_a_residual_network() -> None:
 
     entry = next(item for item in file.model.metadata if item.name == b"tightfit")
     facts = json.loads(bytes(bytearray(file.model.buffers[entry.buffer].data)))
-    assert facts == {"input_layout": "NHWC", "recipe": "abc"}
+    assert facts == {"input_layout": "NHWC", "output_layout": "as-is", "recipe": "abc"}
+    assert read_metadata(found.data) == facts
     inputs = samples_for(model).inputs(slice(0, 16))
     ours = LitertEvaluator().outputs(found.data, inputs)
     theirs = OnnxRuntimeEvaluator().outputs(model.SerializeToString(), inputs)
@@ -113,14 +118,14 @@ def test_padded_max_pools_keep_a_finite_range() -> None:
     assert found.parity["noise_ratio"] < 0.01
 
 
-def test_number_formats_nodes_and_inputs_that_are_not_offered() -> None:
+def test_settings_that_no_file_expresses() -> None:
     model = NETWORKS["mlp"](0)
-    with pytest.raises(UnsupportedError, match="int16x8"):
-        exported(model, QuantizationSettings(number_format=NumberFormat.INT16X8))
-    with pytest.raises(UnsupportedError, match="single nodes"):
-        exported(model, QuantizationSettings(node_formats={"fc1": NumberFormat.FLOAT32}))
-    with pytest.raises(UnsupportedError, match="2 inputs"):
-        exported(NETWORKS["several_outputs"](0), INT8)
+    with pytest.raises(UnsupportedError, match="bfloat16"):
+        exported(model, QuantizationSettings(number_format=NumberFormat.BFLOAT16))
+    with pytest.raises(InvalidRequestError, match="no node 'fc9'"):
+        exported(model, QuantizationSettings(node_formats={"fc9": NumberFormat.FLOAT32}))
+    with pytest.raises(InvalidRequestError, match="'guess'"):
+        exported(model, QuantizationSettings(method="guess"))
 
 
 def test_int8_needs_samples() -> None:
@@ -133,13 +138,13 @@ def test_int8_needs_samples() -> None:
 
 
 def test_only_images_that_the_graph_takes_channels_first_are_turned() -> None:
-    assert is_channels_last(NETWORKS["residual"](0))
-    assert not is_channels_last(NETWORKS["mlp"](0))
+    assert is_channels_last(NETWORKS["residual"](0), "input")
+    assert not is_channels_last(NETWORKS["mlp"](0), "input")
     builder = Builder()
     image = builder.input("image", (4, 4, 3))
     turned = builder.node("turn", "Transpose", [image], perm=[0, 3, 1, 2])
     builder.node("gap", "GlobalAveragePool", [turned])
-    assert not is_channels_last(builder.model({"gap_out": (3, 1, 1)}))
+    assert not is_channels_last(builder.model({"gap_out": (3, 1, 1)}), "image")
 
 
 @pytest.mark.slow

@@ -1,0 +1,128 @@
+"""Scales of a TFLite file's tensors: which share one, and what it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.adapters.formats.tflite_kernels import KERNELS
+from tightfit_service.application.calibration import TensorRange
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.graph.quantized_tensors import FIXED_SCALES
+from tightfit_service.graph.rounding import IntegerScale, activation_scale
+
+FLOATS = frozenset({NumberFormat.FLOAT32, NumberFormat.FLOAT16})
+
+
+class ScaleGroups:
+    """Tensors of a float file in groups of one scale, as integer kernels pass them on.
+
+    The groups are those of `graph.quantized_tensors`, found in the file's own operators.
+    """
+
+    def __init__(self, file: TfliteFile, formats: Sequence[NumberFormat]) -> None:
+        """Unite what operators with integer formats tie together; `formats` is in schedule order."""
+        self._file = file
+        self._parent: dict[int, int] = {}
+        self._fixed: dict[int, str] = {}
+        self.sources: set[int] = set()
+        """Tensors whose ranges decide those of their groups."""
+        tied: set[int] = set()
+        for operator, number_format in zip(file.graph.operators, formats, strict=True):
+            kernel = KERNELS.get(file.operator_name(operator))
+            outputs = [int(item) for item in operator.outputs]
+            if number_format in FLOATS or kernel is None:
+                continue
+            if kernel.scale in FIXED_SCALES:
+                for item in outputs:
+                    self._fixed[self._root(item)] = kernel.scale
+                tied.update(outputs)
+            elif kernel.scale in {"input", "all"}:
+                self._tie(operator, is_joint=kernel.scale == "all")
+                tied.update(outputs)
+        inputs = (int(item) for item in file.graph.inputs)
+        made = (int(item) for operator in file.graph.operators for item in operator.outputs)
+        for item in (*inputs, *made):
+            if is_float(file, item) and item not in tied:
+                self.sources.add(item)
+
+    def ranges(
+        self, calibrated: Mapping[int, TensorRange], given: Mapping[int, TensorRange]
+    ) -> dict[int, TensorRange]:
+        """Return the range of each group by its root: the union of what is known of its members.
+
+        Where a range is given for a member, only given ones count: training has chosen them.
+        """
+        chosen: dict[int, list[TensorRange]] = defaultdict(list)
+        named = {self._root(item) for item in given}
+        for item, span in given.items():
+            chosen[self._root(item)].append(span)
+        for item, span in calibrated.items():
+            if item in self.sources and self._root(item) not in named:
+                chosen[self._root(item)].append(span)
+        for operator in self._file.graph.operators:
+            name = self._file.operator_name(operator)
+            if name == "PADV2" or KERNELS.get(name) is None or KERNELS[name].scale != "all":
+                continue
+            root = self._root(int(operator.outputs[0]))
+            for item in operator.inputs:
+                value = self._file.constant(int(item))
+                if value is not None and value.dtype == np.float32 and value.size:
+                    span = TensorRange(low=float(value.min()), high=float(value.max()))
+                    chosen[root].append(span)
+        return {
+            root: TensorRange(
+                low=min(0.0, *(span.low for span in spans)),
+                high=max(0.0, *(span.high for span in spans)),
+            )
+            for root, spans in chosen.items()
+        }
+
+    def scale(
+        self, tensor: int, ranges: Mapping[int, TensorRange], *, bits: int
+    ) -> IntegerScale | None:
+        """Return the scale of a tensor, None where nothing is known of its values."""
+        root = self._root(tensor)
+        fixed = self._fixed.get(root)
+        if fixed:
+            return FIXED_SCALES[fixed][bits]
+        span = ranges.get(root)
+        return None if span is None else activation_scale(span.low, span.high, bits=bits)
+
+    def _tie(self, operator: object, *, is_joint: bool) -> None:
+        inputs = [
+            int(item)
+            for item in operator.inputs  # type: ignore[attr-defined]
+            if item >= 0 and is_float(self._file, int(item)) and not self._is_constant(int(item))
+        ]
+        outputs = [int(item) for item in operator.outputs]  # type: ignore[attr-defined]
+        for item in inputs if is_joint else inputs[:1]:
+            # What has a scale of its own is rescaled before it is joined with others.
+            if len(inputs) == 1 or not is_joint or self._root(item) not in self._fixed:
+                for output in outputs:
+                    self._unite(item, output)
+
+    def _is_constant(self, tensor: int) -> bool:
+        return self._file.constant(tensor) is not None
+
+    def _root(self, tensor: int) -> int:
+        while self._parent.setdefault(tensor, tensor) != tensor:
+            tensor = self._parent[tensor]
+        return tensor
+
+    def _unite(self, first: int, second: int) -> None:
+        one, other = self._root(first), self._root(second)
+        if one == other or (one in self._fixed and other in self._fixed):
+            return
+        if other in self._fixed:
+            one, other = other, one
+        self._parent[other] = one
+
+
+def is_float(file: TfliteFile, tensor: int) -> bool:
+    """Whether a tensor holds float32."""
+    return bool(file.graph.tensors[tensor].type == schema.TensorType.FLOAT32)
