@@ -34,7 +34,14 @@ from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
-from tightfit_service.application.ports import ArtifactStore, Emulator, TargetCatalogue
+from tightfit_service.application.ports import (
+    ArtifactStore,
+    Emulator,
+    NetworkPass,
+    NodePass,
+    TargetCatalogue,
+)
+from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.running import JobRunner
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.work import WorkHandlers
@@ -254,24 +261,33 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.training.torch_trainer import TorchTrainer
     from tightfit_service.graph.profile import OnnxGraphInspector
+    from tightfit_service.passes.low_rank import LowRankPass
     from tightfit_service.passes.quantization import StaticQuantizationPass
     from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1)
     cache_dir = settings.data_dir / "cache"
+    node_passes: dict[str, NodePass] = {item.name: item for item in (LowRankPass(),)}
+    network_passes: dict[str, NetworkPass] = {}
     return WorkHandlers(
         importer=OnnxImporter(),
-        inspector=OnnxGraphInspector(),
-        pruning=StructuredPruningPass(),
-        trainer=TorchTrainer(threads=threads),
-        exporters={
-            ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass()),
-            ModelFormat.TFLITE: TfliteExporter(),
-        },
-        evaluators={
-            ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
-            ModelFormat.TFLITE: LitertEvaluator(threads=threads),
-        },
+        recipes=RecipeWork(
+            steps=GraphSteps(
+                pruning=StructuredPruningPass(), passes={**node_passes, **network_passes}
+            ),
+            inspector=OnnxGraphInspector(),
+            trainer=TorchTrainer(threads=threads),
+            exporters={
+                ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass()),
+                ModelFormat.TFLITE: TfliteExporter(),
+            },
+            evaluators={
+                ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
+                ModelFormat.TFLITE: LitertEvaluator(threads=threads),
+            },
+        ),
+        node_passes=node_passes,
+        network_passes=network_passes,
         datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
         cache_dir=cache_dir,
     )

@@ -16,17 +16,20 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
+from tightfit_service.application.recipe_work import TrialOutcome
 from tightfit_service.application.work import (
     BASELINE,
     CHECK_DATASET,
     IMPORT_MODEL,
     SENSITIVITY,
     TRIAL,
+    VARIANTS,
     BaselineOutcome,
+    MeasuredAlternative,
     MeasuredPoint,
     ModelFacts,
     SensitivityOutcome,
-    TrialOutcome,
+    VariantOutcome,
     unit_digest,
 )
 from tightfit_service.domain.errors import TightfitError
@@ -130,6 +133,10 @@ class ScriptedExecutor:
         self.ran: list[WorkUnit] = []
         self.fail: dict[int, TightfitError] = {}
         """Errors to raise at the n-th unit run, counted from 1."""
+        self.variants: list[VariantOutcome] = []
+        """Other forms of the network that a search may turn to."""
+        self.alternatives: list[MeasuredAlternative] = []
+        """Other ways to compute single nodes."""
 
     async def start(self) -> None:
         return
@@ -147,6 +154,7 @@ class ScriptedExecutor:
             CHECK_DATASET: self._dataset,
             BASELINE: self._baseline,
             SENSITIVITY: self._sensitivity,
+            VARIANTS: self._variants,
             TRIAL: self._trial,
         }[unit.kind]
         return handler(unit)
@@ -156,6 +164,9 @@ class ScriptedExecutor:
 
     def _import(self, unit: WorkUnit) -> WorkResult:
         return WorkResult(payload=to_plain(facts()), outputs={"graph": "9" * 64})
+
+    def _variants(self, unit: WorkUnit) -> WorkResult:
+        return WorkResult(payload={"variants": [to_plain(item) for item in self.variants]})
 
     def _dataset(self, unit: WorkUnit) -> WorkResult:
         return WorkResult(payload={"task": "classification"})
@@ -180,6 +191,7 @@ class ScriptedExecutor:
                 for (g, n), loss in zip(UNITS.items(), (0.2, 0.1), strict=True)
             ),
             reference_accuracy=BASELINE_ACCURACY,
+            alternatives=tuple(self.alternatives),
         )
         return WorkResult(payload=to_plain(outcome))
 

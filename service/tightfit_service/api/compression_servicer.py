@@ -20,7 +20,6 @@ from tightfit_service.api.codec.job import (
 )
 from tightfit_service.api.codec.trial import trial_to_proto
 from tightfit_service.api.drain import Drain
-from tightfit_service.api.errors import NotImplementedYetError
 from tightfit_service.api.paging import page_cursor
 from tightfit_service.application.ports import Page
 from tightfit_service.application.use_cases import Jobs
@@ -130,7 +129,11 @@ class CompressionServicer(compression_pb2_grpc.CompressionServiceServicer):
     async def ApplyRecipe(
         self, request: compression_pb2.ApplyRecipeRequest, context: Any
     ) -> job_pb2.CompressionJob:
-        raise NotImplementedYetError(
-            "this version of the server does not apply recipes without a search",
-            remedy="create a job with the same model, target, budget and seed",
+        project_id = resource_names.parse_project(request.parent)
+        wanted = request_from_proto(
+            request.spec,
+            project_id=project_id,
+            request_id=request.request_id,
+            recipe=request.recipe,
         )
+        return job_to_proto(await self._jobs.create(project_id, wanted))

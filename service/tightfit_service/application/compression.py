@@ -1,59 +1,48 @@
 """The search for the best model that fits: preflight, baseline, sensitivity, solve, trials, finish.
 
 1. Baseline: accuracy of the model as it came, and of the quantized-only one (trial 0).
-2. Sensitivity: importance of every channel, corrected by a few measured points.
-3. Solve: widths that meet the whole budget by estimate and are predicted to lose least.
+2. Sensitivity: importance of every channel, corrected by a few measured points, and what other ways
+   to compute single layers cost.
+3. Solve: widths and ways that meet the whole budget by estimate and are predicted to lose least.
+   Where the network as it is cannot reach the budget, its variants (fewer blocks, smaller inputs)
+   are tried, mildest first.
 4. Screening: short recovery of several solutions; what is seen corrects the prediction, and the
    problem is solved again.
 5. Finish: long recovery of the best, evaluated on the evaluation set in the exported file's runtime.
 
 Every trial is stored before it runs and its result is remembered by the digest of its inputs, so a
 run that is interrupted anywhere goes on where it was: it proposes the same trials again and finds
-the finished ones done.
+the finished ones done. A job that brings a recipe applies it, and searches nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tightfit_service.application.attribution import attribute_layers
-from tightfit_service.application.choice import best_trial, closest_trial, summary
-from tightfit_service.application.costing import (
-    CostModel,
-    margins_of,
-    preflight_notes,
-    with_target_limits,
-)
+from tightfit_service.application.choice import closest_trial, summary
+from tightfit_service.application.costing import margins_of, preflight_notes, with_target_limits
 from tightfit_service.application.infeasibility import explain_infeasibility
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.ports import (
-    Clock,
-    Executor,
-    JobStore,
-    QuantizationSettings,
-    RecoverySettings,
-    Telemetry,
-    WorkResult,
-    WorkUnit,
-)
+from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal, Proposer
+from tightfit_service.application.recipe_making import RecipeMaker
+from tightfit_service.application.recipe_work import PRUNING_STEP
 from tightfit_service.application.stages import Stages
+from tightfit_service.application.techniques import may_prune, network_passes, node_passes
+from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
 from tightfit_service.application.work import (
     BASELINE,
     SENSITIVITY,
-    TRIAL,
+    VARIANTS,
     BaselineOutcome,
-    ModelFacts,
     SensitivityOutcome,
-    TrialOutcome,
-    most_important,
-    unit_digest,
+    VariantOutcome,
 )
 from tightfit_service.domain.budget import Quantity
-from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import (
     JobEventKind,
@@ -62,15 +51,10 @@ from tightfit_service.domain.job import (
     LayerAttribution,
     PreflightNote,
 )
+from tightfit_service.domain.network import NetworkProfile, PruningSpace
 from tightfit_service.domain.pareto import pareto_front
-from tightfit_service.domain.recipe import PassStep, Recipe
-from tightfit_service.domain.trial import (
-    Metrics,
-    Trial,
-    TrialRole,
-    TrialState,
-    violations,
-)
+from tightfit_service.domain.recipe import PassStep
+from tightfit_service.domain.trial import Metrics, Trial, TrialRole
 
 SENSITIVITY_SHARES = (0.25, 0.5)
 """Shares of a group that are cut, alone and untrained, to correct the importance scores."""
@@ -83,25 +67,17 @@ SCREENING_TIME_SHARE = 0.2
 """Share of the search time that screening may take in all."""
 
 MAX_FINALISTS = 4
-MAX_FAILURES = 3
-"""Failed trials after which the job gives up: the cause is then not one candidate."""
 
 RESERVE_SECONDS = 5.0
-UNIT_TIMEOUT_SECONDS = 3_600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What a run works with besides its journal."""
+class _Form:
+    """The form of the network that widths are searched in: as it came, or a variant of it."""
 
-    store: JobStore
-    executor: Executor
-    telemetry: Telemetry
-    clock: Clock
-    cost_model: CostModel
-    facts: ModelFacts
-    graph_digest: str
-    tool_versions: Mapping[str, str]
+    profile: NetworkProfile
+    space: PruningSpace
+    steps: tuple[PassStep, ...] = ()
 
 
 class CompressionRun:
@@ -116,13 +92,17 @@ class CompressionRun:
         self._facts = context.facts
         self._format = context.cost_model.preferred_format(context.facts.profile)
         self._began = context.clock.monotonic() - journal.job.spent_seconds
-        self._stored: dict[int, Trial] = {}
         self._stages = Stages(
             journal, store=context.store, executor=context.executor, telemetry=context.telemetry
         )
-        self._trials: dict[int, Trial] = {}
-        self._outcomes: dict[int, TrialOutcome] = {}
-        self._baseline: Metrics | None = None
+        self._book = TrialBook(journal, context, self._stages, self._budget)
+        self._recipes = RecipeMaker(
+            spec=self._spec,
+            number_format=self._format,
+            tool_versions=context.tool_versions,
+            architecture=context.facts.architecture,
+        )
+        self._form = self._as_allowed(context.facts.profile, context.facts.space)
         self._notes: tuple[PreflightNote, ...] = ()
         self._proposer: Proposer | None = None
 
@@ -132,21 +112,28 @@ class CompressionRun:
         Raises:
             TightfitError: Nothing could be run at all; the job is to be failed by the caller.
         """
-        stored = await asyncio.to_thread(self._context.store.list_trials, self._journal.job.job_id)
-        self._stored = {trial.index: trial for trial in stored}
+        await self._book.open()
         await self._preflight()
         baseline = await self._measure_baseline()
-        quantized = await self._trial(
-            0, TrialRole.BASELINE_INT8, lambda: self._recipe(keep={}, recovery=None), evaluate=True
+        quantized = await self._book.run(
+            0, TrialRole.BASELINE_INT8, self._recipes.make, evaluate=True
         )
         await self._store_result()
-        needs_search = self._needs_search(quantized)
-        if needs_search and not self._facts.space.groups:
-            await self._note("NOT_PRUNABLE", "no channels of this model can be removed")
-            needs_search = False
-        if needs_search:
+        if self._spec.recipe is not None:
+            await self._reapply()
+        elif self._needs_search(quantized):
             await self._search(baseline, quantized)
         await self._finish()
+
+    async def _reapply(self) -> None:
+        """Apply the recipe that the job brings."""
+        recipe = self._spec.recipe
+        assert recipe is not None
+        await self._stages.enter("trial", "applying the recipe", begin=0.1, end=0.95)
+        await self._book.run(
+            1, TrialRole.FINALIST, lambda: self._recipes.reapplied(recipe), evaluate=True
+        )
+        await self._store_result()
 
     async def _preflight(self) -> None:
         await self._stages.enter("preflight", "what can help on this target", begin=0.0, end=0.02)
@@ -158,6 +145,12 @@ class CompressionRun:
         )
         for note in self._notes:
             await self._journal.event(JobEventKind.NOTE, note.message, stage="preflight")
+        if self._spec.dataset_digest is None:
+            await self._note(
+                "NO_DATASET",
+                "there is no dataset: calibration and training use inputs made from the model, and "
+                "accuracy means agreement with the model as it came on such inputs",
+            )
 
     async def _measure_baseline(self) -> BaselineOutcome:
         await self._stages.enter("baseline", "measuring the model as it came", begin=0.02, end=0.05)
@@ -168,14 +161,14 @@ class CompressionRun:
                 inputs={
                     "model": self._spec.model_digest,
                     "graph": self._context.graph_digest,
-                    "dataset": self._dataset_digest,
+                    **self._book.dataset_inputs(),
                 },
                 timeout_seconds=UNIT_TIMEOUT_SECONDS,
                 label=f"{self._journal.job.job_id} baseline",
             )
         )
         outcome = from_plain(BaselineOutcome, result.payload)
-        self._baseline = Metrics(
+        self._book.baseline = Metrics(
             cost=self._costs.estimate(self._facts.profile, NumberFormat.FLOAT32),
             file_bytes=outcome.file_bytes,
             accuracy=outcome.accuracy,
@@ -188,39 +181,18 @@ class CompressionRun:
         return self._spec.objective.quantity is not Quantity.ACCURACY or not quantized.is_feasible
 
     async def _search(self, baseline: BaselineOutcome, quantized: Trial) -> None:
-        await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
-        result = await self._stages.run(
-            WorkUnit(
-                kind=SENSITIVITY,
-                payload={
-                    "model": to_plain(self._facts),
-                    "seed": self._spec.seed,
-                    "shares": list(SENSITIVITY_SHARES),
-                },
-                inputs={"graph": self._context.graph_digest, "dataset": self._dataset_digest},
-                timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                label=f"{self._journal.job.job_id} sensitivity",
-            )
-        )
-        sensitivity = from_plain(SensitivityOutcome, result.payload)
-        for text in sensitivity.notes:
-            await self._note("SENSITIVITY", text)
-        whole = self._costs.estimate(self._facts.profile, self._format)
-        margins = margins_of(quantized.metrics or Metrics(cost=whole, file_bytes=0))
-        self._proposer = Proposer(
-            costs=self._costs,
-            profile=self._facts.profile,
-            space=self._facts.space,
-            number_format=self._format,
-            sensitivity=sensitivity,
-            budget=self._budget,
-            objective=self._spec.objective,
-            margins=margins,
-            seed=self._spec.seed,
-        )
-        await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
         can_train = baseline.train_count > 0
+        self._proposer = await self._prepared(self._form, quantized)
         missed = await asyncio.to_thread(self._proposer.out_of_reach)
+        has_choice = bool(self._form.space.groups) or self._proposer.has_ways
+        if missed or not has_choice:
+            found = await self._variant_in_reach(quantized)
+            if found is not None:
+                self._form, self._proposer = found
+                missed, has_choice = [], True
+        if not has_choice:
+            await self._note("NOT_PRUNABLE", "no channels of this model can be removed")
+            return
         if missed:
             for note in missed:
                 await self._note("BUDGET_BELOW_REACH", note)
@@ -229,17 +201,88 @@ class CompressionRun:
         await self._screen(can_train=can_train)
         await self._finalists(can_train=can_train)
 
+    async def _prepared(self, form: _Form, quantized: Trial) -> Proposer:
+        """Measure what choices in this form of the network cost, and return what proposes them."""
+        await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
+        result = await self._stages.run(
+            WorkUnit(
+                kind=SENSITIVITY,
+                payload={
+                    "model": to_plain(self._facts),
+                    "seed": self._spec.seed,
+                    "shares": list(SENSITIVITY_SHARES),
+                    "steps": to_plain(form.steps),
+                    "space": to_plain(form.space),
+                    "techniques": list(node_passes(self._spec)),
+                    "target": to_plain(self._spec.target),
+                },
+                inputs={"graph": self._context.graph_digest, **self._book.dataset_inputs()},
+                timeout_seconds=UNIT_TIMEOUT_SECONDS,
+                label=f"{self._journal.job.job_id} sensitivity",
+            )
+        )
+        sensitivity = from_plain(SensitivityOutcome, result.payload)
+        for text in sensitivity.notes:
+            await self._note("SENSITIVITY", text)
+        whole = self._costs.estimate(self._facts.profile, self._format)
+        await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
+        return await asyncio.to_thread(
+            lambda: Proposer(
+                costs=self._costs,
+                profile=form.profile,
+                space=form.space,
+                number_format=self._format,
+                sensitivity=sensitivity,
+                budget=self._budget,
+                objective=self._spec.objective,
+                margins=margins_of(quantized.metrics or Metrics(cost=whole, file_bytes=0)),
+                seed=self._spec.seed,
+            )
+        )
+
+    async def _variant_in_reach(self, quantized: Trial) -> tuple[_Form, Proposer] | None:
+        """Return the mildest variant of the network in which the budget can be met by estimate."""
+        techniques = network_passes(self._spec)
+        if not techniques:
+            return None
+        await self._stages.enter("variants", "fewer blocks, smaller inputs", begin=0.12, end=0.15)
+        result = await self._stages.run(
+            WorkUnit(
+                kind=VARIANTS,
+                payload={"techniques": list(techniques), "target": to_plain(self._spec.target)},
+                inputs={"graph": self._context.graph_digest},
+                timeout_seconds=UNIT_TIMEOUT_SECONDS,
+                label=f"{self._journal.job.job_id} variants",
+            )
+        )
+        outcomes = [from_plain(VariantOutcome, item) for item in result.payload["variants"]]
+        outcomes.sort(key=lambda outcome: -outcome.profile.macs)
+        for outcome in outcomes:
+            variant = outcome.variant
+            step = PassStep(pass_name=variant.pass_name, parameters=variant.parameters)
+            form = self._as_allowed(outcome.profile, outcome.space, step)
+            proposer = await self._prepared(form, quantized)
+            if not await asyncio.to_thread(proposer.out_of_reach):
+                await self._note(
+                    "VARIANT",
+                    f"the budget is out of reach of the network as it is; searching {variant.label}",
+                )
+                return form, proposer
+        return None
+
+    def _as_allowed(self, profile: NetworkProfile, space: PruningSpace, *steps: PassStep) -> _Form:
+        """Return a form of the network; without channels to remove where that is not allowed."""
+        if not may_prune(self._spec):
+            space = PruningSpace(groups=(), frozen=space.frozen)
+        return _Form(profile=profile, space=space, steps=steps)
+
     async def _closest(self, *, can_train: bool) -> None:
         """Run the smallest network, as evidence of how far the budget is from reach."""
         assert self._proposer is not None
         proposal = self._proposer.smallest()
         await self._stages.enter("trial", "the smallest network there is", begin=0.15, end=0.95)
         await self._proposed(
-            self._next_index(),
-            TrialRole.FINALIST,
-            proposal,
-            self._screening(can_train),
-            evaluate=True,
+            TrialRole.FINALIST, proposal, self._screening(can_train), evaluate=True
         )
 
     async def _screen(self, *, can_train: bool) -> None:
@@ -261,7 +304,6 @@ class CompressionRun:
                 end=min(0.4, 0.2 + 0.05 * rounds),
             )
             trial = await self._proposed(
-                self._next_index(),
                 TrialRole.SCREENING,
                 proposal,
                 self._screening(can_train),
@@ -279,7 +321,7 @@ class CompressionRun:
         assert self._proposer is not None
         if trial.metrics is None or trial.metrics.selection_accuracy is None:
             return
-        reference = self._baseline.selection_accuracy if self._baseline else None
+        reference = self._book.baseline.selection_accuracy if self._book.baseline else None
         if reference is None:
             return
         loss = reference.value - trial.metrics.selection_accuracy.value
@@ -293,7 +335,7 @@ class CompressionRun:
         shares = 1 if self._spec.objective.quantity is Quantity.ACCURACY else MAX_FINALISTS
         while len(tried) < MAX_FINALISTS and (not tried or self._may_start_trial(keep_for_final=0)):
             proposal = await asyncio.to_thread(
-                self._proposer.finalist, tuple(tried), tuple(self._trials.values())
+                self._proposer.finalist, tuple(tried), tuple(self._book.trials)
             )
             if proposal is None:
                 break
@@ -309,9 +351,7 @@ class CompressionRun:
                 if can_train
                 else None
             )
-            trial = await self._proposed(
-                self._next_index(), TrialRole.FINALIST, proposal, recovery, evaluate=True
-            )
+            trial = await self._proposed(TrialRole.FINALIST, proposal, recovery, evaluate=True)
             tried.append(trial)
             self._learn(trial, proposal)
             if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
@@ -329,140 +369,37 @@ class CompressionRun:
 
     async def _proposed(
         self,
-        index: int,
         role: TrialRole,
         proposal: Proposal,
         recovery: RecoverySettings | None,
         *,
         evaluate: bool,
     ) -> Trial:
-        keep = {
-            group_id: most_important(proposal.importance[group_id], count)
-            for group_id, count in proposal.kept.items()
-            if count < len(proposal.importance[group_id])
-        }
-        reference = self._baseline.selection_accuracy if self._baseline else None
-        predicted = None if reference is None else reference.value - proposal.predicted_loss
-        return await self._trial(
-            index,
+        baseline = self._book.baseline
+        reference = baseline.selection_accuracy if baseline else None
+        trial = await self._book.run(
+            self._book.next_index,
             role,
-            lambda: self._recipe(keep=keep, recovery=recovery),
+            lambda: self._recipes.make(
+                first=self._form.steps,
+                keep=proposal.keep,
+                alternatives=proposal.alternatives,
+                recovery=recovery,
+            ),
             evaluate=evaluate,
-            predicted_accuracy=predicted,
+            predicted_accuracy=None
+            if reference is None
+            else reference.value - proposal.predicted_loss,
         )
-
-    async def _trial(
-        self,
-        index: int,
-        role: TrialRole,
-        make_recipe: Callable[[], Recipe],
-        *,
-        evaluate: bool,
-        predicted_accuracy: float | None = None,
-    ) -> Trial:
-        """Run one trial, or take it as it was finished in an earlier life."""
-        trial = self._stored.get(index) or Trial(
-            index=index,
-            role=role,
-            state=TrialState.PROPOSED,
-            recipe=make_recipe(),
-            predicted_accuracy=predicted_accuracy,
-        )
-        unit = self._trial_unit(trial, evaluate=evaluate)
-        if trial.state is TrialState.FAILED:
-            self._trials[index] = trial
-            return trial
-        if trial.state is not TrialState.COMPLETED:
-            trial = replace(trial, state=TrialState.RUNNING, input_digest=unit_digest(unit))
-            await self._journal.trial(trial, f"trial {index} started")
-        try:
-            result = await self._stages.run(unit)
-        except TightfitError as error:
-            trial = replace(trial, state=TrialState.FAILED, error=str(error))
-            self._trials[index] = trial
-            await self._journal.trial(trial, f"trial {index} failed: {error.message}")
-            self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
-            failures = sum(t.state is TrialState.FAILED for t in self._trials.values())
-            if failures >= MAX_FAILURES or role is TrialRole.BASELINE_INT8:
-                raise
-            return trial
-        if trial.state is not TrialState.COMPLETED:
-            trial = self._completed(trial, result)
-            await self._journal.trial(trial, f"trial {index}: {summary(trial)}")
-            self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
-        self._trials[index] = trial
-        self._outcomes[index] = from_plain(TrialOutcome, result.payload)
         await self._store_result()
         return trial
-
-    def _trial_unit(self, trial: Trial, *, evaluate: bool) -> WorkUnit:
-        return WorkUnit(
-            kind=TRIAL,
-            payload={
-                "model": to_plain(self._facts),
-                "recipe": to_plain(trial.recipe),
-                "evaluate": evaluate,
-                "teacher_key": f"{self._context.graph_digest[:16]}-{self._dataset_digest[:16]}",
-            },
-            inputs={"graph": self._context.graph_digest, "dataset": self._dataset_digest},
-            timeout_seconds=max(UNIT_TIMEOUT_SECONDS, 2 * self._spec.search_limits.max_seconds),
-            label=f"{self._journal.job.job_id} trial {trial.index}",
-        )
-
-    def _completed(self, trial: Trial, result: WorkResult) -> Trial:
-        outcome = from_plain(TrialOutcome, result.payload)
-        metrics = Metrics(
-            cost=self._costs.estimate(outcome.profile, self._format, file_bytes=outcome.file_bytes),
-            file_bytes=outcome.file_bytes,
-            accuracy=outcome.accuracy,
-            selection_accuracy=outcome.selection_accuracy,
-        )
-        baseline = self._baseline.accuracy if self._baseline else None
-        return replace(
-            trial,
-            state=TrialState.COMPLETED,
-            metrics=metrics,
-            violations=violations(
-                metrics, self._budget, baseline_accuracy=baseline.value if baseline else None
-            ),
-            artifacts=dict(result.outputs),
-            stage_seconds=dict(outcome.stage_seconds),
-            notes=outcome.notes,
-        )
-
-    def _recipe(
-        self, *, keep: Mapping[str, Sequence[int]], recovery: RecoverySettings | None
-    ) -> Recipe:
-        steps: list[PassStep] = []
-        if keep:
-            steps.append(
-                PassStep(
-                    pass_name="structured_pruning",  # noqa: S106  # a technique, not a password
-                    parameters={"keep": {key: list(units) for key, units in keep.items()}},
-                )
-            )
-        if recovery is not None:
-            steps.append(PassStep(pass_name="recovery", parameters=to_plain(recovery)))  # noqa: S106
-        steps.append(
-            PassStep(
-                pass_name="quantization",  # noqa: S106
-                parameters=to_plain(QuantizationSettings(number_format=self._format)),
-            )
-        )
-        return Recipe(
-            source_digest=self._spec.model_digest,
-            seed=self._spec.seed,
-            target=self._spec.target.name,
-            output_format=str(self._spec.format),
-            steps=tuple(steps),
-            tool_versions=self._context.tool_versions,
-        )
 
     async def _finish(self) -> None:
         await self._stages.enter("package", "choosing the winner", begin=0.97, end=1.0)
         result = self._result()
         if result.best_trial is not None:
-            best = self._trials[result.best_trial]
+            best = self._book.get(result.best_trial)
+            assert best is not None
             await self._journal.enter(
                 JobState.SUCCEEDED,
                 f"trial {best.index} fits: {summary(best)}",
@@ -472,9 +409,9 @@ class CompressionRun:
             return
         reachable, needed = await asyncio.to_thread(self._estimated_needs)
         infeasibility = explain_infeasibility(
-            self._ordered(),
+            self._book.trials,
             budget=self._budget,
-            baseline=self._baseline,
+            baseline=self._book.baseline,
             reachable=reachable,
             needed=needed,
         )
@@ -491,30 +428,31 @@ class CompressionRun:
         """Return what pruning can reach at all, and the solver's least limits; empty before it ran."""
         if self._proposer is None:
             return {}, {}
-        accuracy = self._baseline.accuracy if self._baseline else None
+        accuracy = self._book.baseline.accuracy if self._book.baseline else None
         floor = self._budget.accuracy_floor(accuracy.value if accuracy else None)
         max_loss = None if accuracy is None or floor is None else max(0.0, accuracy.value - floor)
         return self._proposer.reachable(), self._proposer.needed(max_loss)
 
     def _result(self) -> JobResult:
-        best = self._best()
-        quantized = self._trials.get(0)
-        shown = best or closest_trial(t for t in self._ordered() if t.index in self._outcomes)
+        best = self._book.best
+        quantized = self._book.get(0)
+        shown = best or closest_trial(
+            t for t in self._book.trials if self._book.outcome(t.index) is not None
+        )
         return JobResult(
-            baseline=self._baseline,
+            baseline=self._book.baseline,
             baseline_int8=quantized.metrics if quantized else None,
             best_trial=None if best is None else best.index,
-            pareto_trials=pareto_front(self._ordered()),
+            pareto_trials=pareto_front(self._book.trials),
             layers=() if shown is None else self._layers(shown),
             notes=self._notes,
         )
 
-    def _best(self) -> Trial | None:
-        return best_trial(self._ordered(), self._spec.objective.quantity)
-
     def _layers(self, trial: Trial) -> tuple[LayerAttribution, ...]:
+        outcome = self._book.outcome(trial.index)
         assert trial.metrics is not None
-        step = trial.recipe.step("structured_pruning")
+        assert outcome is not None
+        step = trial.recipe.step(PRUNING_STEP)
         kept = {
             group_id: len(units)
             for group_id, units in (step.parameters["keep"] if step else {}).items()
@@ -523,9 +461,9 @@ class CompressionRun:
         return attribute_layers(
             before=self._facts.profile,
             before_cost=self._costs.estimate(self._facts.profile, self._format),
-            after=self._outcomes[trial.index].profile,
+            after=outcome.profile,
             after_cost=trial.metrics.cost,
-            space=self._facts.space,
+            space=self._form.space,
             kept=kept,
             losses=losses,
         )
@@ -533,7 +471,7 @@ class CompressionRun:
     async def _store_result(self) -> None:
         """Keep the best so far where a reader, or the next life, finds it."""
         await self._journal.update(result=self._result(), spent_seconds=self._elapsed)
-        self._context.telemetry.best_so_far(self._journal.job.job_id, self._best())
+        self._context.telemetry.best_so_far(self._journal.job.job_id, self._book.best)
 
     async def _note(self, code: str, message: str) -> None:
         self._notes = (*self._notes, PreflightNote(code=code, message=message))
@@ -543,27 +481,14 @@ class CompressionRun:
     def _elapsed(self) -> float:
         return self._context.clock.monotonic() - self._began
 
-    @property
-    def _dataset_digest(self) -> str:
-        assert (
-            self._spec.dataset_digest is not None
-        )  # jobs without a dataset are refused on creation
-        return self._spec.dataset_digest
-
-    def _ordered(self) -> list[Trial]:
-        return [self._trials[index] for index in sorted(self._trials)]
-
-    def _next_index(self) -> int:
-        return max(self._trials) + 1
-
     def _may_start_trial(self, *, keep_for_final: int) -> bool:
-        used = len(self._trials) - 1  # the quantized-only model is no search trial
+        used = len(self._book.trials) - 1  # the quantized-only model is no search trial
         has_trials = used + keep_for_final < self._spec.search_limits.max_trials
         return has_trials and self._rest_seconds(shared_by=1) > RESERVE_SECONDS
 
     def _rest_seconds(self, *, shared_by: int) -> float:
         """Return the seconds that one more recovery may take, export and evaluation set aside."""
-        ran = [t.stage_seconds for t in self._ordered() if t.stage_seconds]
+        ran = [t.stage_seconds for t in self._book.trials if t.stage_seconds]
         last = ran[-1] if ran else {}
         # The first export loads the libraries, so the latest trial tells best what the next costs.
         # Evaluating the evaluation set comes on top of what screening trials did.

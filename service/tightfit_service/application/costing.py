@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tightfit_service.application.ports import Emulator, Telemetry
 from tightfit_service.domain.budget import Budget, Constraint, LimitSource, Objective, Quantity
@@ -14,6 +14,7 @@ from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.job import PreflightNote
 from tightfit_service.domain.network import (
+    Alternative,
     NetworkProfile,
     Operator,
     OperatorKind,
@@ -29,10 +30,20 @@ from tightfit_service.search.problem import (
     NodeChoice,
 )
 
+_OPTION_SUFFIX = ":way"
+
 MAX_LEVELS = 16
 """Widths offered to the solver per group; finer steps change latency by less than estimates err."""
 
-BITS = {NumberFormat.INT8: (8, 8), NumberFormat.FLOAT32: (32, 32)}
+BITS = {
+    NumberFormat.INT4: (4, 8),
+    NumberFormat.INT8: (8, 8),
+    NumberFormat.INT16X8: (8, 16),
+    NumberFormat.FLOAT16: (16, 16),
+    NumberFormat.BFLOAT16: (16, 16),
+    NumberFormat.FLOAT32: (32, 32),
+}
+"""Bits of weights and of activations, per number format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +54,19 @@ class CostModel:
     target: HardwareSpec
     telemetry: Telemetry
 
-    def at(self, profile: NetworkProfile, number_format: NumberFormat) -> NetworkProfile:
-        """Return the profile as computed in the number format."""
+    def at(
+        self,
+        profile: NetworkProfile,
+        number_format: NumberFormat,
+        node_formats: Mapping[str, NumberFormat] | None = None,
+    ) -> NetworkProfile:
+        """Return the profile as computed in the number format, but for nodes that have their own."""
         weight_bits, activation_bits = BITS[number_format]
-        return profile.at_precision(weight_bits=weight_bits, activation_bits=activation_bits)
+        return profile.at_precision(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            by_node={node: BITS[own] for node, own in (node_formats or {}).items()},
+        )
 
     def estimate(
         self,
@@ -54,11 +74,12 @@ class CostModel:
         number_format: NumberFormat,
         *,
         file_bytes: int | None = None,
+        node_formats: Mapping[str, NumberFormat] | None = None,
     ) -> CostEstimate:
         """Return the estimated cost of the network computed in the number format."""
         start = time.perf_counter()
         estimate = self.emulator.estimate(
-            self.at(profile, number_format), self.target, file_bytes=file_bytes
+            self.at(profile, number_format, node_formats), self.target, file_bytes=file_bytes
         )
         self.telemetry.emulator_called(self.emulator.name, time.perf_counter() - start)
         return estimate
@@ -126,17 +147,28 @@ def levels(unit_count: int, multiple: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemBuilder:
-    """Makes the solver's problem from a graph's pruning space and a target's emulator."""
+    """Makes the solver's problem from a graph's pruning space and a target's emulator.
+
+    Attributes:
+        alternatives: Other ways to compute a node, by node, strongest first. They are a group of the
+            problem, `option_id(node)`, whose last level is the ordinary way.
+    """
 
     costs: CostModel
     profile: NetworkProfile
     space: PruningSpace
     number_format: NumberFormat
+    alternatives: Mapping[str, Sequence[Alternative]] = field(default_factory=dict)
 
     def group_levels(self) -> Mapping[str, tuple[int, ...]]:
         """Return the levels offered per group."""
         multiple = self.costs.target.channel_multiple
-        return {g.group_id: levels(g.unit_count, multiple) for g in self.space.groups}
+        channels = {g.group_id: levels(g.unit_count, multiple) for g in self.space.groups}
+        ways = {
+            option_id(node): tuple(range(1, len(choices) + 2))
+            for node, choices in self.alternatives.items()
+        }
+        return {**channels, **ways}
 
     def build(
         self,
@@ -175,7 +207,16 @@ class ProblemBuilder:
                     output_width=self.space.output_widths.get(
                         operator.node, Width(fixed=operator.out_channels)
                     ),
-                    cost=self._node_cost(operator),
+                    cost=self._node_cost((operator,)),
+                    option_id=option_id(operator.node)
+                    if operator.node in self.alternatives
+                    else "",
+                    alternatives={
+                        level: self._node_cost(choice.operators)
+                        for level, choice in enumerate(
+                            self.alternatives.get(operator.node, ()), start=1
+                        )
+                    },
                 )
             )
         return CompressionProblem(
@@ -195,8 +236,10 @@ class ProblemBuilder:
             max_loss=max_loss,
         )
 
-    def _node_cost(self, operator: Operator) -> _NodeCost:
-        return _NodeCost(operator=operator, emulator=self.costs.emulator, target=self.costs.target)
+    def _node_cost(self, operators: Sequence[Operator]) -> _NodeCost:
+        return _NodeCost(
+            operators=tuple(operators), emulator=self.costs.emulator, target=self.costs.target
+        )
 
     def _memory_rows(self, profile: NetworkProfile) -> tuple[MemoryRow, ...]:
         rows = []
@@ -216,21 +259,38 @@ class ProblemBuilder:
 
 @dataclass(frozen=True, kw_only=True)
 class _NodeCost:
-    """Cost of one operator as a function of its widths."""
+    """Cost of a node as a function of its widths: of one operator, or of a chain that stands for it.
 
-    operator: Operator
+    The first of a chain reads the node's input channels and the last makes its output channels; the
+    widths in between stay.
+    """
+
+    operators: tuple[Operator, ...]
     emulator: Emulator
     target: HardwareSpec
 
     def __call__(self, in_channels: int, out_channels: int) -> Mapping[Quantity, float]:
-        cost = self.emulator.operator_cost(
-            self.operator.resized(in_channels, out_channels), self.target
-        )
+        last = len(self.operators) - 1
+        parts = [
+            self.emulator.operator_cost(
+                operator.resized(
+                    in_channels if index == 0 else operator.in_channels,
+                    out_channels if index == last else operator.out_channels,
+                ),
+                self.target,
+            )
+            for index, operator in enumerate(self.operators)
+        ]
         return {
-            Quantity.LATENCY: cost.latency_ms,
-            Quantity.ENERGY: cost.energy_mj,
-            Quantity.SIZE: cost.weight_bytes,
+            Quantity.LATENCY: sum(part.latency_ms for part in parts),
+            Quantity.ENERGY: sum(part.energy_mj for part in parts),
+            Quantity.SIZE: sum(part.weight_bytes for part in parts),
         }
+
+
+def option_id(node: str) -> str:
+    """Return the id of the group whose levels are the ways to compute a node."""
+    return f"{node}{_OPTION_SUFFIX}"
 
 
 def _full_channels(width: Width, space: PruningSpace) -> int:

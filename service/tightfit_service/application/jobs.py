@@ -27,9 +27,10 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.techniques import check_techniques
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import CheckReport, JobRequest
-from tightfit_service.application.work import CHECK_DATASET, ModelFacts
+from tightfit_service.application.work import CHECK_DATASET, CHECK_RECIPE, ModelFacts
 from tightfit_service.domain.budget import Objective, Quantity
 from tightfit_service.domain.errors import (
     InvalidBudgetError,
@@ -38,10 +39,11 @@ from tightfit_service.domain.errors import (
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
+from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, violations
 from tightfit_service.search.solver import smallest_costs
 
-EXPORTABLE = (ModelFormat.TFLITE, ModelFormat.ONNX)
+EXPORTABLE = (ModelFormat.TFLITE, ModelFormat.ONNX, ModelFormat.C_ARRAY, ModelFormat.OPENVINO)
 
 
 class JobDesk:
@@ -86,7 +88,7 @@ class JobDesk:
             raise InvalidRequestError(
                 f"{output_format} is not a format that is exported",
                 field="output_format",
-                remedy="choose tflite or onnx",
+                remedy=f"choose one of {', '.join(EXPORTABLE)}",
             )
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if facts.is_quantized:
@@ -95,17 +97,18 @@ class JobDesk:
                 field="model",
                 remedy="send the float model that it was made from; this one can be estimated",
             )
-        if not request.dataset:
-            raise InvalidRequestError(
-                "a job needs a dataset to measure accuracy on",
-                field="dataset",
-                remedy="upload one and name it; `tightfit check` and `estimate` work without",
+        dataset_digest = None
+        if request.dataset:
+            dataset = await asyncio.to_thread(
+                self._records.get_asset, project, DATASET, request.dataset
             )
-        dataset = await asyncio.to_thread(
-            self._records.get_asset, project, DATASET, request.dataset
-        )
-        await self._check_dataset(dataset.digest, facts, graph_digest)
+            dataset_digest = dataset.digest
+            await self._check_dataset(dataset.digest, facts, graph_digest)
         check_consistent(request, target)
+        techniques = check_techniques(request.techniques)
+        if request.recipe is not None:
+            request.recipe.check_fits(facts.architecture)
+            await self._check_recipe(request.recipe, graph_digest)
         now = self._clock.now()
         return Job(
             job_id=uuid.uuid4().hex[:16],
@@ -115,12 +118,14 @@ class JobDesk:
                 model_name=request.model,
                 target=target,
                 budget=request.budget,
-                dataset_digest=dataset.digest,
+                dataset_digest=dataset_digest,
                 dataset_name=request.dataset,
                 objective=request.objective,
                 search_limits=request.search_limits,
                 output_format=output_format,
                 seed=request.seed,
+                techniques=techniques,
+                recipe=request.recipe,
             ),
             state=JobState.QUEUED,
             create_time=now,
@@ -171,6 +176,20 @@ class JobDesk:
         """Yield the job's events."""
         async for event in follow(self._jobs, self._hub, project, job_id, after=after):
             yield event
+
+    async def _check_recipe(self, recipe: Recipe, graph_digest: str) -> None:
+        await run_cached(
+            WorkUnit(
+                kind=CHECK_RECIPE,
+                payload={"recipe": to_plain(recipe)},
+                inputs={"graph": graph_digest},
+                timeout_seconds=600.0,
+                label="recipe against model",
+            ),
+            executor=self._executor,
+            store=self._jobs,
+            telemetry=self._telemetry,
+        )
 
     async def _check_dataset(self, digest: str, facts: ModelFacts, graph_digest: str) -> None:
         await run_cached(

@@ -14,11 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tightfit_service.application.costing import CostModel, ProblemBuilder, interval_of
-from tightfit_service.application.work import SensitivityOutcome
+from tightfit_service.application.costing import (
+    CostModel,
+    ProblemBuilder,
+    interval_of,
+    option_id,
+)
+from tightfit_service.application.recipe_making import is_in
+from tightfit_service.application.recipe_work import PRUNING_STEP
+from tightfit_service.application.work import SensitivityOutcome, most_important
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.hardware import NumberFormat
-from tightfit_service.domain.network import NetworkProfile, PruningSpace
+from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace
 from tightfit_service.domain.trial import (
     COST_QUANTITIES,
     Metrics,
@@ -44,15 +51,22 @@ FIRST_PACE = 0.5
 """Share of the quantized model's cost that is tried first when a cost is minimised."""
 
 
+WAYS_PER_NODE = 3
+"""Ways offered to the solver per node, besides the ordinary one."""
+
 _Key = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Units to keep per group, and why this candidate was made."""
+    """What to keep of each group, how to compute each node, and why this candidate was made."""
 
     kept: Mapping[str, int]
-    importance: Mapping[str, Sequence[float]]
+    """Units per channel group, and levels of the ways to compute nodes."""
+    keep: Mapping[str, Sequence[int]]
+    """The units that stay, of the groups that are cut."""
+    alternatives: tuple[Alternative, ...]
+    """The ways that are not the ordinary one."""
     predicted_loss: float
     origin: str
     pace: float | None = None
@@ -74,8 +88,19 @@ class Proposer:
         margins: Mapping[Quantity, float],
         seed: int,
     ) -> None:
+        ways = worthwhile_ways(sensitivity)
+        self._ways = {
+            option_id(node): tuple(way.alternative for way in choices)
+            for node, choices in ways.items()
+        }
         self._builder = ProblemBuilder(
-            costs=costs, profile=profile, space=space, number_format=number_format
+            costs=costs,
+            profile=profile,
+            space=space,
+            number_format=number_format,
+            alternatives={
+                node: [way.alternative for way in choices] for node, choices in ways.items()
+            },
         )
         self._levels = self._builder.group_levels()
         self._importance = sensitivity.importance
@@ -84,21 +109,32 @@ class Proposer:
         self._margins = dict(margins)
         self._whole = costs.estimate(profile, number_format)
         self._halving = SuccessiveHalving()
-        model = SensitivityModel.from_importance(sensitivity.importance).probe(
-            [
-                Probe(
-                    group_id=point.group_id,
-                    kept=point.kept,
-                    accuracy_loss=sensitivity.reference_accuracy - point.accuracy,
-                )
-                for point in sensitivity.points
-            ]
+        probes = [
+            Probe(
+                group_id=point.group_id,
+                kept=point.kept,
+                accuracy_loss=sensitivity.reference_accuracy - point.accuracy,
+            )
+            for point in sensitivity.points
+        ]
+        model = SensitivityModel.from_importance(sensitivity.importance).probe(probes)
+        left = model.share_left(probes)
+        model = model.with_options(
+            {
+                option_id(node): [*(left * way.loss for way in choices), 0.0]
+                for node, choices in ways.items()
+            }
         )
         self._sampler = MilpSampler(
             self._problem(self._losses(model)), model, seed=seed, tightening=TIGHTENING
         )
         self._by_kept: dict[_Key, Proposal] = {}
         self._pace_too_tight, self._pace_met = 0.0, 1.0
+
+    @property
+    def has_ways(self) -> bool:
+        """Whether any node can be computed in another way than the ordinary one."""
+        return bool(self._ways)
 
     def out_of_reach(self) -> list[str]:
         """Return a sentence for each limit that even the smallest widths miss by estimate."""
@@ -117,8 +153,11 @@ class Proposer:
         return {q: value * self._margins.get(q, 1.0) for q, value in least.items()}
 
     def smallest(self) -> Proposal:
-        """Return the smallest network there is."""
-        kept = {group_id: steps[0] for group_id, steps in self._levels.items()}
+        """Return the narrowest network there is, every node computed in the ordinary way."""
+        kept = {
+            group_id: steps[-1] if group_id in self._ways else steps[0]
+            for group_id, steps in self._levels.items()
+        }
         return self._remember(self._proposal(kept, "smallest widths"))
 
     def first_round(self) -> list[Proposal]:
@@ -249,12 +288,14 @@ class Proposer:
         shape = {
             group_id: [(1 - kept / steps[-1]) ** EVEN_EXPONENT for kept in steps]
             for group_id, steps in self._levels.items()
+            if group_id not in self._ways
         }
         measured = self._measured_losses()
-        total = sum(sum(losses) for losses in measured.values())
+        total = sum(sum(measured[group_id]) for group_id in shape)
         flat = sum(sum(losses) for losses in shape.values())
         scale = total / flat if total > 0 and flat > 0 else 1.0
-        return {group_id: [scale * v for v in losses] for group_id, losses in shape.items()}
+        even = {group_id: [scale * v for v in losses] for group_id, losses in shape.items()}
+        return {**measured, **even}
 
     def _asked(self, origin: str) -> Proposal | None:
         """Return what the sampler proposes next."""
@@ -268,7 +309,16 @@ class Proposer:
     def _proposal(self, kept: Mapping[str, int], origin: str) -> Proposal:
         return Proposal(
             kept=dict(kept),
-            importance=self._importance,
+            keep={
+                group_id: most_important(scores, kept[group_id])
+                for group_id, scores in self._importance.items()
+                if group_id in kept and kept[group_id] < len(scores)
+            },
+            alternatives=tuple(
+                choices[kept[group_id] - 1]
+                for group_id, choices in self._ways.items()
+                if kept[group_id] <= len(choices)
+            ),
             predicted_loss=min(1.0, self._sampler.model.predict(kept)),
             origin=origin,
         )
@@ -284,14 +334,46 @@ class Proposer:
         return self._by_kept.setdefault(_key(proposal.kept), proposal)
 
     def _kept_of(self, trial: Trial) -> _Key:
-        step = trial.recipe.step("structured_pruning")
+        step = trial.recipe.step(PRUNING_STEP)
         keep = step.parameters["keep"] if step is not None else {}
-        return _key(
-            {
-                group_id: len(keep[group_id]) if group_id in keep else steps[-1]
-                for group_id, steps in self._levels.items()
-            }
-        )
+        kept = {
+            group_id: len(keep[group_id]) if group_id in keep else steps[-1]
+            for group_id, steps in self._levels.items()
+        }
+        for group_id, choices in self._ways.items():
+            for level, choice in enumerate(choices, start=1):
+                if is_in(choice, trial.recipe):
+                    kept[group_id] = level
+        return _key(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """Another way to compute a node, and the loss of accuracy (fraction) with it alone, untrained."""
+
+    alternative: Alternative
+    loss: float
+
+
+def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_Way]]:
+    """Return, per node, a few ways spread from the strongest to the mildest.
+
+    Where accuracy was not measured, the relative error of the node's output stands for the loss.
+    """
+    by_node: dict[str, list[_Way]] = {}
+    for measured in sensitivity.alternatives:
+        loss = measured.alternative.error
+        if measured.accuracy is not None:
+            loss = max(0.0, sensitivity.reference_accuracy - measured.accuracy)
+        way = _Way(alternative=measured.alternative, loss=loss)
+        by_node.setdefault(measured.alternative.node, []).append(way)
+    result: dict[str, Sequence[_Way]] = {}
+    for node, ways in by_node.items():
+        ordered = sorted(ways, key=lambda way: -way.loss)
+        steps = min(WAYS_PER_NODE, len(ordered))
+        chosen = {round(index * (len(ordered) - 1) / max(1, steps - 1)) for index in range(steps)}
+        result[node] = [ordered[index] for index in sorted(chosen)]
+    return result
 
 
 def _key(kept: Mapping[str, int]) -> _Key:

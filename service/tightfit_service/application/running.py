@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tightfit_service.application.compression import CompressionRun, RunContext
+from tightfit_service.application.compression import CompressionRun
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.ports import Clock, Executor, JobStore, Telemetry
+from tightfit_service.application.trial_book import RunContext
 
 
 class JobRunner:

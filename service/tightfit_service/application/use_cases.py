@@ -15,6 +15,7 @@ from tightfit_service.domain.budget import Budget, Objective, SearchLimits
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
+from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, Violation
 
 
@@ -109,6 +110,10 @@ class JobRequest:
     search_limits: SearchLimits = field(default_factory=SearchLimits)
     output_format: ModelFormat | None = None
     seed: int = 0
+    techniques: tuple[str, ...] = ()
+    """Names of the passes that the search may use; empty leaves the choice to the search."""
+    recipe: Recipe | None = None
+    """Applied as it is, without any search."""
     request_id: str = ""
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +18,26 @@ import numpy as np
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     DatasetReader,
+    DataSynthesizer,
     Evaluator,
-    Exporter,
     GraphInspector,
     ImportedModel,
     ModelImporter,
+    NetworkPass,
+    NodePass,
     OpenDataset,
+    PassContext,
     ProgressCallback,
-    QuantizationSettings,
-    RecoverySettings,
-    StructuredPruning,
     TensorSignature,
-    Trainer,
     WorkHandler,
     WorkUnit,
 )
+from tightfit_service.application.recipe_work import GraphSteps, RecipeWork, Splits, accuracy_of
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.dataset import SplitName
 from tightfit_service.domain.errors import InvalidDatasetError, UnsupportedError
-from tightfit_service.domain.hardware import ModelFormat
-from tightfit_service.domain.network import NetworkProfile, PruningSpace
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace, Variant
 from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.recipe import PassStep, Recipe
 
@@ -47,13 +45,18 @@ IMPORT_MODEL = "import_model"
 CHECK_DATASET = "check_dataset"
 BASELINE = "baseline"
 SENSITIVITY = "sensitivity"
+VARIANTS = "variants"
+CHECK_RECIPE = "check_recipe"
 TRIAL = "trial"
 
-WORK_VERSION = 1
+WORK_VERSION = 2
 """Raised when a handler's results change meaning, so that old cached results are not taken for new."""
 
 PARITY_SAMPLES = 16
 """Real inputs on which the imported graph is compared with the file as it came."""
+
+SYNTHESIS_SEED = 0
+"""Stand-in data is one for all units of a model, whatever the job's seed."""
 
 SENSITIVITY_SAMPLES = 768
 """Selection samples per measured point of the sensitivity; standard error 1.6 points at 75 %."""
@@ -85,6 +88,8 @@ class ModelFacts:
     warnings: tuple[str, ...]
     profile: NetworkProfile
     space: PruningSpace
+    source_format: ModelFormat = ModelFormat.ONNX
+    architecture: tuple[str, ...] = ()
 
     def as_imported(self, graph: bytes) -> ImportedModel:
         """Return the importer's value again, with the graph."""
@@ -97,6 +102,7 @@ class ModelFacts:
             parameter_count=self.parameter_count,
             macs=self.macs,
             is_quantized=self.is_quantized,
+            source_format=self.source_format,
             warnings=self.warnings,
         )
 
@@ -123,30 +129,34 @@ class MeasuredPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuredAlternative:
+    """Another way to compute a node, and the accuracy with it alone, without any training.
+
+    `accuracy` is None where it was not measured; the alternative's own error then stands for it.
+    """
+
+    alternative: Alternative
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SensitivityOutcome:
     """Importance of every unit, and a few measured points to correct them by."""
 
     importance: Mapping[str, tuple[float, ...]]
     points: tuple[MeasuredPoint, ...]
     reference_accuracy: float
+    alternatives: tuple[MeasuredAlternative, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOutcome:
-    """What one trial produced; its files are the outputs `model` and `graph`."""
+class VariantOutcome:
+    """Another form of the whole network: what is left to do in it, and what can be pruned there."""
 
+    variant: Variant
     profile: NetworkProfile
-    file_bytes: int
-    accuracy: Accuracy | None
-    selection_accuracy: Accuracy | None
-    float_selection_accuracy: Accuracy | None
-    parity: Mapping[str, float]
-    stage_seconds: Mapping[str, float]
-    history: tuple[Mapping[str, float], ...] = ()
-    epochs: float = 0.0
-    steps: int = 0
-    notes: tuple[str, ...] = ()
+    space: PruningSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +164,27 @@ class WorkHandlers:
     """The handlers with the ports they work through; composed in the worker process."""
 
     importer: ModelImporter
-    inspector: GraphInspector
-    pruning: StructuredPruning
-    trainer: Trainer
-    exporters: Mapping[ModelFormat, Exporter]
-    evaluators: Mapping[ModelFormat, Evaluator]
+    recipes: RecipeWork
+    node_passes: Mapping[str, NodePass]
+    network_passes: Mapping[str, NetworkPass]
     datasets: DatasetReader
     cache_dir: Path
+    synthesizer: DataSynthesizer | None = None
+
+    @property
+    def inspector(self) -> GraphInspector:
+        """Reads facts off graphs."""
+        return self.recipes.inspector
+
+    @property
+    def evaluators(self) -> Mapping[ModelFormat, Evaluator]:
+        """Run files in their own runtime."""
+        return self.recipes.evaluators
+
+    @property
+    def steps(self) -> GraphSteps:
+        """The passes."""
+        return self.recipes.steps
 
     def table(self) -> Mapping[str, WorkHandler]:
         """Return the handlers by the kind of unit they run."""
@@ -169,6 +193,8 @@ class WorkHandlers:
             CHECK_DATASET: self.check_dataset,
             BASELINE: self.baseline,
             SENSITIVITY: self.sensitivity,
+            VARIANTS: self.variants,
+            CHECK_RECIPE: self.check_recipe,
             TRIAL: self.trial,
         }
 
@@ -190,7 +216,9 @@ class WorkHandlers:
         self.importer.check_parity(data, imported.graph, _random_inputs(imported, count=2))
         on_progress(0.6, "reading the graph")
         space = (
-            PruningSpace(groups=()) if imported.is_quantized else self.pruning.space(imported.graph)
+            PruningSpace(groups=())
+            if imported.is_quantized
+            else self.steps.pruning.space(imported.graph)
         )
         facts = ModelFacts(
             inputs=imported.inputs,
@@ -203,6 +231,8 @@ class WorkHandlers:
             warnings=imported.warnings,
             profile=self.inspector.profile(imported.graph),
             space=space,
+            source_format=imported.source_format,
+            architecture=self.inspector.architecture(imported.graph),
         )
         graph_path = output_dir / "graph.onnx"
         graph_path.write_bytes(imported.graph)
@@ -250,7 +280,7 @@ class WorkHandlers:
         del output_dir
         graph = inputs["graph"].read_bytes()
         dataset = self._open(payload, inputs, graph)
-        evaluation = _needed(dataset, SplitName.EVALUATION)
+        evaluation = Splits(dataset=dataset).need(SplitName.EVALUATION)
         on_progress(0.05, "comparing with the original file on real inputs")
         count = min(PARITY_SAMPLES, len(evaluation))
         original = inputs["model"].read_bytes()
@@ -260,8 +290,8 @@ class WorkHandlers:
         train = dataset.samples(SplitName.TRAIN)
         selection = dataset.samples(SplitName.SELECTION)
         outcome = BaselineOutcome(
-            accuracy=_accuracy(onnx, graph, evaluation),
-            selection_accuracy=_accuracy(onnx, graph, selection),
+            accuracy=accuracy_of(onnx, graph, evaluation),
+            selection_accuracy=accuracy_of(onnx, graph, selection),
             parity=parity,
             file_bytes=len(original),
             train_count=0 if train is None else len(train),
@@ -278,46 +308,118 @@ class WorkHandlers:
     ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
         """Score every prunable unit, then measure what cutting each group alone costs.
 
-        Inputs: `graph`, `dataset`. Payload: `model`, `seed`, `shares` (shares of a group to cut for
-        the measured points). Payload of the result: `SensitivityOutcome`.
+        Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `seed`, `shares` (shares
+        of a group to cut for the measured points), `steps` (of the recipe, that come first), `space`
+        (what can be pruned after them), `techniques` (node passes to consider) and `target`.
+        Payload of the result: `SensitivityOutcome`.
         """
         del output_dir
-        graph = inputs["graph"].read_bytes()
-        facts = _facts(payload)
-        dataset = self._open(payload, inputs, graph)
-        selection = _needed(dataset, SplitName.SELECTION)
-        scored_on = dataset.samples(SplitName.TRAIN) or selection
+        graph, splits = self._after_steps(payload, inputs)
+        space = from_plain(PruningSpace, payload["space"])
+        selection = splits.need(SplitName.SELECTION)
+        scored_on = splits.get(SplitName.TRAIN) or selection
         notes: tuple[str, ...] = ()
         on_progress(0.0, "importance of every channel")
         try:
-            importance = self.trainer.importance(
-                graph, facts.space, scored_on, seed=int(payload["seed"])
+            importance = self.recipes.trainer.importance(
+                graph, space, scored_on, seed=int(payload["seed"])
             )
         except UnsupportedError as error:
-            importance = {group.group_id: [1.0] * group.unit_count for group in facts.space.groups}
+            importance = {group.group_id: [1.0] * group.unit_count for group in space.groups}
             notes = (f"no gradients, so channels are ranked by measurement only: {error.message}",)
         sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
         onnx = self.evaluators[ModelFormat.ONNX]
         points: list[MeasuredPoint] = []
         wanted = [
             (group, kept)
-            for group in facts.space.groups
+            for group in space.groups
             for share in payload["shares"]
             if 0 < (kept := max(1, round(group.unit_count * (1 - share)))) < group.unit_count
         ]
         for done, (group, kept) in enumerate(wanted):
-            on_progress(0.3 + 0.7 * done / len(wanted), f"cost of cutting {group.group_id}")
+            on_progress(0.3 + 0.4 * done / len(wanted), f"cost of cutting {group.group_id}")
             keep = {group.group_id: most_important(importance[group.group_id], kept)}
-            cut = self.pruning.apply(graph, keep)
+            cut = self.steps.pruning.apply(graph, keep)
             accuracy = onnx.evaluate(cut, sample).value
             points.append(MeasuredPoint(group_id=group.group_id, kept=kept, accuracy=accuracy))
+        on_progress(0.7, "other ways to compute each layer")
+        context = PassContext(calibration=splits.get(SplitName.CALIBRATION))
+        alternatives = self._alternatives(graph, payload, context, sample)
         outcome = SensitivityOutcome(
             importance={key: tuple(float(v) for v in vs) for key, vs in importance.items()},
             points=tuple(points),
             reference_accuracy=onnx.evaluate(graph, sample).value,
+            alternatives=alternatives,
             notes=notes,
         )
         return to_plain(outcome), {}
+
+    def _alternatives(
+        self, graph: bytes, payload: Mapping[str, Any], context: PassContext, sample: Samples
+    ) -> tuple[MeasuredAlternative, ...]:
+        """Return what node passes offer, measured one at a time where the graph itself changes."""
+        target = from_plain(HardwareSpec, payload["target"])
+        profile = self.inspector.profile(graph)
+        onnx = self.evaluators[ModelFormat.ONNX]
+        found: list[MeasuredAlternative] = []
+        for name in payload["techniques"]:
+            if name not in self.node_passes:
+                continue
+            offered = self.node_passes[name].alternatives(graph, profile, target)
+            for alternative in (a for choices in offered.values() for a in choices):
+                nodes = {alternative.node: alternative.parameters}
+                step = PassStep(pass_name=name, parameters={"nodes": nodes})
+                changed = self.steps.apply(graph, step, context)
+                accuracy = None if changed == graph else onnx.evaluate(changed, sample).value
+                found.append(MeasuredAlternative(alternative=alternative, accuracy=accuracy))
+        return tuple(found)
+
+    def variants(
+        self,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        output_dir: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+        """Build the other forms that a network can take as a whole.
+
+        Inputs: `graph`. Payload: `techniques` (network passes to consider), `target`. Payload of the
+        result: `variants`, a list of `VariantOutcome`, mildest first per technique.
+        """
+        del output_dir
+        graph = inputs["graph"].read_bytes()
+        target = from_plain(HardwareSpec, payload["target"])
+        outcomes: list[VariantOutcome] = []
+        for name in payload["techniques"]:
+            if name not in self.network_passes:
+                continue
+            for variant in self.network_passes[name].variants(graph, target):
+                on_progress(0.5, f"{name}: {variant.label}")
+                step = PassStep(pass_name=name, parameters=variant.parameters)
+                changed = self.steps.apply(graph, step, PassContext())
+                outcomes.append(
+                    VariantOutcome(
+                        variant=variant,
+                        profile=self.inspector.profile(changed),
+                        space=self.steps.pruning.space(changed),
+                    )
+                )
+        return {"variants": [to_plain(outcome) for outcome in outcomes]}, {}
+
+    def check_recipe(
+        self,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        output_dir: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+        """Check that a recipe's passes are known and its parameters fit the model.
+
+        Inputs: `graph`. Payload: `recipe`. The result is empty.
+        """
+        del output_dir, on_progress
+        self.steps.check(inputs["graph"].read_bytes(), from_plain(Recipe, payload["recipe"]))
+        return {}, {}
 
     def trial(
         self,
@@ -326,101 +428,53 @@ class WorkHandlers:
         output_dir: Path,
         on_progress: ProgressCallback,
     ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
-        """Apply a recipe: prune, train back, export, evaluate the exported file.
+        """Apply a recipe: passes, training, export, evaluation of the exported file.
 
-        Inputs: `graph`, `dataset`. Payload: `model`, `recipe`, `teacher_key` (names the cache of the
-        teacher's outputs), `evaluate` (whether the evaluation set may be looked at). Outputs: `model`
-        (the exported file), `graph` (float ONNX).
+        Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `recipe`, `teacher_key`
+        (names the cache of the teacher's outputs), `evaluate` (whether the evaluation set may be
+        looked at). Outputs: `model` (the exported file), `graph` (float ONNX).
         Payload of the result: `TrialOutcome`.
         """
         graph = inputs["graph"].read_bytes()
         recipe = from_plain(Recipe, payload["recipe"])
-        dataset = self._open(payload, inputs, graph)
-        stages = _Stages()
-        notes: list[str] = []
-
-        # 1. Prune.
-        working = graph
-        prune = recipe.step("structured_pruning")
-        if prune is not None and prune.parameters["keep"]:
-            with stages.timed("prune"):
-                working = self.pruning.apply(graph, prune.parameters["keep"])
-
-        # 2. Train back towards the original.
-        epochs, steps = 0.0, 0
-        history: tuple[Mapping[str, float], ...] = ()
-        recovery = recipe.step("recovery")
-        train = dataset.samples(SplitName.TRAIN)
-        if recovery is not None and train is not None:
-            with stages.timed("recover"):
-                try:
-                    result = self.trainer.recover(
-                        working,
-                        teacher=graph,
-                        train=train,
-                        selection=_needed(dataset, SplitName.SELECTION),
-                        settings=from_plain(RecoverySettings, recovery.parameters),
-                        cache_dir=self._teacher_cache(payload),
-                        on_progress=lambda share, text: on_progress(0.75 * share, text),
-                    )
-                except UnsupportedError as error:
-                    notes.append(f"not trained: {error.message}")
-                else:
-                    working, history = result.graph, result.history
-                    epochs, steps = result.epochs, result.steps
-                    notes.extend(result.notes)
-        elif recovery is not None:
-            notes.append("not trained: the dataset has no training split")
-
-        # 3. Export, reload, compare.
-        on_progress(0.75, "exporting")
-        exporter = self.exporters[ModelFormat(recipe.output_format)]
-        quantization = _quantization(recipe.step("quantization"))
-        with stages.timed("export"):
-            exported = exporter.export(
-                working,
-                calibration=dataset.samples(SplitName.CALIBRATION),
-                settings=quantization,
-                metadata=_file_metadata(recipe),
-            )
-        notes.extend(exported.notes)
-
-        # 4. Evaluate the exported file in its own runtime.
-        on_progress(0.85, "evaluating the exported file")
-        evaluator = self.evaluators[exported.format]
-        selection = dataset.samples(SplitName.SELECTION)
-        with stages.timed("evaluate"):
-            selection_accuracy = _accuracy(evaluator, exported.data, selection)
-            accuracy = (
-                _accuracy(evaluator, exported.data, dataset.samples(SplitName.EVALUATION))
-                if payload["evaluate"]
-                else None
-            )
-        outcome = TrialOutcome(
-            profile=self.inspector.profile(working),
-            file_bytes=len(exported.data),
-            accuracy=accuracy,
-            selection_accuracy=selection_accuracy,
-            float_selection_accuracy=_accuracy(
-                self.evaluators[ModelFormat.ONNX], working, selection
-            ),
-            parity=dict(exported.parity),
-            stage_seconds=stages.seconds,
-            history=history,
-            epochs=epochs,
-            steps=steps,
-            notes=tuple(notes),
+        outcome, files = self.recipes.run(
+            graph,
+            recipe,
+            self._open(payload, inputs, graph),
+            evaluate=bool(payload["evaluate"]),
+            teacher_cache=self._teacher_cache(payload),
+            output_dir=output_dir,
+            metadata=_file_metadata(recipe),
+            on_progress=on_progress,
         )
-        model_path = output_dir / f"model.{recipe.output_format}"
-        model_path.write_bytes(exported.data)
-        graph_path = output_dir / "graph.onnx"
-        graph_path.write_bytes(working)
-        return to_plain(outcome), {"model": model_path, "graph": graph_path}
+        return to_plain(outcome), files
+
+    def _after_steps(
+        self, payload: Mapping[str, Any], inputs: Mapping[str, Path]
+    ) -> tuple[bytes, Splits]:
+        """Return the graph after the payload's steps, and the dataset as it then wants it."""
+        graph = inputs["graph"].read_bytes()
+        dataset = self._open(payload, inputs, graph)
+        steps = [from_plain(PassStep, step) for step in payload["steps"]]
+        context = PassContext(calibration=dataset.samples(SplitName.CALIBRATION))
+        for step in steps:
+            graph = self.steps.apply(graph, step, context)
+        return graph, Splits.of(dataset, steps)
 
     def _open(
         self, payload: Mapping[str, Any], inputs: Mapping[str, Path], graph: bytes
     ) -> OpenDataset:
-        return self.datasets.open(inputs["dataset"], model=_facts(payload).as_imported(graph))
+        model = _facts(payload).as_imported(graph)
+        if "dataset" in inputs:
+            return self.datasets.open(inputs["dataset"], model=model)
+        if self.synthesizer is None:
+            raise UnsupportedError(
+                "a job needs a dataset", field="dataset", remedy="upload one and name it"
+            )
+        digest = hashlib.sha256(graph).hexdigest()
+        folder = self.cache_dir / "synthetic" / digest[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return self.synthesizer.dataset(model, cache_dir=folder, seed=SYNTHESIS_SEED)
 
     def _teacher_cache(self, payload: Mapping[str, Any]) -> Path:
         path = self.cache_dir / "teachers" / str(payload["teacher_key"])
@@ -434,46 +488,8 @@ def most_important(scores: Sequence[float], count: int) -> list[int]:
     return sorted(int(index) for index in order[:count])
 
 
-@dataclass
-class _Stages:
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def _facts(payload: Mapping[str, Any]) -> ModelFacts:
     return from_plain(ModelFacts, payload["model"])
-
-
-def _quantization(step: PassStep | None) -> QuantizationSettings:
-    return (
-        QuantizationSettings()
-        if step is None
-        else from_plain(QuantizationSettings, step.parameters)
-    )
-
-
-def _needed(dataset: OpenDataset, split: SplitName) -> Samples:
-    samples = dataset.samples(split)
-    if samples is None:
-        raise InvalidDatasetError(
-            f"the dataset has no {split} split",
-            field=f"dataset.splits.{split}",
-            remedy="name its arrays in the manifest",
-        )
-    return samples
-
-
-def _accuracy(evaluator: Evaluator, data: bytes, samples: Samples | None) -> Accuracy | None:
-    if samples is None or samples.labels is None:
-        return None
-    return evaluator.evaluate(data, samples)
 
 
 def _random_inputs(model: ImportedModel, *, count: int) -> list[FloatArray]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from tightfit_service.domain.budget import Budget, Objective, Quantity, SearchLimits
 from tightfit_service.domain.errors import PreconditionError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics
 
 
@@ -77,6 +78,10 @@ class JobSpec:
     output_format: ModelFormat | None = None
     """None takes the format of the target's runtime."""
     seed: int = 0
+    techniques: tuple[str, ...] = ()
+    """Names of the passes that the search may use; empty leaves the choice to the search."""
+    recipe: Recipe | None = None
+    """Applied as it is, without any search."""
 
     @property
     def format(self) -> ModelFormat:

@@ -6,7 +6,7 @@ Emulators and the solver speak this language only; the graph room derives it fro
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,16 +110,24 @@ class NetworkProfile:
     """Elements of constants that belong to no operator above (tables, shapes)."""
 
     def at_precision(
-        self, *, weight_bits: int, activation_bits: int, except_nodes: Collection[str] = ()
+        self,
+        *,
+        weight_bits: int,
+        activation_bits: int,
+        by_node: Mapping[str, tuple[int, int]] | None = None,
     ) -> NetworkProfile:
-        """Return the same network computed in other number formats; `except_nodes` stay in float."""
+        """Return the same network computed in other number formats.
+
+        `by_node` names nodes that have their own bits of weights and of activations.
+        """
+        own = by_node or {}
+        plain = (weight_bits, activation_bits)
         return replace(
             self,
             operators=tuple(
-                replace(op, weight_bits=32, activation_bits=32)
-                if op.node in except_nodes
-                else replace(op, weight_bits=weight_bits, activation_bits=activation_bits)
+                replace(op, weight_bits=bits[0], activation_bits=bits[1])
                 for op in self.operators
+                for bits in [own.get(op.node, plain)]
             ),
         )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
+from tightfit_service.graph.architecture import architecture
 from tightfit_service.graph.fusion import FusedGraph, FusedOperator, fused_graph
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import load_model
@@ -111,6 +112,10 @@ _WEIGHTED = frozenset(
 class OnnxGraphInspector:
     """Implements `application.ports.GraphInspector` for working graphs; stateless and thread-safe."""
 
+    def architecture(self, graph: bytes) -> tuple[str, ...]:
+        """Return one line per node; graphs with equal lines take the same recipe."""
+        return architecture(graph)
+
     def profile(self, graph: bytes) -> NetworkProfile:
         """Return the work of the graph as a runtime would execute it: BN folded, activations fused.
 
@@ -154,6 +159,9 @@ def channel_axis(name: str, rank: int, state: Propagation) -> int:
 def _nchw(name: str, fused: FusedGraph, state: Propagation) -> Shape:
     shape = fused.shapes[name]
     axis = channel_axis(name, len(shape), state) if shape else 0
+    if axis == 0 and state.axes.get(name) == 0:
+        # Channels that share an axis with the batch (attention heads), which is 1 here.
+        return (1, *shape)
     if axis <= 1:
         return shape
     return (shape[0], shape[axis], *shape[1:axis], *shape[axis + 1 :])

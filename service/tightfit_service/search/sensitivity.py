@@ -153,7 +153,7 @@ class SensitivityModel:
         Only ratios between groups are used; the loss at half width stays what it was. Probes replace
         earlier ones; of several of one group the mean counts. Fewer than two groups say nothing.
         """
-        plain = replace(self, probed_factors={}, observations=(), recovery=1.0, factors={})
+        plain = self._unobserved()
         logs: dict[str, list[float]] = {}
         for probe in probes:
             expected = plain.loss(probe.group_id, probe.kept)
@@ -172,6 +172,31 @@ class SensitivityModel:
         scale = _loss_at_half(plain) / _loss_at_half(replace(plain, probed_factors=factors))
         scaled = {group: scale * factor for group, factor in factors.items()}
         return _fitted(replace(self, probed_factors=scaled))
+
+    def share_left(self, probes: Sequence[Probe]) -> float:
+        """Return what recovery is assumed to leave of a loss measured without it, in (0, 1].
+
+        It is the ratio of the assumed losses to those that probes measured; 1 without probes.
+        """
+        plain = self._unobserved()
+        measured = math.fsum(max(0.0, probe.accuracy_loss) for probe in probes)
+        if measured == 0.0:
+            return 1.0
+        assumed = math.fsum(plain.loss(probe.group_id, probe.kept) for probe in probes)
+        return min(1.0, max(_LEAST_RECOVERY, assumed / measured))
+
+    def _unobserved(self) -> SensitivityModel:
+        return replace(self, probed_factors={}, observations=(), recovery=1.0, factors={})
+
+    def with_options(self, losses: Mapping[str, Sequence[float]]) -> SensitivityModel:
+        """Return the model that also knows the ways to compute nodes.
+
+        Args:
+            losses: Per option, the loss of accuracy (fraction) that is left after recovery with that
+                way alone, from the strongest to the ordinary one, which loses nothing.
+        """
+        known = {group: tuple(values) for group, values in losses.items()}
+        return _fitted(replace(self, curves={**self.curves, **known}))
 
     def observe(self, kept: Mapping[str, int], measured_loss: float) -> SensitivityModel:
         """Return the model corrected by one more trial.

@@ -22,9 +22,11 @@ from tightfit.v1 import (
     recipe_pb2,
 )
 from tightfit.v1.compression_pb2_grpc import CompressionServiceStub
+from tightfit_service.api.codec.trial import recipe_to_proto
 from tightfit_service.domain.budget import Quantity, SearchLimits
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.domain.job import JobState
+from tightfit_service.domain.recipe import PassStep, Recipe
 
 State = job_pb2.CompressionJob.State
 UNKNOWN: Any = 99
@@ -371,15 +373,40 @@ async def test_trials_are_listed_in_pages_and_found_by_name(service: Service) ->
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_recipes_are_not_applied_yet_and_the_reason_says_so(service: Service) -> None:
+async def test_a_recipe_reaches_the_job_as_it_was_stored(service: Service) -> None:
     stub = CompressionServiceStub(service.channel)
+    steps = (
+        PassStep(pass_name="structured_pruning", parameters={"keep": {"conv1": [0, 2, 5]}}),
+        PassStep(pass_name="recovery", parameters={"epochs": 2.5, "max_seconds": None}),
+    )
+    recipe = Recipe(
+        source_digest="1" * 64,
+        seed=7,
+        target="board",
+        output_format="tflite",
+        steps=steps,
+        tool_versions={"torch": "2.13"},
+        architecture=("conv1 Conv 16x3x3x3",),
+    )
 
+    await stub.ApplyRecipe(
+        compression_pb2.ApplyRecipeRequest(
+            parent="projects/p", spec=_spec(), recipe=recipe_to_proto(recipe), request_id="again"
+        )
+    )
+
+    (request,) = service.jobs.requests
+    assert request.recipe == recipe
+    assert request.request_id == "again"
+
+
+async def test_a_recipe_without_steps_is_refused(service: Service) -> None:
+    stub = CompressionServiceStub(service.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ApplyRecipe(
             compression_pb2.ApplyRecipeRequest(
                 parent="projects/p", spec=_spec(), recipe=recipe_pb2.Recipe(version=1)
             )
         )
-
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert info_of(caught.value)[0] == "NOT_IMPLEMENTED_YET"
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info_of(caught.value)[1]["field"] == "recipe.steps"

@@ -7,96 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from fakes.clock import FakeClock
-from fakes.linear_emulator import LinearEmulator
-from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor, facts
-from fakes.stores import InMemoryStore
-from fakes.telemetry import RecordingTelemetry
-from tightfit_service.application.compression import CompressionRun, RunContext
-from tightfit_service.application.costing import CostModel
-from tightfit_service.application.journal import EventHub, JobJournal
+from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor
+from fakes.search_bench import WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.ports import WorkResult, WorkUnit
-from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
+from tightfit_service.domain.budget import Constraint, Quantity
 from tightfit_service.domain.errors import UnavailableError, WorkFailedError
-from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
-from tightfit_service.domain.job import Job, JobSpec, JobState
-from tightfit_service.domain.trial import Trial, TrialRole, TrialState
-
-TARGET = HardwareSpec(
-    name="board",
-    display_name="A board",
-    core="cortex-m7",
-    clock_mhz=280.0,
-    memory=Memory(ram_bytes=1 << 20, flash_bytes=2 << 20),
-    runtime=Runtime(name="TFLM"),
-)
-WHOLE_LATENCY_MS = facts().macs * 1e-6
-
-
-class Bench:
-    """One job with everything it needs, which can be run again after it was interrupted."""
-
-    def __init__(
-        self, *constraints: Constraint, objective: Quantity = Quantity.ACCURACY, max_trials: int = 8
-    ) -> None:
-        self.clock = FakeClock()
-        self.store = InMemoryStore()
-        self.executor = ScriptedExecutor()
-        self.telemetry = RecordingTelemetry()
-        self.hub = EventHub()
-        spec = JobSpec(
-            model_digest="1" * 64,
-            model_name="m",
-            target=TARGET,
-            budget=Budget(constraints=constraints),
-            dataset_digest="2" * 64,
-            dataset_name="d",
-            objective=Objective(quantity=objective),
-            search_limits=SearchLimits(max_trials=max_trials, max_seconds=600),
-        )
-        now = self.clock.now()
-        self.store.create_job(
-            Job(
-                job_id="j",
-                project="p",
-                spec=spec,
-                state=JobState.QUEUED,
-                create_time=now,
-                update_time=now,
-            )
-        )
-
-    async def run(self) -> Job:
-        journal = JobJournal(
-            self.store.get_job("p", "j"),
-            store=self.store,
-            hub=self.hub,
-            clock=self.clock,
-            telemetry=self.telemetry,
-        )
-        if journal.job.state is JobState.QUEUED:
-            await journal.enter(JobState.RUNNING, "started")
-        context = RunContext(
-            store=self.store,
-            executor=self.executor,
-            telemetry=self.telemetry,
-            clock=self.clock,
-            cost_model=CostModel(
-                emulator=LinearEmulator(), target=TARGET, telemetry=self.telemetry
-            ),
-            facts=facts(),
-            graph_digest="9" * 64,
-            tool_versions={},
-        )
-        await CompressionRun(journal, context).run()
-        return self.store.get_job("p", "j")
-
-    def trials(self) -> list[Trial]:
-        return list(self.store.list_trials("j"))
-
-
-def latency(limit: float) -> Constraint:
-    return Constraint(quantity=Quantity.LATENCY, limit=limit)
+from tightfit_service.domain.job import JobState
+from tightfit_service.domain.trial import TrialRole, TrialState
 
 
 def max_drop(drop: float) -> Constraint:

@@ -136,7 +136,6 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
     [
         (request(model="x"), NotFoundError, None),
         (request(dataset="x"), NotFoundError, None),
-        (request(dataset=""), InvalidRequestError, "dataset"),
         (request(target="bord"), NotFoundError, "target"),
         (request(target={"core": "z80"}), UnsupportedError, "hardware_target"),
         (request(output_format=ModelFormat.PT2), InvalidRequestError, "output_format"),

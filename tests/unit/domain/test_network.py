@@ -58,7 +58,7 @@ def test_a_width_is_a_sum_over_groups() -> None:
 
 
 def test_precision_is_set_for_all_nodes_but_the_exceptions() -> None:
-    mixed = network().at_precision(weight_bits=8, activation_bits=8, except_nodes={"c"})
+    mixed = network().at_precision(weight_bits=8, activation_bits=8, by_node={"c": (32, 32)})
     assert [op.weight_bits for op in mixed.operators] == [8, 8, 32]
     assert mixed.macs == network().macs
     assert mixed.weight_count == network().weight_count

@@ -193,9 +193,12 @@ class CompressionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ApplyRecipe(self, request, context):
-        """ApplyRecipe applies a recipe to a model without any search, as a job.
+        """ApplyRecipe applies a recipe to a model without any search, as a job. The job ends SUCCEEDED when
+        the outcome meets the budget, and INFEASIBLE when it does not.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET): this version of the server does not offer it.
+        Codes: OK; INVALID_ARGUMENT (as CreateJob; a recipe of another architecture, with the first
+        difference; an unknown pass, or a parameter out of range); NOT_FOUND; FAILED_PRECONDITION;
+        UNAVAILABLE (retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -98,9 +98,12 @@ class CompressionServiceStub:
     Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND; UNAVAILABLE (retry).
     """
     ApplyRecipe: _grpc.UnaryUnaryMultiCallable[_compression_pb2.ApplyRecipeRequest, _job_pb2.CompressionJob]
-    """ApplyRecipe applies a recipe to a model without any search, as a job.
+    """ApplyRecipe applies a recipe to a model without any search, as a job. The job ends SUCCEEDED when
+    the outcome meets the budget, and INFEASIBLE when it does not.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET): this version of the server does not offer it.
+    Codes: OK; INVALID_ARGUMENT (as CreateJob; a recipe of another architecture, with the first
+    difference; an unknown pass, or a parameter out of range); NOT_FOUND; FAILED_PRECONDITION;
+    UNAVAILABLE (retry).
     """
 
 @_typing.type_check_only
@@ -170,9 +173,12 @@ class CompressionServiceAsyncStub(CompressionServiceStub):
     Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND; UNAVAILABLE (retry).
     """
     ApplyRecipe: _aio.UnaryUnaryMultiCallable[_compression_pb2.ApplyRecipeRequest, _job_pb2.CompressionJob]  # type: ignore[assignment]
-    """ApplyRecipe applies a recipe to a model without any search, as a job.
+    """ApplyRecipe applies a recipe to a model without any search, as a job. The job ends SUCCEEDED when
+    the outcome meets the budget, and INFEASIBLE when it does not.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET): this version of the server does not offer it.
+    Codes: OK; INVALID_ARGUMENT (as CreateJob; a recipe of another architecture, with the first
+    difference; an unknown pass, or a parameter out of range); NOT_FOUND; FAILED_PRECONDITION;
+    UNAVAILABLE (retry).
     """
 
 class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -299,9 +305,12 @@ class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _compression_pb2.ApplyRecipeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.CompressionJob, _abc.Awaitable[_job_pb2.CompressionJob]]:
-        """ApplyRecipe applies a recipe to a model without any search, as a job.
+        """ApplyRecipe applies a recipe to a model without any search, as a job. The job ends SUCCEEDED when
+        the outcome meets the budget, and INFEASIBLE when it does not.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET): this version of the server does not offer it.
+        Codes: OK; INVALID_ARGUMENT (as CreateJob; a recipe of another architecture, with the first
+        difference; an unknown pass, or a parameter out of range); NOT_FOUND; FAILED_PRECONDITION;
+        UNAVAILABLE (retry).
         """
 
 def add_CompressionServiceServicer_to_server(servicer: CompressionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

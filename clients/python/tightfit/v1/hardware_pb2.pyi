@@ -73,7 +73,13 @@ class _ModelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelForm
     MODEL_FORMAT_TFLITE: _ModelFormat.ValueType  # 2
     """TFLite flatbuffer."""
     MODEL_FORMAT_PT2: _ModelFormat.ValueType  # 3
-    """PyTorch exported program (`.pt2`)."""
+    """PyTorch exported program (`.pt2`); models may come in it."""
+    MODEL_FORMAT_C_ARRAY: _ModelFormat.ValueType  # 4
+    """A TFLite file as C source with its size constants; results may leave in it."""
+    MODEL_FORMAT_OPENVINO: _ModelFormat.ValueType  # 5
+    """OpenVINO IR, both of its files in one zip archive; results may leave in it."""
+    MODEL_FORMAT_EXECUTORCH: _ModelFormat.ValueType  # 6
+    """ExecuTorch program (`.pte`); results may leave in it."""
 
 class ModelFormat(_ModelFormat, metaclass=_ModelFormatEnumTypeWrapper):
     """ModelFormat is a file format of models."""
@@ -85,7 +91,13 @@ MODEL_FORMAT_ONNX: ModelFormat.ValueType  # 1
 MODEL_FORMAT_TFLITE: ModelFormat.ValueType  # 2
 """TFLite flatbuffer."""
 MODEL_FORMAT_PT2: ModelFormat.ValueType  # 3
-"""PyTorch exported program (`.pt2`)."""
+"""PyTorch exported program (`.pt2`); models may come in it."""
+MODEL_FORMAT_C_ARRAY: ModelFormat.ValueType  # 4
+"""A TFLite file as C source with its size constants; results may leave in it."""
+MODEL_FORMAT_OPENVINO: ModelFormat.ValueType  # 5
+"""OpenVINO IR, both of its files in one zip archive; results may leave in it."""
+MODEL_FORMAT_EXECUTORCH: ModelFormat.ValueType  # 6
+"""ExecuTorch program (`.pte`); results may leave in it."""
 Global___ModelFormat: _TypeAlias = ModelFormat  # noqa: Y015
 
 @_typing.final

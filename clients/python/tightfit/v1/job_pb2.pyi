@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tightfit.v1 import budget_pb2 as _budget_pb2
 from tightfit.v1 import hardware_pb2 as _hardware_pb2
 from tightfit.v1 import metrics_pb2 as _metrics_pb2
+from tightfit.v1 import recipe_pb2 as _recipe_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -168,6 +169,8 @@ class CompressionSpec(_message.Message):
     SEARCH_LIMITS_FIELD_NUMBER: _builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TECHNIQUES_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Resource name of the model."""
     dataset: _builtins.str
@@ -196,6 +199,16 @@ class CompressionSpec(_message.Message):
     def search_limits(self) -> _budget_pb2.SearchLimits:
         """What the search may spend. Absent means the defaults."""
 
+    @_builtins.property
+    def techniques(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the techniques that the search may use: `structured_pruning`, `low_rank`, `precision`,
+        `sparsity`, `resolution`, `depth_pruning`. Empty leaves the choice to the search.
+        """
+
+    @_builtins.property
+    def recipe(self) -> _recipe_pb2.Recipe:
+        """The recipe that is applied instead of a search, for jobs made by ApplyRecipe."""
+
     def __init__(
         self,
         *,
@@ -208,10 +221,12 @@ class CompressionSpec(_message.Message):
         search_limits: _budget_pb2.SearchLimits | None = ...,
         output_format: _hardware_pb2.ModelFormat.ValueType = ...,
         seed: _builtins.int = ...,
+        techniques: _abc.Iterable[_builtins.str] | None = ...,
+        recipe: _recipe_pb2.Recipe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "objective", b"objective", "search_limits", b"search_limits", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "objective", b"objective", "recipe", b"recipe", "search_limits", b"search_limits", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "search_limits", b"search_limits", "seed", b"seed", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "techniques", b"techniques"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["hardware_target", "hardware_spec"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

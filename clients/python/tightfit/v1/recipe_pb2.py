@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from tightfit.v1 import hardware_pb2 as tightfit_dot_v1_dot_hardware__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tightfit/v1/recipe.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1atightfit/v1/hardware.proto\"\xc2\x02\n\x06Recipe\x12\x15\n\x07version\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rsource_digest\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04seed\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06target\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\routput_format\x18\x05 \x01(\x0e\x32\x18.tightfit.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12*\n\x05steps\x18\x06 \x03(\x0b\x32\x15.tightfit.v1.PassStepB\x04\xe2\x41\x01\x01\x12\x42\n\rtool_versions\x18\x07 \x03(\x0b\x32%.tightfit.v1.Recipe.ToolVersionsEntryB\x04\xe2\x41\x01\x01\x1a\x33\n\x11ToolVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x08PassStep\x12\x17\n\tpass_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x31\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tightfit/v1/recipe.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1atightfit/v1/hardware.proto\"\xde\x02\n\x06Recipe\x12\x15\n\x07version\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rsource_digest\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04seed\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06target\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\routput_format\x18\x05 \x01(\x0e\x32\x18.tightfit.v1.ModelFormatB\x04\xe2\x41\x01\x02\x12*\n\x05steps\x18\x06 \x03(\x0b\x32\x15.tightfit.v1.PassStepB\x04\xe2\x41\x01\x01\x12\x42\n\rtool_versions\x18\x07 \x03(\x0b\x32%.tightfit.v1.Recipe.ToolVersionsEntryB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x61rchitecture\x18\x08 \x03(\tB\x04\xe2\x41\x01\x01\x1a\x33\n\x11ToolVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x08PassStep\x12\x17\n\tpass_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x31\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,14 +50,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECIPE'].fields_by_name['steps']._serialized_options = b'\342A\001\001'
   _globals['_RECIPE'].fields_by_name['tool_versions']._loaded_options = None
   _globals['_RECIPE'].fields_by_name['tool_versions']._serialized_options = b'\342A\001\001'
+  _globals['_RECIPE'].fields_by_name['architecture']._loaded_options = None
+  _globals['_RECIPE'].fields_by_name['architecture']._serialized_options = b'\342A\001\001'
   _globals['_PASSSTEP'].fields_by_name['pass_name']._loaded_options = None
   _globals['_PASSSTEP'].fields_by_name['pass_name']._serialized_options = b'\342A\001\002'
   _globals['_PASSSTEP'].fields_by_name['parameters']._loaded_options = None
   _globals['_PASSSTEP'].fields_by_name['parameters']._serialized_options = b'\342A\001\001'
   _globals['_RECIPE']._serialized_start=133
-  _globals['_RECIPE']._serialized_end=455
-  _globals['_RECIPE_TOOLVERSIONSENTRY']._serialized_start=404
-  _globals['_RECIPE_TOOLVERSIONSENTRY']._serialized_end=455
-  _globals['_PASSSTEP']._serialized_start=457
-  _globals['_PASSSTEP']._serialized_end=543
+  _globals['_RECIPE']._serialized_end=483
+  _globals['_RECIPE_TOOLVERSIONSENTRY']._serialized_start=432
+  _globals['_RECIPE_TOOLVERSIONSENTRY']._serialized_end=483
+  _globals['_PASSSTEP']._serialized_start=485
+  _globals['_PASSSTEP']._serialized_end=571
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,7 @@ class Recipe(_message.Message):
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     TOOL_VERSIONS_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of the recipe format; 1 at present."""
     source_digest: _builtins.str
@@ -71,6 +72,12 @@ class Recipe(_message.Message):
     def tool_versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Versions of tightfit and of the libraries that computed the result, by package name."""
 
+    @_builtins.property
+    def architecture(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One line per node of the model that the recipe was found on: name, operator and shapes of its
+        weights. The recipe fits models with the same lines, whatever the values of their weights.
+        """
+
     def __init__(
         self,
         *,
@@ -81,10 +88,11 @@ class Recipe(_message.Message):
         output_format: _hardware_pb2.ModelFormat.ValueType = ...,
         steps: _abc.Iterable[Global___PassStep] | None = ...,
         tool_versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        architecture: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_format", b"output_format", "seed", b"seed", "source_digest", b"source_digest", "steps", b"steps", "target", b"target", "tool_versions", b"tool_versions", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "output_format", b"output_format", "seed", b"seed", "source_digest", b"source_digest", "steps", b"steps", "target", b"target", "tool_versions", b"tool_versions", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -99,11 +107,14 @@ class PassStep(_message.Message):
     PASS_NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     pass_name: _builtins.str
-    """Name of the pass: `structured_pruning`, `recovery` or `quantization`."""
+    """Name of the pass: `structured_pruning`, `low_rank`, `sparsity`, `clustering`, `equalization`,
+    `resolution`, `depth_pruning`, `recovery` or `quantization`.
+    """
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Parameters of the pass. `structured_pruning` has `keep`: channel group to the sorted indices of
-        the units that stay; the others have their settings by name.
+        the units that stay; passes on single nodes have `nodes`: node name to parameters for that node;
+        the others have their settings by name.
         """
 
     def __init__(

@@ -19,11 +19,13 @@ from tightfit_service.adapters.training.training_set import TrainingSet
 from tightfit_service.application.ports import ProgressCallback, RecoverySettings
 from tightfit_service.application.samples import IntArray, Samples
 
-DEFAULT_LEARNING_RATE = 0.06
+DEFAULT_LEARNING_RATE = 0.02
 """Peak for batches of 128, in proportion to the batch; measured by benchmarks/recovery.py."""
 
 _WARM_UP_SHARE = 0.15
 _MOMENTUM = 0.9
+_RANGE_RATE = 0.01
+"""Largest relative change of an activation range per step."""
 _MAX_GRADIENT_NORM = 5.0
 _ROLLBACK_FACTOR = 0.3
 _MAX_ROLLBACKS = 3
@@ -42,7 +44,7 @@ class RecoveryRun:
     Attributes:
         clean: Samples that the statistics of BatchNorms are taken from afterwards.
         epochs: Passes over `data`.
-        rate_share: Share of the usual learning rate, where `settings` does not give one.
+        rate_share: Share of the learning rate that `settings` give, or of the usual one.
         start_score: Score of the present state.
         guide: Compares inner activations with the original's, or None.
         deadline: Value of `time.monotonic` at which the schedule has to be at its end, or None.
@@ -86,7 +88,7 @@ class RecoveryRun:
         with half the steps.
         """
         best, best_score = self.learner.state(), self.start_score
-        self._record(0.0, math.nan, 0.0, best_score)
+        self._record(self.epochs_done, math.nan, 0.0, best_score)
         rate = self.learning_rate
         while self.step_count > 0:
             try:
@@ -102,6 +104,8 @@ class RecoveryRun:
                     break
                 self.step_count = max(self.step_count // 2, 1)
                 continue
+            if self.learner.quantizer is not None:
+                self.learner.quantizer.refresh()
             score = self.score.of(self.learner)
             self._record(self.epochs_done, math.nan, 0.0, score)
             if score >= best_score:
@@ -119,7 +123,7 @@ class RecoveryRun:
     def learning_rate(self) -> float:
         """Peak of the schedule."""
         if self.settings.learning_rate is not None:
-            return self.settings.learning_rate
+            return self.rate_share * self.settings.learning_rate
         return self.rate_share * DEFAULT_LEARNING_RATE * self.batch_size / 128
 
     @property
@@ -129,7 +133,7 @@ class RecoveryRun:
 
     def _train(self, peak: float) -> None:
         """Run the whole schedule once."""
-        optimiser = _optimiser(self.learner, self.settings, peak)
+        optimisers = _optimisers(self.learner, self.settings, peak)
         begun = time.monotonic()
         floor = self._collapse_level()
         loss_average: float | None = None
@@ -140,9 +144,9 @@ class RecoveryRun:
             if progress >= 1.0:
                 break
             rate = _one_cycle(progress, peak)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            loss, uniform = self._step(optimiser, indices, view)
+            for group in (g for optimiser in optimisers for g in optimiser.param_groups):
+                group["lr"] = _one_cycle(progress, group["peak"])
+            loss, uniform = self._step(optimisers, indices, view)
             self.steps_done += 1
             self.samples_seen += len(indices)
             if not math.isfinite(loss):
@@ -161,7 +165,7 @@ class RecoveryRun:
             self._report(progress, loss_average)
 
     def _step(
-        self, optimiser: torch.optim.Optimizer, indices: IntArray, view: int
+        self, optimisers: list[torch.optim.Optimizer], indices: IntArray, view: int
     ) -> tuple[float, float]:
         """Take one step and return its loss and the loss of uniform answers on the same batch."""
         batch = self.data.batch(indices, view)
@@ -178,11 +182,13 @@ class RecoveryRun:
         total = loss
         if self.guide is not None:
             total = loss + self.settings.feature_weight * self.guide.loss(inner, batch.inputs)
-        optimiser.zero_grad()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.constraints.project_gradients()
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), _MAX_GRADIENT_NORM)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         self.constraints.project_weights()
         with torch.no_grad():
             uniform = self.loss([torch.zeros_like(output) for output in outputs], answers, labels)
@@ -244,19 +250,27 @@ def recalibrate(learner: Learner, train: Samples, *, seed: int) -> None:
     module.eval()
 
 
-def _optimiser(learner: Learner, settings: RecoverySettings, peak: float) -> torch.optim.Optimizer:
-    """Return SGD with Nesterov momentum; only weights decay, not scales and biases."""
+def _optimisers(
+    learner: Learner, settings: RecoverySettings, peak: float
+) -> list[torch.optim.Optimizer]:
+    """Return SGD with Nesterov momentum, only weights decaying; and Adam for ranges of activations."""
     weights = [p for p in learner.parameters() if p.ndim > 1]
     others = [p for p in learner.parameters() if p.ndim <= 1]
-    return torch.optim.SGD(
-        [
-            {"params": weights, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=peak,
-        momentum=_MOMENTUM,
-        nesterov=True,
-    )
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": settings.weight_decay, "peak": peak},
+                {"params": others, "weight_decay": 0.0, "peak": peak},
+            ],
+            lr=peak,
+            momentum=_MOMENTUM,
+            nesterov=True,
+        )
+    ]
+    if learner.quantizer is not None:
+        ends = {"params": [learner.quantizer.ends], "peak": _RANGE_RATE}
+        found.append(torch.optim.Adam([ends], lr=_RANGE_RATE))
+    return found
 
 
 def _one_cycle(progress: float, peak: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tightfit.v1 import compression_pb2, hardware_pb2, job_pb2
+from tightfit.v1 import compression_pb2, hardware_pb2, job_pb2, recipe_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
 from tightfit_service.api.codec.budget import (
@@ -19,6 +19,7 @@ from tightfit_service.api.codec.budget import (
 from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_proto
 from tightfit_service.api.codec.metrics import metrics_to_proto, violation_to_proto
 from tightfit_service.api.codec.times import duration_to_proto, timestamp_to_proto
+from tightfit_service.api.codec.trial import recipe_from_proto, recipe_to_proto
 from tightfit_service.application.use_cases import CheckReport, JobRequest
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.job import (
@@ -57,9 +58,13 @@ def target_from_proto(
 
 
 def request_from_proto(
-    spec: job_pb2.CompressionSpec, *, project_id: str, request_id: str = ""
+    spec: job_pb2.CompressionSpec,
+    *,
+    project_id: str,
+    request_id: str = "",
+    recipe: recipe_pb2.Recipe | None = None,
 ) -> JobRequest:
-    """Return what is asked for.
+    """Return what is asked for; a recipe, where one is given, is applied instead of a search.
 
     Raises:
         InvalidRequestError: A missing or malformed name, an unknown enum value, a negative seed.
@@ -93,6 +98,8 @@ def request_from_proto(
         search_limits=search_limits_from_proto(spec.search_limits),
         output_format=enums.MODEL_FORMAT.optional(spec.output_format, field="output_format"),
         seed=spec.seed,
+        techniques=tuple(spec.techniques),
+        recipe=None if recipe is None else recipe_from_proto(recipe),
         request_id=request_id,
     )
 
@@ -158,6 +165,8 @@ def _spec_to_proto(spec: JobSpec, *, project_id: str) -> job_pb2.CompressionSpec
         search_limits=search_limits_to_proto(spec.search_limits),
         output_format=enums.MODEL_FORMAT.to_proto(spec.output_format),
         seed=spec.seed,
+        techniques=spec.techniques,
+        recipe=None if spec.recipe is None else recipe_to_proto(spec.recipe),
     )
 
 

@@ -6,9 +6,10 @@ from tightfit.v1 import recipe_pb2, trial_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
 from tightfit_service.api.codec.metrics import metrics_to_proto, violation_to_proto
-from tightfit_service.api.codec.plain_data import struct_to_proto
+from tightfit_service.api.codec.plain_data import struct_from_proto, struct_to_proto
+from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import ModelFormat
-from tightfit_service.domain.recipe import Recipe
+from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.domain.trial import Trial
 
 
@@ -50,4 +51,34 @@ def recipe_to_proto(recipe: Recipe) -> recipe_pb2.Recipe:
             for step in recipe.steps
         ],
         tool_versions=recipe.tool_versions,
+        architecture=recipe.architecture,
+    )
+
+
+def recipe_from_proto(message: recipe_pb2.Recipe) -> Recipe:
+    """Return a recipe.
+
+    Raises:
+        InvalidRequestError: No steps, a step without a name, or an unknown output format.
+    """
+    if not message.steps or any(not step.pass_name for step in message.steps):
+        raise InvalidRequestError(
+            "the recipe has no steps, or one without a name",
+            field="recipe.steps",
+            remedy="send the recipe.json of an earlier result unchanged",
+        )
+    return Recipe(
+        version=message.version,
+        source_digest=message.source_digest,
+        seed=message.seed,
+        target=message.target,
+        output_format=enums.MODEL_FORMAT.from_proto(
+            message.output_format, field="recipe.output_format"
+        ),
+        steps=tuple(
+            PassStep(pass_name=step.pass_name, parameters=struct_from_proto(step.parameters))
+            for step in message.steps
+        ),
+        tool_versions=dict(message.tool_versions),
+        architecture=tuple(message.architecture),
     )

@@ -69,3 +69,7 @@ class GraphInspector(Protocol):
     def profile(self, graph: bytes) -> NetworkProfile:
         """Return the work of the graph as a runtime would execute it: BN folded, activations fused."""
         ...
+
+    def architecture(self, graph: bytes) -> tuple[str, ...]:
+        """Return one line per node; graphs with equal lines take the same recipe."""
+        ...

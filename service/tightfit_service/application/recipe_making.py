@@ -1,0 +1,113 @@
+"""Recipes of a job's trials, made from what the solver chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tightfit_service.application.plain import to_plain
+from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
+from tightfit_service.application.recipe_work import (
+    PRUNING_STEP,
+    QUANTIZATION_STEP,
+    RECOVERY_STEP,
+    TrialOutcome,
+)
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.job import JobSpec
+from tightfit_service.domain.network import Alternative
+from tightfit_service.domain.recipe import PassStep, Recipe
+
+PRECISION_PASS = "precision"  # noqa: S105  # a technique, not a password
+"""Its alternatives are no step of their own: they are carried out on export."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeMaker:
+    """Writes recipes for one job."""
+
+    spec: JobSpec
+    number_format: NumberFormat
+    tool_versions: Mapping[str, str]
+    architecture: tuple[str, ...]
+
+    def make(
+        self,
+        *,
+        first: Sequence[PassStep] = (),
+        keep: Mapping[str, Sequence[int]] | None = None,
+        alternatives: Sequence[Alternative] = (),
+        recovery: RecoverySettings | None = None,
+    ) -> Recipe:
+        """Return a recipe.
+
+        Args:
+            first: Steps that change the network as a whole; all others are for what they leave.
+            keep: Units that stay, per group that is cut.
+            alternatives: Ways to compute nodes that are not the ordinary ones.
+            recovery: How to train back, or None for no training.
+        """
+        steps = list(first)
+        if keep:
+            kept = {group: list(units) for group, units in keep.items()}
+            steps.append(PassStep(pass_name=PRUNING_STEP, parameters={"keep": kept}))
+        formats: dict[str, NumberFormat] = {}
+        nodes: dict[str, dict[str, Any]] = {}
+        for choice in alternatives:
+            if choice.pass_name == PRECISION_PASS:
+                formats[choice.node] = NumberFormat(choice.parameters["number_format"])
+            else:
+                nodes.setdefault(choice.pass_name, {})[choice.node] = dict(choice.parameters)
+        steps += [
+            PassStep(pass_name=name, parameters={"nodes": chosen}) for name, chosen in nodes.items()
+        ]
+        if recovery is not None:
+            steps.append(PassStep(pass_name=RECOVERY_STEP, parameters=to_plain(recovery)))
+        quantization = QuantizationSettings(number_format=self.number_format, node_formats=formats)
+        steps.append(PassStep(pass_name=QUANTIZATION_STEP, parameters=to_plain(quantization)))
+        return Recipe(
+            source_digest=self.spec.model_digest,
+            seed=self.spec.seed,
+            target=self.spec.target.name,
+            output_format=str(self.spec.format),
+            steps=tuple(steps),
+            tool_versions=self.tool_versions,
+            architecture=self.architecture,
+        )
+
+    def reapplied(self, recipe: Recipe) -> Recipe:
+        """Return a recipe found on an earlier model, to be applied to this job's model as it is."""
+        return replace(
+            recipe,
+            source_digest=self.spec.model_digest,
+            target=self.spec.target.name,
+            output_format=str(self.spec.format),
+            tool_versions=self.tool_versions,
+            architecture=self.architecture,
+        )
+
+
+def is_in(alternative: Alternative, recipe: Recipe) -> bool:
+    """Whether a recipe computes the alternative's node in that way."""
+    if alternative.pass_name == PRECISION_PASS:
+        step = recipe.step(QUANTIZATION_STEP)
+        formats = step.parameters.get("node_formats", {}) if step is not None else {}
+        return bool(formats.get(alternative.node) == alternative.parameters["number_format"])
+    step = recipe.step(alternative.pass_name)
+    nodes = step.parameters.get("nodes", {}) if step is not None else {}
+    return bool(nodes.get(alternative.node) == alternative.parameters)
+
+
+def as_carried_out(recipe: Recipe, outcome: TrialOutcome) -> Recipe:
+    """Return a recipe that trains as long as it did, however much time there is the next time."""
+    steps = [
+        replace(
+            step,
+            parameters={**step.parameters, "epochs": outcome.epochs, "max_seconds": None},
+        )
+        if step.pass_name == RECOVERY_STEP
+        else step
+        for step in recipe.steps
+    ]
+    return replace(recipe, steps=tuple(steps))

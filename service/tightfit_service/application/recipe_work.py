@@ -1,0 +1,315 @@
+"""A recipe applied to a model inside a worker: passes in order, training, export, evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tightfit_service.application.plain import from_plain
+from tightfit_service.application.ports import (
+    Evaluator,
+    Exporter,
+    GraphInspector,
+    GraphPass,
+    OpenDataset,
+    PassContext,
+    ProgressCallback,
+    QuantizationSettings,
+    RecoveryResult,
+    RecoverySettings,
+    StructuredPruning,
+    Trainer,
+)
+from tightfit_service.application.resampling import resize_samples
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.dataset import SplitName
+from tightfit_service.domain.errors import (
+    InvalidDatasetError,
+    InvalidRequestError,
+    UnsupportedError,
+)
+from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.domain.network import NetworkProfile
+from tightfit_service.domain.quantities import Accuracy
+from tightfit_service.domain.recipe import PassStep, Recipe
+
+PRUNING_STEP = "structured_pruning"
+RESOLUTION_STEP = "resolution"
+RECOVERY_STEP = "recovery"
+QUANTIZATION_STEP = "quantization"
+
+_RECOVERY_SHARE = 0.75
+"""Share of a trial's progress that training fills."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """What one trial produced; its files are the outputs `model` and `graph`."""
+
+    profile: NetworkProfile
+    file_bytes: int
+    accuracy: Accuracy | None
+    selection_accuracy: Accuracy | None
+    float_selection_accuracy: Accuracy | None
+    parity: Mapping[str, float]
+    stage_seconds: Mapping[str, float]
+    history: tuple[Mapping[str, float], ...] = ()
+    epochs: float = 0.0
+    steps: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSteps:
+    """The steps of a recipe that turn one graph into another without training."""
+
+    pruning: StructuredPruning
+    passes: Mapping[str, GraphPass]
+
+    def check(self, graph: bytes, recipe: Recipe) -> None:
+        """Check the parameters of a recipe's first step against the graph it is for.
+
+        Later steps see what the earlier ones made, so they are checked when they are applied.
+
+        Raises:
+            InvalidRequestError: An unknown pass, or a parameter out of range.
+        """
+        for step in recipe.steps:
+            if step.pass_name == RECOVERY_STEP:
+                from_plain(RecoverySettings, step.parameters)
+            elif step.pass_name == QUANTIZATION_STEP:
+                from_plain(QuantizationSettings, step.parameters)
+            elif step.pass_name != PRUNING_STEP:
+                self._known(step)
+        for step in recipe.steps[:1]:
+            if step.pass_name in self.passes:
+                self.passes[step.pass_name].check(graph, step.parameters)
+
+    def apply(self, graph: bytes, step: PassStep, context: PassContext) -> bytes:
+        """Return the graph with one step applied.
+
+        Raises:
+            InvalidRequestError: An unknown pass, or parameters that do not fit the graph.
+        """
+        if step.pass_name == PRUNING_STEP:
+            keep = step.parameters.get("keep", {})
+            return self.pruning.apply(graph, keep) if keep else graph
+        found = self._known(step)
+        found.check(graph, step.parameters)
+        return found.apply(graph, step.parameters, context)
+
+    def _known(self, step: PassStep) -> GraphPass:
+        if step.pass_name not in self.passes:
+            names = sorted([*self.passes, PRUNING_STEP, RECOVERY_STEP, QUANTIZATION_STEP])
+            raise InvalidRequestError(
+                f"there is no pass {step.pass_name!r}",
+                field="recipe.steps.pass_name",
+                remedy=f"the passes are {', '.join(names)}",
+            )
+        return self.passes[step.pass_name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The splits of a dataset at the input size that a recipe works with."""
+
+    dataset: OpenDataset
+    size: tuple[int, int] | None = None
+    """Height and width of images, None as they are."""
+
+    @classmethod
+    def of(cls, dataset: OpenDataset, steps: Sequence[PassStep]) -> Splits:
+        """Return the splits as the network wants them after the given steps."""
+        for step in steps:
+            if step.pass_name == RESOLUTION_STEP:
+                size = (int(step.parameters["height"]), int(step.parameters["width"]))
+                return cls(dataset=dataset, size=size)
+        return cls(dataset=dataset)
+
+    def get(self, split: SplitName) -> Samples | None:
+        """Return a split, or None where the dataset has none."""
+        samples = self.dataset.samples(split)
+        if samples is None or self.size is None:
+            return samples
+        return resize_samples(samples, *self.size)
+
+    def need(self, split: SplitName) -> Samples:
+        """Return a split.
+
+        Raises:
+            InvalidDatasetError: The dataset has none.
+        """
+        samples = self.get(split)
+        if samples is None:
+            raise InvalidDatasetError(
+                f"the dataset has no {split} split",
+                field=f"dataset.splits.{split}",
+                remedy="name its arrays in the manifest",
+            )
+        return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeWork:
+    """Applies recipes through the ports."""
+
+    steps: GraphSteps
+    inspector: GraphInspector
+    trainer: Trainer
+    exporters: Mapping[ModelFormat, Exporter]
+    evaluators: Mapping[ModelFormat, Evaluator]
+
+    def run(
+        self,
+        graph: bytes,
+        recipe: Recipe,
+        dataset: OpenDataset,
+        *,
+        evaluate: bool,
+        teacher_cache: Path,
+        output_dir: Path,
+        metadata: Mapping[str, str],
+        on_progress: ProgressCallback,
+    ) -> tuple[TrialOutcome, Mapping[str, Path]]:
+        """Apply a recipe to a working graph, and return what came of it with its files by name.
+
+        Args:
+            graph: The model that the recipe is for.
+            recipe: What to do.
+            dataset: Data to train, calibrate and evaluate on.
+            evaluate: Whether the evaluation set may be looked at.
+            teacher_cache: Folder for the original's answers.
+            output_dir: Where the exported file and the float graph are written.
+            metadata: What travels inside the exported file.
+            on_progress: Told about progress.
+
+        Raises:
+            TightfitError: A step that does not fit, training that diverged, an export that failed.
+        """
+        timed = _Stages()
+        splits = Splits.of(dataset, recipe.steps)
+        quantization = quantization_of(recipe)
+        working = teacher = graph
+        trained: RecoveryResult | None = None
+        notes: list[str] = []
+        for step in recipe.steps:
+            if step.pass_name == QUANTIZATION_STEP:
+                continue
+            if step.pass_name == RECOVERY_STEP:
+                with timed.stage("recover"):
+                    trained, said = self._recover(
+                        working, teacher, step, splits, quantization, teacher_cache, on_progress
+                    )
+                notes.extend(said)
+                if trained is not None:
+                    working = trained.graph
+                continue
+            on_progress(0.0, f"applying {step.pass_name.replace('_', ' ')}")
+            context = PassContext(calibration=splits.get(SplitName.CALIBRATION), seed=recipe.seed)
+            with timed.stage("prune"):
+                working = self.steps.apply(working, step, context)
+                if step.pass_name == RESOLUTION_STEP:
+                    # the original has to see the same inputs to be a teacher
+                    teacher = self.steps.apply(teacher, step, context)
+
+        on_progress(_RECOVERY_SHARE, "exporting")
+        exporter = self.exporters[ModelFormat(recipe.output_format)]
+        with timed.stage("export"):
+            exported = exporter.export(
+                working,
+                calibration=splits.get(SplitName.CALIBRATION),
+                settings=quantization,
+                metadata=metadata,
+                ranges=trained.ranges if trained is not None and trained.ranges else None,
+            )
+        notes.extend(exported.notes)
+
+        on_progress(0.85, "evaluating the exported file")
+        evaluator = self.evaluators[exported.format]
+        selection = splits.get(SplitName.SELECTION)
+        with timed.stage("evaluate"):
+            selection_accuracy = accuracy_of(evaluator, exported.data, selection)
+            accuracy = (
+                accuracy_of(evaluator, exported.data, splits.get(SplitName.EVALUATION))
+                if evaluate
+                else None
+            )
+        float_accuracy = accuracy_of(self.evaluators[ModelFormat.ONNX], working, selection)
+        outcome = TrialOutcome(
+            profile=self.inspector.profile(working),
+            file_bytes=len(exported.data),
+            accuracy=accuracy,
+            selection_accuracy=selection_accuracy,
+            float_selection_accuracy=float_accuracy,
+            parity=dict(exported.parity),
+            stage_seconds=timed.seconds,
+            history=() if trained is None else trained.history,
+            epochs=0.0 if trained is None else trained.epochs,
+            steps=0 if trained is None else trained.steps,
+            notes=tuple(notes),
+        )
+        model_path = output_dir / f"model.{recipe.output_format}"
+        model_path.write_bytes(exported.data)
+        graph_path = output_dir / "graph.onnx"
+        graph_path.write_bytes(working)
+        return outcome, {"model": model_path, "graph": graph_path}
+
+    def _recover(
+        self,
+        working: bytes,
+        teacher: bytes,
+        step: PassStep,
+        splits: Splits,
+        quantization: QuantizationSettings,
+        teacher_cache: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[RecoveryResult | None, Sequence[str]]:
+        """Train a graph back; where that cannot be done, say why and go on without."""
+        train = splits.get(SplitName.TRAIN)
+        if train is None:
+            return None, ["not trained: the dataset has no training split"]
+        try:
+            result = self.trainer.recover(
+                working,
+                teacher=teacher,
+                train=train,
+                selection=splits.need(SplitName.SELECTION),
+                settings=from_plain(RecoverySettings, step.parameters),
+                cache_dir=teacher_cache,
+                on_progress=lambda share, text: on_progress(_RECOVERY_SHARE * share, text),
+                quantization=quantization,
+            )
+        except UnsupportedError as error:
+            return None, [f"not trained: {error.message}"]
+        return result, result.notes
+
+
+def quantization_of(recipe: Recipe) -> QuantizationSettings:
+    """Return how a recipe's result is exported."""
+    step = recipe.step(QUANTIZATION_STEP)
+    if step is None:
+        return QuantizationSettings()
+    return from_plain(QuantizationSettings, step.parameters)
+
+
+def accuracy_of(evaluator: Evaluator, data: bytes, samples: Samples | None) -> Accuracy | None:
+    """Return the accuracy of a file, or None where there is nothing to hold it against."""
+    if samples is None or samples.labels is None:
+        return None
+    return evaluator.evaluate(data, samples)
+
+
+@dataclass
+class _Stages:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

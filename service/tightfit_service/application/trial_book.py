@@ -1,0 +1,199 @@
+"""The trials of one job: run or found again, judged against the budget, stored before and after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tightfit_service.application.choice import best_trial, summary
+from tightfit_service.application.costing import CostModel
+from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import (
+    Clock,
+    Executor,
+    JobStore,
+    Telemetry,
+    WorkResult,
+    WorkUnit,
+)
+from tightfit_service.application.recipe_making import as_carried_out
+from tightfit_service.application.recipe_work import TrialOutcome, quantization_of
+from tightfit_service.application.stages import Stages
+from tightfit_service.application.work import TRIAL, ModelFacts, unit_digest
+from tightfit_service.domain.budget import Budget
+from tightfit_service.domain.errors import TightfitError
+from tightfit_service.domain.recipe import Recipe
+from tightfit_service.domain.trial import Metrics, Trial, TrialRole, TrialState, violations
+
+MAX_FAILURES = 3
+"""Failed trials after which the job gives up: the cause is then not one candidate."""
+
+UNIT_TIMEOUT_SECONDS = 3_600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a run works with besides its journal."""
+
+    store: JobStore
+    executor: Executor
+    telemetry: Telemetry
+    clock: Clock
+    cost_model: CostModel
+    facts: ModelFacts
+    graph_digest: str
+    tool_versions: Mapping[str, str]
+
+
+class TrialBook:
+    """Runs the trials of one life of a job, by index. Used by the task that owns the job."""
+
+    def __init__(
+        self, journal: JobJournal, context: RunContext, stages: Stages, budget: Budget
+    ) -> None:
+        self._journal = journal
+        self._context = context
+        self._stages = stages
+        self._budget = budget
+        self._spec = journal.job.spec
+        self._stored: dict[int, Trial] = {}
+        self._trials: dict[int, Trial] = {}
+        self._outcomes: dict[int, TrialOutcome] = {}
+        self.baseline: Metrics | None = None
+        """The model as it came; what limits on the loss of accuracy are held against."""
+
+    async def open(self) -> None:
+        """Read the trials of earlier lives."""
+        stored = await asyncio.to_thread(self._context.store.list_trials, self._journal.job.job_id)
+        self._stored = {trial.index: trial for trial in stored}
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """The trials of this life by index; those found finished among them."""
+        return [self._trials[index] for index in sorted(self._trials)]
+
+    @property
+    def next_index(self) -> int:
+        """The index after the last one used."""
+        return max(self._trials, default=-1) + 1
+
+    @property
+    def best(self) -> Trial | None:
+        """The best trial so far that meets the budget."""
+        return best_trial(self.trials, self._spec.objective.quantity)
+
+    def get(self, index: int) -> Trial | None:
+        """Return a trial of this life."""
+        return self._trials.get(index)
+
+    def outcome(self, index: int) -> TrialOutcome | None:
+        """Return what a completed trial produced."""
+        return self._outcomes.get(index)
+
+    def dataset_inputs(self) -> Mapping[str, str]:
+        """Return the job's dataset as the input of a unit; nothing where there is none."""
+        digest = self._spec.dataset_digest
+        return {} if digest is None else {"dataset": digest}
+
+    async def run(
+        self,
+        index: int,
+        role: TrialRole,
+        make_recipe: Callable[[], Recipe],
+        *,
+        evaluate: bool,
+        predicted_accuracy: float | None = None,
+    ) -> Trial:
+        """Run a trial, or take it as it was finished in an earlier life.
+
+        Raises:
+            TightfitError: The quantized-only model failed, or too many trials did.
+        """
+        trial = self._stored.get(index) or Trial(
+            index=index,
+            role=role,
+            state=TrialState.PROPOSED,
+            recipe=make_recipe(),
+            predicted_accuracy=predicted_accuracy,
+        )
+        if trial.state is TrialState.FAILED:
+            self._trials[index] = trial
+            return trial
+        unit = self._unit(trial, evaluate=evaluate)
+        if trial.state is not TrialState.COMPLETED:
+            trial = replace(trial, state=TrialState.RUNNING, input_digest=unit_digest(unit))
+            await self._journal.trial(trial, f"trial {index} started")
+        try:
+            result = await self._result(trial, unit)
+        except TightfitError as error:
+            return await self._failed(trial, error)
+        if trial.state is not TrialState.COMPLETED:
+            trial = self._completed(trial, result)
+            await self._journal.trial(trial, f"trial {index}: {summary(trial)}")
+            self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
+        self._trials[index] = trial
+        self._outcomes[index] = from_plain(TrialOutcome, result.payload)
+        return trial
+
+    async def _result(self, trial: Trial, unit: WorkUnit) -> WorkResult:
+        """Run the unit, or return what a completed trial's unit gave: its recipe has changed since."""
+        if trial.state is TrialState.COMPLETED:
+            known = await asyncio.to_thread(self._context.store.cached_result, trial.input_digest)
+            if known is not None:
+                return known
+        return await self._stages.run(unit)
+
+    async def _failed(self, trial: Trial, error: TightfitError) -> Trial:
+        failed = replace(trial, state=TrialState.FAILED, error=str(error))
+        self._trials[trial.index] = failed
+        await self._journal.trial(failed, f"trial {trial.index} failed: {error.message}")
+        self._context.telemetry.trial_finished(self._journal.job.job_id, failed)
+        failures = sum(t.state is TrialState.FAILED for t in self._trials.values())
+        if failures >= MAX_FAILURES or trial.role is TrialRole.BASELINE_INT8:
+            raise error
+        return failed
+
+    def _unit(self, trial: Trial, *, evaluate: bool) -> WorkUnit:
+        data = self._spec.dataset_digest or "synthetic"
+        return WorkUnit(
+            kind=TRIAL,
+            payload={
+                "model": to_plain(self._context.facts),
+                "recipe": to_plain(trial.recipe),
+                "evaluate": evaluate,
+                "teacher_key": f"{self._context.graph_digest[:16]}-{data[:16]}",
+            },
+            inputs={"graph": self._context.graph_digest, **self.dataset_inputs()},
+            timeout_seconds=max(UNIT_TIMEOUT_SECONDS, 2 * self._spec.search_limits.max_seconds),
+            label=f"{self._journal.job.job_id} trial {trial.index}",
+        )
+
+    def _completed(self, trial: Trial, result: WorkResult) -> Trial:
+        outcome = from_plain(TrialOutcome, result.payload)
+        quantization = quantization_of(trial.recipe)
+        metrics = Metrics(
+            cost=self._context.cost_model.estimate(
+                outcome.profile,
+                quantization.number_format,
+                file_bytes=outcome.file_bytes,
+                node_formats=quantization.node_formats,
+            ),
+            file_bytes=outcome.file_bytes,
+            accuracy=outcome.accuracy,
+            selection_accuracy=outcome.selection_accuracy,
+        )
+        baseline = self.baseline.accuracy if self.baseline else None
+        return replace(
+            trial,
+            state=TrialState.COMPLETED,
+            recipe=as_carried_out(trial.recipe, outcome),
+            metrics=metrics,
+            violations=violations(
+                metrics, self._budget, baseline_accuracy=baseline.value if baseline else None
+            ),
+            artifacts=dict(result.outputs),
+            stage_seconds=dict(outcome.stage_seconds),
+            notes=outcome.notes,
+        )

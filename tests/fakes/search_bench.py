@@ -1,0 +1,99 @@
+"""One job's search over scripted workers, which can be run again after it was interrupted."""
+
+from __future__ import annotations
+
+from fakes.clock import FakeClock
+from fakes.linear_emulator import LinearEmulator
+from fakes.scripted_work import ScriptedExecutor, facts
+from fakes.stores import InMemoryStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.application.compression import CompressionRun
+from tightfit_service.application.costing import CostModel
+from tightfit_service.application.journal import EventHub, JobJournal
+from tightfit_service.application.trial_book import RunContext
+from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
+from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
+from tightfit_service.domain.job import Job, JobSpec, JobState
+from tightfit_service.domain.recipe import Recipe
+from tightfit_service.domain.trial import Trial
+
+TARGET = HardwareSpec(
+    name="board",
+    display_name="A board",
+    core="cortex-m7",
+    clock_mhz=280.0,
+    memory=Memory(ram_bytes=1 << 20, flash_bytes=2 << 20),
+    runtime=Runtime(name="TFLM"),
+)
+WHOLE_LATENCY_MS = facts().macs * 1e-6
+
+
+class Bench:
+    """One job with everything it needs, which can be run again after it was interrupted."""
+
+    def __init__(
+        self,
+        *constraints: Constraint,
+        objective: Quantity = Quantity.ACCURACY,
+        max_trials: int = 8,
+        recipe: Recipe | None = None,
+    ) -> None:
+        self.clock = FakeClock()
+        self.store = InMemoryStore()
+        self.executor = ScriptedExecutor()
+        self.telemetry = RecordingTelemetry()
+        self.hub = EventHub()
+        spec = JobSpec(
+            model_digest="1" * 64,
+            model_name="m",
+            target=TARGET,
+            budget=Budget(constraints=constraints),
+            dataset_digest="2" * 64,
+            dataset_name="d",
+            objective=Objective(quantity=objective),
+            search_limits=SearchLimits(max_trials=max_trials, max_seconds=600),
+            recipe=recipe,
+        )
+        now = self.clock.now()
+        self.store.create_job(
+            Job(
+                job_id="j",
+                project="p",
+                spec=spec,
+                state=JobState.QUEUED,
+                create_time=now,
+                update_time=now,
+            )
+        )
+
+    async def run(self) -> Job:
+        journal = JobJournal(
+            self.store.get_job("p", "j"),
+            store=self.store,
+            hub=self.hub,
+            clock=self.clock,
+            telemetry=self.telemetry,
+        )
+        if journal.job.state is JobState.QUEUED:
+            await journal.enter(JobState.RUNNING, "started")
+        context = RunContext(
+            store=self.store,
+            executor=self.executor,
+            telemetry=self.telemetry,
+            clock=self.clock,
+            cost_model=CostModel(
+                emulator=LinearEmulator(), target=TARGET, telemetry=self.telemetry
+            ),
+            facts=facts(),
+            graph_digest="9" * 64,
+            tool_versions={},
+        )
+        await CompressionRun(journal, context).run()
+        return self.store.get_job("p", "j")
+
+    def trials(self) -> list[Trial]:
+        return list(self.store.list_trials("j"))
+
+
+def latency(limit: float) -> Constraint:
+    return Constraint(quantity=Quantity.LATENCY, limit=limit)

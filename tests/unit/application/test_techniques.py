@@ -1,0 +1,171 @@
+"""Techniques beyond channels: other ways for single nodes, other forms of the network, given recipes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fakes.scripted_work import facts, network, pruning_space
+from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.recipe_making import RecipeMaker, as_carried_out, is_in
+from tightfit_service.application.recipe_work import TrialOutcome, quantization_of
+from tightfit_service.application.techniques import check_techniques, network_passes, node_passes
+from tightfit_service.application.work import MeasuredAlternative, VariantOutcome
+from tightfit_service.domain.budget import Budget
+from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.job import JobSpec, JobState
+from tightfit_service.domain.network import Alternative, Variant
+from tightfit_service.domain.recipe import PassStep, Recipe
+
+LOW_RANK_B = Alternative(
+    node="b",
+    pass_name="low_rank",
+    label="rank 8",
+    parameters={"method": "svd", "rank": 8},
+    operators=(replace(network().operators[1], macs=network().operators[1].macs // 4),),
+    error=0.1,
+)
+FOUR_BITS = Alternative(
+    node="c",
+    pass_name="precision",
+    label="int4 weights",
+    parameters={"number_format": "int4"},
+    operators=(replace(network().operators[2], weight_bits=4),),
+    error=0.01,
+)
+
+
+def spec(*techniques: str) -> JobSpec:
+    return JobSpec(
+        model_digest="1" * 64,
+        model_name="m",
+        target=TARGET,
+        budget=Budget(),
+        techniques=techniques,
+    )
+
+
+def maker() -> RecipeMaker:
+    return RecipeMaker(
+        spec=spec(),
+        number_format=NumberFormat.INT8,
+        tool_versions={"torch": "2"},
+        architecture=("a Conv 16x3x3x3",),
+    )
+
+
+async def test_a_node_is_computed_another_way_where_that_loses_less_than_cutting_channels() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    bench.executor.alternatives = [MeasuredAlternative(alternative=LOW_RANK_B, accuracy=0.899)]
+    job = await bench.run()
+    assert job.result.best_trial is not None
+    recipes = [trial.recipe for trial in bench.trials()]
+    assert any(is_in(LOW_RANK_B, recipe) for recipe in recipes)
+    unit = next(unit for unit in bench.executor.ran if unit.kind == "sensitivity")
+    assert unit.payload["space"] == to_plain(pruning_space())
+
+
+async def test_a_variant_is_searched_where_the_network_itself_cannot_meet_the_budget() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 400))
+    small = network()
+    small = replace(
+        small, operators=tuple(replace(op, macs=op.macs // 16) for op in small.operators)
+    )
+    variant = Variant(
+        pass_name="resolution", label="inputs of 2x2", parameters={"height": 2, "width": 2}
+    )
+    bench.executor.variants = [
+        VariantOutcome(variant=variant, profile=small, space=pruning_space())
+    ]
+    job = await bench.run()
+    searched = [trial.recipe.step("resolution") for trial in bench.trials()[1:]]
+    assert searched
+    assert all(step is not None and step.parameters == variant.parameters for step in searched)
+    assert any(note.code == "VARIANT" for note in job.result.notes)
+
+
+async def test_a_budget_beyond_all_variants_is_still_infeasible_with_evidence() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 1000))
+    bench.executor.variants = [
+        VariantOutcome(
+            variant=Variant(pass_name="depth_pruning", label="x", parameters={"blocks": ["x"]}),
+            profile=network(),
+            space=pruning_space(),
+        )
+    ]
+    job = await bench.run()
+    assert job.state is JobState.INFEASIBLE
+    assert bench.trials()[1].recipe.step("depth_pruning") is None
+
+
+async def test_a_given_recipe_is_applied_without_any_search() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    found = (await bench.run()).result.best_trial
+    assert found is not None
+    recipe = bench.trials()[found].recipe
+    again = Bench(latency(WHOLE_LATENCY_MS / 2), recipe=recipe)
+    job = await again.run()
+    assert job.state is JobState.SUCCEEDED
+    assert [trial.index for trial in again.trials()] == [0, 1]
+    assert again.trials()[1].recipe.steps == recipe.steps
+    assert {unit.kind for unit in again.executor.ran} == {"baseline", "trial"}
+
+
+async def test_a_given_recipe_that_misses_the_budget_ends_infeasible() -> None:
+    recipe = maker().make(keep={"a": range(15)})
+    job = await Bench(latency(WHOLE_LATENCY_MS / 2), recipe=recipe).run()
+    assert job.state is JobState.INFEASIBLE
+
+
+def test_a_recipe_says_how_long_training_took_and_not_how_long_it_may_take() -> None:
+    recipe = maker().make(first=[PassStep(pass_name="recovery", parameters={"max_seconds": 60.0})])
+    outcome = TrialOutcome(
+        profile=facts().profile,
+        file_bytes=1,
+        accuracy=None,
+        selection_accuracy=None,
+        float_selection_accuracy=None,
+        parity={},
+        stage_seconds={},
+        epochs=3.25,
+    )
+    step = as_carried_out(recipe, outcome).step("recovery")
+    assert step is not None
+    assert step.parameters == {"max_seconds": None, "epochs": 3.25}
+
+
+def test_precision_travels_in_the_quantization_step() -> None:
+    recipe = maker().make(alternatives=[FOUR_BITS, LOW_RANK_B])
+    assert [step.pass_name for step in recipe.steps] == ["low_rank", "quantization"]
+    assert quantization_of(recipe).node_formats == {"c": NumberFormat.INT4}
+    assert is_in(FOUR_BITS, recipe)
+    assert is_in(LOW_RANK_B, recipe)
+    assert not is_in(FOUR_BITS, maker().make())
+    assert from_plain(Recipe, to_plain(recipe)) == recipe
+
+
+def test_a_recipe_refuses_another_architecture_with_the_first_difference() -> None:
+    recipe = maker().make()
+    recipe.check_fits(["a Conv 16x3x3x3"])
+    with pytest.raises(
+        InvalidRequestError, match="node 1: the recipe has a Conv 16x3x3x3"
+    ) as caught:
+        recipe.check_fits(["a Conv 24x3x3x3"])
+    assert caught.value.field == "recipe.architecture"
+    with pytest.raises(InvalidRequestError, match="node 2: the recipe has nothing more"):
+        recipe.check_fits(["a Conv 16x3x3x3", "b Relu"])
+    with pytest.raises(InvalidRequestError, match="version 9"):
+        replace(recipe, version=9).check_fits(["a Conv 16x3x3x3"])
+
+
+def test_techniques_are_chosen_by_name() -> None:
+    assert check_techniques(["low_rank", "low_rank"]) == ("low_rank",)
+    assert node_passes(spec("low_rank", "resolution")) == ("low_rank",)
+    assert network_passes(spec("low_rank", "resolution")) == ("resolution",)
+    assert network_passes(spec()) == ("resolution", "depth_pruning")
+    with pytest.raises(InvalidRequestError, match="magic") as caught:
+        check_techniques(["magic"])
+    assert "structured_pruning" in str(caught.value.remedy)
