@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,9 @@ def recurrent(node: NodeView, args: Arguments, _run: RunState) -> Tensors:
     is_batch_first = bool(node.attribute("layout", 0))
     if is_batch_first:
         x = x.transpose(0, 1)
-    with torch.autocast(x.device.type, enabled=False):
+    is_mixed = torch.is_autocast_enabled(x.device.type)
+    # the context itself would be a node of its own in an exported program
+    with torch.autocast(x.device.type, enabled=False) if is_mixed else nullcontext():
         x = x.to(tensor(args, 1).dtype)
         states = _initial_states(node, args, x, is_batch_first=is_batch_first)
         lengths = _lengths(node, args, x)
