@@ -1,0 +1,281 @@
+"""What each technique gains and costs by itself, before any training, on two CIFAR-10 networks.
+
+For each network every technique is applied at a few strengths; beside what is left of multiply-accumulates,
+weights and int8 latency on the target, which the emulator estimates, stands the top-1 accuracy of the
+float32 graph. Training brings most of a loss back, so the table tells techniques apart by what they start
+from, not by what they end at: see `main_job.py` for that.
+
+Usage: python benchmarks/techniques.py --data DIR [--target NAME] [--networks resnet20,resnet8]
+           [--techniques low_rank,...] [--json FILE]
+
+DIR holds `cifar10/cifar10_train20k_test4k.npz` and `models/*.onnx`. To add a technique, write a function
+from `Case` to `Candidate`s and enter it in `TECHNIQUES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tightfit_service.adapters.emulators.mcu import McuEmulator
+from tightfit_service.adapters.emulators.roofline import RooflineEmulator
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
+from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.ports import Emulator, PassContext
+from tightfit_service.application.resampling import resize_samples
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.dataset import Preprocess
+from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.network import Alternative, NetworkProfile, Operator
+from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.passes.depth_pruning import DepthPruningPass
+from tightfit_service.passes.low_rank import LowRankPass
+from tightfit_service.passes.resolution import ResolutionPass
+from tightfit_service.passes.structured_pruning import StructuredPruningPass
+
+NETWORKS = {
+    "resnet8": ("models/mlperf_resnet8_cifar10_fp32.onnx", Preprocess()),
+    "resnet20": (
+        "models/resnet20_cifar10_fp32.onnx",
+        Preprocess(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    ),
+}
+CIFAR = "cifar10/cifar10_train20k_test4k.npz"
+CALIBRATION = 256
+EVALUATION = 1_000
+PRUNED_SHARE = 0.3
+LAYER_ERRORS = (0.01, 0.03, 0.08, 0.16)
+"""Relative squared errors that low rank may leave in the output of each layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network with its data and its target."""
+
+    network: str
+    graph: bytes
+    calibration: Samples
+    evaluation: Samples
+    target: HardwareSpec
+    emulator: Emulator
+
+    def latency_ms(self, profile: NetworkProfile) -> float:
+        """Return the estimated latency of a network in int8."""
+        int8 = profile.at_precision(weight_bits=8, activation_bits=8)
+        return self.emulator.estimate(int8, self.target).latency_ms.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A network that a technique made; `evaluation` where it wants other samples."""
+
+    what: str
+    graph: bytes
+    evaluation: Samples | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table; latency in milliseconds, accuracy as a fraction."""
+
+    network: str
+    technique: str
+    what: str
+    macs: int
+    weight_count: int
+    latency_ms: float
+    latency_ratio: float
+    """Against the network as it came."""
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+def unchanged(case: Case) -> Iterator[Candidate]:
+    yield Candidate(what="as it came", graph=case.graph)
+
+
+def structured_pruning(case: Case) -> Iterator[Candidate]:
+    """Every group loses the same share of its units, the least important ones."""
+    yield Candidate(what=f"{PRUNED_SHARE:.0%} of each group", graph=pruned(case))
+
+
+def depth_pruning(case: Case) -> Iterator[Candidate]:
+    technique = DepthPruningPass()
+    context = PassContext(calibration=case.calibration)
+    for seen, variants in (
+        ("by weights", technique.variants(case.graph, case.target)),
+        ("by data", technique.variants(case.graph, case.target, context=context)),
+    ):
+        for variant in variants[:1]:
+            yield Candidate(
+                what=f"{variant.label} ({seen})",
+                graph=technique.apply(case.graph, variant.parameters, context),
+            )
+
+
+def low_rank(case: Case) -> Iterator[Candidate]:
+    """Each layer becomes the fastest chain within an error of its output, where that is faster."""
+    for seen, calibration in (("weights", None), ("data", case.calibration)):
+        context = PassContext(calibration=calibration)
+        for error in LAYER_ERRORS:
+            graph, count = factorized(case, case.graph, error, context)
+            yield Candidate(what=f"{count} layers within {error:.0%} by {seen}", graph=graph)
+    context = PassContext(calibration=case.calibration)
+    graph, count = factorized(case, pruned(case), LAYER_ERRORS[1], context)
+    what = f"{count} layers within {LAYER_ERRORS[1]:.0%} by data, {PRUNED_SHARE:.0%} pruned before"
+    yield Candidate(what=what, graph=graph)
+
+
+def resolution(case: Case) -> Iterator[Candidate]:
+    technique = ResolutionPass()
+    for variant in technique.variants(case.graph, case.target):
+        height, width = variant.parameters["height"], variant.parameters["width"]
+        yield Candidate(
+            what=variant.label,
+            graph=technique.apply(case.graph, variant.parameters, PassContext()),
+            evaluation=resize_samples(case.evaluation, height, width),
+        )
+
+
+Technique = Callable[[Case], Iterator[Candidate]]
+TECHNIQUES: Mapping[str, Technique] = {
+    "structured_pruning": structured_pruning,
+    "depth_pruning": depth_pruning,
+    "low_rank": low_rank,
+    "resolution": resolution,
+}
+
+
+def pruned(case: Case) -> bytes:
+    """Return the network without the share of each group that Taylor importance ranks last."""
+    technique = StructuredPruningPass()
+    space = technique.space(case.graph)
+    scores = TorchTrainer().importance(case.graph, space, case.calibration, seed=0)
+    keep = {}
+    for group in space.groups:
+        count = max(1, round(group.unit_count * (1 - PRUNED_SHARE)))
+        order = np.argsort(-np.asarray(scores[group.group_id]), kind="stable")
+        keep[group.group_id] = sorted(order[:count].tolist())
+    return technique.apply(case.graph, keep)
+
+
+def factorized(case: Case, graph: bytes, error: float, context: PassContext) -> tuple[bytes, int]:
+    """Return the network with all layers factorized for which that is faster, and their number."""
+    technique = LowRankPass()
+    profile = OnnxGraphInspector().profile(graph)
+    nodes = {}
+    for node, offers in technique.alternatives(
+        graph, profile, case.target, context=context
+    ).items():
+        timed = [
+            (case.latency_ms(with_alternative(profile, offer)), index)
+            for index, offer in enumerate(offers)
+            if offer.error <= error
+        ]
+        if timed and min(timed)[0] < case.latency_ms(profile):
+            nodes[node] = offers[min(timed)[1]].parameters
+    return technique.apply(graph, {"nodes": nodes}, context), len(nodes)
+
+
+def with_alternative(profile: NetworkProfile, offer: Alternative) -> NetworkProfile:
+    """Return the profile with one node computed another way."""
+    operators: list[Operator] = []
+    for operator in profile.operators:
+        operators.extend(offer.operators if operator.node == offer.node else (operator,))
+    tensors = dict(profile.tensors)
+    for operator in offer.operators[:-1]:
+        tensors[operator.outputs[0]] = (1, operator.out_channels, *operator.out_size)
+    return replace(profile, operators=tuple(operators), tensors=tensors)
+
+
+def rows_of(case: Case, techniques: Mapping[str, Technique]) -> Iterator[Row]:
+    """Yield the lines of one network."""
+    whole = case.latency_ms(OnnxGraphInspector().profile(case.graph))
+    for name, technique in {"": unchanged, **techniques}.items():
+        for candidate in technique(case):
+            profile = OnnxGraphInspector().profile(candidate.graph)
+            latency = case.latency_ms(profile)
+            accuracy = OnnxRuntimeEvaluator().evaluate(
+                candidate.graph, candidate.evaluation or case.evaluation
+            )
+            yield Row(
+                network=case.network,
+                technique=name,
+                what=candidate.what,
+                macs=profile.macs,
+                weight_count=profile.weight_count,
+                latency_ms=latency,
+                latency_ratio=latency / whole,
+                accuracy=accuracy.value,
+                accuracy_low=accuracy.low,
+                accuracy_high=accuracy.high,
+            )
+
+
+def case_of(network: str, data: Path, target: HardwareSpec) -> Case:
+    """Return a network with samples of CIFAR-10; calibration images are training images."""
+    file, preprocess = NETWORKS[network]
+    arrays = np.load(data / CIFAR)
+    emulators: tuple[Emulator, ...] = (McuEmulator(), RooflineEmulator())
+    return Case(
+        network=network,
+        graph=OnnxImporter().import_model((data / file).read_bytes()).graph,
+        calibration=Samples(
+            stored=arrays["train_x"][:CALIBRATION],
+            labels=arrays["train_y"][:CALIBRATION].astype(np.int64),
+            preprocess=preprocess,
+        ),
+        evaluation=Samples(
+            stored=arrays["test_x"][:EVALUATION],
+            labels=arrays["test_y"][:EVALUATION].astype(np.int64),
+            preprocess=preprocess,
+        ),
+        target=target,
+        emulator=next(item for item in emulators if item.supports(target)),
+    )
+
+
+def show(row: Row) -> None:
+    """Print one line of the table in Markdown."""
+    print(
+        f"| {row.network} | {row.technique} | {row.what} | {row.macs / 1e6:.2f} M | "
+        f"{row.weight_count / 1e3:.1f} k | {row.latency_ms:.1f} ms ({row.latency_ratio:.0%}) | "
+        f"{row.accuracy:.1%} ({row.accuracy_low:.1%} to {row.accuracy_high:.1%}) |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--target", default="nucleo-h7a3zi-q")
+    parser.add_argument("--networks", default="resnet20,resnet8")
+    parser.add_argument("--techniques", default=",".join(TECHNIQUES))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    target = YamlTargetCatalogue().get(arguments.target)
+    techniques = {name: TECHNIQUES[name] for name in arguments.techniques.split(",")}
+    print("| network | technique | what | MACs | weights | int8 latency | float32 top-1 |")
+    print("|---|---|---|---|---|---|---|")
+    rows: list[Row] = []
+    for network in arguments.networks.split(","):
+        for row in rows_of(case_of(network, arguments.data, target), techniques):
+            show(row)
+            rows.append(row)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
