@@ -1,7 +1,7 @@
 """Measures what recovery brings back: accuracy before pruning, after it, fitted, and after training.
 
 python benchmarks/recovery.py --data DIR [--network resnet8|resnet20] [--macs SHARE ...] [--epochs N]
-    [--seconds S] [--train-samples N] [--json]
+    [--seconds S] [--train-samples N] [--feature-weight W] [--json]
 
 DIR holds cifar10/*.npz (train_x, train_y, test_x, test_y as uint8 NCHW) and models/*.onnx. Units go by
 importance per multiply-accumulate until the wanted share of the work is left; selection samples are held
@@ -120,7 +120,11 @@ def measure(name: str, share: float, arguments: argparse.Namespace) -> dict[str,
         "importance_seconds": round(importance_seconds, 1),
     }
     for label, epochs in (("fitted", 0.0), ("recovered", arguments.epochs)):
-        settings = RecoverySettings(epochs=epochs, max_seconds=arguments.seconds)
+        settings = RecoverySettings(
+            epochs=epochs,
+            max_seconds=arguments.seconds,
+            feature_weight=arguments.feature_weight,
+        )
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             result = trainer.recover(
@@ -147,6 +151,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument("--seconds", type=float, default=None, help="limit per recovery")
     parser.add_argument("--train-samples", type=int, default=None)
+    parser.add_argument("--feature-weight", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--cache", type=Path, default=None, help="keeps the teacher's answers")
     parser.add_argument("--json", action="store_true")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,18 @@ import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from tightfit_service.adapters.training.constraints import WeightConstraints
+from tightfit_service.adapters.training.fake_quantization import Range
 from tightfit_service.adapters.training.features import FeatureGuide, feature_points
 from tightfit_service.adapters.training.learner import Learner
 from tightfit_service.adapters.training.losses import DistillationLoss
-from tightfit_service.adapters.training.number_format import fastest_format
+from tightfit_service.adapters.training.number_format import TrainingFormat, fastest_format
 from tightfit_service.adapters.training.preparation import (
     Student,
     normalise_filters,
     prepare,
     resemble,
 )
+from tightfit_service.adapters.training.range_calibration import rounding_of
 from tightfit_service.adapters.training.recovery import RecoveryRun, recalibrate
 from tightfit_service.adapters.training.scoring import Score, find_augmentation
 from tightfit_service.adapters.training.targets import find_targets
@@ -38,6 +41,11 @@ from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, U
 _STATISTICS_SAMPLES = 512
 _PROBE_FROM_STEPS = 100
 """Shorter trainings take the plain number format: probing would cost more than it brings."""
+
+QUANTIZED_SHARE = 0.4
+"""Of the epochs of quantization-aware training: the last ones round, the first ones do not."""
+_QUANTIZED_RATE = 0.1
+"""Share of the usual learning rate while rounding, so that weights settle on their grids."""
 
 _BARE_RATE = 0.3
 """Share of the usual learning rate for networks that no BatchNorm was inserted into."""
@@ -112,6 +120,7 @@ class RecoverySession:
         scoring_begun = time.monotonic()
         given_score = self._score.of(self._learner)
         scoring_seconds = time.monotonic() - scoring_begun
+        given_state = self._learner.state()
         start_score = self._fit(given_score)
         normalise_filters(self._student)
         run = self._float_run(start_score, scoring_seconds)
@@ -123,18 +132,25 @@ class RecoverySession:
                 field="recovery.learning_rate",
                 remedy="prune less, or give a lower learning rate",
             )
-        result = self._student.finish()
-        if best_score < given_score:
+        is_given = best_score < given_score
+        if is_given:
             self._notes.append("no state was better than the graph as it came, which is returned")
-            result = self._graph
+            self._learner.restore(given_state)
+            best_score = given_score
+        ranges: Mapping[str, Range] = {}
+        if self._settings.quantization_aware:
+            run = self._quantized_run(run, 2 * scoring_seconds)
+            best_score = run.run()
+            ranges = self._settle()
         metric = self._score.metric.replace("_", " ")
-        self._on_progress(1.0, f"{metric} {max(best_score, given_score):.4f}")
+        self._on_progress(1.0, f"{metric} {best_score:.4f}")
         return RecoveryResult(
-            graph=result,
+            graph=self._graph if is_given and not ranges else self._student.finish(),
             epochs=run.epochs_done,
             steps=run.steps_done,
             history=tuple(run.history),
             notes=tuple(self._notes),
+            ranges=ranges,
         )
 
     def _fit(self, before: float) -> float:
@@ -161,6 +177,7 @@ class RecoverySession:
 
     def _float_run(self, start_score: float, scoring_seconds: float) -> RecoveryRun:
         settings, learner = self._settings, self._learner
+        share = 1.0 - QUANTIZED_SHARE if settings.quantization_aware else 1.0
         run = RecoveryRun(
             learner=learner,
             data=self._data,
@@ -169,14 +186,14 @@ class RecoverySession:
             loss=self._loss(),
             score=self._score,
             settings=settings,
-            epochs=settings.epochs,
-            rate_share=_BARE_RATE if settings.share_values else 1.0,
+            epochs=share * settings.epochs,
+            rate_share=_BARE_RATE
+            if settings.share_values and settings.learning_rate is None
+            else 1.0,
             constraints=self._constraints,
             on_progress=self._on_progress,
             # recalibration and the last scoring come after the schedule
-            deadline=None
-            if settings.max_seconds is None
-            else self._begun + settings.max_seconds - 2 * scoring_seconds,
+            deadline=self._deadline(share, 2 * scoring_seconds),
             start_score=start_score,
             notes=self._notes,
         )
@@ -188,6 +205,43 @@ class RecoverySession:
         self._constraints.to(learner.form.device)
         run.guide = self._guide()
         return run
+
+    def _quantized_run(self, before: RecoveryRun, reserved_seconds: float) -> RecoveryRun:
+        """Return the training that follows on `before`, now rounding as the exported file does."""
+        learner = self._learner
+        # bfloat16 would round once more, which the file does not
+        learner.form = TrainingFormat(device=learner.form.device)
+        learner.form.place(learner.module)
+        learner.quantizer = rounding_of(
+            self._student, learner, self._train, self._quantization, seed=self._settings.seed
+        )
+        start_score = self._score.of(learner)
+        self._notes.append(
+            f"trained further with the exported file's rounding, which began at {start_score:.3f}"
+        )
+        return replace(
+            before,
+            epochs=QUANTIZED_SHARE * self._settings.epochs,
+            rate_share=before.rate_share * _QUANTIZED_RATE,
+            start_score=start_score,
+            deadline=self._deadline(1.0, reserved_seconds),
+            rollback_count=0,
+            has_failed=False,
+        )
+
+    def _settle(self) -> Mapping[str, Range]:
+        """Leave the rounded weights in the module and return the ranges of activations."""
+        quantizer = self._learner.quantizer
+        assert quantizer is not None
+        if not self._settings.share_values:  # rounded per channel, shared values would differ
+            quantizer.settle()
+        return quantizer.ranges(self._learner.input_scale)
+
+    def _deadline(self, share: float, reserved_seconds: float) -> float | None:
+        """Return when a share of the time is over, less what comes after the schedule."""
+        if self._settings.max_seconds is None:
+            return None
+        return self._begun + share * self._settings.max_seconds - reserved_seconds
 
     def _loss(self) -> DistillationLoss:
         values = self._teachers[0].answers(self._inputs)

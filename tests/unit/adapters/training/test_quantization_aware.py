@@ -1,0 +1,210 @@
+"""Quantization-aware training: computes as the exported file does, and gains over rounding afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+
+from fakes.gratings import badly_scaled, gratings, trained_depthwise
+from fakes.networks import padded_shortcut, plain_cnn, residual
+from fakes.recoveries import recover, samples_of
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+from tightfit_service.adapters.training.fake_quantization import FakeQuantization
+from tightfit_service.adapters.training.learner import Learner
+from tightfit_service.adapters.training.module import build_module, write_back
+from tightfit_service.adapters.training.preparation import Student, prepare
+from tightfit_service.adapters.training.quantization_plan import plan_quantization
+from tightfit_service.adapters.training.range_calibration import rounding_of
+from tightfit_service.adapters.training.targets import find_targets
+from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.ports import (
+    QuantizationSettings,
+    RecoveryResult,
+    RecoverySettings,
+)
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.graph.rounding import activation_scale
+from tightfit_service.passes.quantization import StaticQuantizationPass
+
+INT8 = QuantizationSettings()
+INT4 = QuantizationSettings(number_format=NumberFormat.INT4)
+INT16 = QuantizationSettings(number_format=NumberFormat.INT16X8)
+
+
+def _exported(
+    graph: bytes,
+    calibration: Samples,
+    settings: QuantizationSettings,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> bytes:
+    return (
+        StaticQuantizationPass()
+        .quantize(graph, calibration=calibration, settings=settings, ranges=ranges)
+        .graph
+    )
+
+
+def _train(graph: bytes, settings: QuantizationSettings, folder: Path) -> RecoveryResult:
+    return TorchTrainer(threads=1).recover(
+        graph,
+        teacher=trained_depthwise(),
+        train=gratings(512, 1),
+        selection=gratings(256, 2),
+        settings=RecoverySettings(epochs=4, batch_size=32, quantization_aware=True),
+        cache_dir=folder,
+        on_progress=lambda _share, _message: None,
+        quantization=settings,
+    )
+
+
+@pytest.mark.parametrize(("settings", "spread"), [(INT8, 1.3), (INT4, 0.5)])
+def test_training_gains_over_rounding_afterwards(
+    settings: QuantizationSettings, spread: float, tmp_path: Path
+) -> None:
+    graph = badly_scaled(trained_depthwise(), spread)
+    calibration, test = gratings(256, 4), gratings(1024, 3)
+    evaluator = OnnxRuntimeEvaluator()
+    in_float = evaluator.evaluate(graph, test).value
+    afterwards = evaluator.evaluate(_exported(graph, calibration, settings), test).value
+    result = _train(graph, settings, tmp_path)
+    exported = _exported(result.graph, calibration, settings, result.ranges)
+    aware = evaluator.evaluate(exported, test).value
+    assert afterwards < in_float - 0.1
+    assert aware > afterwards + 0.05
+    # what training saw is what the file does
+    assert aware == pytest.approx(result.history[-1]["selection_accuracy"], abs=0.06)
+
+
+def _learner(
+    graph: bytes, settings: QuantizationSettings, samples: Samples
+) -> tuple[Learner, FakeQuantization]:
+    """A learner that rounds a graph, and its rounding."""
+    student = Student(
+        module=build_module(graph),
+        given=graph,
+        graph=graph,
+        norms=(),
+        input_scale=1.0,
+        scaled_weights=(),
+    )
+    learner = Learner(module=student.module, targets=find_targets(graph))
+    rounding = rounding_of(student, learner, samples, settings, seed=0)
+    learner.quantizer = rounding
+    return learner, rounding
+
+
+def _without_softmax(model: ModelProto) -> bytes:
+    """The model up to its logits."""
+    last = model.graph.node[-1]
+    if last.op_type == "Softmax":
+        del model.graph.node[-1]
+        model.graph.output[0].name = last.input[0]
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("make", [plain_cnn, residual, padded_shortcut, None])
+@pytest.mark.parametrize("settings", [INT8, INT4, INT16])
+def test_the_forward_pass_is_that_of_the_exported_file(
+    make: type | None, settings: QuantizationSettings
+) -> None:
+    if make is None:
+        graph, samples = trained_depthwise(), gratings(256, 4)
+    else:
+        model = make(1)
+        samples = samples_of(model, 256, 4)
+        graph = _without_softmax(model)
+    learner, rounding = _learner(graph, settings, samples)
+    rounding.settle()
+    ranges = rounding.ranges(1.0)
+    with torch.inference_mode():
+        own = learner.outputs(samples.inputs(slice(0, 64)))[0].numpy()
+    file = _exported(write_back(graph, learner.module), samples, settings, ranges)
+    expected = OnnxRuntimeEvaluator().outputs(file, samples.inputs(slice(0, 64)))
+    low, high = ranges[learner.targets[0].name]
+    bits = 16 if settings is INT16 else 8
+    step = activation_scale(low, high, bits=bits).scale
+    difference = np.abs(own - expected)
+    if bits == 8:
+        assert (difference <= 1.01 * step).mean() > 0.99
+        assert (difference < 0.01 * step).mean() > 0.6
+    else:  # the file rounds over all 65536 levels, TFLite over the symmetric 65535
+        assert difference.max() < 0.01 * (high - low)
+
+
+def test_nodes_keep_formats_of_their_own() -> None:
+    graph = trained_depthwise()
+    settings = QuantizationSettings(
+        node_formats={"stem": NumberFormat.FLOAT32, "pw1": NumberFormat.INT4}
+    )
+    samples = gratings(128, 4)
+    student = prepare(graph, logits="fc_out", inputs=samples.inputs(slice(0, 128)))
+    plan = plan_quantization(student, settings)
+    assert {name: weight.bits for name, weight in plan.weights.items()} == {
+        "dw0": 8,
+        "pw0": 8,
+        "dw1": 8,
+        "pw1": 4,
+        "fc": 8,
+    }
+    assert "input" not in plan.activations  # only the stem reads it
+    assert "stem.relu_out" in plan.activations  # its reader rounds it
+
+
+def test_a_format_for_an_unknown_node_is_refused(tmp_path: Path) -> None:
+    settings = QuantizationSettings(node_formats={"nowhere": NumberFormat.INT8})
+    with pytest.raises(InvalidRequestError) as caught:
+        _train(trained_depthwise(), settings, tmp_path)
+    assert caught.value.field == "quantization.node_formats"
+
+
+def test_weights_of_the_result_lie_on_their_grid(tmp_path: Path) -> None:
+    result = _train(trained_depthwise(), INT4, tmp_path)
+    model = onnx.load_model_from_string(result.graph)
+    weights = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith(".w")]
+    for weight in weights:
+        for channel in weight:
+            assert len(np.unique(np.round(channel / np.abs(channel).max(), 4))) <= 15
+
+
+def test_sparse_weights_stay_sparse(tmp_path: Path) -> None:
+    model = plain_cnn(1)
+    sparse = ModelProto()
+    sparse.CopyFrom(model)
+    for tensor in sparse.graph.initializer:
+        weight = numpy_helper.to_array(tensor).copy()
+        if weight.ndim > 1 and weight.dtype == np.float32:
+            weight[np.abs(weight) < np.median(np.abs(weight))] = 0
+            tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    settings = RecoverySettings(epochs=2, batch_size=64, keep_zeros=True, quantization_aware=True)
+    result = recover(sparse.SerializeToString(), model, tmp_path, settings, quantization=INT8)
+    after = {
+        t.name: numpy_helper.to_array(t)
+        for t in onnx.load_model_from_string(result.graph).graph.initializer
+    }
+    for tensor in sparse.graph.initializer:
+        weight = numpy_helper.to_array(tensor)
+        if weight.ndim > 1 and weight.dtype == np.float32:
+            assert (after[tensor.name][weight == 0] == 0).all()
+    assert set(result.ranges) >= {"input", "conv1.relu_out", "conv2.relu_out"}
+
+
+def test_gradients_reach_weights_and_the_ends_of_ranges() -> None:
+    graph = trained_depthwise()
+    learner, rounding = _learner(graph, INT8, gratings(64, 4))
+    with torch.no_grad():
+        rounding.ends -= 1.0  # a third of the range: much is clipped
+    learner.outputs(gratings(16, 5).stored, training=True)[0].square().sum().backward()
+    assert rounding.ends.grad is not None
+    assert (rounding.ends.grad != 0).any()
+    weight = learner.module.value_of("stem.w")
+    assert weight is not None
+    assert weight.grad is not None
+    assert (weight.grad != 0).any()
