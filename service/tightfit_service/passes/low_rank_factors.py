@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,11 @@ class InputMoments:
 
     second: Matrix
     mean: Matrix
+
+    @cached_property
+    def root(self) -> Matrix:
+        """A lower triangular L with L L^T = second."""
+        return _root(self.second)
 
 
 def input_moments(count: int, total: Matrix, products: Matrix, *, centred: bool) -> InputMoments:
@@ -156,9 +162,8 @@ def _spatial(weight: Matrix, rank: int, moments: InputMoments | None) -> list[Ma
     if moments is None:
         horizontal = np.tensordot(weight, vertical, axes=((1, 2), (1, 2))).swapaxes(1, 2)
     else:
-        # the map from patches (in, kh, kw) to what the second layer reads (rank, kw)
-        reader = np.einsum("rch,wv->rwchv", vertical, np.eye(width)).reshape(rank * width, -1)
-        horizontal = _regression(weight.reshape(out, -1), reader, moments)[0]
+        first = vertical.reshape(rank, -1)
+        horizontal = _regression(weight.reshape(out, -1), first, moments)[0]
     return [vertical[..., None], horizontal.reshape(out, rank, 1, width)]
 
 
@@ -174,8 +179,7 @@ def _tucker2(weight: Matrix, ranks: tuple[int, int], moments: InputMoments | Non
         middle = middle.swapaxes(1, 2).reshape(out, -1)
         expand = _left_basis(middle, ranks[1])
     else:
-        reader = np.einsum("rc,wv->rwcv", reduce, np.eye(taps)).reshape(ranks[0] * taps, -1)
-        middle, read_root = _regression(weight.reshape(out, -1), reader, moments)
+        middle, read_root = _regression(weight.reshape(out, -1), reduce, moments)
         expand = _left_basis(middle @ read_root, ranks[1])
     core = (expand.T @ middle).reshape(ranks[1], ranks[0], *kernel)
     ones = (1,) * len(kernel)
@@ -196,7 +200,7 @@ def _hooi_input_basis(weight: Matrix, ranks: tuple[int, int]) -> Matrix:
 def _whitened(weight: Matrix, moments: InputMoments | None) -> Matrix:
     """Return weights (out, n) times a root of the inputs' moments."""
     flat = weight.reshape(len(weight), -1)
-    return flat if moments is None else np.asarray(flat @ _root(moments.second))
+    return flat if moments is None else np.asarray(flat @ moments.root)
 
 
 def _columns(weight: Matrix, moments: InputMoments | None) -> tuple[Matrix, Matrix | None]:
@@ -227,13 +231,23 @@ def _reading(basis: Matrix, root: Matrix | None) -> Matrix:
     return np.asarray(solve_triangular(root, basis, lower=True, trans="T").T)
 
 
-def _regression(weight: Matrix, reader: Matrix, moments: InputMoments) -> tuple[Matrix, Matrix]:
-    """Return the best weights (out, m) on `reader @ patch`, and a root of the moments of what it reads.
+def _regression(weight: Matrix, first: Matrix, moments: InputMoments) -> tuple[Matrix, Matrix]:
+    """Return the best weights behind a first layer, and a root of the moments of what they read.
 
-    `reader` is (m, n) with m at most n.
+    Args:
+        weight: The layer to approximate, (out, m * taps).
+        first: Weights of the first layer, (rank, m); it is applied at each of the taps alike.
+        moments: Of the patches (m, taps).
+
+    Returns:
+        Weights (out, rank * taps) and a lower Cholesky factor of that size.
     """
-    covered = reader @ moments.second
-    seen = covered @ reader.T
+    rank, size = first.shape
+    taps = weight.shape[1] // size
+    blocks = moments.second.reshape(size, taps, size, taps)
+    covered = np.tensordot(first, blocks, axes=1)
+    seen = np.tensordot(covered, first, axes=(2, 1)).swapaxes(2, 3).reshape(rank * taps, -1)
+    covered = covered.reshape(rank * taps, -1)
     fitted = solve(seen, covered @ weight.T, assume_a="pos").T
     return fitted, _root(seen)
 
