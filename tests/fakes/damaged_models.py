@@ -14,7 +14,7 @@ def damaged(model: ModelProto, seed: int) -> bytes:
     """Return the serialized model with one to three faults chosen by the seed."""
     rng = random.Random(seed)
     if rng.random() < 0.4:
-        return _damaged_bytes(model.SerializeToString(), rng)
+        return damaged_bytes(model.SerializeToString(), rng)
     copy = ModelProto()
     copy.CopyFrom(model)
     for _ in range(rng.randrange(1, 4)):
@@ -22,7 +22,8 @@ def damaged(model: ModelProto, seed: int) -> bytes:
     return copy.SerializeToString()
 
 
-def _damaged_bytes(data: bytes, rng: random.Random) -> bytes:
+def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Return bytes with one fault: bits, a cut, a copied, missing or added piece."""
     raw = bytearray(data)
     position = rng.randrange(len(raw))
     kind = rng.randrange(5)

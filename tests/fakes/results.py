@@ -70,6 +70,7 @@ def recipe(scale: float) -> dict[str, Any]:
             {"pass_name": "quantization", "parameters": {"number_format": "int8", "method": "mse"}},
         ],
         "tool_versions": {"tightfit": "0.1.0"},
+        "architecture": ["conv1 Conv 16x3x3x3", "fc Gemm 10x64 10"],
     }
 
 

@@ -263,7 +263,9 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
 
 
 class _Jobs(compression_pb2_grpc.CompressionServiceServicer):
-    ApplyRecipe = _not_offered
+    def ApplyRecipe(self, request: Any, context: Any) -> Any:
+        self._state.created.append(request)
+        return self._state.job
 
     def __init__(self, state: State) -> None:
         self._state = state

@@ -31,6 +31,7 @@ from tightfit.v1 import (
     hardware_pb2,
     job_pb2,
     model_pb2,
+    recipe_pb2,
     trial_pb2,
 )
 
@@ -126,6 +127,14 @@ class AsyncClient:
             calls.create_job(
                 spec, project=self.project, request_id=request_id, validate_only=validate_only
             )
+        )
+
+    async def apply_recipe(
+        self, spec: job_pb2.CompressionSpec, recipe: recipe_pb2.Recipe, *, request_id: str = ""
+    ) -> job_pb2.CompressionJob:
+        """Queue a job that applies a recipe without any search; its outcome is held against the budget."""
+        return await self._call(
+            calls.apply_recipe(spec, recipe, project=self.project, request_id=request_id)
         )
 
     async def check(self, spec: job_pb2.CompressionSpec) -> compression_pb2.CheckJobResponse:

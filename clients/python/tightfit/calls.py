@@ -18,6 +18,7 @@ from tightfit.v1 import (
     hardware_pb2,
     hardware_pb2_grpc,
     job_pb2,
+    recipe_pb2,
     trial_pb2,
 )
 
@@ -65,6 +66,19 @@ def create_job(
         validate_only=validate_only,
     )
     return Call(_JOBS, "CreateJob", request)
+
+
+def apply_recipe(
+    spec: job_pb2.CompressionSpec, recipe: recipe_pb2.Recipe, *, project: str, request_id: str
+) -> Call[job_pb2.CompressionJob]:
+    """Queue a job that applies a recipe; without an id it gets one, so that the call is safe to repeat."""
+    request = compression_pb2.ApplyRecipeRequest(
+        parent=project_name(project),
+        spec=spec,
+        recipe=recipe,
+        request_id=request_id or str(uuid.uuid4()),
+    )
+    return Call(_JOBS, "ApplyRecipe", request)
 
 
 def check(spec: job_pb2.CompressionSpec, *, project: str) -> Call[compression_pb2.CheckJobResponse]:

@@ -25,6 +25,7 @@ from tightfit.v1 import (
     hardware_pb2,
     job_pb2,
     model_pb2,
+    recipe_pb2,
     trial_pb2,
 )
 
@@ -121,6 +122,14 @@ class Client:
             calls.create_job(
                 spec, project=self.project, request_id=request_id, validate_only=validate_only
             )
+        )
+
+    def apply_recipe(
+        self, spec: job_pb2.CompressionSpec, recipe: recipe_pb2.Recipe, *, request_id: str = ""
+    ) -> job_pb2.CompressionJob:
+        """Queue a job that applies a recipe without any search; its outcome is held against the budget."""
+        return self._call(
+            calls.apply_recipe(spec, recipe, project=self.project, request_id=request_id)
         )
 
     def check(self, spec: job_pb2.CompressionSpec) -> compression_pb2.CheckJobResponse:

@@ -164,6 +164,7 @@ def recipe_content(recipe: recipe_pb2.Recipe) -> dict[str, Any]:
             for step in recipe.steps
         ],
         "tool_versions": dict(sorted(recipe.tool_versions.items())),
+        "architecture": list(recipe.architecture),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from google.protobuf import duration_pb2
 
@@ -22,6 +23,7 @@ def compression_spec(
     max_seconds: float | None = None,
     output_format: str = "",
     seed: int = 0,
+    techniques: Sequence[str] = (),
 ) -> job_pb2.CompressionSpec:
     """Return the message that `create_job` and `check` take.
 
@@ -33,8 +35,9 @@ def compression_spec(
         objective: `accuracy`, `latency`, `energy`, `ram` or `size`.
         max_trials: Trials that the search may run; None leaves it to the server.
         max_seconds: Time that the search may take; None leaves it to the server.
-        output_format: `tflite`, `onnx`, or "" for what the target's runtime loads.
+        output_format: One of `tightfit.words.FORMATS`, or "" for what the target's runtime loads.
         seed: Of every random choice.
+        techniques: Names of what the search may use; empty leaves the choice to it.
 
     Raises:
         InvalidInputError: An unknown objective or format.
@@ -45,6 +48,7 @@ def compression_spec(
         budget=budget,
         objective=budget_pb2.Objective(quantity=quantity_value(objective)),
         seed=seed,
+        techniques=techniques,
     )
     if isinstance(target, str):
         spec.hardware_target = target_name(target)

@@ -9,7 +9,18 @@ from tightfit.errors import InvalidInputError
 from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, trial_pb2
 
 QUANTITIES = ("accuracy", "latency", "energy", "ram", "size")
-FORMATS = ("tflite", "onnx")
+FORMATS = ("tflite", "onnx", "c_array", "openvino", "executorch")
+"""Formats that results can be asked for in."""
+FILE_SUFFIXES = {"c_array": "c", "openvino": "openvino.zip", "executorch": "pte"}
+"""Of files in formats that are not called by their suffix."""
+TECHNIQUES = (
+    "structured_pruning",
+    "low_rank",
+    "precision",
+    "sparsity",
+    "resolution",
+    "depth_pruning",
+)
 
 
 def quantity_word(value: int) -> str:

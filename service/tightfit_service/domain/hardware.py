@@ -26,7 +26,7 @@ class ModelFormat(enum.StrEnum):
     TFLITE = "tflite"
     PT2 = "pt2"
     """PyTorch's torch.export; input only."""
-    C_ARRAY = "c"
+    C_ARRAY = "c_array"
     """A TFLite file as C source with its size constants; output only."""
     OPENVINO = "openvino"
     """OpenVINO IR, both of its files in one zip archive; output only."""

@@ -346,3 +346,55 @@ def test_no_arguments_show_the_help(run: Run, capsys: pytest.CaptureFixture[str]
 def test_the_version_is_shown(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("tightfit ")
+
+
+def test_a_recipe_is_applied_to_its_own_target_and_format(
+    run: Run, fake: FakeTightfit, folder: Path
+) -> None:
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "-o", "out") == 0
+    (folder / "newer.onnx").write_bytes(b"newer weights")
+    again = ("apply", "out/recipe.json", "newer.onnx", "--data", "dataset.yaml")
+    assert run(*again, "--max-latency", "18ms", "-o", "again") == 0
+    request = fake.state.created[-1]
+    assert [step.pass_name for step in request.recipe.steps]
+    assert request.spec.hardware_target == "hardwareTargets/nucleo-h7a3zi-q"
+    assert request.spec.budget.max_latency_ms == 18
+    assert request.spec.seed == request.recipe.seed
+    assert (folder / "again" / "model.tflite").is_file()
+
+
+def test_recipes_are_shown_and_compared(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "-o", "out") == 0
+    capsys.readouterr()
+    assert run("recipe", "show", "out/recipe.json") == 0
+    assert "quantization" in capsys.readouterr().out
+    assert run("recipe", "diff", "out/recipe.json", "out/recipe.json") == 0
+    assert "the same" in capsys.readouterr().out
+    changed = json.loads((folder / "out" / "recipe.json").read_text()) | {"seed": 99}
+    (folder / "other.json").write_text(json.dumps(changed))
+    assert run("recipe", "diff", "out/recipe.json", "other.json", "--json") == 1
+    (difference,) = json.loads(capsys.readouterr().out)
+    assert (difference["path"], difference["other"]) == ("seed", "99")
+
+
+def test_techniques_are_passed_on_and_unknown_ones_refused(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "--technique", "low_rank", "--technique", "resolution") == 0
+    assert list(fake.state.created[-1].job.spec.techniques) == ["low_rank", "resolution"]
+    capsys.readouterr()
+    assert run(*COMPRESS, "--technique", "low_rnk") == 2
+    assert "did you mean 'low_rank'" in capsys.readouterr().err
+
+
+def test_what_is_not_packed_is_not_unpacked(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("unpack", "net.onnx", "-o", "restored.onnx") == 2
+    assert not (folder / "restored.onnx").exists()
+    assert "try:" in capsys.readouterr().err

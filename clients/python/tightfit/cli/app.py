@@ -10,7 +10,18 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from tightfit.cli import check, compress, estimate, exit_codes, jobs, serve, targets
+from tightfit.cli import (
+    apply,
+    check,
+    compress,
+    estimate,
+    exit_codes,
+    jobs,
+    recipe,
+    serve,
+    targets,
+    unpack,
+)
 from tightfit.errors import TightfitError
 
 app = typer.Typer(
@@ -22,6 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.compress)
+app.command("apply")(apply.apply)
+app.add_typer(recipe.app, name="recipe")
+app.command("unpack")(unpack.unpack)
 app.command("estimate")(estimate.estimate)
 app.command("check")(check.check)
 app.add_typer(targets.app, name="targets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,23 +12,27 @@ import typer
 from tightfit import quantities
 from tightfit.cli import exit_codes, options, outputs, watching
 from tightfit.cli.display import TransferLine
+from tightfit.cli.inputs import check_files
 from tightfit.client import Client
-from tightfit.dataset_file import read_dataset_file
-from tightfit.errors import InvalidInputError
 from tightfit.names import last_segment
 from tightfit.specs import compression_spec
 from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2
-from tightfit.words import FORMATS, QUANTITIES, check_word
+from tightfit.words import FORMATS, QUANTITIES, TECHNIQUES, check_word
 
 _SEARCH = "Search"
 
 
 def compress(
-    model: Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)],
     target: options.Target,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="dataset.yaml", help="Dataset to train and to measure on."),
+        typer.Option(
+            "--data",
+            metavar="dataset.yaml",
+            help="Dataset to train and to measure on; without one, accuracy is agreement with the "
+            "model on inputs made from it.",
+        ),
     ] = None,
     max_latency: options.MaxLatency = None,
     max_energy: options.MaxEnergy = None,
@@ -58,6 +63,15 @@ def compress(
     seed: Annotated[
         int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=_SEARCH)
     ] = 0,
+    technique: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--technique",
+            metavar="|".join(TECHNIQUES),
+            help="May be used; repeat for several.  [default: the search chooses]",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
     format_: Annotated[
         str | None,
         typer.Option(
@@ -94,11 +108,13 @@ def compress(
         max_accuracy_drop=max_accuracy_drop,
     )
     check_word(objective, QUANTITIES, field="--objective")
+    for name in technique or ():
+        check_word(name, TECHNIQUES, field="--technique")
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     seconds = quantities.parse_duration_s(max_time, option="--max-time") if max_time else None
     wanted = options.target_of(target)
-    _check_files(model, data)
+    check_files(model, data)
     if output is not None:
         outputs.prepare(output)
     with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
@@ -113,6 +129,7 @@ def compress(
             max_seconds=seconds,
             output_format=format_ or "",
             seed=seed,
+            techniques=technique or (),
         )
         device = job.spec.hardware_spec.name or target
         title = f"{model.name} for {device}, job {last_segment(job.name)}"
@@ -142,6 +159,7 @@ def _create(
     max_seconds: float | None,
     output_format: str,
     seed: int,
+    techniques: Sequence[str],
 ) -> job_pb2.CompressionJob:
     """Upload what is needed and queue the job."""
     if isinstance(target, str):
@@ -162,13 +180,6 @@ def _create(
             max_seconds=max_seconds,
             output_format=output_format,
             seed=seed,
+            techniques=techniques,
         )
     )
-
-
-def _check_files(model: Path, data: Path | None) -> None:
-    """Refuse what cannot be read before a server is started or called."""
-    if not model.is_file():
-        raise InvalidInputError(f"there is no file {model}", field="MODEL", remedy="check the path")
-    if data is not None:
-        read_dataset_file(data)

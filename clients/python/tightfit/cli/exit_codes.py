@@ -6,6 +6,8 @@ from tightfit import errors
 
 OK = 0
 """The result fits (`compress`), or the command did what it should."""
+DIFFERENT = 1
+"""Two recipes differ (`recipe diff`)."""
 USAGE = 2
 """An option, a file or a name cannot be used."""
 BUDGET_NOT_MET = 3

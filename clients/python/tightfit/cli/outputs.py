@@ -11,10 +11,14 @@ from tightfit.client import Client
 from tightfit.errors import InvalidInputError
 from tightfit.report import write_report
 from tightfit.summary import shown_trial
-from tightfit.words import FORMATS
+from tightfit.words import FILE_SUFFIXES, FORMATS
 
 _OWN_FILES = (
-    *(f"{stem}.{suffix}" for stem in ("model", "closest") for suffix in FORMATS),
+    *(
+        f"{stem}.{FILE_SUFFIXES.get(name, name)}"
+        for stem in ("model", "closest")
+        for name in FORMATS
+    ),
     "recipe.json",
     "result.json",
     "report.html",
@@ -58,7 +62,8 @@ def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
         if shown is not None:
             _, trial = shown
             digest = trial["artifacts"].get("model")
-            suffix = trial["recipe"]["output_format"] or result["format"] or "bin"
+            format_ = trial["recipe"]["output_format"] or result["format"] or "bin"
+            suffix = FILE_SUFFIXES.get(format_, format_)
             if digest:
                 name = f"{'model' if result['best'] else 'closest'}.{suffix}"
                 client.download_artifact(digest, folder / name)

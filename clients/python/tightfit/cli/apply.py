@@ -1,0 +1,116 @@
+"""`tightfit apply`: a recipe again, on new weights of the same architecture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tightfit.cli import exit_codes, options, outputs, watching
+from tightfit.cli.display import TransferLine
+from tightfit.cli.inputs import check_files
+from tightfit.names import last_segment
+from tightfit.recipe_file import read_recipe_file
+from tightfit.specs import compression_spec
+from tightfit.words import FORMATS, check_word, format_word
+
+
+def apply(
+    recipe: Annotated[
+        Path, typer.Argument(help="recipe.json of an earlier result.", show_default=False)
+    ],
+    model: Annotated[
+        Path, typer.Argument(help="Model of the same architecture.", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="dataset.yaml", help="Dataset to train and to measure on."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="NAME|YAML", help="Device.  [default: the recipe's target]"
+        ),
+    ] = None,
+    max_latency: options.MaxLatency = None,
+    max_energy: options.MaxEnergy = None,
+    max_ram: options.MaxRam = None,
+    max_size: options.MaxSize = None,
+    min_accuracy: options.MinAccuracy = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="Format of the result.  [default: the recipe's format]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Folder for model, recipe.json, result.json and report.html.",
+        ),
+    ] = None,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+    json_: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Apply a recipe without any search, and check that the outcome meets the budget.
+
+    Keep `recipe.json` beside the model in version control: when the model is trained anew, the build
+    applies the recipe in minutes, and fails when the budget no longer holds.
+
+    Exit codes: 0 it fits, 2 usage, 3 budget not met, 4 job failed, 5 server unavailable.
+    """
+    budget = options.budget_of(
+        max_latency=max_latency,
+        max_energy=max_energy,
+        max_ram=max_ram,
+        max_size=max_size,
+        min_accuracy=min_accuracy,
+        max_accuracy_drop=max_accuracy_drop,
+    )
+    if format_ is not None:
+        check_word(format_, FORMATS, field="--format")
+    steps = read_recipe_file(recipe)
+    wanted = options.target_of(target or steps.target)
+    check_files(model, data)
+    if output is not None:
+        outputs.prepare(output)
+    with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
+        if isinstance(wanted, str):
+            client.get_target(wanted)
+        uploaded = client.upload_model(model, on_progress=TransferLine("model"))
+        dataset = ""
+        if data is not None:
+            dataset = client.upload_dataset(data, on_progress=TransferLine("dataset")).name
+        spec = compression_spec(
+            model=uploaded.name,
+            target=wanted,
+            dataset=dataset,
+            budget=budget,
+            output_format=format_ or format_word(steps.output_format),
+            seed=steps.seed,
+        )
+        job = client.apply_recipe(spec, steps)
+        title = f"{recipe.name} on {model.name}, job {last_segment(job.name)}"
+        with watching.cancelling_on_interrupt(client, job.name) as interruption:
+            events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
+        code = watching.finish(
+            client,
+            job.name,
+            events,
+            model_file=model.name,
+            folder=output,
+            is_json=json_,
+            command=["tightfit", *sys.argv[1:]],
+        )
+    raise typer.Exit(exit_codes.INTERRUPTED if interruption.was_asked else code)

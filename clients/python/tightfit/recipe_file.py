@@ -1,0 +1,165 @@
+"""`recipe.json`: read, checked, and compared with another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+
+from tightfit.errors import InvalidInputError
+from tightfit.v1 import recipe_pb2
+from tightfit.words import FORMATS, check_word, format_value
+
+_KEYS = {
+    "version": int,
+    "source_digest": str,
+    "seed": int,
+    "target": str,
+    "output_format": str,
+    "steps": list,
+    "tool_versions": dict,
+    "architecture": list,
+}
+_REMEDY = "use the recipe.json that `tightfit compress -o DIR` wrote"
+_MAX_BYTES = 64 << 20
+_LONG_LIST = 8
+
+
+def read_recipe_file(path: Path) -> recipe_pb2.Recipe:
+    """Return the recipe in a file.
+
+    Raises:
+        InvalidInputError: The file cannot be read, is not JSON, or is no recipe; says which key.
+    """
+    return recipe_of(read_content(path), file=str(path))
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Return a recipe file's content, checked for its keys and their kinds.
+
+    Raises:
+        InvalidInputError: As `read_recipe_file`.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InvalidInputError(
+                f"{path} is too large for a recipe", field=str(path), remedy=_REMEDY
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot read {path}: {error.strerror or error}",
+            field=str(path),
+            remedy="check the path",
+        ) from error
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{path} is not JSON: {error}", field=str(path), remedy=_REMEDY
+        ) from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{path} is not a recipe", field=str(path), remedy=_REMEDY)
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise InvalidInputError(
+                f"{path} has the key {key!r}, which recipes do not have", field=key, remedy=_REMEDY
+            )
+        if not isinstance(value, _KEYS[key]):
+            raise InvalidInputError(
+                f"{key} of {path} is not a {_KEYS[key].__name__}", field=key, remedy=_REMEDY
+            )
+    for key in ("version", "steps", "output_format"):
+        if key not in content:
+            raise InvalidInputError(f"{path} has no {key}", field=key, remedy=_REMEDY)
+    return content
+
+
+def recipe_of(content: Mapping[str, Any], *, file: str = "recipe") -> recipe_pb2.Recipe:
+    """Return the message of a recipe's content.
+
+    Raises:
+        InvalidInputError: A step without a name, or an unknown output format.
+    """
+    check_word(content["output_format"], FORMATS, field="output_format")
+    recipe = recipe_pb2.Recipe(
+        version=content["version"],
+        source_digest=content.get("source_digest", ""),
+        seed=content.get("seed", 0),
+        target=content.get("target", ""),
+        output_format=format_value(content["output_format"]),
+        tool_versions=content.get("tool_versions", {}),
+        architecture=content.get("architecture", []),
+    )
+    for number, step in enumerate(content["steps"]):
+        if not isinstance(step, dict) or not isinstance(step.get("pass_name"), str):
+            raise InvalidInputError(
+                f"step {number} of {file} has no pass_name",
+                field=f"steps[{number}].pass_name",
+                remedy=_REMEDY,
+            )
+        message = recipe.steps.add(pass_name=step["pass_name"])
+        try:
+            json_format.ParseDict(step.get("parameters", {}), message.parameters)
+        except json_format.ParseError as error:
+            raise InvalidInputError(
+                f"parameters of step {number} of {file} are not an object",
+                field=f"steps[{number}].parameters",
+                remedy=_REMEDY,
+            ) from error
+    return recipe
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return where two recipes differ, as (path, value in the first, value in the second).
+
+    Steps are compared by the name of their pass, long lists of units by what one has and the other
+    has not; what is missing is an empty text.
+    """
+    return list(_differences("", _by_pass(one), _by_pass(other)))
+
+
+def _by_pass(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content with its steps as a mapping, numbered where a pass comes again."""
+    steps: dict[str, Any] = {}
+    for step in content["steps"]:
+        name, count = step["pass_name"], 2
+        while name in steps:
+            name, count = f"{step['pass_name']}#{count}", count + 1
+        steps[name] = step.get("parameters", {})
+    return {**content, "steps": steps}
+
+
+def _differences(path: str, one: Any, other: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in dict.fromkeys([*one, *other]):
+            inner = f"{path}.{key}" if path else str(key)
+            yield from _differences(inner, one.get(key, _MISSING), other.get(key, _MISSING))
+    elif one != other:
+        if (
+            isinstance(one, list)
+            and isinstance(other, list)
+            and max(len(one), len(other)) > _LONG_LIST
+        ):
+            yield path, _against(one, other), _against(other, one)
+        else:
+            yield path, _text(one), _text(other)
+
+
+_MISSING = object()
+
+
+def _against(values: list[Any], others: list[Any]) -> str:
+    """Return how long a list is, and the first of what only it has."""
+    own = [value for value in values if value not in others]
+    shown = ", ".join(str(value) for value in own[:_LONG_LIST])
+    more = ", ..." if len(own) > _LONG_LIST else ""
+    return f"{len(values)} entries" + (f", only here: {shown}{more}" if own else "")
+
+
+def _text(value: Any) -> str:
+    if value is _MISSING:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

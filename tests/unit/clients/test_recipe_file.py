@@ -1,0 +1,91 @@
+"""`recipe.json` read, refused and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tightfit.errors import InvalidInputError
+from tightfit.recipe_file import differences, read_recipe_file, recipe_of
+from tightfit.result_file import recipe_content
+
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "source_digest": "ab" * 32,
+    "seed": 3,
+    "target": "board",
+    "output_format": "tflite",
+    "steps": [
+        {"pass_name": "structured_pruning", "parameters": {"keep": {"conv1": list(range(12))}}},
+        {"pass_name": "recovery", "parameters": {"epochs": 2.5, "max_seconds": None}},
+    ],
+    "tool_versions": {"torch": "2.13"},
+    "architecture": ["conv1 Conv 16x3x3x3"],
+}
+
+
+def written(folder: Path, content: Any) -> Path:
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_recipe_survives_the_wire_and_the_file(tmp_path: Path) -> None:
+    recipe = read_recipe_file(written(tmp_path, RECIPE))
+    assert recipe_content(recipe) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"steps": "none"}, "steps"),
+        ({"steps": [{"parameters": {}}]}, "steps[0].pass_name"),
+        ({"steps": [{"pass_name": "x", "parameters": [1]}]}, "steps[0].parameters"),
+        ({"magic": 1}, "magic"),
+        ({"output_format": "gif"}, "output_format"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_by_its_key(
+    tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        read_recipe_file(written(tmp_path, {**RECIPE, **change}))
+    assert caught.value.field == field
+    assert caught.value.remedy
+
+
+def test_files_that_hold_no_recipe_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot read"):
+        read_recipe_file(tmp_path / "nothing.json")
+    with pytest.raises(InvalidInputError, match="not a recipe"):
+        read_recipe_file(written(tmp_path, [1]))
+    (tmp_path / "text.json").write_text("{")
+    with pytest.raises(InvalidInputError, match="not JSON"):
+        read_recipe_file(tmp_path / "text.json")
+    with pytest.raises(InvalidInputError, match="no version"):
+        read_recipe_file(written(tmp_path, {k: v for k, v in RECIPE.items() if k != "version"}))
+
+
+def test_differences_name_the_step_and_the_units() -> None:
+    keep = {"conv1": [*range(11), 15]}
+    other = {
+        **RECIPE,
+        "seed": 4,
+        "steps": [
+            {"pass_name": "structured_pruning", "parameters": {"keep": keep}},
+            {"pass_name": "low_rank", "parameters": {"nodes": {"fc": {"rank": 8}}}},
+        ],
+    }
+    found = {path: (one, two) for path, one, two in differences(RECIPE, other)}
+    assert found["seed"] == ("3", "4")
+    assert found["steps.structured_pruning.keep.conv1"] == (
+        "12 entries, only here: 11",
+        "12 entries, only here: 15",
+    )
+    assert found["steps.low_rank"][0] == ""
+    assert "steps.recovery" in found
+    assert differences(RECIPE, json.loads(json.dumps(RECIPE))) == []
+    assert recipe_of(RECIPE) == recipe_of(json.loads(json.dumps(RECIPE)))
