@@ -6,15 +6,17 @@ section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import ModelProto, NodeProto
 
 from tightfit_service.application.ports import PassContext
+from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.graph.batch_norm import fold_batch_norms
@@ -30,6 +32,7 @@ from tightfit_service.graph.structure import (
     set_initializer,
     tensor_shapes,
 )
+from tightfit_service.passes.activation_values import activations
 from tightfit_service.passes.number_formats import INTEGER_FORMATS
 
 _HOMOGENEOUS = frozenset(
@@ -48,10 +51,12 @@ _HOMOGENEOUS = frozenset(
 )
 """f(s x) = s f(x) for every channel and s > 0, so that a scale passes through. Clip (ReLU6) is not:
 chains end there. Reshape and Squeeze are, where the channels stay in front."""
+_ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "PRelu"})
 _SWEEPS = 30
 _SETTLED = 1e-3
 _LARGEST_SCALE = 32.0
-"""More would turn the bias of a channel of tiny weights into the range of the whole tensor."""
+"""Of a channel, over all sweeps."""
+_OBSERVED_SAMPLES = 128
 _TINY = 1e-20
 
 
@@ -61,6 +66,32 @@ class _Pair:
 
     first: NodeProto
     second: NodeProto
+    between: str
+    """The first product's output behind its activation."""
+
+
+@dataclass(kw_only=True)
+class _Channels:
+    """State of the channels between two products.
+
+    Attributes:
+        reach: Largest magnitude of each channel, as it is now.
+        limit: Largest of them all at the start, which no channel may come to exceed: activations
+            share one scale per tensor, and must not lose what weights gain.
+        total: What each channel has been divided by so far.
+    """
+
+    reach: npt.NDArray[np.float64]
+    limit: float
+    total: npt.NDArray[np.float64]
+
+    def bounded(self, scales: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the scales so far as they are allowed, and count them in."""
+        least = self.reach / self.limit if self.limit > _TINY else np.zeros_like(scales)
+        wanted = np.clip(self.total * np.maximum(scales, least), 1 / _LARGEST_SCALE, _LARGEST_SCALE)
+        allowed = wanted / self.total
+        self.total, self.reach = wanted, self.reach / allowed
+        return allowed
 
 
 class EqualizationPass:
@@ -68,7 +99,9 @@ class EqualizationPass:
 
     Output channels of a product are divided, and input channels of the next one multiplied, by the
     scale that gives both the same largest weight; depthwise chains are swept until nothing moves.
-    It helps where weights have one scale per tensor. BatchNorm is folded on the way.
+    It helps where weights have one scale per tensor. No channel comes to exceed the largest one of
+    its tensor, as seen on calibration samples, or else by its bias: where the paper absorbs large
+    biases into the next layer, channels are scaled less here. BatchNorm is folded on the way.
     """
 
     name = "equalization"
@@ -105,9 +138,8 @@ class EqualizationPass:
         Raises:
             InvalidRequestError: As `check`.
         """
-        del context
         self.check(graph, parameters)
-        model = fold_batch_norms(load_model(graph))
+        model = onnx.shape_inference.infer_shapes(fold_batch_norms(load_model(graph)))
         constants = initializers(model)
         pairs = _pairs(model)
         values = {
@@ -115,8 +147,11 @@ class EqualizationPass:
             for pair in pairs
             for name in (*_parameters(pair.first), *_parameters(pair.second))
         }
+        channels = _channels(model, pairs, context.calibration, values)
         for _ in range(_SWEEPS):
-            moved = max((_equalize(pair, values) for pair in pairs), default=0.0)
+            moved = max(
+                (_equalize(pair, values, channels[pair.first.name]) for pair in pairs), default=0.0
+            )
             if moved < _SETTLED:
                 break
         for name, value in values.items():
@@ -141,13 +176,15 @@ def _pairs(model: ModelProto) -> list[_Pair]:
     for node in model.graph.node:
         if not is_free(node) or constants[node.input[1]].ndim < 2:
             continue
-        current = node
+        current, between = node, node.output[0]
         while current.output[0] not in outputs and len(readers.get(current.output[0], ())) == 1:
             current = readers[current.output[0]][0]
             if not _passes_scale(current, shapes, constants):
                 break
+            if current.op_type in _ACTIVATIONS and between == current.input[0]:
+                between = current.output[0]
         if current is not node and is_free(current) and current.input[0] not in constants:
-            pair = _Pair(first=node, second=current)
+            pair = _Pair(first=node, second=current, between=between)
             if _is_aligned(pair, constants, shapes):
                 found.append(pair)
     return found
@@ -183,7 +220,38 @@ def _is_aligned(pair: _Pair, constants: Mapping[str, Array], shapes: Mapping[str
     return shape[1] % channels == 0
 
 
-def _equalize(pair: _Pair, values: dict[str, Array]) -> float:
+def _channels(
+    model: ModelProto,
+    pairs: Sequence[_Pair],
+    calibration: Samples | None,
+    values: Mapping[str, Array],
+) -> dict[str, _Channels]:
+    """Return the channels behind each first product, with the magnitudes they reach."""
+    reaches: dict[str, npt.NDArray[np.float64]] = {}
+    for pair in pairs:
+        count = len(_by_output(pair.first, values[pair.first.input[1]]))
+        bias = np.zeros(1)
+        if len(pair.first.input) > 2 and pair.first.input[2]:
+            bias = values[pair.first.input[2]].reshape(-1)
+        reaches[pair.first.name] = np.abs(np.broadcast_to(bias, count)).astype(np.float64)
+    if calibration is not None and len(calibration):
+        samples = calibration.take(range(min(_OBSERVED_SAMPLES, len(calibration))))
+        seen: dict[str, npt.NDArray[np.float64]] = {}
+        names = {pair.between for pair in pairs}
+        for batch in activations(model, samples, names=names):
+            for name, found in batch.items():
+                rows = np.moveaxis(np.abs(found), 1, 0).reshape(found.shape[1], -1)
+                seen[name] = np.maximum(seen.get(name, 0.0), rows.max(axis=1))
+        reaches.update(
+            {pair.first.name: seen[pair.between] for pair in pairs if pair.between in seen}
+        )
+    return {
+        name: _Channels(reach=reach, limit=float(reach.max()), total=np.ones(len(reach)))
+        for name, reach in reaches.items()
+    }
+
+
+def _equalize(pair: _Pair, values: dict[str, Array], channels: _Channels) -> float:
     """Scale one pair in `values`; return the largest change as a logarithm."""
     first, second = pair.first, pair.second
     ahead = _by_output(first, values[first.input[1]])
@@ -193,7 +261,7 @@ def _equalize(pair: _Pair, values: dict[str, Array]) -> float:
     scales = np.ones(len(ahead))
     alive = (ranges_ahead > _TINY) & (ranges_behind > _TINY)
     scales[alive] = np.sqrt(ranges_ahead[alive] / ranges_behind[alive])
-    scales = np.clip(scales, 1 / _LARGEST_SCALE, _LARGEST_SCALE)
+    scales = channels.bounded(scales)
     values[first.input[1]] = _output_scaled(first, values[first.input[1]], 1 / scales)
     if len(first.input) > 2 and first.input[2]:
         bias = values[first.input[2]]

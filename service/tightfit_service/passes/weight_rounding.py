@@ -14,6 +14,9 @@ _CLIP_STEPS = 40
 """Candidate scales, from the largest weight down to a third of it."""
 _SMALLEST_CLIP = 0.33
 _TINY = 1e-30
+_WEAKEST_CHANNEL = 2.0**-20
+"""Smallest scale, as a share of the largest. Channels that folding has all but switched off would
+otherwise have biases of more steps than int32 counts."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +48,9 @@ def round_weight(weight: Array, *, axis: int | None, bits: int) -> RoundedWeight
     """Round weights to integers of 4 or 8 bits.
 
     int8 spans the largest weight by 127 steps. Of int4, whose 16 levels are few, each channel has
-    the scale with the least squared error of rounding and clipping (-8 to 7), which is what
-    "ACIQ" (Banner et al., NeurIPS 2019) derives from a model of the distribution.
+    the scale with the least squared error of rounding and clipping (-8 to 7), which
+    R. Banner et al., "Post training 4-bit quantization of convolutional networks for rapid-deployment"
+    (NeurIPS 2019), derive from a model of the distribution and which is searched for here.
 
     Args:
         weight: Any shape.
@@ -56,7 +60,8 @@ def round_weight(weight: Array, *, axis: int | None, bits: int) -> RoundedWeight
     rows = np.asarray(weight, dtype=np.float64)
     moved = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0)
     flat = moved.reshape(len(moved), -1)
-    peaks = np.maximum(np.abs(flat).max(axis=1), _TINY)
+    peaks = np.abs(flat).max(axis=1)
+    peaks = np.maximum(peaks, max(_WEAKEST_CHANNEL * peaks.max(), _TINY))
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     scales = peaks / high
     if bits < 8:

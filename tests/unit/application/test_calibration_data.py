@@ -55,5 +55,5 @@ def test_black_background_is_no_saturation() -> None:
 
 def test_normalisation_that_did_not_work_is_told() -> None:
     check = InputCheck(is_normalised=True)
-    assert "reaches 255" in notes_on(np.round(IMAGES * 254.5 + 0.5), check)
+    assert "reaches 255" in notes_on(np.rint(IMAGES * 254).astype(np.float32) + 1, check)
     assert "check scale, mean and std" in notes_on(IMAGES / 255, InputCheck(is_normalised=True))

@@ -13,6 +13,7 @@ from tightfit_service.application.ports import PassContext, QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat, Runtime
+from tightfit_service.passes.activation_values import Observer
 from tightfit_service.passes.equalization import EqualizationPass
 from tightfit_service.passes.quantization import StaticQuantizationPass
 
@@ -28,8 +29,11 @@ def weights(graph: bytes) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.f
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def uneven(seed: int = 0) -> onnx.ModelProto:
-    """A depthwise chain whose channels differ by factors of hundreds, as folded BatchNorm leaves them."""
+def uneven(seed: int = 0, *, bias: float = 1.0) -> onnx.ModelProto:
+    """A depthwise chain whose channels differ by factors of hundreds, as folded BatchNorm leaves them.
+
+    Biases are multiplied by `bias`.
+    """
     b = Builder(seed)
     x = b.conv("stem", b.input("input", (3, 8, 8)), 3, 8)
     x = b.conv("dw", x, 8, 8, groups=8)
@@ -43,6 +47,7 @@ def uneven(seed: int = 0) -> onnx.ModelProto:
         factors = 10 ** np.random.default_rng(seed + number).uniform(-2.0, 0.5, size=size)
         for part, shape in (("w", (-1, 1, 1, 1)), ("b", (-1,))):
             value = b.constants[f"{name}.{part}"] * factors.reshape(shape)
+            value = value * bias if part == "b" else value
             b.constants[f"{name}.{part}"] = value.astype(np.float32)
     return b.model({x: (5,)})
 
@@ -60,7 +65,7 @@ def test_networks_compute_the_same(name: str) -> None:
 
 
 def test_ranges_of_a_chain_meet() -> None:
-    found = weights(applied(uneven()))
+    found = weights(applied(uneven(bias=0.0)))
     stem = np.abs(found["stem.w"]).max(axis=(1, 2, 3))
     depthwise = np.abs(found["dw.w"]).max(axis=(1, 2, 3))
     point = np.abs(found["point.w"]).max(axis=(0, 2, 3))
@@ -69,6 +74,29 @@ def test_ranges_of_a_chain_meet() -> None:
     ahead = np.abs(found["point.w"]).max(axis=(1, 2, 3))
     dense = np.abs(found["fc.w"].reshape(5, 12, 16)).max(axis=(0, 2))
     assert np.allclose(ahead, dense, rtol=0.02)
+
+
+@pytest.mark.parametrize("with_samples", [False, True])
+def test_no_channel_outgrows_its_tensor(with_samples: bool) -> None:
+    """A channel of next to no weight and a large bias must not become the range of all."""
+    model = uneven()
+    for tensor in model.graph.initializer:
+        if tensor.name in {"stem.w", "stem.b"}:
+            values = numpy_helper.to_array(tensor).copy()
+            values[2] = 1e-6 if tensor.name == "stem.w" else 0.9 * np.abs(values).max()
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    inputs = random_inputs(model, batch=32)
+    samples = Samples(stored=inputs["input"], labels=None) if with_samples else None
+    graph = PASS.apply(model.SerializeToString(), {}, PassContext(calibration=samples))
+    before, after = weights(model.SerializeToString()), weights(graph)
+    if not with_samples:
+        assert np.abs(after["stem.b"]).max() <= 1.001 * np.abs(before["stem.b"]).max()
+    else:
+        peaks = []
+        for data in (model, onnx.load_from_string(graph)):
+            observer = Observer(onnx.shape_inference.infer_shapes(data), ["stem.relu_out"])
+            peaks.append(observer.run(inputs)["stem.relu_out"].max())
+        assert peaks[1] <= 1.001 * peaks[0]
 
 
 def test_one_scale_per_tensor_loses_less() -> None:

@@ -221,7 +221,8 @@ def _mean(model: onnx.ModelProto, samples: Samples, name: str) -> npt.NDArray[np
     observer = Observer(model, [name])
     feeds = next(iter(samples.feed_batches(len(samples), [model.graph.input[0].name])))[0]
     values = observer.run(feeds)[name]
-    return values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+    mean = values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+    return np.asarray(mean, dtype=np.float64)
 
 
 def test_several_inputs_are_calibrated() -> None:
