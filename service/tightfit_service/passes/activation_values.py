@@ -106,7 +106,11 @@ class Observer:
         options.add_session_config_entry("session.x64quantprecision", "1")
         self._names = list(names)
         self._session = ort.InferenceSession(
-            observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            observed.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            # Up to 1.31 it moves pairs of opset 21 so that the graph is no longer valid.
+            disabled_optimizers=["QDQPropagationTransformer"],
         )
 
     def run(self, feeds: Feeds) -> dict[str, npt.NDArray[np.float32]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import ModelProto, NodeProto, version_converter
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
@@ -19,6 +21,7 @@ from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.batch_norm import fold_batch_norms
 from tightfit_service.graph.fusion import PRODUCTS
+from tightfit_service.graph.model_file import copy_model
 from tightfit_service.graph.structure import (
     consumers,
     default_opset,
@@ -36,6 +39,10 @@ _PER_CHANNEL_OPSET = 13
 _NARROW_OPSET = 21
 """From which QuantizeLinear and DequantizeLinear are defined for int16 and int4."""
 _NARROW_IR = 10
+_OWN_DOMAIN = "com.microsoft"
+_NO_LOG = 4
+_STATE = ort.capi.onnxruntime_pybind11_state
+_REFUSALS = (RuntimeError, _STATE.Fail, _STATE.InvalidGraph, _STATE.NotImplemented)
 _INT4_HALF_RANGE = 7.5
 """The library spreads a symmetric range over all 15 steps of int4."""
 
@@ -107,6 +114,8 @@ def with_qdq(
     asymmetric (int8 or int16), biases int32. Nodes keep their names; a Relu or Clip whose clipping
     the integers of the node before it do anyway is dropped.
 
+    Where onnxruntime refuses the standard pairs it gets those of its own domain, `com.microsoft`.
+
     Args:
         model: As from `prepared_for_qdq`; it is not changed.
         formats: Per node name; nodes that are missing, or in float, are left alone.
@@ -118,37 +127,71 @@ def with_qdq(
         for node in model.graph.node
         if formats.get(node.name) in INTEGER_FORMATS and node.op_type in QUANTIZABLE
     ]
-    copy = ModelProto()
-    copy.CopyFrom(model)
     if not chosen:
-        return copy
+        return copy_model(model)
     spans: dict[str, Any] = {
         name: (np.float32(span.low), np.float32(span.high)) for name, span in ranges.items()
     }
+    options = {
+        "WeightSymmetric": True,
+        "ActivationSymmetric": False,
+        "TensorQuantOverrides": {
+            **_activation_overrides(model, formats),
+            **_weight_overrides(model, formats, per_channel=per_channel),
+        },
+    }
+    result = _quantized(model, chosen, spans, options, per_channel=per_channel)
+    if not _is_loadable(result):
+        options["UseQDQContribOps"] = True
+        result = _quantized(model, chosen, spans, options, per_channel=per_channel)
+    return result
+
+
+def needs_onnxruntime(model: ModelProto) -> bool:
+    """Whether a model has QDQ pairs that only onnxruntime knows."""
+    return any(node.domain == _OWN_DOMAIN for node in model.graph.node)
+
+
+def _quantized(
+    model: ModelProto,
+    chosen: list[str],
+    spans: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    per_channel: bool,
+) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
     quantizer = QDQQuantizer(
         copy,
         per_channel,
         False,  # noqa: FBT003 - the library's order: all 8 bits of the weights
         QuantType.QInt8,
         QuantType.QInt8,
-        TensorsData(CalibrationMethod.MinMax, spans),
+        TensorsData(CalibrationMethod.MinMax, dict(spans)),
         chosen,
         [],
         sorted(QUANTIZABLE),
-        {
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "TensorQuantOverrides": {
-                **_activation_overrides(model, formats),
-                **_weight_overrides(model, formats, per_channel=per_channel),
-            },
-        },
+        # The library takes entries out of what it is given.
+        deepcopy(dict(options)),
     )
     quantizer.quantize_model()
     result: ModelProto = quantizer.model.model
     # The library appends its nodes at the end.
     replace_nodes(result.graph, sorted_model_nodes(result))
     return result
+
+
+def _is_loadable(model: ModelProto) -> bool:
+    """Whether onnxruntime loads a model; up to 1.31 it moves some QDQ pairs of opset 21 wrongly."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _NO_LOG
+    options.intra_op_num_threads = 1
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except _REFUSALS:
+        return False
+    return True
 
 
 def _activation_type(node: NodeProto, formats: Mapping[str, NumberFormat]) -> QuantType | None:

@@ -23,7 +23,12 @@ from tightfit_service.passes.activation_values import activations, checked_input
 from tightfit_service.passes.bias_correction import corrected, with_biases
 from tightfit_service.passes.half_precision import to_float16, with_bfloat16_weights
 from tightfit_service.passes.number_formats import INTEGER_FORMATS, formats_by_node
-from tightfit_service.passes.qdq import activation_types, prepared_for_qdq, with_qdq
+from tightfit_service.passes.qdq import (
+    activation_types,
+    needs_onnxruntime,
+    prepared_for_qdq,
+    with_qdq,
+)
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -154,6 +159,11 @@ def _in_integers(
         model = with_biases(model)
     spans = calibrated_ranges(model, formats, calibration, settings, ranges)
     result = with_qdq(model, formats, spans, per_channel=settings.per_channel)
+    if needs_onnxruntime(result):
+        notes.append(
+            "the file needs onnxruntime: QDQ pairs are of its own domain, com.microsoft, for it "
+            "refuses the standard ones here"
+        )
     if settings.bias_correction:
         result, skipped = corrected(result, model, calibration)
         if skipped:

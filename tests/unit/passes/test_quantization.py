@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -187,6 +188,22 @@ def test_a_node_takes_the_nodes_fused_into_it_along() -> None:
     assert reader.op_type == "QuantizeLinear"
     assert types[reader.input[2]] == onnx.TensorProto.INT16
     assert activation_types(model) == {onnx.TensorProto.INT8, onnx.TensorProto.INT16}
+
+
+@pytest.mark.parametrize("name", ["plain_cnn", "padded_shortcut", "channels_last_head"])
+def test_one_layer_in_few_bits_gives_a_file_that_loads(name: str) -> None:
+    """onnxruntime 1.31 refuses standard pairs of opset 21 next to a float Slice, pool or Transpose."""
+    model = NETWORKS[name](0)
+    samples = samples_for(model)
+    for layer in quantizable_nodes(model):
+        settings = QuantizationSettings(
+            number_format=NumberFormat.FLOAT32, node_formats={layer: NumberFormat.INT4}
+        )
+        result = PASS.quantize(model.SerializeToString(), calibration=samples, settings=settings)
+        session = ort.InferenceSession(result.graph, providers=["CPUExecutionProvider"])
+        assert session.get_outputs()
+        domains = {node.domain for node in load_model(result.graph).graph.node}
+        assert ("com.microsoft" in domains) == any("needs onnxruntime" in n for n in result.notes)
 
 
 def test_int16_tensors_are_never_clipped() -> None:
