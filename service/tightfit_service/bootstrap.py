@@ -37,6 +37,7 @@ from tightfit_service.application.journal import EventHub
 from tightfit_service.application.ports import (
     ArtifactStore,
     Emulator,
+    GraphPass,
     NetworkPass,
     NodePass,
     TargetCatalogue,
@@ -256,24 +257,36 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
     from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
     from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+    from tightfit_service.adapters.formats.any_import import AnyImporter
     from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+    from tightfit_service.adapters.formats.tflite_import import TfliteImporter
     from tightfit_service.adapters.training.torch_trainer import TorchTrainer
     from tightfit_service.graph.profile import OnnxGraphInspector
+    from tightfit_service.passes.clustering import ClusteringPass
+    from tightfit_service.passes.depth_pruning import DepthPruningPass
+    from tightfit_service.passes.equalization import EqualizationPass
     from tightfit_service.passes.low_rank import LowRankPass
+    from tightfit_service.passes.precision import PrecisionPass
     from tightfit_service.passes.quantization import StaticQuantizationPass
+    from tightfit_service.passes.resolution import ResolutionPass
+    from tightfit_service.passes.sparsity import SparsityPass
     from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1)
     cache_dir = settings.data_dir / "cache"
-    node_passes: dict[str, NodePass] = {item.name: item for item in (LowRankPass(),)}
-    network_passes: dict[str, NetworkPass] = {}
+    importer = AnyImporter(
+        importers={ModelFormat.ONNX: OnnxImporter(), ModelFormat.TFLITE: TfliteImporter()}
+    )
+    node_passes: list[NodePass] = [LowRankPass(), PrecisionPass(), SparsityPass(), ClusteringPass()]
+    network_passes: list[NetworkPass] = [ResolutionPass(), DepthPruningPass()]
+    graph_passes: list[GraphPass] = [*node_passes, *network_passes, EqualizationPass()]
     return WorkHandlers(
-        importer=OnnxImporter(),
+        importer=importer,
         recipes=RecipeWork(
             steps=GraphSteps(
-                pruning=StructuredPruningPass(), passes={**node_passes, **network_passes}
+                pruning=StructuredPruningPass(), passes={item.name: item for item in graph_passes}
             ),
             inspector=OnnxGraphInspector(),
             trainer=TorchTrainer(threads=threads),
@@ -286,8 +299,8 @@ def build_handlers(settings: Settings) -> WorkHandlers:
                 ModelFormat.TFLITE: LitertEvaluator(threads=threads),
             },
         ),
-        node_passes=node_passes,
-        network_passes=network_passes,
+        node_passes={item.name: item for item in node_passes},
+        network_passes={item.name: item for item in network_passes},
         datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
         cache_dir=cache_dir,
     )

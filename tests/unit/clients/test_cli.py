@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -356,7 +357,7 @@ def test_a_recipe_is_applied_to_its_own_target_and_format(
     (folder / "newer.onnx").write_bytes(b"newer weights")
     again = ("apply", "out/recipe.json", "newer.onnx", "--data", "dataset.yaml")
     assert run(*again, "--max-latency", "18ms", "-o", "again") == 0
-    request = fake.state.created[-1]
+    request: Any = fake.state.created[-1]
     assert [step.pass_name for step in request.recipe.steps]
     assert request.spec.hardware_target == "hardwareTargets/nucleo-h7a3zi-q"
     assert request.spec.budget.max_latency_ms == 18
