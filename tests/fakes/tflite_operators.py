@@ -694,3 +694,31 @@ OPERATORS: Mapping[str, Callable[[], bytes]] = {
     "attention": attention,
 }
 """Files by what they prove."""
+
+
+def quantized_block(*, relu_implied: bool = False) -> bytes:
+    """An int8 convolution with one scale per channel, pooled, and a dense layer."""
+    net = Net()
+    source = net.quantize(net.tensor([1, 6, 6, 3], np.int8), 1 / 255, -128)
+    net.graph.inputs.append(source)
+    codes = net.rng.integers(-127, 128, (4, 3, 3, 3))
+    scales = np.array([0.004, 0.005, 0.006, 0.007], dtype=np.float32)
+    weights = net.quantize(net.constant(codes, np.int8), scales, [0] * 4)
+    bias = net.quantize(
+        net.constant(net.rng.integers(-900, 900, 4), np.int32), scales / 255, [0] * 4
+    )
+    window = {"strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+    options = {"padding": schema.Padding.SAME, **window}
+    image = net.add(
+        "CONV_2D", [source, weights, bias], "Conv2DOptions", outputs=[np.int8], **options
+    )
+    net.quantize(image, 0.02, -128 if relu_implied else -10)
+    pooled = net.add(
+        "MEAN", [image, net.ints(1, 2)], "ReducerOptions", outputs=[np.int8], keepDims=False
+    )
+    net.quantize(pooled, 0.02, -128 if relu_implied else -10)
+    matrix = net.quantize(net.constant(net.rng.integers(-127, 128, (5, 4)), np.int8), 0.005)
+    offset = net.quantize(net.constant(np.zeros(5), np.int32), 0.0001)
+    inputs = [pooled, matrix, offset]
+    out = net.add("FULLY_CONNECTED", inputs, "FullyConnectedOptions", outputs=[np.int8])
+    return net.build(net.quantize(out, 0.02, 3))

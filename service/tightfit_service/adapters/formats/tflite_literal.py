@@ -106,7 +106,7 @@ def literal_graph(graph: TfliteGraph) -> LiteralGraph:
         listed = "; ".join(failures[:_LISTED])
         more = f"; and {len(failures) - _LISTED} more" if len(failures) > _LISTED else ""
         raise invalid(
-            f"ONNX has no counterpart of {listed}{more}",
+            f"operators that cannot be translated to ONNX: {listed}{more}",
             remedy="replace these operators in the model, or convert the part before them",
         )
     model = _model(graph, translation, outputs)

@@ -110,8 +110,8 @@ class TfliteTensor:
         if self.type == Type.INT4:
             pairs = np.frombuffer(self.data, dtype=np.int8)
             both = np.stack([(pairs << 4).astype(np.int8) >> 4, pairs >> 4], axis=-1)
-            values: npt.NDArray[np.int8] = both.reshape(-1)[: math.prod(self.shape)]
-            return values.reshape(self.shape)
+            values: npt.NDArray[Any] = np.asarray(both.reshape(-1)[: math.prod(self.shape)])
+            return np.reshape(values, self.shape)
         flat: npt.NDArray[Any] = np.frombuffer(self.data, dtype=_NUMPY_TYPES[self.type])
         return flat.reshape(self.shape)
 
@@ -166,6 +166,15 @@ class TfliteGraph:
             if any(item >= 0 and self.tensors[item].is_integer_code for item in edges):
                 return True
         return False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether an operator rounds what it computes, or its inputs, to integers."""
+        return self.is_quantized or any(
+            self.tensors[item].is_integer_code
+            for operator in self.operators
+            for item in operator.outputs
+        )
 
 
 def _type_name(number: int) -> str:

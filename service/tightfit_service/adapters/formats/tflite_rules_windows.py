@@ -308,9 +308,9 @@ def _resize(t: Translation, op: TfliteOperator) -> None:
 
 
 def _scale(before: int, after: int) -> np.float32:
-    """Return the least float32 scale, next to the exact one, that gives the wanted size."""
+    """Return the float32 scale next to the exact one that gives the wanted size, rounded down."""
     scale = np.float32(after / before)
-    while int(np.floor(np.float32(before) * scale)) < after:
+    while int(before * float(scale)) < after:
         scale = np.nextafter(scale, np.float32(np.inf))
     return scale
 
