@@ -150,7 +150,7 @@ def patches(
         index.append((start * stride).reshape(-1, *[1] * len(kernel)) + taps_at)
     last = np.moveaxis(padded, 1, -1)
     found = last[(sample.reshape(-1, *[1] * len(kernel)), *index)]
-    return np.moveaxis(found, -1, 1).reshape(len(flat), -1).astype(np.float64)
+    return np.asarray(np.moveaxis(found, -1, 1).reshape(len(flat), -1), dtype=np.float64)
 
 
 def explicit_pads(
