@@ -126,7 +126,7 @@ def test_constants_in_nodes_and_repeated_ones_are_found() -> None:
 
 def test_constants_of_tflite_files_are_found() -> None:
     rng = np.random.default_rng(0)
-    arrays = [rng.integers(-9, 9, (8, 3, 3, 16)).astype(np.int8), rng.normal(size=(10, 64)).astype(np.float32)]  # fmt: skip
+    arrays: list[Any] = [rng.integers(-9, 9, (8, 3, 3, 16)).astype(np.int8), rng.normal(size=(10, 64)).astype(np.float32)]  # fmt: skip
     data = tflite_file(*arrays)
     found = find_constants(data, TFLITE)
     assert sorted(data[item.start : item.end] for item in found) == sorted(
