@@ -122,20 +122,22 @@ def _chosen(
 
 
 def _runnable(file: TfliteFile, operator: object, asked: NumberFormat) -> NumberFormat:
-    if asked in FLOATS:
-        return asked
-    tensors = (*operator.inputs, *operator.outputs)  # type: ignore[attr-defined]
-    if not any(int(item) >= 0 and is_float(file, int(item)) for item in tensors):
+    inputs = [int(item) for item in operator.inputs]  # type: ignore[attr-defined]
+    outputs = [int(item) for item in operator.outputs]  # type: ignore[attr-defined]
+    computes = any(item >= 0 and is_float(file, item) for item in (*inputs, *outputs))
+    if asked in FLOATS or not computes:
         return asked
     name = file.operator_name(operator)
-    kernel = KERNELS.get(name)
+    kernel, slots = KERNELS.get(name), WEIGHTED.get(name)
     if kernel is None or not kernel.version(asked):
         return NumberFormat.FLOAT32
-    slots = WEIGHTED.get(name)
-    if asked is NumberFormat.INT4 and slots is not None:
-        weight = file.constant(int(operator.inputs[slots.weight]))  # type: ignore[attr-defined]
-        return asked if kernel.int4 and weight is not None else NumberFormat.INT8
-    return asked
+    if slots is not None and file.constant(inputs[slots.weight]) is None:
+        return asked if name == "FULLY_CONNECTED" else NumberFormat.FLOAT32
+    # Integer division by a computed number has no answer where that is rounded to zero.
+    if name == "DIV" and file.constant(inputs[1]) is None:
+        return NumberFormat.FLOAT32
+    is_narrow = asked is NumberFormat.INT4 and slots is not None
+    return NumberFormat.INT8 if is_narrow and not kernel.int4 else asked
 
 
 def _keep_movement_in_float(file: TfliteFile, formats: list[NumberFormat]) -> None:

@@ -161,7 +161,9 @@ class Rewriter:
         name = file.operator_name(operator)
         weight = file.constant(inputs[slots.weight])
         bias_at = inputs[slots.bias] if len(inputs) > slots.bias else -1
-        bias = file.constant(bias_at) if bias_at >= 0 else None
+        found = file.constant(bias_at) if bias_at >= 0 else None
+        # Converters leave axes of size 1 in some.
+        bias = None if found is None else found.reshape(-1)
         source = self._stored_input(inputs[slots.data])
         assert weight is not None
         bits = 4 if number_format is NumberFormat.INT4 else 8
