@@ -12,8 +12,8 @@ from fakes.tflite_files import image_sum
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.application.ports import Evaluator
-from tightfit_service.application.samples import Samples
-from tightfit_service.domain.dataset import Layout, Preprocess
+from tightfit_service.application.samples import Samples, StoredInput
+from tightfit_service.domain.dataset import Layout, MetricName, Preprocess
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError
 from tightfit_service.domain.quantities import wilson_accuracy
 
@@ -126,3 +126,59 @@ def test_other_shapes_are_refused(case: Case) -> None:
 def test_what_is_no_model_is_refused(case: Case, data: bytes) -> None:
     with pytest.raises(InvalidModelError):
         case.evaluator.outputs(data, np.zeros((1, *SHAPE), np.float32))
+
+
+def two_input_file() -> bytes:
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"], name="flat"),
+        helper.make_node("Concat", ["flat", "facts"], ["joined"], name="join", axis=1),
+        helper.make_node("Gemm", ["joined", "w"], ["y"], name="dense", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "two",
+        [
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, 2, 2]),
+            helper.make_tensor_value_info("facts", TensorProto.FLOAT, ["n", 2]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(TWO_WEIGHTS, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+TWO_WEIGHTS = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32)
+
+
+def test_several_inputs_are_fed_by_name() -> None:
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(11, 1, 2, 2)).astype(np.float32)
+    facts = rng.normal(size=(11, 2)).astype(np.float32)
+    expected = np.concatenate([image.reshape(11, 4), facts], axis=1) @ TWO_WEIGHTS.T
+    evaluator = OnnxRuntimeEvaluator(batch_size=4)
+    found = evaluator.outputs(two_input_file(), {"facts": facts, "image": image})
+    assert np.allclose(found, expected, atol=1e-5)
+    labels = rng.integers(0, 3, 11)
+    given = Samples(
+        stored=image,
+        labels=labels,
+        input_name="image",
+        others={"facts": StoredInput(stored=facts, layout=Layout.ANY)},
+    )
+    right = int((expected.argmax(axis=1) == labels).sum())
+    assert evaluator.evaluate(two_input_file(), given) == wilson_accuracy(right, 11)
+    for wrong in (image, {"image": image}, {"image": image, "fact": facts}):
+        with pytest.raises(InvalidDatasetError, match="the given inputs"):
+            evaluator.outputs(two_input_file(), wrong)
+
+
+def test_the_declared_metric_is_what_counts(case: Case) -> None:
+    given = samples()
+    scores = expected_scores(given)
+    own = case.evaluator.evaluate(case.file, given.judged(scores, MetricName.SQNR))
+    assert own.value > 0.999
+    other = scores + np.random.default_rng(0).normal(size=scores.shape).astype(np.float32)
+    share = 1 - np.square(scores - other).mean() / np.square(other).mean()
+    found = case.evaluator.evaluate(case.file, given.judged(other, MetricName.SQNR))
+    assert found.value == pytest.approx(max(share, 0.0), abs=1e-3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tightfit_service.domain.dataset import Layout, MetricName, Preprocess
+from tightfit_service.domain.dataset import Layout, MetricName, Preprocess, Task
 from tightfit_service.domain.errors import InvalidDatasetError
 
 FloatArray = npt.NDArray[np.float32]
@@ -73,6 +73,7 @@ class Samples:
         model_layout: Order of axes that the working graph's input wants: NCHW for images, ANY as is.
         name: For messages: the split this came from.
         metric: What accuracy on these samples means.
+        task: What the model's first output is.
         input_name: Which of the model's inputs `stored` feeds; may be empty where there is one.
         others: The model's further inputs by name, as many samples each.
     """
@@ -84,12 +85,19 @@ class Samples:
     model_layout: Layout = Layout.NCHW
     name: str = ""
     metric: MetricName = MetricName.TOP1
+    task: Task = Task.CLASSIFICATION
     input_name: str = ""
     others: Mapping[str, StoredInput] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return int(self.stored.shape[0])
+
+    @property
+    def class_labels(self) -> IntArray | None:
+        """Labels that a loss over class scores can use, of samples or pixels, or None."""
+        has_scores = self.task in {Task.CLASSIFICATION, Task.SEGMENTATION}
+        return self.labels if has_scores and self.metric.has_class_labels else None
 
     @property
     def first(self) -> StoredInput:

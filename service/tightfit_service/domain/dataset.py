@@ -61,6 +61,11 @@ class MetricName(enum.StrEnum):
         """Whether labels are class indices, of samples or of pixels."""
         return not self.is_fidelity and not self.is_error
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether labels are class indices of pixels."""
+        return self is MetricName.MIOU
+
 
 class Layout(enum.StrEnum):
     """Order of the axes of the stored inputs; ANY is for inputs that are no images."""
@@ -77,6 +82,23 @@ class SplitName(enum.StrEnum):
     CALIBRATION = "calibration"
     SELECTION = "selection"
     EVALUATION = "evaluation"
+
+
+METRICS_OF_TASK: Mapping[Task, tuple[MetricName, ...]] = {
+    Task.CLASSIFICATION: (
+        MetricName.TOP1,
+        MetricName.TOP5,
+        MetricName.F1,
+        MetricName.AUC,
+        MetricName.AGREEMENT,
+        MetricName.SQNR,
+    ),
+    Task.SEGMENTATION: (MetricName.MIOU, MetricName.AGREEMENT, MetricName.SQNR),
+    Task.REGRESSION: (MetricName.MSE, MetricName.MAE, MetricName.SQNR),
+    Task.RECONSTRUCTION: (MetricName.MSE, MetricName.MAE, MetricName.AUC, MetricName.SQNR),
+}
+"""What can be declared for a task, its default first. AUC of a reconstruction takes the error of
+each sample as the score for its label 1 (anomaly detection)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,15 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tightfit_service.adapters.datasets.fit import check_against_model, model_layout_of
+from tightfit_service.adapters.datasets.fit import check_inputs, in_model_order
+from tightfit_service.adapters.datasets.labels import check_labels, own_labels, read_labels
 from tightfit_service.adapters.datasets.manifest import (
     WHOLE_ARCHIVE_KEY,
     near_names,
@@ -27,8 +29,8 @@ from tightfit_service.adapters.datasets.npy_source import (
 )
 from tightfit_service.adapters.datasets.splits import drawn, halves, held_out
 from tightfit_service.application.ports import ImportedModel
-from tightfit_service.application.samples import IntArray, Samples
-from tightfit_service.domain.dataset import DatasetManifest, SplitName, SplitSpec
+from tightfit_service.application.samples import IntArray, LabelArray, Samples
+from tightfit_service.domain.dataset import DatasetManifest, SplitName, SplitSpec, Task
 from tightfit_service.domain.errors import InvalidDatasetError
 
 _MANIFEST_NAME = "manifest.json"
@@ -62,7 +64,7 @@ class ArchiveDatasetReader:
         """Check the archive's structure and return its manifest; of arrays only headers are read."""
         contents = self._contents(archive)
         for spec in contents.manifest.splits.values():
-            for name in (spec.input, spec.label):
+            for name in (*spec.input_arrays.values(), spec.label):
                 if name:
                     contents.header(name)
         return contents.manifest
@@ -139,8 +141,9 @@ class _Contents:
 
     def _field_of(self, array: str) -> str:
         for split, spec in self.manifest.splits.items():
-            if spec.input == array:
-                return f"splits.{split}.input"
+            for name, given in spec.input_arrays.items():
+                if given == array:
+                    return f"splits.{split}.input.{name}".rstrip(".")
             if spec.label == array:
                 return f"splits.{split}.label"
         return "splits"
@@ -179,57 +182,63 @@ def _content_seed(members: Mapping[str, zipfile.ZipInfo]) -> int:
 def _load_split(
     contents: _Contents, name: str, spec: SplitSpec, model: ImportedModel | None
 ) -> Samples:
-    stored = contents.array(spec.input)
-    if stored.ndim < 2 or stored.shape[0] == 0 or stored.size == 0:
+    manifest = contents.manifest
+    stored = {key: _input_array(contents, name, key, spec) for key in spec.input_arrays}
+    lengths = {key: len(array) for key, array in stored.items()}
+    count = next(iter(lengths.values()))
+    if any(length != count for length in lengths.values()):
         raise InvalidDatasetError(
-            f"the {name} split is empty: its input array has shape {stored.shape}",
+            f"the inputs of the {name} split differ in length: "
+            + ", ".join(f"{key!r} has {length} samples" for key, length in lengths.items()),
             field=f"splits.{name}.input",
-            remedy="give an array of shape (samples, ...) with at least one sample",
+            remedy="give the same samples for every input",
         )
-    labels = _labels(contents, name, spec) if spec.label else None
-    if labels is not None and len(labels) != len(stored):
+    inputs = in_model_order(stored, manifest, model, split=name)
+    (first_name, first), *others = inputs.items()
+    samples = Samples(
+        stored=first.stored,
+        labels=None,
+        preprocess=first.preprocess,
+        layout=first.layout,
+        model_layout=first.model_layout,
+        name=name,
+        metric=manifest.metric,
+        task=manifest.task,
+        input_name=first_name,
+        others=dict(others),
+    )
+    check_inputs(samples, model)
+    labels = _labels(contents, samples, spec)
+    if labels is not None and len(labels) != count:
         raise InvalidDatasetError(
-            f"the {name} split has {len(stored)} inputs but {len(labels)} labels",
+            f"the {name} split has {count} inputs but {len(labels)} labels",
             field=f"splits.{name}.label",
             remedy="give one label for each sample",
         )
-    manifest = contents.manifest
-    samples = Samples(
-        stored=stored,
-        labels=labels,
-        preprocess=manifest.preprocess,
-        layout=manifest.layout,
-        model_layout=model_layout_of(stored, manifest.layout, model),
-        name=name,
-    )
-    check_against_model(samples, model)
+    samples = replace(samples, labels=labels)
+    check_labels(samples, model)
     return samples
 
 
-def _labels(contents: _Contents, name: str, spec: SplitSpec) -> IntArray:
-    labels = contents.array(spec.label)
-    field = f"splits.{name}.label"
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1:
+def _input_array(
+    contents: _Contents, split: str, name: str, spec: SplitSpec
+) -> npt.NDArray[np.generic]:
+    stored = contents.array(spec.input_arrays[name])
+    if stored.ndim < 2 or stored.shape[0] == 0 or stored.size == 0:
         raise InvalidDatasetError(
-            f"the labels of the {name} split have shape {labels.shape}, not (samples,)",
-            field=field,
-            remedy="give class indices; labels.argmax(axis=1) makes them from one-hot rows",
+            f"the {split} split is empty: its input array has shape {stored.shape}",
+            field=f"splits.{split}.input.{name}".rstrip("."),
+            remedy="give an array of shape (samples, ...) with at least one sample",
         )
-    if labels.dtype.kind not in "ui":
-        raise InvalidDatasetError(
-            f"the labels of the {name} split have type {labels.dtype}, not an integer type",
-            field=field,
-            remedy="labels.astype('int64') if they are class indices",
-        )
-    if labels.dtype.kind == "u" and labels.size and int(labels.max()) > np.iinfo(np.int64).max:
-        raise InvalidDatasetError(
-            f"a label of the {name} split is {int(labels.max())}",
-            field=field,
-            remedy="give class indices from 0",
-        )
-    return np.asarray(labels, dtype=np.int64)
+    return stored
+
+
+def _labels(contents: _Contents, samples: Samples, spec: SplitSpec) -> LabelArray | None:
+    """Return the labels that the split names; a reconstruction's are its inputs otherwise."""
+    metric, task = contents.manifest.metric, contents.manifest.task
+    if spec.label:
+        return read_labels(contents.array(spec.label), split=samples.name, metric=metric)
+    return own_labels(samples) if task is Task.RECONSTRUCTION and metric.is_error else None
 
 
 class PackedDataset:
@@ -270,7 +279,9 @@ class PackedDataset:
                 remedy="give at least 2 samples, better some hundreds",
             )
         if train is not None:
-            stay, out = held_out(len(train), train.labels, rng)
+            is_dense = train.metric.is_dense or not train.metric.has_class_labels
+            classes = None if is_dense else train.labels
+            stay, out = held_out(len(train), classes, rng)
             self._splits[SplitName.EVALUATION] = evaluation
             self._splits[SplitName.TRAIN] = self._part(train, stay, SplitName.TRAIN)
             self._splits[SplitName.SELECTION] = self._part(train, out, SplitName.SELECTION)
@@ -290,14 +301,15 @@ class PackedDataset:
         )
 
     def _part(self, samples: Samples, indices: IntArray, split: SplitName) -> Samples:
-        labels = None if samples.labels is None else samples.labels[indices]
-        return Samples(
+        return replace(
+            samples,
             stored=self._taken(samples.stored, indices),
-            labels=labels,
-            preprocess=samples.preprocess,
-            layout=samples.layout,
-            model_layout=samples.model_layout,
+            labels=None if samples.labels is None else samples.labels[indices],
             name=split.value,
+            others={
+                name: replace(item, stored=self._taken(item.stored, indices))
+                for name, item in samples.others.items()
+            },
         )
 
     def _taken(self, stored: npt.NDArray[np.generic], indices: IntArray) -> npt.NDArray[np.generic]:

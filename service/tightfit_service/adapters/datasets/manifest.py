@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from tightfit_service.domain.dataset import (
+    METRICS_OF_TASK,
     CalibrationSpec,
     DatasetManifest,
+    InputSpec,
     Layout,
     MetricName,
     Preprocess,
@@ -70,15 +72,63 @@ def parse_manifest(text: bytes) -> DatasetManifest:
             field="version",
             remedy="pack the dataset with a client of the service's version",
         )
+    task = _choice(Task, root.get("task", Task.CLASSIFICATION.value), "task")
+    metric = _metric(root.get("metric"), task)
+    splits = _splits(root.get("splits"), task, metric)
+    names = {name for spec in splits.values() for name in spec.inputs}
+    layout, preprocess = root.get("layout", Layout.NCHW.value), root.get("preprocess", {})
     return DatasetManifest(
         arrays=_arrays(root.get("arrays")),
-        splits=_splits(root.get("splits")),
-        task=_choice(Task, root.get("task", Task.CLASSIFICATION.value), "task"),
-        layout=_choice(Layout, root.get("layout", Layout.NCHW.value), "layout"),
-        preprocess=_preprocess(root.get("preprocess", {})),
-        metric=_choice(MetricName, root.get("metric", MetricName.TOP1.value), "metric"),
+        splits=splits,
+        task=task,
+        layout=Layout.NCHW if isinstance(layout, dict) else _choice(Layout, layout, "layout"),
+        preprocess=Preprocess()
+        if _is_per_input(preprocess, names)
+        else _preprocess(preprocess, "preprocess"),
+        metric=metric,
         calibration=_calibration(root.get("calibration", {})),
+        inputs=_inputs(names, layout, preprocess),
     )
+
+
+def _metric(value: Any, task: Task) -> MetricName:
+    offered = METRICS_OF_TASK[task]
+    if value is None:
+        return offered[0]
+    metric = _choice(MetricName, value, "metric")
+    if metric not in offered:
+        raise InvalidDatasetError(
+            f"metric {value!r} is not offered for the task {task.value!r}",
+            field="metric",
+            remedy="use " + ", ".join(repr(item.value) for item in offered),
+        )
+    return metric
+
+
+def _is_per_input(value: Any, names: Collection[str]) -> bool:
+    """Whether `preprocess` says something for each input, and not the same for all."""
+    return isinstance(value, dict) and bool(names) and bool(value) and set(value) <= set(names)
+
+
+def _inputs(names: Collection[str], layout: Any, preprocess: Any) -> dict[str, InputSpec]:
+    """Return layout and preprocessing of single inputs, where the manifest names them."""
+    layouts = layout if isinstance(layout, dict) else {}
+    if layouts:
+        _known_keys(layouts, names, "layout")
+    processes = preprocess if _is_per_input(preprocess, names) else {}
+    if not layouts and not processes:
+        return {}
+    common = Layout.NCHW if isinstance(layout, dict) else _choice(Layout, layout, "layout")
+    general = Preprocess() if processes else _preprocess(preprocess, "preprocess")
+    return {
+        name: InputSpec(
+            layout=_choice(Layout, layouts[name], f"layout.{name}") if name in layouts else common,
+            preprocess=_preprocess(processes[name], f"preprocess.{name}")
+            if name in processes
+            else general,
+        )
+        for name in sorted(names)
+    }
 
 
 def near_names(wanted: str, known: Collection[str]) -> str:
@@ -164,28 +214,10 @@ def _arrays(value: Any) -> dict[str, str]:
     return dict(arrays)
 
 
-def _splits(value: Any) -> dict[str, SplitSpec]:
+def _splits(value: Any, task: Task, metric: MetricName) -> dict[str, SplitSpec]:
     splits = _mapping(value, "splits")
     _known_keys(splits, _GIVEN_SPLITS, "splits")
-    result: dict[str, SplitSpec] = {}
-    for name, entry in splits.items():
-        where = f"splits.{name}"
-        spec = _mapping(entry, where)
-        _known_keys(spec, {"input", "label"}, where)
-        for key in ("input", "label"):
-            if not isinstance(spec.get(key, ""), str):
-                raise InvalidDatasetError(
-                    f"{where}.{key} must be the name of an array",
-                    field=f"{where}.{key}",
-                    remedy="models with one input are supported; give one array name",
-                )
-        if not spec.get("input"):
-            raise InvalidDatasetError(
-                f"{where} names no input array",
-                field=f"{where}.input",
-                remedy="name the array that holds the inputs",
-            )
-        result[name] = SplitSpec(input=spec["input"], label=spec.get("label", ""))
+    result = {name: _split(entry, f"splits.{name}") for name, entry in splits.items()}
     evaluation = result.get(SplitName.EVALUATION.value)
     if evaluation is None:
         raise InvalidDatasetError(
@@ -193,13 +225,59 @@ def _splits(value: Any) -> dict[str, SplitSpec]:
             field="splits.evaluation",
             remedy="add one that no sample of the training split is in",
         )
-    if not evaluation.label:
+    is_own_label = task is Task.RECONSTRUCTION and metric.is_error
+    if not evaluation.label and not metric.is_fidelity and not is_own_label:
+        wanted = "class indices" if metric.has_class_labels else "values"
         raise InvalidDatasetError(
-            "the evaluation split has no labels, which top1 needs",
+            f"the evaluation split has no labels, which {metric.value} needs",
             field="splits.evaluation.label",
-            remedy="name the array of class indices",
+            remedy=f"name the array of {wanted}, or judge by metric: agreement without labels",
+        )
+    named = {frozenset(spec.input_arrays) for spec in result.values()}
+    if len(named) > 1:
+        raise InvalidDatasetError(
+            "the splits name different inputs",
+            field="splits.train.input",
+            remedy="name the same inputs of the model in every split",
         )
     return result
+
+
+def _split(value: Any, where: str) -> SplitSpec:
+    spec = _mapping(value, where)
+    _known_keys(spec, {"input", "label"}, where)
+    label = spec.get("label", "")
+    if not isinstance(label, str):
+        raise InvalidDatasetError(
+            f"{where}.label must be the name of an array",
+            field=f"{where}.label",
+            remedy="labels are about the model's first output; give one array name",
+        )
+    given = spec.get("input", "")
+    if isinstance(given, dict):
+        for name, array in given.items():
+            if not name or not isinstance(array, str) or not array:
+                raise InvalidDatasetError(
+                    f"{where}.input.{name} must be the name of an array",
+                    field=f"{where}.input.{name}",
+                    remedy="map each of the model's input names to an array name",
+                )
+        if given:
+            return SplitSpec(inputs=dict(given), label=label)
+    elif not isinstance(given, str):
+        raise InvalidDatasetError(
+            f"{where}.input must be the name of an array, not {_kind(given)}",
+            field=f"{where}.input",
+            remedy="for a model with one input give one array name, for several a mapping of "
+            "the model's input names to array names",
+        )
+    if not given:
+        raise InvalidDatasetError(
+            f"{where} names no input array",
+            field=f"{where}.input",
+            remedy="name the array that holds the inputs",
+        )
+    return SplitSpec(input=given, label=label)
 
 
 def _calibration(value: Any) -> CalibrationSpec:
@@ -222,22 +300,22 @@ def _calibration(value: Any) -> CalibrationSpec:
     return CalibrationSpec(source=source, count=count)
 
 
-def _preprocess(value: Any) -> Preprocess:
-    spec = _mapping(value, "preprocess")
-    _known_keys(spec, {"scale", "mean", "std"}, "preprocess")
-    scale = _number(spec.get("scale", 1.0), "preprocess.scale")
+def _preprocess(value: Any, where: str) -> Preprocess:
+    spec = _mapping(value, where)
+    _known_keys(spec, {"scale", "mean", "std"}, where)
+    scale = _number(spec.get("scale", 1.0), f"{where}.scale")
     if scale == 0:
         raise InvalidDatasetError(
-            "preprocess.scale is 0, which makes all inputs equal",
-            field="preprocess.scale",
+            f"{where}.scale is 0, which makes all inputs equal",
+            field=f"{where}.scale",
             remedy="leave it out, or give 1/255 (0.00392157) to map bytes to [0, 1]",
         )
-    mean = _numbers(spec.get("mean", []), "preprocess.mean")
-    std = _numbers(spec.get("std", []), "preprocess.std")
+    mean = _numbers(spec.get("mean", []), f"{where}.mean")
+    std = _numbers(spec.get("std", []), f"{where}.std")
     if any(item <= 0 for item in std):
         raise InvalidDatasetError(
-            "preprocess.std has a value that is not positive",
-            field="preprocess.std",
+            f"{where}.std has a value that is not positive",
+            field=f"{where}.std",
             remedy="give the standard deviation per channel, above 0",
         )
     return Preprocess(scale=scale, mean=mean, std=std)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from tightfit_service.adapters.evaluation.top1 import evaluate_top1
+from tightfit_service.adapters.evaluation.metrics import evaluate_metric
 from tightfit_service.application.samples import FloatArray, ModelInputs, Samples
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError
 from tightfit_service.domain.quantities import Accuracy
@@ -51,9 +51,9 @@ class LitertEvaluator:
         return LitertRunner(data, threads=self._threads).run(inputs)[0]
 
     def evaluate(self, data: bytes, samples: Samples) -> Accuracy:
-        """Return top-1 accuracy over the samples."""
+        """Return the metric that the samples declare."""
         runner = LitertRunner(data, threads=self._threads)
-        return evaluate_top1(lambda inputs: runner.run(inputs)[0], samples, batch_size=_BATCH)
+        return evaluate_metric(lambda inputs: runner.run(inputs)[0], samples, batch_size=_BATCH)
 
 
 class LitertRunner:

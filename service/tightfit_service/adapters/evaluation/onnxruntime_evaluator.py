@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from tightfit_service.adapters.evaluation.top1 import evaluate_top1
-from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.adapters.evaluation.metrics import evaluate_metric
+from tightfit_service.application.samples import FloatArray, ModelInputs, Samples
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError
 from tightfit_service.domain.quantities import Accuracy
 
@@ -50,14 +51,19 @@ def load_session(data: bytes, *, threads: int) -> Any:
         ) from error
 
 
-def run_session(session: Any, inputs: FloatArray) -> list[npt.NDArray[np.float32]]:
-    """Return all outputs of a loaded file with one input for one batch.
+def run_session(session: Any, inputs: ModelInputs) -> list[npt.NDArray[np.float32]]:
+    """Return all outputs of a loaded file for one batch.
+
+    Args:
+        session: From `load_session`.
+        inputs: The array of the only input, or arrays by the names of the inputs.
 
     Raises:
         InvalidModelError: The file does not run.
     """
     try:
-        outputs = session.run(None, {session.get_inputs()[0].name: inputs})
+        feeds = inputs if isinstance(inputs, Mapping) else {session.get_inputs()[0].name: inputs}
+        outputs = session.run(None, dict(feeds))
     except _RUNTIME_ERRORS as error:
         raise InvalidModelError(
             "onnxruntime cannot run the file", field="model", remedy="check its operators"
@@ -78,19 +84,19 @@ class OnnxRuntimeEvaluator:
         self._threads = threads
         self._batch_size = batch_size
 
-    def outputs(self, data: bytes, inputs: FloatArray) -> npt.NDArray[np.float32]:
+    def outputs(self, data: bytes, inputs: ModelInputs) -> npt.NDArray[np.float32]:
         """Return the first output for a batch of float inputs, shape (n, ...).
 
         Raises:
             InvalidModelError: The file does not load or does not run.
-            InvalidDatasetError: The inputs' shape is not the model's.
+            InvalidDatasetError: The inputs' names or shapes are not the model's.
         """
         return _Runner(data, self._threads, self._batch_size).run(inputs)
 
     def evaluate(self, data: bytes, samples: Samples) -> Accuracy:
-        """Return top-1 accuracy over the samples."""
+        """Return the metric that the samples declare."""
         runner = _Runner(data, self._threads, self._batch_size)
-        return evaluate_top1(runner.run, samples, batch_size=self._batch_size)
+        return evaluate_metric(runner.run, samples, batch_size=self._batch_size)
 
 
 class _Runner:
@@ -98,46 +104,65 @@ class _Runner:
 
     def __init__(self, data: bytes, threads: int, batch_size: int) -> None:
         self._session = load_session(data, threads=threads)
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1:
-            raise InvalidModelError(
-                f"the model has {len(inputs)} inputs; evaluation feeds exactly one",
-                field="model",
-                remedy="export it with a single input",
-            )
-        self._input = inputs[0]
-        batch = self._input.shape[0] if self._input.shape else None
-        self._fixed_batch = batch if isinstance(batch, int) and batch > 0 else None
+        self._inputs = self._session.get_inputs()
+        sizes = [item.shape[0] if item.shape else None for item in self._inputs]
+        fixed = [size for size in sizes if isinstance(size, int) and size > 0]
+        self._fixed_batch = fixed[0] if fixed else None
         self._batch_size = self._fixed_batch or batch_size
 
-    def run(self, inputs: FloatArray) -> npt.NDArray[np.float32]:
-        """Return the first output for all inputs."""
-        wanted = self._input.shape
-        fits = inputs.ndim == len(wanted) and all(
-            not isinstance(size, int) or size <= 0 or size == given
-            for given, size in zip(inputs.shape[1:], wanted[1:], strict=True)
-        )
-        if not fits:
-            raise InvalidDatasetError(
-                f"inputs have shape {inputs.shape[1:]}, the model's {self._input.name!r} {wanted[1:]}",
-                field="dataset",
-                remedy="check layout and array shapes",
-            )
+    def run(self, inputs: ModelInputs) -> npt.NDArray[np.float32]:
+        """Return the first output for all samples."""
+        feeds = self._feeds(inputs)
+        count = len(next(iter(feeds.values())))
         parts = [
-            self._run_batch(inputs[start : start + self._batch_size])
-            for start in range(0, len(inputs), self._batch_size)
+            self._run_batch({n: v[start : start + self._batch_size] for n, v in feeds.items()})
+            for start in range(0, count, self._batch_size)
         ]
         return np.concatenate(parts)
 
-    def _run_batch(self, batch: FloatArray) -> npt.NDArray[np.float32]:
-        count = len(batch)
+    def _feeds(self, inputs: ModelInputs) -> dict[str, FloatArray]:
+        """Return the inputs by the file's names, checked against its shapes."""
+        given = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        names = [item.name for item in self._inputs]
+        if len(names) == 1 and len(given) == 1:
+            given = {names[0]: next(iter(given.values()))}
+        if set(given) != set(names):
+            raise InvalidDatasetError(
+                f"the given inputs are {sorted(given)}, the model's {sorted(names)}",
+                field="dataset",
+                remedy="name an array for each of the model's inputs",
+            )
+        for item in self._inputs:
+            _check_shape(given[item.name], item)
+        return {name: given[name] for name in names}
+
+    def _run_batch(self, batch: dict[str, FloatArray]) -> npt.NDArray[np.float32]:
+        count = len(next(iter(batch.values())))
         if self._fixed_batch and count < self._fixed_batch:
-            batch = np.concatenate([batch, np.repeat(batch[:1], self._fixed_batch - count, axis=0)])
+            missing = self._fixed_batch - count
+            batch = {
+                n: np.concatenate([v, np.repeat(v[:1], missing, axis=0)]) for n, v in batch.items()
+            }
         output = run_session(self._session, batch)[0]
-        if output.ndim == 0 or len(output) != len(batch):
+        expected = self._fixed_batch or count
+        if output.ndim == 0 or len(output) != expected:
             raise InvalidModelError(
-                f"the first output has shape {output.shape} for {len(batch)} samples",
+                f"the first output has shape {output.shape} for {expected} samples",
                 field="model",
                 remedy="its first axis must be the batch",
             )
         return output[:count]
+
+
+def _check_shape(values: FloatArray, item: Any) -> None:
+    wanted = item.shape
+    fits = values.ndim == len(wanted) and all(
+        not isinstance(size, int) or size <= 0 or size == given
+        for given, size in zip(values.shape[1:], wanted[1:], strict=True)
+    )
+    if not fits:
+        raise InvalidDatasetError(
+            f"inputs have shape {values.shape[1:]}, the model's {item.name!r} {wanted[1:]}",
+            field="dataset",
+            remedy="check layout and array shapes",
+        )

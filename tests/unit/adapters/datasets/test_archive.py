@@ -301,7 +301,7 @@ def test_models_with_several_inputs_or_one_score_are_refused(tmp_path: Path) -> 
 
 def test_negative_labels_are_refused_without_a_model(tmp_path: Path) -> None:
     path = pack(tmp_path / "d.zip", changed(test_y=np.full(20, -1)))
-    with pytest.raises(InvalidDatasetError, match="negative"):
+    with pytest.raises(InvalidDatasetError, match="below 0"):
         ArchiveDatasetReader().open(path, model=None)
 
 

@@ -9,7 +9,17 @@ import pytest
 
 from fakes.packed_datasets import manifest
 from tightfit_service.adapters.datasets.manifest import parse_manifest
-from tightfit_service.domain.dataset import CalibrationSpec, Layout, Preprocess, SplitSpec
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.domain.dataset import (
+    METRICS_OF_TASK,
+    CalibrationSpec,
+    DatasetManifest,
+    InputSpec,
+    Layout,
+    Preprocess,
+    SplitSpec,
+    Task,
+)
 from tightfit_service.domain.errors import InvalidDatasetError
 
 
@@ -55,7 +65,26 @@ def test_a_training_split_may_be_unlabelled() -> None:
         ({"version": 2}, "version", "client"),
         ({"version": True}, "version", "client"),
         ({"task": "clasification"}, "task", "'classification'"),
-        ({"metric": "top5"}, "metric", "'top1'"),
+        ({"metric": "top2"}, "metric", "'top1'"),
+        ({"metric": "miou"}, "metric", "'top1'"),
+        ({"metric": "top1", "task": "segmentation"}, "metric", "'miou'"),
+        ({"layout": {"image": "NCHW"}}, "layout.image", "there are none"),
+        ({"splits": {"evaluation": {"input": {}, "label": "c"}}}, "splits.evaluation.input", ""),
+        (
+            {"splits": {"evaluation": {"input": {"a": 3}, "label": "c"}}},
+            "splits.evaluation.input.a",
+            "array name",
+        ),
+        (
+            {
+                "splits": {
+                    "train": {"input": {"a": "x"}},
+                    "evaluation": {"input": {"a": "x", "b": "y"}, "label": "c"},
+                }
+            },
+            "splits.train.input",
+            "every split",
+        ),
         ({"arrays": {}}, "arrays", ".npz"),
         ({"arrays": []}, "arrays", ""),
         ({"arrays": {"*": "arrays/../x.npz"}}, "arrays.*", ""),
@@ -104,3 +133,45 @@ def test_what_is_no_json_object_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidDatasetError) as caught:
         parse_manifest(text)
     assert caught.value.field == "manifest.json"
+
+
+TWO_INPUTS = {
+    "train": {"input": {"image": "a", "facts": "b"}, "label": "c"},
+    "evaluation": {"input": {"image": "d", "facts": "e"}, "label": "f"},
+}
+
+
+def test_several_inputs_are_read_with_what_is_said_of_each() -> None:
+    found = parse(
+        splits=TWO_INPUTS,
+        layout={"image": "NHWC", "facts": "ANY"},
+        preprocess={"image": {"scale": 0.5}},
+    )
+    assert found.splits["train"].input_arrays == {"image": "a", "facts": "b"}
+    assert found.input_spec("image") == InputSpec(
+        layout=Layout.NHWC, preprocess=Preprocess(scale=0.5)
+    )
+    assert found.input_spec("facts") == InputSpec(layout=Layout.ANY)
+    assert from_plain(DatasetManifest, to_plain(found)) == found
+
+
+def test_what_is_said_once_holds_for_all_inputs() -> None:
+    found = parse(splits=TWO_INPUTS, layout="NHWC", preprocess={"scale": 0.5})
+    for name in ("image", "facts"):
+        expected = InputSpec(layout=Layout.NHWC, preprocess=Preprocess(scale=0.5))
+        assert found.input_spec(name) == expected
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_every_task_has_a_metric_of_its_own(task: Task) -> None:
+    document = manifest(task=task.value)
+    del document["metric"]
+    assert parse_manifest(json.dumps(document).encode()).metric is METRICS_OF_TASK[task][0]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("reconstruction", "mse"), ("classification", "agreement")]
+)
+def test_labels_may_be_left_out_where_the_metric_has_its_own(task: str, metric: str) -> None:
+    found = parse(task=task, metric=metric, splits={"evaluation": {"input": "x"}})
+    assert found.splits["evaluation"].label == ""
