@@ -252,7 +252,7 @@ def _transpose_conv(
         net = Net()
         source = net.input(1, 5, 4, 3)
         inputs = [net.ints(1, *out, 6), net.weights(6, size, size, 3), source]
-        settings = {"padding": padding, "strideH": stride, "strideW": stride}
+        settings: dict[str, Any] = {"padding": padding, "strideH": stride, "strideW": stride}
         return net.build(net.add("TRANSPOSE_CONV", inputs, "TransposeConvOptions", **settings))
 
     return make
@@ -356,7 +356,7 @@ def _matmul(*, adj_x: bool = False, adj_y: bool = False) -> Callable[[], bytes]:
         net = Net()
         left = net.input(1, 2, 4, 3) if adj_x else net.input(1, 2, 3, 4)
         right = net.input(1, 2, 5, 4) if adj_y else net.input(1, 2, 4, 5)
-        settings = {"adjX": adj_x, "adjY": adj_y}
+        settings: dict[str, Any] = {"adjX": adj_x, "adjY": adj_y}
         return net.build(net.add("BATCH_MATMUL", [left, right], "BatchMatMulOptions", **settings))
 
     return make

@@ -30,13 +30,14 @@ from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
     ModelLimits,
     check_bounds,
+    copy_model,
     invalid,
     load_model,
     save_model,
     shown,
 )
 from tightfit_service.graph.normal_form import check_inputs
-from tightfit_service.graph.structure import Array, first_line
+from tightfit_service.graph.structure import Array, first_line, remove_dead_code
 
 _COMPARED_SAMPLES = 2
 _OPERATORWISE_SAMPLES = 2
@@ -99,8 +100,9 @@ class TfliteImporter:
         literal = literal_graph(source)
         check_bounds(literal.model, limits=self._limits)
         check_inputs(literal.model)
-        rewritten = save_model(channels_first(literal.model, literal.shapes))
-        imported = self._onnx.import_model(rewritten)
+        alive = copy_model(literal.model)
+        remove_dead_code(alive)
+        imported = self._onnx.import_model(save_model(channels_first(alive, literal.shapes)))
         rng = np.random.default_rng(0)
         samples = [_random(source.tensors[index], rng) for index in source.inputs]
         _compared(literal, imported.graph, samples)

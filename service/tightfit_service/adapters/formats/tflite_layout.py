@@ -300,6 +300,17 @@ class _Layout:
         self._emit(node, inputs, [order])
         return True
 
+    def _gather(self, node: NodeProto) -> bool:
+        """Positions along one axis, from a constant vector."""
+        order = self._foreign_home(node.input[0])
+        positions = self._constants.get(node.input[1])
+        if order is None or positions is None or positions.ndim != 1:
+            return False
+        axis = int(attribute(node, "axis", 0)) % len(order)
+        copy = self._emit(node, [self._view(node.input[0], order), node.input[1]], [order])
+        set_attribute(copy, "axis", order.index(axis))
+        return True
+
     def _reshape(self, node: NodeProto) -> bool:
         """Where only axes of size 1 are out of order, memory is not: no Transpose is needed."""
         name = node.input[0]
@@ -334,6 +345,7 @@ class _Layout:
             _reduction,
         ),
         **dict.fromkeys(("ArgMax", "ArgMin"), _reduction),
+        "Gather": _gather,
         "Pad": _pad,
         "Slice": _slice,
         "Reshape": _reshape,

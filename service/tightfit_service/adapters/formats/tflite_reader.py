@@ -129,7 +129,9 @@ class TfliteTensor:
             shape = [1] * codes.ndim
             shape[self.quantization.axis] = -1
             scales, zeros = scales.reshape(shape), zeros.reshape(shape)
-        return ((codes.astype(np.int64) - zeros).astype(np.float64) * scales).astype(np.float32)
+        return np.asarray(
+            (codes.astype(np.int64) - zeros).astype(np.float64) * scales, dtype=np.float32
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

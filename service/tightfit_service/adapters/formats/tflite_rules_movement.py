@@ -27,7 +27,34 @@ def _reshape(t: Translation, op: TfliteOperator) -> None:
     if value is not None:
         t.bind(op, t.constant(value.reshape(t.output(op).shape)))
         return
+    picked = _picked_channels(t, op)
+    if picked is not None:
+        t.bind(op, picked)
+        return
     t.bind(op, t.reshape(t.read(op), t.shape(op), t.output(op).shape))
+
+
+def _picked_channels(t: Translation, op: TfliteOperator) -> str | None:
+    """Return a Gather along axis 1 where the file moves it to the front and back by reshapes.
+
+    So litert-torch spells `index_select`. With a batch of 1 no Transpose is needed; with a free one
+    the reshapes would mix samples and channels.
+    """
+    gather = t.producer(op.inputs[0])
+    if gather is None or gather.kind != "GATHER_ND":
+        return None
+    front, positions = t.producer(gather.inputs[0]), t.value(gather, 1)
+    if front is None or front.kind != "RESHAPE" or positions is None:
+        return None
+    source, picked = t.shape(front), t.output(op).shape
+    if len(source) < 2 or source[0] != 1 or positions.shape[1:] != (1,):
+        return None
+    if t.output(front).shape != (source[1], 1, *source[2:]):
+        return None
+    if picked != (1, len(positions), *source[2:]):
+        return None
+    chosen = t.constant(positions.reshape(-1), np.int64)
+    return t.node("Gather", [t.read(front), chosen], axis=1)
 
 
 def _transpose(t: Translation, op: TfliteOperator) -> None:
@@ -193,6 +220,11 @@ def _gather(t: Translation, op: TfliteOperator) -> None:
 
 
 def _gather_nd(t: Translation, op: TfliteOperator) -> None:
+    positions = t.value(op, 1)
+    if positions is not None and positions.shape[1:] == (1,):
+        chosen = t.constant(positions.reshape(-1), np.int64)
+        t.bind(op, t.node("Gather", [t.read(op, 0), chosen], axis=0))
+        return
     indices = t.node("Cast", [t.read(op, 1)], to=TensorProto.INT64)
     t.bind(op, t.node("GatherND", [t.read(op, 0), indices]))
 

@@ -132,6 +132,11 @@ def _prelu(t: Translation, op: TfliteOperator) -> None:
 
 def _select(t: Translation, op: TfliteOperator) -> None:
     condition, like = t.shape(op, 0), t.shape(op, 1)
+    fixed = t.value(op, 0)
+    if fixed is not None and fixed.all() and like == t.output(op).shape:
+        # A guard of litert-torch around positions, which marks those out of range by NaN.
+        t.bind(op, t.node("Identity", [t.read(op, 1)]))
+        return
     name = t.read(op, 0)
     if op.kind == "SELECT" and len(condition) == 1 and len(like) > 1:
         name = t.reshape(name, condition, (*condition, *(1,) * (len(like) - 1)))
@@ -185,18 +190,24 @@ class _Reduction:
         rank = len(t.shape(op))
         axes = positive_axes(t.integers(op, 1), rank)
         keep = int(bool(op.options.keepDims))
-        source = t.read(op)
-        if not axes:
-            t.bind(op, t.node("Identity", [source]))
-        elif self._op_type == "ReduceMean" and not keep and (rank, axes) == (4, [1, 2]):
-            # Pooling over the image, as other exporters spell it.
-            pooled = t.node("ReduceMean", [source], axes=axes, keepdims=1)
-            shape = t.shape(op)
-            t.bind(op, t.reshape(pooled, (shape[0], 1, 1, shape[3]), (shape[0], shape[3])))
-        elif self._op_type == "ReduceSum":
-            t.bind(op, t.node("ReduceSum", [source, t.sizes(axes)], keepdims=keep))
-        else:
-            t.bind(op, t.node(self._op_type, [source], axes=axes, keepdims=keep))
+        shape, source = t.shape(op), t.read(op)
+        if rank > 1 and shape[0] == 1 and axes[:1] == [0]:
+            # The batch of 1 goes: what it had is reduced sample by sample.
+            left = self._reduced(t, source, axes[1:], keep) if axes[1:] else source
+            sizes = tuple(size for axis, size in enumerate(shape) if axis not in axes[1:])
+            t.bind(op, left if keep else t.reshape(left, sizes, t.output(op).shape))
+            return
+        pooled = (self._op_type, rank, axes, keep) == ("ReduceMean", 4, [1, 2], 0)
+        result = self._reduced(t, source, axes, 1 if pooled else keep) if axes else source
+        if pooled:
+            # As other exporters spell pooling over the image.
+            result = t.reshape(result, (shape[0], 1, 1, shape[3]), (shape[0], shape[3]))
+        t.bind(op, result)
+
+    def _reduced(self, t: Translation, source: str, axes: Sequence[int], keep: int) -> str:
+        if self._op_type == "ReduceSum":
+            return t.node("ReduceSum", [source, t.sizes(axes)], keepdims=keep)
+        return t.node(self._op_type, [source], axes=list(axes), keepdims=keep)
 
 
 class _LogicalReduction:
@@ -208,9 +219,15 @@ class _LogicalReduction:
     def __call__(self, t: Translation, op: TfliteOperator) -> None:
         """Translate one operator."""
         axes = positive_axes(t.integers(op, 1), len(t.shape(op)))
+        value = t.value(op, 0)
+        if value is not None:
+            found = (np.all if self._op_type == "ReduceMin" else np.any)(value, axis=tuple(axes))
+            t.bind(op, t.constant(found.reshape(t.output(op).shape)))
+            return
         numbers = t.node("Cast", [t.read(op)], to=TensorProto.INT32)
-        found = t.node(self._op_type, [numbers], axes=axes, keepdims=int(bool(op.options.keepDims)))
-        t.bind(op, t.node("Cast", [found], to=TensorProto.BOOL))
+        keep = int(bool(op.options.keepDims))
+        reduced = t.node(self._op_type, [numbers], axes=axes, keepdims=keep)
+        t.bind(op, t.node("Cast", [reduced], to=TensorProto.BOOL))
 
 
 class _ArgExtremum:

@@ -7,6 +7,7 @@ as the real numbers that they stand for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ _ONNX_TYPES: Mapping[int, int] = {
     Type.INT64: TensorProto.INT64,
     Type.BOOL: TensorProto.BOOL,
 }
+_MODULES = re.compile(r"^(?:[a-z_]\w*\.)+(?=[A-Z]\w*$)")
 Activation = schema.ActivationFunctionType
 
 
@@ -71,6 +73,7 @@ class Translation:
         self._taken: set[str] = set(self._tensor_names)
         self._taken_nodes: set[str] = set()
         self._current: TranslatedOperator | None = None
+        self._producers = {edge: item for item in graph.operators for edge in item.outputs}
         for index in graph.inputs:
             self.names[index] = self._tensor_names[index]
 
@@ -114,6 +117,10 @@ class Translation:
     def has(self, operator: TfliteOperator, position: int) -> bool:
         """Whether an optional input is there."""
         return position < len(operator.inputs) and operator.inputs[position] >= 0
+
+    def producer(self, tensor: int) -> TfliteOperator | None:
+        """Return the operator that computes a tensor, or None for inputs and constants."""
+        return self._producers.get(tensor)
 
     def shape(self, operator: TfliteOperator, position: int = 0) -> tuple[int, ...]:
         """Return the declared shape of an input."""
@@ -267,7 +274,8 @@ class Translation:
             return
         tensor = self.graph.tensors[translated.operator.outputs[0]]
         # Converters join the names of all operators that were fused by semicolons.
-        stem = tensor.name.split(";")[0][:_NAME_CHARACTERS] or translated.operator.kind.lower()
+        first = tensor.name.split(";")[0]
+        stem = _short(first)[:_NAME_CHARACTERS] or translated.operator.kind.lower()
         unnamed = [node for node in translated.nodes if not node.name]
         leading = next((node for node in unnamed if node.op_type in _LEADING), None)
         for node in unnamed:
@@ -290,6 +298,12 @@ def _tensor_names(graph: TfliteGraph) -> list[str]:
             given = given.split(";")[0]
         names[index] = _unique(given[:_NAME_CHARACTERS] or f"t{index}", taken)
     return names
+
+
+def _short(name: str) -> str:
+    """Return a name without the Python modules that litert-torch puts before each class."""
+    parts = [_MODULES.sub("", part) for part in name.split("/")]
+    return "/".join(part for part in parts if part != "ChannelLastIOWrapper")
 
 
 def _unique(stem: str, taken: set[str]) -> str:

@@ -108,6 +108,14 @@ class TestLayout:
         assert names["HardSwish"] == "layer/21"
         assert names["Softmax"] == "layer/28"
 
+    def test_module_paths_of_converters_are_left_out_of_names(self) -> None:
+        net = Net()
+        found = dense(net, net.input(1, 4), 4, 3)
+        name = "a_tool.io.ChannelLastIOWrapper/my.net.Head_1/fc.2;other/thing"
+        net.graph.tensors[found].name = name.encode()
+        graph = onnx.load_from_string(importer.import_model(net.build(found)).graph).graph
+        assert [node.name for node in graph.node] == ["Head_1/fc.2"]
+
     def test_channels_can_be_pruned(self) -> None:
         model = importer.import_model(OPERATORS["squeeze excite"]())
         pruning = StructuredPruningPass()
@@ -300,6 +308,37 @@ def test_what_our_exporter_writes_comes_back() -> None:
     pruning = StructuredPruningPass()
     assert len(pruning.space(model.graph).groups) == len(pruning.space(graph).groups)
     assert kinds(model)["Transpose"] == 1
+
+
+class TestFreeBatch:
+    def test_axes_that_hold_the_batch_of_one_are_not_mixed(self) -> None:
+        """LayerNorm and index_select as litert-torch writes them: both touch axis 0."""
+        net = Net()
+        image = conv(net, net.input(1, 4, 4, 3), 6)
+        first = net.add("TRANSPOSE", [image, net.ints(0, 3, 1, 2)])
+        front = net.add("RESHAPE", [first, net.ints(6, 1, 4, 4)])
+        at = net.constant([[5], [0], [3]], np.int32)
+        picked = net.add("GATHER_ND", [front, at], "GatherNdOptions")
+        back = net.add("RESHAPE", [picked, net.ints(1, 3, 4, 4)])
+        mean = net.add("MEAN", [back, net.ints(0, 2, 3)], "ReducerOptions", keepDims=False)
+        spread = net.add("RESHAPE", [mean, net.ints(1, 3, 1, 1)])
+        data = net.build(net.add("SUB", [back, spread], "SubOptions"))
+        model = importer.import_model(data)
+        assert importer.check_parity(data, model.graph, samples(model)) < 1e-5
+        assert kinds(model)["Gather"] == 1
+
+    def test_guards_of_positions_that_are_all_valid_go(self) -> None:
+        net = Net()
+        source = net.input(1, 3, 2)
+        valid = net.constant([[True, True], [True, True], [True, True]], np.bool_)
+        axis = net.ints(1)
+        every = net.add(
+            "REDUCE_ALL", [valid, axis], "ReducerOptions", outputs=[np.bool_], keepDims=True
+        )
+        guarded = [every, source, net.constant(np.float32(np.nan))]
+        chosen = net.add("SELECT_V2", guarded, "SelectV2Options")
+        data = net.build(net.add("RELU", [chosen]))
+        assert kinds(importer.import_model(data)) == {"Relu": 1}
 
 
 def test_equal_files_give_equal_graphs() -> None:
