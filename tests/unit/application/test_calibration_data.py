@@ -32,7 +32,13 @@ def test_values_that_are_not_finite_name_their_sample(bad: float) -> None:
 
 def test_good_samples_have_no_notes() -> None:
     assert notes_on(IMAGES) == ""
-    assert notes_on((IMAGES - 0.5) / 0.25, InputCheck(is_normalised=True, background=-2.0)) == ""
+    assert (
+        notes_on(
+            (IMAGES - np.float32(0.5)) * np.float32(4),
+            InputCheck(is_normalised=True, background=-2.0),
+        )
+        == ""
+    )
 
 
 def test_ranges_that_say_nothing_are_told() -> None:
@@ -55,5 +61,6 @@ def test_black_background_is_no_saturation() -> None:
 
 def test_normalisation_that_did_not_work_is_told() -> None:
     check = InputCheck(is_normalised=True)
-    assert "reaches 255" in notes_on(np.rint(IMAGES * 254).astype(np.float32) + 1, check)
+    pixels = np.rint(IMAGES * 254).astype(np.float32) + np.float32(1)
+    assert "reaches 255" in notes_on(pixels, check)
     assert "check scale, mean and std" in notes_on(IMAGES / 255, InputCheck(is_normalised=True))
