@@ -191,7 +191,9 @@ class CompressionRun:
                 self._form, self._proposer = found
                 missed, has_choice = [], True
         if not has_choice:
-            await self._note("NOT_PRUNABLE", "no channels of this model can be removed")
+            await self._note(
+                "NOT_PRUNABLE", "none of the techniques that may be used can change this model"
+            )
             return
         if missed:
             for note in missed:
@@ -249,8 +251,12 @@ class CompressionRun:
         result = await self._stages.run(
             WorkUnit(
                 kind=VARIANTS,
-                payload={"techniques": list(techniques), "target": to_plain(self._spec.target)},
-                inputs={"graph": self._context.graph_digest},
+                payload={
+                    "model": to_plain(self._facts),
+                    "techniques": list(techniques),
+                    "target": to_plain(self._spec.target),
+                },
+                inputs={"graph": self._context.graph_digest, **self._book.dataset_inputs()},
                 timeout_seconds=UNIT_TIMEOUT_SECONDS,
                 label=f"{self._journal.job.job_id} variants",
             )

@@ -51,6 +51,9 @@ FIRST_PACE = 0.5
 """Share of the quantized model's cost that is tried first when a cost is minimised."""
 
 
+_LEAST_RATE = 0.05
+"""Loss of accuracy per relative error where nothing was lost: errors are never free."""
+
 WAYS_PER_NODE = 3
 """Ways offered to the solver per node, besides the ordinary one."""
 
@@ -358,15 +361,15 @@ class _Way:
 def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_Way]]:
     """Return, per node, a few ways spread from the strongest to the mildest.
 
-    Where accuracy was not measured, the relative error of the node's output stands for the loss.
+    The loss of each is the relative error of its node's output times what such an error cost where
+    accuracy was measured: single measurements are too noisy to tell mild ways apart.
     """
+    rates = _loss_per_error(sensitivity)
     by_node: dict[str, list[_Way]] = {}
     for measured in sensitivity.alternatives:
-        loss = measured.alternative.error
-        if measured.accuracy is not None:
-            loss = max(0.0, sensitivity.reference_accuracy - measured.accuracy)
-        way = _Way(alternative=measured.alternative, loss=loss)
-        by_node.setdefault(measured.alternative.node, []).append(way)
+        choice = measured.alternative
+        way = _Way(alternative=choice, loss=rates.get(choice.pass_name, 1.0) * choice.error)
+        by_node.setdefault(choice.node, []).append(way)
     result: dict[str, Sequence[_Way]] = {}
     for node, ways in by_node.items():
         ordered = sorted(ways, key=lambda way: -way.loss)
@@ -374,6 +377,19 @@ def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_W
         chosen = {round(index * (len(ordered) - 1) / max(1, steps - 1)) for index in range(steps)}
         result[node] = [ordered[index] for index in sorted(chosen)]
     return result
+
+
+def _loss_per_error(sensitivity: SensitivityOutcome) -> Mapping[str, float]:
+    """Return, per technique, the loss of accuracy for each unit of relative error of a node's output."""
+    sums: dict[str, tuple[float, float]] = {}
+    for measured in sensitivity.alternatives:
+        if measured.accuracy is not None:
+            loss, error = sums.get(measured.alternative.pass_name, (0.0, 0.0))
+            seen = max(0.0, sensitivity.reference_accuracy - measured.accuracy)
+            sums[measured.alternative.pass_name] = (loss + seen, error + measured.alternative.error)
+    return {
+        name: max(_LEAST_RATE, loss / error) for name, (loss, error) in sums.items() if error > 0
+    }
 
 
 def _key(kept: Mapping[str, int]) -> _Key:

@@ -40,14 +40,14 @@ def may_prune(spec: JobSpec) -> bool:
 def node_passes(spec: JobSpec) -> tuple[str, ...]:
     """Return the node passes to consider.
 
-    Left to itself, the search considers another precision where the target computes in more than
-    int8 and float32. Low rank is for those who ask: after channels have been pruned, factorising
-    what is left brought less than it cost on every network tried (`benchmarks/techniques.py`).
+    Left to itself, the search considers low rank, and another precision where the target computes in
+    more than int8 and float32.
     """
     if spec.techniques:
         return tuple(name for name in NODE_PASSES if name in spec.techniques)
     common = {NumberFormat.INT8, NumberFormat.FLOAT32}
-    return ("precision",) if set(spec.target.number_formats) - common else ()
+    finer = set(spec.target.number_formats) - common
+    return ("low_rank", "precision") if finer else ("low_rank",)
 
 
 def network_passes(spec: JobSpec) -> tuple[str, ...]:

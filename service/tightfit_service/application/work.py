@@ -58,6 +58,9 @@ PARITY_SAMPLES = 16
 SYNTHESIS_SEED = 0
 """Stand-in data is one for all units of a model, whatever the job's seed."""
 
+MEASURED_ALTERNATIVES = 8
+"""Alternatives of a technique that are measured; the others are predicted from these by their errors."""
+
 SENSITIVITY_SAMPLES = 768
 """Selection samples per measured point of the sensitivity; standard error 1.6 points at 75 %."""
 
@@ -357,7 +360,7 @@ class WorkHandlers:
     def _alternatives(
         self, graph: bytes, payload: Mapping[str, Any], context: PassContext, sample: Samples
     ) -> tuple[MeasuredAlternative, ...]:
-        """Return what node passes offer, measured one at a time where the graph itself changes."""
+        """Return what node passes offer, some of it measured alone where the graph itself changes."""
         target = from_plain(HardwareSpec, payload["target"])
         profile = self.inspector.profile(graph)
         onnx = self.evaluators[ModelFormat.ONNX]
@@ -365,12 +368,16 @@ class WorkHandlers:
         for name in payload["techniques"]:
             if name not in self.node_passes:
                 continue
-            offered = self.node_passes[name].alternatives(graph, profile, target)
+            offered = self.node_passes[name].alternatives(graph, profile, target, context=context)
+            measured = _spread([choices[-1] for choices in offered.values() if choices])
             for alternative in (a for choices in offered.values() for a in choices):
-                nodes = {alternative.node: alternative.parameters}
-                step = PassStep(pass_name=name, parameters={"nodes": nodes})
-                changed = self.steps.apply(graph, step, context)
-                accuracy = None if changed == graph else onnx.evaluate(changed, sample).value
+                accuracy = None
+                if alternative in measured:
+                    nodes = {alternative.node: alternative.parameters}
+                    step = PassStep(pass_name=name, parameters={"nodes": nodes})
+                    changed = self.steps.apply(graph, step, context)
+                    if changed != graph:
+                        accuracy = onnx.evaluate(changed, sample).value
                 found.append(MeasuredAlternative(alternative=alternative, accuracy=accuracy))
         return tuple(found)
 
@@ -383,20 +390,23 @@ class WorkHandlers:
     ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
         """Build the other forms that a network can take as a whole.
 
-        Inputs: `graph`. Payload: `techniques` (network passes to consider), `target`. Payload of the
-        result: `variants`, a list of `VariantOutcome`, mildest first per technique.
+        Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `techniques` (network
+        passes to consider), `target`. Payload of the result: `variants`, a list of `VariantOutcome`,
+        mildest first per technique.
         """
         del output_dir
         graph = inputs["graph"].read_bytes()
+        dataset = self._open(payload, inputs, graph)
+        context = PassContext(calibration=dataset.samples(SplitName.CALIBRATION))
         target = from_plain(HardwareSpec, payload["target"])
         outcomes: list[VariantOutcome] = []
         for name in payload["techniques"]:
             if name not in self.network_passes:
                 continue
-            for variant in self.network_passes[name].variants(graph, target):
+            for variant in self.network_passes[name].variants(graph, target, context=context):
                 on_progress(0.5, f"{name}: {variant.label}")
                 step = PassStep(pass_name=name, parameters=variant.parameters)
-                changed = self.steps.apply(graph, step, PassContext())
+                changed = self.steps.apply(graph, step, context)
                 outcomes.append(
                     VariantOutcome(
                         variant=variant,
@@ -486,6 +496,15 @@ def most_important(scores: Sequence[float], count: int) -> list[int]:
     """Return the indices of the `count` highest scores, ascending; ties go to the lower index."""
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     return sorted(int(index) for index in order[:count])
+
+
+def _spread(alternatives: Sequence[Alternative]) -> Sequence[Alternative]:
+    """Return a few alternatives, from the one with the least error to the one with the greatest."""
+    ordered = sorted(alternatives, key=lambda alternative: alternative.error)
+    if len(ordered) <= MEASURED_ALTERNATIVES:
+        return ordered
+    places = np.linspace(0, len(ordered) - 1, MEASURED_ALTERNATIVES).round().astype(int)
+    return [ordered[place] for place in places]
 
 
 def _facts(payload: Mapping[str, Any]) -> ModelFacts:

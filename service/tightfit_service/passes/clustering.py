@@ -83,10 +83,15 @@ class ClusteringPass:
         return save_model(result)
 
     def alternatives(
-        self, graph: bytes, profile: NetworkProfile, target: HardwareSpec
+        self,
+        graph: bytes,
+        profile: NetworkProfile,
+        target: HardwareSpec,
+        *,
+        context: PassContext | None = None,
     ) -> Mapping[str, Sequence[Alternative]]:
         """Return none: no target that is known computes a clustered layer at less cost."""
-        del graph, profile, target
+        del graph, profile, target, context
         return {}
 
     def errors(self, graph: bytes, parameters: Mapping[str, Any]) -> Mapping[str, float]:

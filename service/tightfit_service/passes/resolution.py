@@ -85,9 +85,11 @@ class ResolutionPass:
             raise _tied(first_line(error)) from error
         return data
 
-    def variants(self, graph: bytes, target: HardwareSpec) -> Sequence[Variant]:
+    def variants(
+        self, graph: bytes, target: HardwareSpec, *, context: PassContext | None = None
+    ) -> Sequence[Variant]:
         """Return a few smaller sizes, the largest first, that the network's strides divide."""
-        del target
+        del target, context
         model = load_model(graph)
         try:
             sizes = _sizes(model, image_input(model))

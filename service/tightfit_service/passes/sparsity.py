@@ -122,14 +122,19 @@ class SparsityPass:
         return save_model(result)
 
     def alternatives(
-        self, graph: bytes, profile: NetworkProfile, target: HardwareSpec
+        self,
+        graph: bytes,
+        profile: NetworkProfile,
+        target: HardwareSpec,
+        *,
+        context: PassContext | None = None,
     ) -> Mapping[str, Sequence[Alternative]]:
         """Return none: on no target that is known, an exported file with zeros costs less.
 
         A solver that was offered them would pay accuracy for nothing; sparsity is for those who ask
         for a small download.
         """
-        del graph, profile, target
+        del graph, profile, target, context
         return {}
 
     def errors(

@@ -77,16 +77,26 @@ class NodePass(GraphPass, Protocol):
     """A technique that works on single nodes, with several strengths to choose from."""
 
     def alternatives(
-        self, graph: bytes, profile: NetworkProfile, target: HardwareSpec
+        self,
+        graph: bytes,
+        profile: NetworkProfile,
+        target: HardwareSpec,
+        *,
+        context: PassContext | None = None,
     ) -> Mapping[str, Sequence[Alternative]]:
-        """Return, per node of the profile, its alternatives from mildest to strongest."""
+        """Return, per node of the profile, its alternatives from mildest to strongest.
+
+        With calibration samples in `context` their errors are those on real activations.
+        """
         ...
 
 
 class NetworkPass(GraphPass, Protocol):
     """A technique that changes the network as a whole, with several strengths to choose from."""
 
-    def variants(self, graph: bytes, target: HardwareSpec) -> Sequence[Variant]:
+    def variants(
+        self, graph: bytes, target: HardwareSpec, *, context: PassContext | None = None
+    ) -> Sequence[Variant]:
         """Return variants from mildest to strongest; the untouched network is not among them."""
         ...
 
