@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tightfit_service.adapters.training.module import GraphModule, build_module
 from tightfit_service.adapters.training.node_view import NodeView, Value
+from tightfit_service.adapters.training.targets import DistilledTensor, find_targets
 from tightfit_service.application.samples import IntArray, Samples
 from tightfit_service.domain.network import PruningSpace
 from tightfit_service.graph.channel_groups import unit_groups
@@ -37,7 +38,7 @@ class _Reading:
 
 
 def channel_importance(
-    graph: bytes, space: PruningSpace, samples: Samples, *, logits: str, seed: int
+    graph: bytes, space: PruningSpace, samples: Samples, *, seed: int
 ) -> dict[str, list[float]]:
     """Return, per group id, half the mean squared gradient of the loss by a gate on each unit.
 
@@ -46,20 +47,24 @@ def channel_importance(
     information, which predicts the rise of the loss without needing the gradient itself to vanish
     or not (Theis et al., 2018; Molchanov et al., 2019). The label of each sample is drawn from the
     network's own answer: the true Fisher, which needs no labels and is not blind on samples that
-    the network was trained to get right.
+    the network was trained to get right. Outputs that are values and no scores count as Gaussians
+    around themselves, as wide as their values spread; all outputs count.
 
     Raises:
         UnsupportedError: An operator has no rule; names node and operator.
+        InvalidDatasetError: The samples have other inputs than the graph.
     """
     module = build_module(graph)
+    targets = find_targets(graph, is_regression=samples.metric.is_error)
     readings = _readings(graph, space)
     random = np.random.default_rng(seed)
     chosen = np.sort(random.permutation(len(samples))[:_MAX_SAMPLES])
     totals = {group.group_id: np.zeros(group.unit_count) for group in space.groups}
     taps = {reading.node: reading.axis for reading in readings}
     for start in range(0, len(chosen), _BATCH):
-        inputs = torch.from_numpy(samples.inputs(chosen[start : start + _BATCH]))
-        gates = _gate_gradients(module, logits, inputs, taps, random)
+        feeds = samples.feeds(chosen[start : start + _BATCH], module.input_names)
+        inputs = [torch.from_numpy(value) for value in feeds.values()]
+        gates = _gate_gradients(module, targets, inputs, taps, random)
         sums: dict[str, npt.NDArray[np.float64]] = {}
         for reading in readings:
             per_channel = gates.get(reading.node)
@@ -78,8 +83,8 @@ def channel_importance(
 
 def _gate_gradients(
     module: GraphModule,
-    logits: str,
-    inputs: torch.Tensor,
+    targets: Sequence[DistilledTensor],
+    inputs: Sequence[torch.Tensor],
     taps: Mapping[str, int],
     random: np.random.Generator,
 ) -> dict[str, npt.NDArray[np.float64]]:
@@ -95,8 +100,14 @@ def _gate_gradients(
             args[0] = values[view.name] = args[0].view_as(args[0])
 
     # the gradient has to reach the readings even where no parameter lies before them
-    output = module.run_to([logits], inputs.requires_grad_(), before_node=tap)[0]
-    loss = _surprise(output.reshape(len(inputs), -1), random)
+    names_out = [target.name for target in targets]
+    fed = [value.requires_grad_() for value in inputs]
+    outputs = module.run_to(names_out, *fed, before_node=tap)
+    losses = [
+        _surprise(output, target.axis, random)
+        for output, target in zip(outputs, targets, strict=True)
+    ]
+    loss = torch.stack(losses).sum()
     names = list(values)
     gradients = torch.autograd.grad(loss, [values[name] for name in names], allow_unused=True)
     found = {}
@@ -107,14 +118,17 @@ def _gate_gradients(
     return found
 
 
-def _surprise(logits: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+def _surprise(output: torch.Tensor, axis: int | None, random: np.random.Generator) -> torch.Tensor:
     """Return the summed loss against answers drawn from the network's own distribution.
 
-    A single output gets the equivalent for a Gaussian of unit variance.
+    Along `axis` there are scores of classes, at each place of the other axes; None is for values.
     """
-    if logits.shape[1] == 1:
-        noise = torch.from_numpy(random.standard_normal(tuple(logits.shape)).astype(np.float32))
-        return 0.5 * (logits - (logits.detach() + noise)).square().sum()
+    if axis is None:
+        known = output.detach()
+        noise = torch.from_numpy(random.standard_normal(tuple(output.shape)).astype(np.float32))
+        spread = known.std(correction=0).clamp(min=1e-6) if known.shape[1:].numel() > 1 else 1.0
+        return 0.5 * ((output - known) / spread - noise).square().sum()
+    logits = output.movedim(axis, -1).flatten(0, -2)
     chances = torch.softmax(logits.detach().double(), dim=1).numpy().cumsum(axis=1)
     draws = random.random((len(logits), 1)) * chances[:, -1:]
     labels = np.minimum((draws > chances).sum(axis=1), logits.shape[1] - 1)

@@ -20,7 +20,6 @@ from tightfit_service.application.ports import (
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.network import PruningSpace
-from tightfit_service.graph.logits import find_logits
 from tightfit_service.graph.structure import graph_inputs
 
 
@@ -37,8 +36,7 @@ class TorchTrainer:
         """Return the importance of each unit of each group; see `ports.Trainer`."""
         self._prepare_torch(seed)
         check_samples(samples, "train")
-        _check_inputs(graph)
-        return channel_importance(graph, space, samples, logits=_logits(graph), seed=seed)
+        return channel_importance(graph, space, samples, seed=seed)
 
     def recover(
         self,
@@ -80,10 +78,6 @@ class TorchTrainer:
         torch.manual_seed(seed)
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-
-
-def _logits(graph: bytes) -> str:
-    return find_logits(onnx.load_model_from_string(graph))
 
 
 def _check_inputs(graph: bytes) -> None:

@@ -10,24 +10,29 @@ import pytest
 from onnx import ModelProto, numpy_helper
 from scipy.stats import spearmanr
 
-from fakes.networks import NETWORKS, plain_cnn, random_inputs, residual
+from fakes.networks import NETWORKS, Builder, plain_cnn, random_inputs, residual
 from tightfit_service.adapters.training.teacher import Teacher
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.samples import Samples
+from tightfit_service.application.samples import Samples, StoredInput
 from tightfit_service.domain.dataset import Layout
 from tightfit_service.graph.logits import find_logits
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
-ONE_INPUT = {name: make for name, make in NETWORKS.items() if len(make(0).graph.input) == 1}
-
 
 def _samples(model: ModelProto, count: int = 128) -> Samples:
-    stored = random_inputs(model, batch=count)[model.graph.input[0].name]
+    (name, stored), *others = random_inputs(model, batch=count).items()
     layout = Layout.NCHW if stored.ndim == 4 else Layout.ANY
-    return Samples(stored=stored, labels=None, layout=layout, model_layout=layout)
+    return Samples(
+        stored=stored,
+        labels=None,
+        layout=layout,
+        model_layout=layout,
+        input_name=name,
+        others={key: StoredInput(stored=value) for key, value in others},
+    )
 
 
-@pytest.mark.parametrize("make", ONE_INPUT.values(), ids=ONE_INPUT)
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 def test_every_unit_has_a_finite_importance(make: Callable[[int], ModelProto]) -> None:
     model = make(0)
     graph = model.SerializeToString()
@@ -94,3 +99,17 @@ def test_the_same_seed_gives_the_same_importance() -> None:
     one = trainer.importance(graph, space, _samples(model), seed=3)
     assert one == trainer.importance(graph, space, _samples(model), seed=3)
     assert one != trainer.importance(graph, space, _samples(model), seed=4)
+
+
+def test_all_outputs_count() -> None:
+    """What only a second output listens to is missed as well."""
+    b = Builder(0)
+    x = b.conv("stem", b.input("input", (3, 6, 6)), 3, 4)
+    classes = b.head(b.conv("left", x, 4, 6), 6)
+    values = b.conv("boxes", b.conv("right", x, 4, 6), 6, 8, stride=2, relu=False)
+    model = b.model({classes: (5,), values: (8, 3, 3)})
+    graph = model.SerializeToString()
+    space = StructuredPruningPass().space(graph)
+    found = TorchTrainer(threads=1).importance(graph, space, _samples(model), seed=0)
+    assert min(found["right"]) > 0.0
+    assert min(found["left"]) > 0.0
