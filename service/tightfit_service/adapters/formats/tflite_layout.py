@@ -20,6 +20,7 @@ from tightfit_service.graph.structure import (
     Array,
     Shape,
     attribute,
+    consumers,
     graph_inputs,
     graph_outputs,
     initializers,
@@ -80,6 +81,9 @@ class _Layout:
         self._root: dict[str, tuple[str, Order]] = {}
         self._views: dict[str, dict[Order, str]] = {}
         self._home: dict[str, Order] = {}
+        self._readers = consumers(model.graph)
+        # Tensors flattened from a view: the shape and order that their columns come from.
+        self._flattened: dict[str, tuple[Shape, Order]] = {}
         self._taken = {name for node in model.graph.node for name in node.output}
         self._taken |= set(self._constants) | set(graph_inputs(model))
         self._node_names = {node.name for node in model.graph.node}
@@ -320,6 +324,9 @@ class _Layout:
         order = _identity(len(self._shapes[name]))
         if home is not None and _keeps_memory(self._shapes[name], home):
             order = home
+        elif home is not None and home[0] == 0 and self._feeds_dense_layers(node):
+            self._flattened[node.output[0]] = (self._shapes[name], home)
+            order = home
         target = self._constants[node.input[1]]
         shape = self._shapes[node.output[0]]
         result = _identity(len(shape))
@@ -330,6 +337,38 @@ class _Layout:
         if result != _identity(len(shape)):
             inputs[1] = self._sizes(f"{node.name}.shape", target[list(result)])
         self._emit(node, inputs, [result])
+        return True
+
+    def _feeds_dense_layers(self, node: NodeProto) -> bool:
+        """Whether a tensor is flattened per sample for nothing but dense layers with fixed weights."""
+        name, shape = node.output[0], self._shapes[node.output[0]]
+        readers = self._readers.get(name, [])
+        return (
+            len(shape) == 2
+            and shape[0] == self._shapes[node.input[0]][0]
+            and name not in self._outputs
+            and bool(readers)
+            and all(
+                reader.op_type == "Gemm"
+                and reader.input[0] == name
+                and attribute(reader, "transB", 0) == 1
+                and list(reader.input).count(name) == 1
+                and reader.input[1] in self._constants
+                for reader in readers
+            )
+        )
+
+    def _dense(self, node: NodeProto) -> bool:
+        """Reorder the weights' columns where the input was flattened in another order."""
+        if node.input[0] not in self._flattened:
+            return False
+        shape, order = self._flattened[node.input[0]]
+        weights = self._constants[node.input[1]]
+        columns = weights.reshape(-1, *shape[1:]).transpose(order).reshape(weights.shape)
+        name = self._unique(f"{node.input[1]}.reordered", self._taken)
+        self._added[name] = np.ascontiguousarray(columns)
+        source = self._view(node.input[0], _identity(2))
+        self._emit(node, [source, name, *node.input[2:]], [_identity(2)])
         return True
 
     def _sizes(self, stem: str, values: Sequence[int] | Array) -> str:
@@ -346,6 +385,7 @@ class _Layout:
         ),
         **dict.fromkeys(("ArgMax", "ArgMin"), _reduction),
         "Gather": _gather,
+        "Gemm": _dense,
         "Pad": _pad,
         "Slice": _slice,
         "Reshape": _reshape,

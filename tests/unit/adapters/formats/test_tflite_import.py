@@ -89,6 +89,10 @@ class TestLayout:
         assert found["Transpose"] == 1
         assert found["GlobalAveragePool"] == 2
 
+    def test_flattening_for_a_dense_layer_reorders_its_weights_instead(self) -> None:
+        model = importer.import_model(OPERATORS["dense on image"]())
+        assert kinds(model) == {"Transpose": 1, "Conv": 1, "Relu": 1, "Reshape": 1, "Gemm": 1}
+
     def test_images_out_get_a_second_one(self) -> None:
         model = importer.import_model(OPERATORS["concat channels"]())
         assert kinds(model) == {"Transpose": 2, "Conv": 3, "Relu": 3, "Concat": 1}
