@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto
 
 from tightfit_service.graph.fusion import FusedOperator, fused_graph
+from tightfit_service.graph.gelu import spelled_gelus
 from tightfit_service.graph.rounding import IntegerScale
 from tightfit_service.graph.structure import attribute, graph_inputs
 
@@ -64,8 +65,7 @@ def quantized_tensors(model: ModelProto) -> dict[str, QuantizedTensor]:
 
     They are the inputs of the graph and the outputs of its operators after fusion
     (`graph.fusion`), without those that hold no numbers to compute with. Operators that the format
-    spells out as several (LayerNormalization, Gelu outside TFLite, GRU, ...) round within
-    themselves, too; those tensors have no name in the graph and are not listed.
+    spells out as several (LayerNormalization, GRU, ...) round within themselves, too; those tensors have no name in the graph and are not listed.
 
     Raises:
         InvalidModelError: The graph has a cycle or contradicting shapes.
@@ -74,7 +74,10 @@ def quantized_tensors(model: ModelProto) -> dict[str, QuantizedTensor]:
     groups = _Groups()
     for name in graph_inputs(model):
         groups.add(name, "")
+    inner = {name for gelu in spelled_gelus(model) for name in gelu.inner}
     for operator in fused.operators:
+        if inner & set(operator.outputs):
+            continue
         if operator.node.op_type in _NO_VALUES or not operator.inputs:
             continue
         fixed = "" if operator.followers else _FIXED.get(operator.node.op_type, "")

@@ -12,23 +12,35 @@ from ai_edge_litert import schema_py_generated as schema
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 
 _TO_NCHW = (0, 3, 1, 2)
+_TO_NHWC = (0, 2, 3, 1)
+_SHUFFLE = ["TRANSPOSE", "RESHAPE", "TRANSPOSE", "RESHAPE", "TRANSPOSE"]
+_ELEMENTWISE = (
+    "ABS", "ELU", "EXP", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "RELU", "RELU6",
+    "RELU_0_TO_1", "RELU_N1_TO_1", "TANH",
+)  # fmt: skip
+_PAIRWISE = ("ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "PRELU", "SUB")
+"""Operators of two inputs, followed where the second one is constant."""
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
 def clean_up(file: TfliteFile) -> None:
     """Remove what the conversion from NCHW left behind; outputs do not change.
 
-    1. A PAD between two layout changes that undo each other is done in the other layout.
+    1. Padding and element by element work between two layout changes that undo each other is done
+       in the other layout.
     2. Layout changes that undo each other are dropped, others that follow each other are merged.
     3. A PAD that pads as `SAME` does is given back to its convolution.
     4. A layout change before a flattening moves into the weights of the dense layer behind it.
     5. A layout change before a reduction is left out, and the axes are renamed.
     6. Strided slices that follow each other, one axis each, become one.
-    7. A change to NCHW right before an output is left out: that output is NHWC from then on.
+    7. Channels are shuffled where they are, last.
+    8. A change to NCHW right before an output is left out: that output is NHWC from then on.
     """
     changed = True
     while changed:
         changed = _sink_transposes(file) or _merge_transposes(file)
+        file.remove_dead()
+    while _turn_shuffles(file):
         file.remove_dead()
     _give_padding_back(file)
     _flatten_channels_last(file)
@@ -65,36 +77,59 @@ def _permutation(file: TfliteFile, operator: Any) -> tuple[int, ...] | None:
 
 
 def _sink_transposes(file: TfliteFile) -> bool:
-    """Move a layout change from before a PAD to behind it where one that undoes it is waiting."""
-    for pad in file.operators("PAD", "PADV2"):
-        before = file.producer(pad.inputs[0])
-        pads = file.constant(pad.inputs[1])
-        if before is None or pads is None:
+    """Move a layout change from before an operator to behind it where one that undoes it is waiting."""
+    for operator in file.operators("PAD", "PADV2", *_ELEMENTWISE, *_PAIRWISE):
+        before = file.producer(operator.inputs[0])
+        order = None if before is None else _permutation(file, before)
+        if before is None or order is None or not _takes_any_order(file, operator, len(order)):
             continue
-        order = _permutation(file, before)
-        if order is None or not any(
-            _permutation(file, reader) == _inverse(order)
-            for reader in file.consumers(pad.outputs[0])
-        ):
-            continue
-        _swap(file, before, pad, order, pads)
-        return True
+        if _leads_to(file, int(operator.outputs[0]), _inverse(order)):
+            _swap(file, before, operator, order)
+            return True
     return False
 
 
-def _swap(
-    file: TfliteFile, before: Any, pad: Any, order: tuple[int, ...], pads: npt.NDArray[Any]
-) -> None:
-    old_output = int(pad.outputs[0])
-    padded = file.shape(old_output)
+def _takes_any_order(file: TfliteFile, operator: Any, rank: int) -> bool:
+    """Whether an operator with its first input turned can do its work with its constants turned."""
+    name = file.operator_name(operator)
+    if name in _ELEMENTWISE:
+        return True
+    other = file.constant(operator.inputs[1])
+    if name not in _PAIRWISE:
+        return other is not None
+    return other is not None and (other.ndim == rank or other.size == 1)
+
+
+def _leads_to(file: TfliteFile, tensor: int, order: tuple[int, ...]) -> bool:
+    """Whether a layout change reads the tensor, or what operators that may be turned make of it."""
+    readers = file.consumers(tensor)
+    if any(_permutation(file, reader) == order for reader in readers):
+        return True
+    return (
+        len(readers) == 1
+        and not file.is_output(tensor)
+        and (
+            file.operator_name(readers[0]) in {"PAD", "PADV2", *_ELEMENTWISE, *_PAIRWISE}
+            and int(readers[0].inputs[0]) == tensor
+            and _takes_any_order(file, readers[0], len(order))
+            and _leads_to(file, int(readers[0].outputs[0]), order)
+        )
+    )
+
+
+def _swap(file: TfliteFile, before: Any, operator: Any, order: tuple[int, ...]) -> None:
+    old_output = int(operator.outputs[0])
+    shape = file.shape(old_output)
     inverse = _inverse(order)
-    new_output = file.add_tensor_like(old_output, tuple(padded[axis] for axis in inverse))
-    pad.inputs = [
-        int(before.inputs[0]),
-        file.add_constant(np.asarray(pads[list(inverse)], dtype=np.int32)),
-        *pad.inputs[2:],
-    ]
-    pad.outputs = [new_output]
+    new_output = file.add_tensor_like(old_output, tuple(shape[axis] for axis in inverse))
+    inputs = [int(before.inputs[0]), *(int(item) for item in operator.inputs[1:])]
+    value = file.constant(inputs[1]) if len(inputs) > 1 else None
+    if value is not None and file.operator_name(operator) in _PAIRWISE:
+        if value.size > 1:
+            inputs[1] = file.add_tensor(value.transpose(inverse), None)
+    elif value is not None:
+        inputs[1] = file.add_constant(np.asarray(value[list(inverse)], dtype=np.int32))
+    operator.inputs, operator.outputs = inputs, [new_output]
     behind = schema.OperatorT()
     behind.opcodeIndex = before.opcodeIndex
     behind.builtinOptionsType = before.builtinOptionsType
@@ -102,8 +137,48 @@ def _swap(
     behind.inputs = [new_output, int(before.inputs[1])]
     behind.outputs = [old_output]
     operators = list(file.graph.operators)
-    operators.insert(operators.index(pad) + 1, behind)
+    operators.insert(operators.index(operator) + 1, behind)
     file.graph.operators = operators
+
+
+def _turn_shuffles(file: TfliteFile) -> bool:
+    """Shuffle channels where they are, last, instead of first and back.
+
+    `NCHW, split C into (g, c), swap, merge, NHWC` becomes `split C, swap, merge`.
+    """
+    for last in file.operators("TRANSPOSE"):
+        chain = [last]
+        while len(chain) < len(_SHUFFLE):
+            before = file.producer(chain[0].inputs[0])
+            if before is None or len(file.consumers(before.outputs[0])) != 1:
+                break
+            chain.insert(0, before)
+        if [file.operator_name(item) for item in chain] != _SHUFFLE:
+            continue
+        orders = [_permutation(file, chain[place]) for place in (0, 2, 4)]
+        split, merged = (file.shape(chain[place].outputs[0]) for place in (1, 3))
+        if orders != [_TO_NCHW, (0, 2, 1, 3, 4), _TO_NHWC] or split[3:] != merged[2:]:
+            continue
+        if split[0] != merged[0] or split[1] * split[2] != merged[1]:
+            continue
+        batch, groups, each, height, width = split
+        _reshape_to(file, chain[1], int(chain[0].inputs[0]), (batch, height, width, groups, each))
+        swapped = (batch, height, width, each, groups)
+        order = file.add_constant(np.asarray((0, 1, 2, 4, 3), dtype=np.int32))
+        chain[2].inputs = [int(chain[1].outputs[0]), order]
+        chain[2].outputs = [file.add_tensor_like(int(chain[2].outputs[0]), swapped)]
+        _reshape_to(file, chain[3], int(chain[2].outputs[0]), (batch, height, width, merged[1]))
+        file.replace_uses(int(last.outputs[0]), int(chain[3].outputs[0]))
+        return True
+    return False
+
+
+def _reshape_to(file: TfliteFile, reshape: Any, source: int, shape: tuple[int, ...]) -> None:
+    value = np.asarray(shape, dtype=np.int32)
+    reshape.inputs = [source, file.add_constant(value)]
+    reshape.outputs = [file.add_tensor_like(int(reshape.outputs[0]), shape)]
+    if reshape.builtinOptions is not None:
+        reshape.builtinOptions.newShape = value
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

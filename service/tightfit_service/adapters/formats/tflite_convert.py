@@ -16,6 +16,7 @@ from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.training.module import build_module
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.graph.batch_norm import affine_of, fold_batch_norms
+from tightfit_service.graph.gelu import with_gelus
 from tightfit_service.graph.model_file import copy_model, save_model
 from tightfit_service.graph.structure import (
     attribute,
@@ -58,7 +59,7 @@ def convert(model: ModelProto) -> TfliteFile:
     names = graph_inputs(model)
     shapes = [input_shape(model, name) for name in names]
     turned = [place for place, name in enumerate(names) if is_channels_last(model, name)]
-    simple = _norms_as_products(fold_batch_norms(model))
+    simple = with_gelus(_norms_as_products(fold_batch_norms(model)))
     module = build_module(save_model(simple)).eval()
     with _CONVERTING:
         data = _converted(module, shapes, turned)
