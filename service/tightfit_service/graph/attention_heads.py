@@ -34,10 +34,10 @@ def head_axes(
     makers = {name: node for node in nodes for name in node.output if name}
     pending: list[tuple[str, frozenset[int]]] = []
     for node in nodes:
-        for name, axes in _batched_operands(node, shapes, constants):
-            many = frozenset(axis for axis in axes if shapes[name][axis] > 1)
+        for operand, batched in _batched_operands(node, shapes, constants):
+            many = frozenset(axis for axis in batched if shapes[operand][axis] > 1)
             if many:
-                pending.append((name, many))
+                pending.append((operand, many))
     found: dict[str, int] = {}
     seen: set[tuple[str, frozenset[int]]] = set()
     while pending:
@@ -46,18 +46,17 @@ def head_axes(
             continue
         seen.add(item)
         name, axes = item
-        node = makers.get(name)
-        if node is None or any(each and each not in shapes for each in node.input):
+        maker = makers.get(name)
+        if maker is None or any(each and each not in shapes for each in maker.input):
             continue
-        if node.op_type in _SHAPE_CHANGES:
-            source, target = shapes[node.input[0]], shapes[name]
-            before, split = _through_reshape(source, target, axes)
+        if maker.op_type in _SHAPE_CHANGES:
+            before, split = _through_reshape(shapes[maker.input[0]], shapes[name], axes)
             if split is not None:
-                found[node.name] = split
+                found[maker.name] = split
             if before:
-                pending.append((node.input[0], before))
+                pending.append((maker.input[0], before))
         else:
-            pending.extend(_one_step_back(node, axes, shapes, constants))
+            pending.extend(_one_step_back(maker, axes, shapes, constants))
     return found
 
 

@@ -9,6 +9,13 @@ A tensor's labels are an integer array of the tensor's rank in which an axis has
 labels do not vary along it, so images carry one label per channel, not per pixel. At most one axis
 varies: where an operator makes two vary (a channel shuffle between its reshape and transpose), the
 labels along the shorter one are united, so that a removal always is a slice along one axis.
+
+Attention: where channels are split into heads, the labels within a head are united, over queries,
+keys and values alike, so that a unit is one head (Michel et al., NeurIPS 2019); with a single head,
+it is one channel of queries and keys, or of values. A hidden unit of a recurrent layer is a row of
+all its gates and a column of its recurrent weights, in both directions. Normalisation over channels
+(LayerNorm, GroupNorm, a mean) passes them on: its statistics are then over those that remain, so that
+such a removal changes values even where nothing reads the channel.
 """
 
 from __future__ import annotations

@@ -24,7 +24,11 @@ _LONE = "it has no equal: its channels are needed as a whole"
 
 
 class StructuredPruningPass:
-    """Implements `application.ports.StructuredPruning`; stateless and thread-safe."""
+    """Implements `application.ports.StructuredPruning`; stateless and thread-safe.
+
+    A unit of a group is a channel with all that depends on it, a head of attention, or a hidden unit
+    of a recurrent layer; see `graph.index_propagation`.
+    """
 
     name = "structured_pruning"
 
@@ -152,7 +156,7 @@ def _frozen(state: Propagation, groups: UnitGroups) -> tuple[FrozenChannels, ...
     for node in state.nodes:
         why = state.unruled.get(node.name, "")
         shape = state.shapes.get(node.output[0], ())
-        if why and len(shape) > 1 and _has_weights(state, node):
+        if why and len(shape) > 1 and _has_matrix(state, node):
             axis = -1 if node.op_type in _CHANNELS_LAST else 1
             counts.setdefault((node.name, why), shape[axis])
     return tuple(
@@ -161,10 +165,11 @@ def _frozen(state: Propagation, groups: UnitGroups) -> tuple[FrozenChannels, ...
     )
 
 
-def _has_weights(state: Propagation, node: NodeProto) -> bool:
+def _has_matrix(state: Propagation, node: NodeProto) -> bool:
+    """Whether the node multiplies with weights: operators of vectors make no channels of their own."""
     return any(
         name in state.constants
-        and state.constants[name].size > 1
+        and sum(size > 1 for size in state.constants[name].shape) > 1
         and state.constants[name].dtype.kind == "f"
         for name in node.input
     )
