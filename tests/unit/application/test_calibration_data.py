@@ -63,4 +63,6 @@ def test_normalisation_that_did_not_work_is_told() -> None:
     check = InputCheck(is_normalised=True)
     pixels = np.rint(IMAGES * 254).astype(np.float32) + np.float32(1)
     assert "reaches 255" in notes_on(pixels, check)
-    assert "check scale, mean and std" in notes_on(IMAGES / 255, InputCheck(is_normalised=True))
+    assert "check scale, mean and std" in notes_on(
+        IMAGES * np.float32(1 / 255), InputCheck(is_normalised=True)
+    )
