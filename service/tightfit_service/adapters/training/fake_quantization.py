@@ -41,6 +41,9 @@ class FakeQuantization(torch.nn.Module):
         ends: Logarithms of the magnitudes of (low, high) per group of tensors, shape (groups, 2).
     """
 
+    _is_free: torch.Tensor
+    """Whether an end of a range is not zero, shape (groups, 2)."""
+
     def __init__(
         self, plan: QuantizationPlan, module: GraphModule, ranges: Mapping[str, Range]
     ) -> None:
@@ -92,8 +95,9 @@ class FakeQuantization(torch.nn.Module):
                 ends = ends.detach()
             free = self._is_free[number]
             magnitudes = ends.exp() * free
-            self._done[name] = _RoundActivation.apply(
-                value.float(), -magnitudes[0], magnitudes[1], plan.bits
+            low, high = -magnitudes[0], magnitudes[1]
+            self._done[name] = _RoundActivation.apply(  # type: ignore[no-untyped-call]  # torch's
+                value.float(), low, high, plan.bits
             )
         return self._done[name]
 

@@ -89,7 +89,7 @@ class Score:
         if not self.is_agreement:
             return answers_of(value)
         if target.axis is not None:
-            return value.argmax(axis=target.axis)
+            return np.asarray(value.argmax(axis=target.axis))
         return value > 0 if target.name != target.output else value
 
     def _agreement(
@@ -100,7 +100,8 @@ class Score:
         if answer.dtype.kind in "bi":
             return np.asarray((rows == wanted).mean(axis=1))
         error = np.square(rows - wanted).mean(axis=1, dtype=np.float64)
-        return 1.0 - error / max(float(self._expected[place].var(dtype=np.float64)), 1e-12)
+        spread = max(float(self._expected[place].var(dtype=np.float64)), 1e-12)
+        return np.asarray(1.0 - error / spread)
 
 
 def _spread(numbers: IntArray, at_most: int) -> IntArray:

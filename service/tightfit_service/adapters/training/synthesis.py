@@ -225,7 +225,8 @@ def noise(count: int, shape: tuple[int, ...], random: np.random.Generator) -> Fl
         lowest = 1.0 / max(values.shape[axis] for axis in axes)
         falling = 1.0 / np.maximum(np.sqrt(squares), lowest)
         values = np.fft.ifftn(np.fft.fftn(values, axes=axes) * falling, axes=axes).real
-    return ((values - values.mean()) / max(values.std(), _SMALLEST)).astype(np.float32)
+    values = (values - values.mean()) / max(float(values.std()), _SMALLEST)
+    return np.asarray(values, dtype=np.float32)
 
 
 def spatial_axes(shape: tuple[int, ...]) -> tuple[int, ...]:

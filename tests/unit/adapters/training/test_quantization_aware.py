@@ -200,8 +200,10 @@ def test_gradients_reach_weights_and_the_ends_of_ranges() -> None:
     graph = trained_depthwise()
     learner, rounding = _learner(graph, INT8, gratings(64, 4))
     with torch.no_grad():
-        rounding.ends -= 1.0  # a third of the range: much is clipped
-    learner.outputs(gratings(16, 5).stored, training=True)[0].square().sum().backward()
+        rounding.ends.sub_(1.0)  # a third of the range: much is clipped
+    inputs = gratings(16, 5).inputs(slice(None))
+    loss = learner.outputs(inputs, training=True)[0].square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert rounding.ends.grad is not None
     assert (rounding.ends.grad != 0).any()
     weight = learner.module.value_of("stem.w")

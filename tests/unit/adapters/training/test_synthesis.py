@@ -57,7 +57,7 @@ def test_calibrating_on_made_up_data_is_close_to_calibrating_on_real_data(
     graph = _for_inputs_times(trained_depthwise(), factor)
     real, test = gratings(128, 4), gratings(512, 3)
     for samples in (real, test):
-        samples.stored[...] *= np.float32(factor)  # type: ignore[operator]  # floats, not generic
+        samples.stored[...] = samples.inputs(slice(None)) * np.float32(factor)
     made_up = (
         NetworkSynthesizer(threads=1, most_samples=256)
         .dataset(_imported(graph), cache_dir=tmp_path, seed=0)
