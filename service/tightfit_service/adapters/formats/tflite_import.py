@@ -102,7 +102,11 @@ class TfliteImporter:
         check_inputs(literal.model)
         alive = copy_model(literal.model)
         remove_dead_code(alive)
-        imported = self._onnx.import_model(save_model(channels_first(alive, literal.shapes)))
+        try:
+            imported = self._onnx.import_model(save_model(channels_first(alive, literal.shapes)))
+        except InvalidModelError as error:
+            remedy = f"send the model as ONNX, or convert it again ({error.remedy})"
+            raise invalid(error.message, remedy=remedy) from error
         rng = np.random.default_rng(0)
         samples = [_random(source.tensors[index], rng) for index in source.inputs]
         _compared(literal, imported.graph, samples)

@@ -31,7 +31,12 @@ def _reshape(t: Translation, op: TfliteOperator) -> None:
     if picked is not None:
         t.bind(op, picked)
         return
-    t.bind(op, t.reshape(t.read(op), t.shape(op), t.output(op).shape))
+    name, source, batch = t.read(op), t.shape(op), t.batch_axis(op)
+    if batch and source[: batch + 1] == (1,) * (batch + 1):
+        # One step of a sequence with time first: the samples come after the step.
+        name = t.node("Squeeze", [name, t.sizes(range(batch))])
+        source = source[batch:]
+    t.bind(op, t.reshape(name, source, t.output(op).shape))
 
 
 def _picked_channels(t: Translation, op: TfliteOperator) -> str | None:

@@ -73,6 +73,7 @@ class Translation:
         self._taken: set[str] = set(self._tensor_names)
         self._taken_nodes: set[str] = set()
         self._current: TranslatedOperator | None = None
+        self._batch_axes: dict[int, int] = {}
         self._producers = {edge: item for item in graph.operators for edge in item.outputs}
         for index in graph.inputs:
             self.names[index] = self._tensor_names[index]
@@ -98,9 +99,29 @@ class Translation:
         if any(item not in self.names for item in operator.outputs):
             self.names = known
             raise UntranslatableError(f"it has {len(operator.outputs)} outputs")
+        self._follow_batch(operator)
         self._name_nodes(self._current)
         self.translated.append(self._current)
         self._current = None
+
+    def batch_axis(self, operator: TfliteOperator, position: int = 0) -> int:
+        """Return the axis of an input that holds the samples: 0 but behind some Transposes."""
+        return self._batch_axes.get(operator.inputs[position], 0)
+
+    def _follow_batch(self, operator: TfliteOperator) -> None:
+        """Note where the samples are in the outputs, as far as sequences with time first need it."""
+        computed = [item for item in operator.inputs if item in self._batch_axes]
+        if operator.kind == "TRANSPOSE":
+            order = self.integers(operator, 1)
+            axis = (
+                order.index(self.batch_axis(operator)) if self.batch_axis(operator) in order else 0
+            )
+            self._batch_axes[operator.outputs[0]] = axis
+        elif computed and operator.kind not in _OTHER_AXES:
+            rank = len(self.graph.tensors[computed[0]].shape)
+            for item in operator.outputs:
+                if len(self.graph.tensors[item].shape) == rank:
+                    self._batch_axes[item] = self._batch_axes[computed[0]]
 
     # -- what an operator reads --------------------------------------------------------------------
 
@@ -284,6 +305,7 @@ class Translation:
 
 
 _BOUNDS = {Activation.RELU6: (0.0, 6.0), Activation.RELU_N1_TO_1: (-1.0, 1.0)}
+_OTHER_AXES = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PACK", "UNPACK", "GATHER"})
 _LEADING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "RNN", "Resize", "PRelu"})
 
 
@@ -295,7 +317,7 @@ def _tensor_names(graph: TfliteGraph) -> list[str]:
     for index in (*ends, *(i for i in range(len(graph.tensors)) if i not in ends)):
         given = graph.tensors[index].name
         if index not in ends:
-            given = given.split(";")[0]
+            given = _short(given.split(";")[0])
         names[index] = _unique(given[:_NAME_CHARACTERS] or f"t{index}", taken)
     return names
 

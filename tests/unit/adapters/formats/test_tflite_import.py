@@ -331,6 +331,20 @@ class TestFreeBatch:
         assert importer.check_parity(data, model.graph, samples(model)) < 1e-5
         assert kinds(model)["Gather"] == 1
 
+    def test_steps_of_a_sequence_with_time_first(self) -> None:
+        """An unrolled recurrent layer reads its samples from axis 1."""
+        net = Net()
+        turned = net.add("TRANSPOSE", [net.input(1, 3, 4), net.ints(1, 0, 2)])
+        steps = []
+        for time in range(3):
+            ranges = [turned, net.ints(time, 0, 0), net.ints(1, 1, 4)]
+            step = net.add("SLICE", ranges, "SliceOptions", shape=(1, 1, 4))
+            steps.append(net.add("RESHAPE", [step, net.ints(1, 4)]))
+        total = net.add("ADD", steps[:2], "AddOptions")
+        data = net.build(net.add("MUL", [total, steps[2]], "MulOptions"))
+        model = importer.import_model(data)
+        assert importer.check_parity(data, model.graph, samples(model)) < 1e-5
+
     def test_guards_of_positions_that_are_all_valid_go(self) -> None:
         net = Net()
         source = net.input(1, 3, 2)
