@@ -131,7 +131,7 @@ class Samples:
             raise InvalidDatasetError(
                 f"the {self.name or 'given'} split has the inputs {_listed(known)}, "
                 f"the model {_listed(names)}",
-                field=f"splits.{self.name}.input",
+                field=f"splits.{self.name}.input" if self.name else "dataset",
                 remedy="name an array for each of the model's inputs",
             )
         return {name: known[name].batch(indices) for name in names}

@@ -316,6 +316,10 @@ def _notes(student: Student) -> list[str]:
         notes.append(f"BatchNorm inserted for training behind {len(student.norms)} layers")
     if student.input_scale != 1.0:
         notes.append(f"inputs divided by {student.input_scale:.3g} for training")
+    frozen = student.module.frozen_nodes
+    if frozen:
+        named = ", ".join(f"'{name}' ({op_type})" for name, op_type in frozen.items())
+        notes.append(f"no gradient passes {named}: what lies before is trained only around them")
     return notes
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 
 from tightfit_service.adapters.training.importance import channel_importance
+from tightfit_service.adapters.training.joined_inputs import (
+    JOINED,
+    has_several_inputs,
+    join_inputs,
+    join_samples,
+    part_inputs,
+)
 from tightfit_service.adapters.training.session import RecoverySession, check_samples
 from tightfit_service.application.ports import (
     ProgressCallback,
@@ -18,7 +28,6 @@ from tightfit_service.application.ports import (
     RecoverySettings,
 )
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.network import PruningSpace
 from tightfit_service.graph.structure import graph_inputs
 
@@ -57,8 +66,19 @@ class TorchTrainer:
         self._prepare_torch(settings.seed)
         for split, samples in (("train", train), ("selection", selection)):
             check_samples(samples, split)
-        for network in (graph, teacher, *more_teachers):
-            _check_inputs(network)
+        if has_several_inputs(graph):
+            return self._recover_joined(
+                graph,
+                teacher=teacher,
+                train=train,
+                selection=selection,
+                settings=settings,
+                cache_dir=cache_dir,
+                on_progress=on_progress,
+                quantization=quantization,
+                more_teachers=more_teachers,
+                unlabeled=unlabeled,
+            )
         on_progress(0.0, "fitting layers to the original")
         session = RecoverySession(
             graph=graph,
@@ -74,18 +94,39 @@ class TorchTrainer:
         )
         return session.run()
 
+    def _recover_joined(
+        self,
+        graph: bytes,
+        *,
+        teacher: bytes,
+        train: Samples,
+        selection: Samples,
+        cache_dir: Path,
+        more_teachers: Sequence[bytes],
+        unlabeled: Samples | None,
+        **others: Any,
+    ) -> RecoveryResult:
+        """Train a network with several inputs as one with a single input."""
+        names = graph_inputs(onnx.load_model_from_string(graph))
+        with tempfile.TemporaryDirectory(prefix="joined-inputs-") as name:
+            folder = Path(name)
+            result = self.recover(
+                join_inputs(graph),
+                teacher=join_inputs(teacher),
+                train=join_samples(train, names, folder),
+                selection=join_samples(selection, names, folder),
+                cache_dir=cache_dir,
+                more_teachers=[join_inputs(network) for network in more_teachers],
+                unlabeled=None if unlabeled is None else join_samples(unlabeled, names, folder),
+                **others,
+            )
+        return replace(
+            result,
+            graph=part_inputs(result.graph, graph),
+            ranges={k: v for k, v in result.ranges.items() if not k.startswith(JOINED)},
+        )
+
     def _prepare_torch(self, seed: int) -> None:
         torch.manual_seed(seed)
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-
-
-def _check_inputs(graph: bytes) -> None:
-    """Refuse graphs with several inputs: samples are one array."""
-    names = graph_inputs(onnx.load_model_from_string(graph))
-    if len(names) != 1:
-        raise UnsupportedError(
-            f"the model has {len(names)} inputs ({', '.join(names)}); training takes models with one",
-            field="model",
-            remedy="the model can still be quantized without training",
-        )

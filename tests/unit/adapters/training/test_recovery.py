@@ -15,7 +15,7 @@ from tightfit_service.adapters.training.scoring import find_augmentation
 from tightfit_service.adapters.training.teacher import Augmentation, TeacherCache
 from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, UnsupportedError
+from tightfit_service.domain.errors import DivergedError, InvalidDatasetError
 
 SHORT = RecoverySettings(epochs=6, batch_size=64)
 
@@ -247,10 +247,10 @@ def test_small_images_are_not_augmented() -> None:
     assert find_augmentation(teacher_of(model), samples_of(model, 10, 0), "auto").is_none
 
 
-def test_several_inputs_are_refused(tmp_path: Path) -> None:
+def test_samples_of_other_inputs_are_refused(tmp_path: Path) -> None:
     model = several_outputs(0)
     samples = samples_of(plain_cnn(1), 4, 0)
-    with pytest.raises(UnsupportedError, match="has 2 inputs"):
+    with pytest.raises(InvalidDatasetError, match="the model 'image', 'other'"):
         recover(model.SerializeToString(), model, tmp_path, SHORT, train=samples, selection=samples)
 
 
