@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,6 +162,23 @@ class Samples:
     def judged(self, labels: LabelArray | None, metric: MetricName) -> Samples:
         """Return the same inputs judged otherwise, such as by fidelity to the original's outputs."""
         return replace(self, labels=labels, metric=metric)
+
+    def answered(
+        self,
+        run: Callable[[Mapping[str, FloatArray]], FloatArray],
+        names: Sequence[str],
+        *,
+        batch_size: int = 256,
+    ) -> Samples:
+        """Return the same samples with a model's first outputs as labels, which fidelity is held against.
+
+        Args:
+            run: Maps inputs by name to the first output, shape (n, ...).
+            names: The model's inputs, in order.
+            batch_size: Most samples given to `run` at once.
+        """
+        answers = [run(feeds) for feeds, _ in self.feed_batches(batch_size, names)]
+        return self.judged(np.concatenate(answers), self.metric)
 
     def _parts(self, size: int) -> Iterator[slice]:
         for start in range(0, len(self), size):

@@ -59,3 +59,11 @@ def test_a_part_keeps_all_inputs_together() -> None:
     assert (part.name, part.metric, len(part)) == ("selection", MetricName.MSE, 2)
     np.testing.assert_array_equal(part.others["meta"].stored, samples.others["meta"].stored[[4, 0]])
     np.testing.assert_array_equal(part.labels, [4.0, 0.0])
+
+
+def test_a_models_answers_stand_for_labels() -> None:
+    samples = _two(5).judged(None, MetricName.SQNR)
+    answered = samples.answered(lambda feeds: feeds["meta"] * 2, ["image", "meta"], batch_size=2)
+    assert answered.metric is MetricName.SQNR
+    expected = samples.feeds(slice(None), ["image", "meta"])["meta"] * 2
+    np.testing.assert_array_equal(np.asarray(answered.labels), expected)
