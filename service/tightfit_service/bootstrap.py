@@ -262,6 +262,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
+    from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
     from tightfit_service.adapters.training.torch_trainer import TorchTrainer
     from tightfit_service.graph.profile import OnnxGraphInspector
     from tightfit_service.passes.clustering import ClusteringPass
@@ -303,6 +304,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
         network_passes={item.name: item for item in network_passes},
         datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
         cache_dir=cache_dir,
+        synthesizer=NetworkSynthesizer(),
     )
 
 

@@ -29,7 +29,7 @@ from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal, Proposer
-from tightfit_service.application.recipe_making import RecipeMaker
+from tightfit_service.application.recipe_making import PRECISION_PASS, RecipeMaker
 from tightfit_service.application.recipe_work import PRUNING_STEP
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import may_prune, network_passes, node_passes
@@ -65,6 +65,9 @@ FINAL_EPOCHS = 30.0
 
 SCREENING_TIME_SHARE = 0.2
 """Share of the search time that screening may take in all."""
+
+ROUNDING_FELT = 0.005
+"""Loss of accuracy by quantizing alone from which training simulates the exported file's rounding."""
 
 MAX_FINALISTS = 4
 
@@ -353,7 +356,12 @@ class CompressionRun:
                 end=0.45 + 0.5 * min(1.0, (len(tried) + 1) / shares),
             )
             recovery = (
-                RecoverySettings(epochs=FINAL_EPOCHS, max_seconds=rest, seed=self._spec.seed)
+                RecoverySettings(
+                    epochs=FINAL_EPOCHS,
+                    max_seconds=rest,
+                    quantization_aware=self._is_rounding_felt(proposal),
+                    seed=self._spec.seed,
+                )
                 if can_train
                 else None
             )
@@ -362,6 +370,18 @@ class CompressionRun:
             self._learn(trial, proposal)
             if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
                 break
+
+    def _is_rounding_felt(self, proposal: Proposal) -> bool:
+        """Whether training has to know about rounding: it cost the original too much, or is coarse."""
+        if any(choice.pass_name == PRECISION_PASS for choice in proposal.alternatives):
+            return True
+        before, quantized = self._book.baseline, self._book.get(0)
+        if before is None or quantized is None or quantized.metrics is None:
+            return False
+        as_float, as_int8 = before.selection_accuracy, quantized.metrics.selection_accuracy
+        if as_float is None or as_int8 is None:
+            return False
+        return as_float.value - as_int8.value > ROUNDING_FELT
 
     def _screening(self, can_train: bool) -> RecoverySettings | None:  # noqa: FBT001  # one flag, private
         if not can_train:

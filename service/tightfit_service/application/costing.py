@@ -150,22 +150,23 @@ class ProblemBuilder:
     """Makes the solver's problem from a graph's pruning space and a target's emulator.
 
     Attributes:
-        alternatives: Other ways to compute a node, by node, strongest first. They are a group of the
-            problem, `option_id(node)`, whose last level is the ordinary way.
+        alternatives: The ways to compute a node, by node, from the one that loses most to the one
+            that loses least; None is the ordinary way. They are the levels of a group of the
+            problem, `option_id(node)`.
     """
 
     costs: CostModel
     profile: NetworkProfile
     space: PruningSpace
     number_format: NumberFormat
-    alternatives: Mapping[str, Sequence[Alternative]] = field(default_factory=dict)
+    alternatives: Mapping[str, Sequence[Alternative | None]] = field(default_factory=dict)
 
     def group_levels(self) -> Mapping[str, tuple[int, ...]]:
         """Return the levels offered per group."""
         multiple = self.costs.target.channel_multiple
         channels = {g.group_id: levels(g.unit_count, multiple) for g in self.space.groups}
         ways = {
-            option_id(node): tuple(range(1, len(choices) + 2))
+            option_id(node): tuple(range(1, len(choices) + 1))
             for node, choices in self.alternatives.items()
         }
         return {**channels, **ways}
@@ -216,6 +217,7 @@ class ProblemBuilder:
                         for level, choice in enumerate(
                             self.alternatives.get(operator.node, ()), start=1
                         )
+                        if choice is not None
                     },
                 )
             )

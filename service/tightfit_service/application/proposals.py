@@ -124,7 +124,7 @@ class Proposer:
         left = model.share_left(probes)
         model = model.with_options(
             {
-                option_id(node): [*(left * way.loss for way in choices), 0.0]
+                option_id(node): [left * way.loss for way in choices]
                 for node, choices in ways.items()
             }
         )
@@ -158,7 +158,7 @@ class Proposer:
     def smallest(self) -> Proposal:
         """Return the narrowest network there is, every node computed in the ordinary way."""
         kept = {
-            group_id: steps[-1] if group_id in self._ways else steps[0]
+            group_id: self._ways[group_id].index(None) + 1 if group_id in self._ways else steps[0]
             for group_id, steps in self._levels.items()
         }
         return self._remember(self._proposal(kept, "smallest widths"))
@@ -318,9 +318,9 @@ class Proposer:
                 if group_id in kept and kept[group_id] < len(scores)
             },
             alternatives=tuple(
-                choices[kept[group_id] - 1]
+                choice
                 for group_id, choices in self._ways.items()
-                if kept[group_id] <= len(choices)
+                if (choice := choices[kept[group_id] - 1]) is not None
             ),
             predicted_loss=min(1.0, self._sampler.model.predict(kept)),
             origin=origin,
@@ -345,24 +345,32 @@ class Proposer:
         }
         for group_id, choices in self._ways.items():
             for level, choice in enumerate(choices, start=1):
-                if is_in(choice, trial.recipe):
+                if choice is None:
                     kept[group_id] = level
+                elif is_in(choice, trial.recipe):
+                    kept[group_id] = level
+                    break
         return _key(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Way:
-    """Another way to compute a node, and the loss of accuracy (fraction) with it alone, untrained."""
+    """A way to compute a node, and the loss of accuracy (fraction) with it alone, untrained.
 
-    alternative: Alternative
+    `alternative` is None for the ordinary way.
+    """
+
+    alternative: Alternative | None
     loss: float
 
 
 def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_Way]]:
-    """Return, per node, a few ways spread from the strongest to the mildest.
+    """Return, per node, a few ways from the one that loses most to the one that loses nothing.
 
     The loss of each is the relative error of its node's output times what such an error cost where
-    accuracy was measured: single measurements are too noisy to tell mild ways apart.
+    accuracy was measured: single measurements are too noisy to tell mild ways apart. Losses count
+    from the way that loses least, which need not be the ordinary one: a layer that int8 hurts is
+    better off in float.
     """
     rates = _loss_per_error(sensitivity)
     by_node: dict[str, list[_Way]] = {}
@@ -375,7 +383,10 @@ def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_W
         ordered = sorted(ways, key=lambda way: -way.loss)
         steps = min(WAYS_PER_NODE, len(ordered))
         chosen = {round(index * (len(ordered) - 1) / max(1, steps - 1)) for index in range(steps)}
-        result[node] = [ordered[index] for index in sorted(chosen)]
+        plain = _Way(alternative=None, loss=sensitivity.precision_costs.get(node, 0.0))
+        offered = sorted([*(ordered[i] for i in chosen), plain], key=lambda way: -way.loss)
+        least = offered[-1].loss
+        result[node] = [replace(way, loss=way.loss - least) for way in offered]
     return result
 
 

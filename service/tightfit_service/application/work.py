@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,8 @@ class SensitivityOutcome:
     points: tuple[MeasuredPoint, ...]
     reference_accuracy: float
     alternatives: tuple[MeasuredAlternative, ...] = ()
+    precision_costs: Mapping[str, float] = field(default_factory=dict)
+    """Accuracy that the ordinary number format costs, by node, where it was measured."""
     notes: tuple[str, ...] = ()
 
 
@@ -171,8 +173,8 @@ class WorkHandlers:
     node_passes: Mapping[str, NodePass]
     network_passes: Mapping[str, NetworkPass]
     datasets: DatasetReader
+    synthesizer: DataSynthesizer
     cache_dir: Path
-    synthesizer: DataSynthesizer | None = None
 
     @property
     def inspector(self) -> GraphInspector:
@@ -477,10 +479,6 @@ class WorkHandlers:
         model = _facts(payload).as_imported(graph)
         if "dataset" in inputs:
             return self.datasets.open(inputs["dataset"], model=model)
-        if self.synthesizer is None:
-            raise UnsupportedError(
-                "a job needs a dataset", field="dataset", remedy="upload one and name it"
-            )
         digest = hashlib.sha256(graph).hexdigest()
         folder = self.cache_dir / "synthetic" / digest[:16]
         folder.mkdir(parents=True, exist_ok=True)
