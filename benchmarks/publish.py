@@ -94,6 +94,37 @@ def upload(rounds: Sequence[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def packing_stages(result: dict[str, Any]) -> str:
+    """Return the table of Deep Compression's stages."""
+    lines = [
+        "| stage | weights not zero | file | gzip | xz | packed | smaller | top-1, unpacked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["stages"]:
+        sizes = (
+            f"{row[f'{kind}_bytes'] / 1000:.1f} kB" for kind in ("file", "gzip", "xz", "packed")
+        )
+        lines.append(
+            f"| {row['stage']} | {row['weights_not_zero'] / row['weights']:.1%} | "
+            f"{' | '.join(sizes)} | {row['times_smaller']:.1f} x | {row['test_accuracy']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def packing_files(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of packed files."""
+    lines = [
+        "| file | size | gzip | xz | packed | unpacked in (CPU) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = (
+            f"{row[f'{kind}_bytes'] / 1000:.1f} kB" for kind in ("file", "gzip", "xz", "packed")
+        )
+        lines.append(f"| {row['file']} | {' | '.join(sizes)} | {row['unpack_cpu_seconds']:.2f} s |")
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
     """Return the pages as the results would have them."""
     rows = [
@@ -107,7 +138,11 @@ def pages() -> dict[Path, str]:
     text = between(text, "main-job", main_job(rows) + "\n\n" + verdicts(rows))
     rounds = json.loads((RESULTS / "upload.json").read_text())
     text = between(text, "upload", upload(rounds))
+    packing = json.loads((RESULTS / "packing.json").read_text())
+    packed = ROOT / "docs" / "packed-format.md"
+    stages = between(packed.read_text(), "packing-stages", packing_stages(packing["lenet"]))
     return {
+        packed: between(stages, "packing-files", packing_files(packing["files"])),
         readme: between(readme.read_text(), "main-job", main_job(rows)),
         document: text,
     }

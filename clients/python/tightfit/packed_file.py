@@ -406,13 +406,13 @@ class _Decoder:
         tables = [(table.symbols, table.counts, table.firsts) for table in stream.tables]
         magnitudes, shift = stream.magnitudes, stream.shift
         state, position, words = self._state, self._position, self._words
-        aboves = [stream.start] * stream.period
+        columns = [stream.start] * stream.period
         result = bytearray(count)
         at = 0
         try:
             for _ in range(count // stream.period):
                 before = stream.start
-                for column, above in enumerate(aboves):
+                for column, above in enumerate(columns):
                     symbol_of, counts, firsts = tables[(before + above) >> CONTEXT_SHIFT]
                     slot = state & (SLOTS - 1)
                     symbol = symbol_of[slot]
@@ -424,7 +424,7 @@ class _Decoder:
                     at += 1
                     magnitude = magnitudes[symbol]
                     before += (magnitude - before) >> shift
-                    aboves[column] = above + ((magnitude - above) >> shift)
+                    columns[column] = above + ((magnitude - above) >> shift)
         except IndexError as error:
             raise _damaged() from error
         self._state, self._position = state, position
