@@ -77,7 +77,8 @@ def plan_quantization(student: Student, settings: QuantizationSettings) -> Quant
     """Return what the exported file of a student will round.
 
     Weights of GRU, LSTM and of products with two activations stay as they are, and so do biases,
-    whose 32 bits lose nothing to speak of.
+    whose 32 bits lose nothing to speak of. Grids of transposed convolutions with groups are those
+    before a BatchNorm is folded in: channels of different groups share an index of the weight.
 
     Raises:
         InvalidRequestError: A format for a node that the graph does not have.
@@ -91,7 +92,7 @@ def plan_quantization(student: Student, settings: QuantizationSettings) -> Quant
             bits=_WEIGHT_BITS[formats[node.name]],
             channel_axis=_channel_axis(node),
             is_per_channel=settings.per_channel,
-            norm=norms.get(node.name),
+            norm=norms.get(node.name) if _has_channel_axis(node) else None,
         )
         for node in given.graph.node
         if node.op_type in PRODUCTS
@@ -164,6 +165,11 @@ def _is_softmax_output(model: ModelProto, name: str) -> bool:
         node.op_type in {"Softmax", "LogSoftmax"} and name in node.output
         for node in model.graph.node
     )
+
+
+def _has_channel_axis(node: NodeProto) -> bool:
+    """Whether every output channel has an index of its own along one axis of the weight."""
+    return node.op_type != "ConvTranspose" or attribute(node, "group", 1) == 1
 
 
 def _channel_axis(node: NodeProto) -> int:

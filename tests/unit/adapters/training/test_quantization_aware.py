@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from fakes.gratings import badly_scaled, gratings, trained_depthwise
-from fakes.networks import padded_shortcut, plain_cnn, residual
+from fakes.networks import Builder, padded_shortcut, plain_cnn, residual
 from fakes.recoveries import recover, samples_of
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.training.fake_quantization import FakeQuantization
@@ -110,7 +110,17 @@ def _without_softmax(model: ModelProto) -> bytes:
     return model.SerializeToString()
 
 
-@pytest.mark.parametrize("make", [plain_cnn, residual, padded_shortcut, None])
+def _upsampling(seed: int, groups: int = 1) -> ModelProto:
+    """A transposed convolution with BatchNormalization behind it."""
+    b = Builder(seed)
+    x = b.conv("stem", b.input("input", (3, 4, 4)), 3, 8)
+    weight = b.weight("up.w", (8, 8 // groups, 2, 2), fan_in=8)
+    x = b.node("up", "ConvTranspose", [x, weight], strides=[2, 2], group=groups)
+    x = b.node("up.relu", "Relu", [b.batch_norm("up.bn", x, 8)])
+    return b.model({b.head(x, 8): (5,)})
+
+
+@pytest.mark.parametrize("make", [plain_cnn, residual, padded_shortcut, _upsampling, None])
 @pytest.mark.parametrize("settings", [INT8, INT4, INT16])
 def test_the_forward_pass_is_that_of_the_exported_file(
     make: type | None, settings: QuantizationSettings
@@ -137,6 +147,18 @@ def test_the_forward_pass_is_that_of_the_exported_file(
         assert (difference < 0.01 * step).mean() > 0.6
     else:  # the file rounds over all 65536 levels, TFLite over the symmetric 65535
         assert difference.max() < 0.01 * (high - low)
+
+
+def test_groups_of_a_transposed_convolution_are_rounded_too() -> None:
+    model = _upsampling(1, groups=4)
+    graph, samples = model.SerializeToString(), samples_of(model, 64, 4)
+    learner, _ = _learner(graph, INT8, samples)
+    with torch.no_grad():
+        rounded = learner.outputs(samples.inputs(slice(None)))[0]
+        learner.quantizer = None
+        plain = learner.outputs(samples.inputs(slice(None)))[0]
+    error = float((rounded - plain).square().mean() / plain.var())
+    assert 0.0 < error < 0.01
 
 
 def test_nodes_keep_formats_of_their_own() -> None:
