@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from tightfit_service.graph.model_file import copy_model
 from tightfit_service.graph.structure import (
+    consumers,
     default_opset,
     graph_outputs,
     initializers,
@@ -34,7 +35,8 @@ def to_float16(model: ModelProto, nodes: Collection[str]) -> ModelProto:
 
     Inputs and outputs of the model keep float32. Nodes whose operator ONNX does not define for
     float16 stay in float32, as do inputs that it defines for float32 only (the scales of Resize).
-    Weights beyond the largest float16 are clipped to it.
+    Weights beyond the largest float16 are clipped to it. A Mul or Div by one number in front of a
+    MatMul stays in float32: onnxruntime 1.31 fuses float16 ones with a Transpose, and dies of it.
 
     Args:
         model: The model; it is not changed.
@@ -43,8 +45,9 @@ def to_float16(model: ModelProto, nodes: Collection[str]) -> ModelProto:
     result = ModelProto()
     result.CopyFrom(onnx.shape_inference.infer_shapes(model))
     conversion = _Conversion(result)
+    kept = _scalings_of_products(result)
     for node in sorted_model_nodes(result):
-        if node.name in nodes:
+        if node.name in nodes and node.name not in kept:
             conversion.convert(node)
         else:
             conversion.leave(node)
@@ -190,6 +193,19 @@ class _Conversion:
                     "Cast", [self._halves[name]], [name], to=TensorProto.FLOAT, name=f"{name}.cast"
                 )
             )
+
+
+def _scalings_of_products(model: ModelProto) -> set[str]:
+    """Return the nodes that multiply or divide by one number what a MatMul reads."""
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    readers = consumers(model.graph)
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in {"Mul", "Div"}
+        and any(sizes.get(name) == 1 for name in node.input)
+        and any(reader.op_type == "MatMul" for reader in readers.get(node.output[0], []))
+    }
 
 
 def _float_tensors(model: ModelProto) -> set[str]:

@@ -171,6 +171,26 @@ def test_float16_nodes_leave_inputs_and_outputs_in_float32() -> None:
     assert sum(node.op_type == "Cast" for node in model.graph.node) == 2
 
 
+def test_scalings_of_attention_stay_in_float32() -> None:
+    """In float16, onnxruntime 1.31 fuses them into a MatMul that it does not survive."""
+    b = Builder()
+    x = b.input("x", (4, 6))
+    scaled = b.node("scale", "Mul", [x, b.constant("root", 0.4, dtype=np.float32)])
+    turned = b.node("turn", "Transpose", [x], perm=[0, 2, 1])
+    b.node("scores", "MatMul", [scaled, turned])
+    model = b.model({"scores_out": (4, 4)})
+    result = PASS.quantize(
+        model.SerializeToString(),
+        calibration=None,
+        settings=QuantizationSettings(number_format=NumberFormat.FLOAT16),
+    )
+    inferred = onnx.shape_inference.infer_shapes(load_model(result.graph))
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    nodes = {node.name: node for node in inferred.graph.node}
+    assert types[nodes["scale"].output[0]] == onnx.TensorProto.FLOAT
+    assert types[nodes["scores"].input[0]] == onnx.TensorProto.FLOAT16
+
+
 def test_bfloat16_halves_the_weights() -> None:
     model = quantized("residual", number_format=NumberFormat.BFLOAT16)
     plain = quantized("residual", number_format=NumberFormat.FLOAT32)
