@@ -189,8 +189,11 @@ def dequantized(values: npt.NDArray[Any], detail: Mapping[str, Any]) -> npt.NDAr
     return result
 
 
-def read_metadata(data: bytes) -> Mapping[str, Any]:
-    """Return what tightfit wrote into the file's metadata, empty for files of other origin."""
+def read_metadata(data: bytes) -> Mapping[str, str]:
+    """Return what tightfit wrote into the file's metadata, empty for files of other origin.
+
+    Besides what the exporter was given these are the layouts of inputs and outputs.
+    """
     model = schema.Model.GetRootAs(data, 0)
     for index in range(model.MetadataLength()):
         entry = model.Metadata(index)
@@ -200,5 +203,5 @@ def read_metadata(data: bytes) -> Mapping[str, Any]:
                 found = json.loads(bytes(raw))
             except ValueError:
                 return {}
-            return found if isinstance(found, dict) else {}
+            return {k: str(v) for k, v in found.items()} if isinstance(found, dict) else {}
     return {}

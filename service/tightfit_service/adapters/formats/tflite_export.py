@@ -24,6 +24,7 @@ from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_match import Correspondence, correspond
 from tightfit_service.adapters.formats.tflite_quantize import Fallback, quantize_file
 from tightfit_service.adapters.formats.tflite_scales import FLOATS
+from tightfit_service.adapters.formats.tflite_spelling import spell_out
 from tightfit_service.application.calibration import TensorRange
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
@@ -87,6 +88,8 @@ class TfliteExporter:
             raise calibration_missing()
         feeds = comparison_feeds(calibration, model)
         file = convert(model)
+        if NumberFormat.INT16X8 in used:
+            spell_out(file)
         matches = _matches(model, file, feeds)
         formats = _operator_formats(file, matches, settings)
         fallbacks = quantize_file(

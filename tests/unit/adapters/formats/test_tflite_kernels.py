@@ -11,6 +11,7 @@ from fakes.tflite_operators import OPERATORS
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_kernels import KERNELS
 from tightfit_service.adapters.formats.tflite_quantize import quantize_file
+from tightfit_service.adapters.formats.tflite_spelling import spell_out
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.domain.hardware import NumberFormat
 
@@ -28,6 +29,19 @@ def _is_covered(name: str) -> bool:
         and made <= KERNELS.keys()
         and len(file.model.subgraphs) == 1
     )
+
+
+@pytest.mark.parametrize("name", ["squared difference", "hard_swish"])
+def test_spelled_out_operators_compute_the_same(name: str) -> None:
+    data = OPERATORS[name]()
+    file = TfliteFile(data)
+    spell_out(file)
+    before = [TfliteFile(data).operator_name(item) for item in TfliteFile(data).graph.operators]
+    after = [file.operator_name(item) for item in file.graph.operators]
+    assert len(after) > len(before)
+    rng = np.random.default_rng(0)
+    samples = [[rng.normal(0, 3, file.shape(int(i))).astype(np.float32) for i in file.graph.inputs]]
+    assert _outputs(file.to_bytes(), samples) == pytest.approx(_outputs(data, samples), abs=1e-5)
 
 
 def _outputs(data: bytes, samples: list[list[np.ndarray]]) -> np.ndarray:
