@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from fakes.networks import NETWORKS, Builder
-from tightfit_service.application.ports import PassContext
+from tightfit_service.application.ports import NodePass, PassContext
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
 from tightfit_service.graph.profile import OnnxGraphInspector
@@ -19,6 +19,7 @@ from tightfit_service.passes.layer_weights import layer_weights
 from tightfit_service.passes.sparsity import SparsityPass
 
 clustering = ClusteringPass()
+as_port: NodePass = clustering
 CNN = NETWORKS["plain_cnn"](0).SerializeToString()
 TARGET = HardwareSpec(
     name="board",

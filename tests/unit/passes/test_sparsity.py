@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from fakes.networks import NETWORKS, Builder
-from tightfit_service.application.ports import PassContext
+from tightfit_service.application.ports import NodePass, PassContext
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout
 from tightfit_service.domain.errors import InvalidRequestError
@@ -21,6 +21,7 @@ from tightfit_service.passes.layer_weights import layer_weights
 from tightfit_service.passes.sparsity import SparsityPass, word_block
 
 sparsity = SparsityPass()
+as_port: NodePass = sparsity
 
 
 def target(runtime: str, *, word_bytes: int = 4) -> HardwareSpec:
