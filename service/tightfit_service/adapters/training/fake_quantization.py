@@ -109,13 +109,21 @@ class FakeQuantization(torch.nn.Module):
         return weight + (rounded - weight).detach()
 
     def ranges(self, input_scale: float) -> dict[str, Range]:
-        """Return least and greatest value per tensor, those of the graph's inputs in its own units."""
+        """Return least and greatest value per tensor, in the units of the graph's own inputs.
+
+        Inputs, and what only moves their values, were divided by `input_scale` for the module.
+        """
         magnitudes = (self.ends.exp() * self._is_free).detach().cpu().double().numpy()
+        scaled = {
+            self._plan.activations[name].group
+            for name in self._plan.inputs
+            if name in self._plan.activations
+        }
         found = {}
         for name, plan in self._plan.activations.items():
             if plan.group in self._numbers:
                 low, high = magnitudes[self._numbers[plan.group]]
-                unit = input_scale if name in self._plan.inputs else 1.0
+                unit = input_scale if plan.group in scaled else 1.0
                 found[name] = (-float(low) * unit, float(high) * unit)
         return found
 

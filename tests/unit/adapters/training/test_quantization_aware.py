@@ -218,6 +218,24 @@ def test_sparse_weights_stay_sparse(tmp_path: Path) -> None:
     assert set(result.ranges) >= {"input", "conv1.relu_out", "conv2.relu_out"}
 
 
+def test_ranges_are_in_the_units_of_the_graph(tmp_path: Path) -> None:
+    b = Builder(1)
+    x = b.node("flat", "Flatten", [b.input("input", (1, 2, 3))], axis=1)
+    x = b.node("relu", "Relu", [b.gemm("fc1", x, 6, 8)])
+    model = b.model({b.gemm("fc2", x, 8, 3): (3,)})
+    loud = samples_of(model, 256, 1, loud=50.0)
+    settings = RecoverySettings(epochs=1, batch_size=64, quantization_aware=True)
+    graph = model.SerializeToString()
+    result = recover(graph, model, tmp_path, settings, train=loud, selection=loud)
+    assert any("inputs divided by" in note for note in result.notes)
+    inputs = loud.inputs(slice(None))
+    assert 0.5 * inputs.max() < result.ranges["input"][1] < 1.5 * inputs.max()
+    assert result.ranges["flat_out"] == result.ranges["input"]
+    inner = build_module(result.graph).run_to(["relu_out"], torch.from_numpy(inputs))[0]
+    most = float(inner.detach().max())
+    assert 0.5 * most < result.ranges["relu_out"][1] < 1.5 * most
+
+
 def test_gradients_reach_weights_and_the_ends_of_ranges() -> None:
     graph = trained_depthwise()
     learner, rounding = _learner(graph, INT8, gratings(64, 4))
