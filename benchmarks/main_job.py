@@ -33,10 +33,10 @@ from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.costing import CostModel, select_emulator
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
+from tightfit_service.application.recipe_work import TrialOutcome
 from tightfit_service.application.work import (
     ModelFacts,
     SensitivityOutcome,
-    TrialOutcome,
     WorkHandlers,
     most_important,
 )
@@ -214,7 +214,16 @@ def _uniform(
     plain_facts, files = handlers.import_model({}, {"model": model}, imported, quiet)
     facts = from_plain(ModelFacts, plain_facts)
     inputs = {"graph": files["graph"], "dataset": archive}
-    payload = {"model": plain_facts, "seed": 0, "shares": []}
+    payload = {
+        "model": plain_facts,
+        "seed": 0,
+        "shares": [],
+        "steps": [],
+        "space": plain_facts["space"],
+        "techniques": [],
+        "target": target,
+        "number_format": None,
+    }
     scored = from_plain(
         SensitivityOutcome, handlers.sensitivity(payload, inputs, imported, quiet)[0]
     )
@@ -285,7 +294,7 @@ def _largest_share(
             )
             for group in facts.space.groups
         }
-        profile = handlers.inspector.profile(handlers.pruning.apply(graph, keep))
+        profile = handlers.inspector.profile(handlers.steps.pruning.apply(graph, keep))
         if costs.estimate(profile, NumberFormat.INT8).latency_ms.high <= limit:
             return keep
     raise SystemExit("no uniform share meets the limit")

@@ -270,6 +270,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.passes.equalization import EqualizationPass
     from tightfit_service.passes.low_rank import LowRankPass
     from tightfit_service.passes.precision import PrecisionPass
+    from tightfit_service.passes.precision_sensitivity import precision_sensitivity
     from tightfit_service.passes.quantization import StaticQuantizationPass
     from tightfit_service.passes.resolution import ResolutionPass
     from tightfit_service.passes.sparsity import SparsityPass
@@ -305,6 +306,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
         datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
         cache_dir=cache_dir,
         synthesizer=NetworkSynthesizer(),
+        precision_probe=precision_sensitivity,
     )
 
 

@@ -18,7 +18,7 @@ the finished ones done. A job that brings a recipe applies it, and searches noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tightfit_service.application.attribution import attribute_layers
@@ -65,6 +65,9 @@ FINAL_EPOCHS = 30.0
 
 SCREENING_TIME_SHARE = 0.2
 """Share of the search time that screening may take in all."""
+
+COSTLY_LAYERS = 5
+"""Layers named when rounding them costs accuracy."""
 
 ROUNDING_FELT = 0.005
 """Loss of accuracy by quantizing alone from which training simulates the exported file's rounding."""
@@ -209,6 +212,9 @@ class CompressionRun:
     async def _prepared(self, form: _Form, quantized: Trial) -> Proposer:
         """Measure what choices in this form of the network cost, and return what proposes them."""
         await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
+        techniques = list(node_passes(self._spec))
+        if not self._spec.techniques and self._loss_by_rounding() > ROUNDING_FELT:
+            techniques = [*dict.fromkeys([*techniques, PRECISION_PASS])]
         result = await self._stages.run(
             WorkUnit(
                 kind=SENSITIVITY,
@@ -218,8 +224,9 @@ class CompressionRun:
                     "shares": list(SENSITIVITY_SHARES),
                     "steps": to_plain(form.steps),
                     "space": to_plain(form.space),
-                    "techniques": list(node_passes(self._spec)),
+                    "techniques": techniques,
                     "target": to_plain(self._spec.target),
+                    "number_format": str(self._format) if PRECISION_PASS in techniques else None,
                 },
                 inputs={"graph": self._context.graph_digest, **self._book.dataset_inputs()},
                 timeout_seconds=UNIT_TIMEOUT_SECONDS,
@@ -229,6 +236,9 @@ class CompressionRun:
         sensitivity = from_plain(SensitivityOutcome, result.payload)
         for text in sensitivity.notes:
             await self._note("SENSITIVITY", text)
+        for node, cost in largest_costs(sensitivity.precision_costs):
+            message = f"{self._format} costs {cost:.1%} of accuracy in this layer, measured alone"
+            await self._note("COSTLY_PRECISION", message, node=node)
         whole = self._costs.estimate(self._facts.profile, self._format)
         await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
         return await asyncio.to_thread(
@@ -373,15 +383,18 @@ class CompressionRun:
 
     def _is_rounding_felt(self, proposal: Proposal) -> bool:
         """Whether training has to know about rounding: it cost the original too much, or is coarse."""
-        if any(choice.pass_name == PRECISION_PASS for choice in proposal.alternatives):
-            return True
+        is_coarse = any(choice.pass_name == PRECISION_PASS for choice in proposal.alternatives)
+        return is_coarse or self._loss_by_rounding() > ROUNDING_FELT
+
+    def _loss_by_rounding(self) -> float:
+        """Return what quantizing alone cost on the selection set; 0 where that is not known."""
         before, quantized = self._book.baseline, self._book.get(0)
         if before is None or quantized is None or quantized.metrics is None:
-            return False
+            return 0.0
         as_float, as_int8 = before.selection_accuracy, quantized.metrics.selection_accuracy
         if as_float is None or as_int8 is None:
-            return False
-        return as_float.value - as_int8.value > ROUNDING_FELT
+            return 0.0
+        return as_float.value - as_int8.value
 
     def _screening(self, can_train: bool) -> RecoverySettings | None:  # noqa: FBT001  # one flag, private
         if not can_train:
@@ -499,8 +512,8 @@ class CompressionRun:
         await self._journal.update(result=self._result(), spent_seconds=self._elapsed)
         self._context.telemetry.best_so_far(self._journal.job.job_id, self._book.best)
 
-    async def _note(self, code: str, message: str) -> None:
-        self._notes = (*self._notes, PreflightNote(code=code, message=message))
+    async def _note(self, code: str, message: str, *, node: str = "") -> None:
+        self._notes = (*self._notes, PreflightNote(code=code, message=message, node=node))
         await self._journal.event(JobEventKind.NOTE, message)
 
     @property
@@ -523,3 +536,9 @@ class CompressionRun:
         )
         left = self._spec.search_limits.max_seconds - self._elapsed
         return max(1.0, round(left / shared_by - overhead, 1))
+
+
+def largest_costs(costs: Mapping[str, float]) -> Sequence[tuple[str, float]]:
+    """Return the few layers whose number format costs most, the dearest first."""
+    felt = [(node, cost) for node, cost in costs.items() if cost > ROUNDING_FELT]
+    return sorted(felt, key=lambda item: -item[1])[:COSTLY_LAYERS]

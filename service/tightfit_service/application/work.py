@@ -27,7 +27,9 @@ from tightfit_service.application.ports import (
     NodePass,
     OpenDataset,
     PassContext,
+    PrecisionProbe,
     ProgressCallback,
+    QuantizationSettings,
     TensorSignature,
     WorkHandler,
     WorkUnit,
@@ -36,7 +38,7 @@ from tightfit_service.application.recipe_work import GraphSteps, RecipeWork, Spl
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.dataset import SplitName
 from tightfit_service.domain.errors import InvalidDatasetError, UnsupportedError
-from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace, Variant
 from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.recipe import PassStep, Recipe
@@ -174,6 +176,7 @@ class WorkHandlers:
     network_passes: Mapping[str, NetworkPass]
     datasets: DatasetReader
     synthesizer: DataSynthesizer
+    precision_probe: PrecisionProbe
     cache_dir: Path
 
     @property
@@ -315,7 +318,8 @@ class WorkHandlers:
 
         Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `seed`, `shares` (shares
         of a group to cut for the measured points), `steps` (of the recipe, that come first), `space`
-        (what can be pruned after them), `techniques` (node passes to consider) and `target`.
+        (what can be pruned after them), `techniques` (node passes to consider), `target`, and
+        `number_format` where it is to be measured what that costs layer by layer, else None.
         Payload of the result: `SensitivityOutcome`.
         """
         del output_dir
@@ -350,11 +354,21 @@ class WorkHandlers:
         on_progress(0.7, "other ways to compute each layer")
         context = PassContext(calibration=splits.get(SplitName.CALIBRATION))
         alternatives = self._alternatives(graph, payload, context, sample)
+        precision_costs: Mapping[str, float] = {}
+        if payload["number_format"] is not None and context.calibration is not None:
+            precision_costs = self._precision_costs(
+                graph,
+                context.calibration,
+                sample,
+                NumberFormat(payload["number_format"]),
+                on_progress,
+            )
         outcome = SensitivityOutcome(
             importance={key: tuple(float(v) for v in vs) for key, vs in importance.items()},
             points=tuple(points),
             reference_accuracy=onnx.evaluate(graph, sample).value,
             alternatives=alternatives,
+            precision_costs=precision_costs,
             notes=notes,
         )
         return to_plain(outcome), {}
@@ -382,6 +396,28 @@ class WorkHandlers:
                         accuracy = onnx.evaluate(changed, sample).value
                 found.append(MeasuredAlternative(alternative=alternative, accuracy=accuracy))
         return tuple(found)
+
+    def _precision_costs(
+        self,
+        graph: bytes,
+        calibration: Samples,
+        sample: Samples,
+        number_format: NumberFormat,
+        on_progress: ProgressCallback,
+    ) -> Mapping[str, float]:
+        """Return the accuracy that the number format costs by layer: alone, and among the others."""
+        onnx = self.evaluators[ModelFormat.ONNX]
+        measured = self.precision_probe(
+            graph,
+            calibration=calibration,
+            score=lambda data: onnx.evaluate(data, sample).value,
+            settings=QuantizationSettings(number_format=number_format),
+            on_progress=lambda share, text: on_progress(0.8 + 0.2 * share, text),
+        )
+        return {
+            layer.node: max(0.0, (measured.drop_alone(layer) + measured.gain_in_float(layer)) / 2)
+            for layer in measured.layers
+        }
 
     def variants(
         self,

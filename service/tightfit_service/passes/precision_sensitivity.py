@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto
 
 from tightfit_service.application.calibration import TensorRange
-from tightfit_service.application.ports import QuantizationSettings
+from tightfit_service.application.ports import (
+    AccuracyOf,
+    LayerPrecision,
+    PrecisionSensitivity,
+    ProgressCallback,
+    QuantizationSettings,
+)
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidDatasetError
 from tightfit_service.domain.hardware import NumberFormat
@@ -26,61 +31,15 @@ _OBSERVED_SAMPLES = 32
 _CLEANEST_DB = 150.0
 """Given where there is no error at all; float32 by itself has about 140 dB."""
 
-Score = Callable[[bytes], float]
-"""Accuracy of a graph that onnxruntime runs, as a fraction."""
-Progress = Callable[[float, str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPrecision:
-    """What one layer's number format costs.
-
-    Attributes:
-        node: Name of the layer.
-        number_format: Its format in the settings.
-        sqnr_db: Signal-to-quantization-noise ratio of its output when it alone is in that format and
-            reads float values, in dB; under about 20 dB a layer is worth a look.
-        accuracy_alone: Accuracy with this layer alone in its format and everything else in float32.
-        accuracy_without: Accuracy with everything in its format but this layer, in float32.
-    """
-
-    node: str
-    number_format: NumberFormat
-    sqnr_db: float
-    accuracy_alone: float
-    accuracy_without: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionSensitivity:
-    """Accuracy of a network by the precision of its layers, in schedule order.
-
-    Attributes:
-        float_accuracy: With everything in float32.
-        quantized_accuracy: With everything in its format.
-    """
-
-    float_accuracy: float
-    quantized_accuracy: float
-    layers: tuple[LayerPrecision, ...]
-
-    def drop_alone(self, layer: LayerPrecision) -> float:
-        """Return the accuracy that the layer's format costs by itself, as a fraction."""
-        return self.float_accuracy - layer.accuracy_alone
-
-    def gain_in_float(self, layer: LayerPrecision) -> float:
-        """Return the accuracy that keeping this layer in float32 gives back, as a fraction."""
-        return layer.accuracy_without - self.quantized_accuracy
-
 
 def precision_sensitivity(
     graph: bytes,
     *,
     calibration: Samples,
-    score: Score,
+    score: AccuracyOf,
     settings: QuantizationSettings,
     nodes: Sequence[str] | None = None,
-    on_progress: Progress | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> PrecisionSensitivity:
     """Measure what each layer's format costs, by itself and among the others.
 

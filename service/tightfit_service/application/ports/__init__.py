@@ -30,10 +30,14 @@ from tightfit_service.application.ports.models import (
 )
 from tightfit_service.application.ports.records import AssetRecord, AssetStore, JobStore, Page
 from tightfit_service.application.ports.techniques import (
+    AccuracyOf,
     GraphPass,
+    LayerPrecision,
     NetworkPass,
     NodePass,
     PassContext,
+    PrecisionProbe,
+    PrecisionSensitivity,
     ProgressCallback,
     RecoveryResult,
     RecoverySettings,
@@ -42,6 +46,7 @@ from tightfit_service.application.ports.techniques import (
 )
 
 __all__ = [
+    "AccuracyOf",
     "ArtifactStore",
     "AssetRecord",
     "AssetStore",
@@ -57,12 +62,15 @@ __all__ = [
     "GraphPass",
     "ImportedModel",
     "JobStore",
+    "LayerPrecision",
     "ModelImporter",
     "NetworkPass",
     "NodePass",
     "OpenDataset",
     "Page",
     "PassContext",
+    "PrecisionProbe",
+    "PrecisionSensitivity",
     "ProgressCallback",
     "QuantizationSettings",
     "RecoveryResult",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tightfit_service.application.ports.export import QuantizationSettings
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace, Variant
 
 
@@ -202,5 +202,71 @@ class Trainer(Protocol):
 
         Raises:
             DivergedError: Every rollback diverged again; the best state so far was no better than the start.
+        """
+        ...
+
+
+AccuracyOf = Callable[[bytes], float]
+"""Accuracy of a graph that onnxruntime runs, as a fraction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPrecision:
+    """What one layer's number format costs.
+
+    Attributes:
+        node: Name of the layer.
+        number_format: Its format in the settings.
+        sqnr_db: Signal-to-quantization-noise ratio of its output when it alone is in that format and
+            reads float values, in dB; under about 20 dB a layer is worth a look.
+        accuracy_alone: Accuracy with this layer alone in its format and everything else in float32.
+        accuracy_without: Accuracy with everything in its format but this layer, in float32.
+    """
+
+    node: str
+    number_format: NumberFormat
+    sqnr_db: float
+    accuracy_alone: float
+    accuracy_without: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSensitivity:
+    """Accuracy of a network by the precision of its layers, in schedule order.
+
+    Attributes:
+        float_accuracy: With everything in float32.
+        quantized_accuracy: With everything in its format.
+    """
+
+    float_accuracy: float
+    quantized_accuracy: float
+    layers: tuple[LayerPrecision, ...]
+
+    def drop_alone(self, layer: LayerPrecision) -> float:
+        """Return the accuracy that the layer's format costs by itself, as a fraction."""
+        return self.float_accuracy - layer.accuracy_alone
+
+    def gain_in_float(self, layer: LayerPrecision) -> float:
+        """Return the accuracy that keeping this layer in float32 gives back, as a fraction."""
+        return layer.accuracy_without - self.quantized_accuracy
+
+
+class PrecisionProbe(Protocol):
+    """Measures what the number format of each single layer costs."""
+
+    def __call__(
+        self,
+        graph: bytes,
+        *,
+        calibration: Samples,
+        score: AccuracyOf,
+        settings: QuantizationSettings,
+        nodes: Sequence[str] | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> PrecisionSensitivity:
+        """Return accuracies with each layer alone in its format, and with it alone in float32.
+
+        Costs about two evaluations by `score` per layer.
         """
         ...
