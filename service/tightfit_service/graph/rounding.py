@@ -69,20 +69,20 @@ def weight_scales(weight: FloatArray, *, axis: int | None, bits: int) -> FloatAr
         else np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     ).astype(np.float64)
     levels = weight_levels(bits)
-    peaks = np.abs(rows).max(axis=1, initial=0.0)
+    peaks: npt.NDArray[np.float64] = np.abs(rows).max(axis=1, initial=0.0)
     is_zero = peaks < _SMALLEST_SPAN
     peaks[is_zero] = 1.0 if is_zero.all() else peaks.max()
     widest = peaks / levels
+    best: FloatArray = widest.astype(np.float32)
     if bits >= 8:
-        return widest.astype(np.float32)
-    best = widest.astype(np.float32)
+        return best
     least = np.full(len(rows), np.inf)
     for share in _CLIP_SHARES:
         scale = (widest * share).astype(np.float32)
         grid = scale[:, None].astype(np.float64)
         steps = np.clip(np.rint(rows / grid), -levels, levels)
         error = ((steps * grid - rows) ** 2).sum(axis=1)
-        best = np.where(error < least, scale, best)
+        best = np.where(error < least, scale, best).astype(np.float32)
         least = np.minimum(error, least)
     return best
 
@@ -96,7 +96,7 @@ def rounded_weight(
         shape = [-1 if place == axis % weight.ndim else 1 for place in range(weight.ndim)]
     levels = weight_levels(bits)
     steps = np.rint(weight.astype(np.float64) / scales.astype(np.float64).reshape(shape))
-    return np.clip(steps, -levels, levels).astype(np.int8)
+    return np.asarray(np.clip(steps, -levels, levels), dtype=np.int8)
 
 
 def rounded_activation(
@@ -105,7 +105,7 @@ def rounded_activation(
     """Return the integers of activations: divided, rounded half to even, shifted, clipped."""
     low, high = activation_levels(bits)
     steps = np.rint(values.astype(np.float64) / scale.scale) + scale.zero_point
-    return np.clip(steps, low, high).astype(np.int32)
+    return np.asarray(np.clip(steps, low, high), dtype=np.int32)
 
 
 def scales_for_bias(scales: FloatArray, bias: FloatArray, input_scale: float) -> FloatArray:

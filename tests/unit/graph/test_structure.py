@@ -8,8 +8,8 @@ from onnx import NodeProto, helper
 
 from fakes.networks import NETWORKS, Builder
 from tightfit_service.domain.errors import InvalidModelError
+from tightfit_service.graph.axis_runs import matching_axes
 from tightfit_service.graph.model_file import copy_model, load_model, save_model, shown
-from tightfit_service.graph.rules_movement import matching_axes
 from tightfit_service.graph.structure import (
     attribute,
     first_line,

@@ -37,7 +37,9 @@ def _hard_swish(file: TfliteFile, operator: Any) -> list[Any]:
     """Return the operators of `x * (relu6(x + 3) / 6)` (Howard et al., MobileNetV3, ICCV 2019)."""
     source, output = int(operator.inputs[0]), int(operator.outputs[0])
     shifted, gate = (file.add_tensor_like(output, file.shape(output)) for _ in range(2))
-    three, sixth = (file.add_tensor(np.float32([value]), None) for value in (3.0, 1.0 / 6.0))
+    three, sixth = (
+        file.add_tensor(np.array([value], np.float32), None) for value in (3.0, 1.0 / 6.0)
+    )
     relu6 = schema.ActivationFunctionType.RELU6
     return [
         _pairwise(file, "ADD", [source, three], shifted, activation=relu6),

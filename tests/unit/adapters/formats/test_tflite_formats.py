@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from fakes.networks import NETWORKS, Builder
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertRunner, read_metadata
-from tightfit_service.adapters.formats import tflite_export
+from tightfit_service.adapters.formats import tflite_convert
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
@@ -30,19 +30,18 @@ _CONVERTED: dict[bytes, tuple[bytes, set[int]]] = {}
 @pytest.fixture(autouse=True)
 def _convert_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert each network once for all tests of this file; that takes most of the time."""
-    convert = tflite_export.convert
 
     def cached(model: ModelProto) -> TfliteFile:
         key = model.SerializeToString()
         if key not in _CONVERTED:
-            made = convert(model)
+            made = tflite_convert.convert(model)
             _CONVERTED[key] = (made.to_bytes(), set(made.channels_last_outputs))
         data, turned = _CONVERTED[key]
         file = TfliteFile(data)
         file.channels_last_outputs |= turned
         return file
 
-    monkeypatch.setattr(tflite_export, "convert", cached)
+    monkeypatch.setattr(f"{TfliteExporter.__module__}.convert", cached)
 
 
 def samples_for(model: ModelProto) -> Samples:
