@@ -96,7 +96,6 @@ def target_of(row: MeasuredRow, boards: Mapping[str, HardwareSpec]) -> HardwareS
         "clock_mhz": row.clock_mhz,
         "memory": {"ram_bytes": row.ram_bytes, "flash_bytes": row.flash_bytes},
         "runtime": {"name": row.runtime, "version": row.runtime_version},
-        "accelerator": row.accelerator,
         "isa_features": [] if row.core == "cortex-m0+" else ["dsp", "fpu"],
     }
     known = boards.get(row.board.lower())
@@ -122,7 +121,7 @@ def microcontrollers(
     comparisons = []
     for row in rows:
         table = table_for(row, tables)
-        if table is None:
+        if table is None or row.accelerator:
             continue
         profile = table.profile
         if row.is_float:

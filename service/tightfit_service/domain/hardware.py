@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tightfit_service.domain.errors import InvalidTargetError
+from tightfit_service.domain.network import OperatorKind
+
+OPS_PER_MAC = 2
+"""Data sheets count a multiplication and an addition as two operations."""
 
 
 class NumberFormat(enum.StrEnum):
@@ -34,6 +40,39 @@ class ModelFormat(enum.StrEnum):
     """ExecuTorch program (`.pte`); output only."""
 
 
+class AcceleratorKind(enum.StrEnum):
+    """A family of accelerators, which emulators key on."""
+
+    ETHOS_U55 = "ethos-u55"
+    ETHOS_U65 = "ethos-u65"
+    ETHOS_U85 = "ethos-u85"
+    EDGE_TPU = "edge-tpu"
+    NPU = "npu"
+    """Any other processor for neural networks."""
+    GPU = "gpu"
+    HEXAGON = "hexagon"
+    """Qualcomm's tensor processor."""
+
+
+class Fallback(enum.StrEnum):
+    """What becomes of operators that an accelerator does not run."""
+
+    CPU = "cpu"
+    """Each runs on the cores, and the rest stays on the accelerator."""
+    CPU_FROM_FIRST = "cpu-from-first"
+    """The first of them and all that follow run on the cores (Edge TPU compiler: one partition)."""
+    REFUSED = "refused"
+    """The network does not compile."""
+
+
+class Placement(enum.StrEnum):
+    """Where an operator runs."""
+
+    CPU = "cpu"
+    ACCELERATOR = "accelerator"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """The inference runtime on the target; the same chip spans 3x to 7x over runtimes."""
@@ -44,43 +83,195 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """Electrical figures of the target; what is None is assumed from the core's class."""
+    """Mean power in each state, in milliwatts, all rails that the source counts; None is not known."""
 
     active_mw: float | None = None
-    """Mean power while a network runs, all rails that the source counts, in milliwatts."""
+    """While a network runs on the cores."""
+    accelerator_mw: float | None = None
+    """While a network runs on the accelerator, the cores waiting for it."""
     idle_mw: float | None = None
+    """While nothing runs, ready for the next inference."""
+    sleep_mw: float | None = None
+    """In the deepest state that keeps RAM; waking up takes milliseconds or less."""
     supply_v: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The memories that a model lives in, in bytes."""
+    """The memories that a model lives in: sizes in bytes, bandwidths in 10^6 bytes per second."""
 
     ram_bytes: int
+    """RAM that activations may live in. Of a microcontroller: on the chip, without tightly coupled
+    memories that the runtime does not use."""
     flash_bytes: int
     ram_bandwidth_mb_s: float | None = None
+    flash_bandwidth_mb_s: float | None = None
+    """Of weights that are read in place."""
+    external_ram_bytes: int = 0
+    """RAM beside the chip of a microcontroller; slower, and not counted in `ram_bytes`."""
+    external_ram_bandwidth_mb_s: float | None = None
     cache_bytes: int = 0
     word_bytes: int = 4
     """Width of a memory access that block sparsity and alignment care about."""
+    alignment_bytes: int = 16
+    """Tensors start at multiples of it (TFLM 16, TensorFlow Lite 64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    """A processor for networks beside the cores, and its rules of support.
+
+    Rates are peaks at dense networks; an emulator knows what share of them is reached.
+
+    Attributes:
+        kind: Family, which emulators key on.
+        name: Of the part, such as `Ethos-U55-128` or `Adreno 660`.
+        clock_mhz: None where the rates are in TOPS.
+        macs_per_cycle: Multiply-accumulates per cycle, by number format. Needs `clock_mhz`.
+        tops: 10^12 operations per second by number format, two per multiply-accumulate.
+        memory_bytes: Memory of its own that weights and activations live in; 0 where it works in
+            the memories of the target.
+        bandwidth_mb_s: Between it and the memory that holds what does not fit in its own.
+        transfer_mb_s: Of activations that go from the cores to it or back; None where they share
+            memory.
+        transfer_us: What each change from cores to accelerator or back costs besides, in microseconds.
+        operators: Kinds of operators that it runs; empty where any can.
+        fallback: What becomes of the others, and of number formats that it does not compute in.
+    """
+
+    kind: AcceleratorKind
+    name: str = ""
+    clock_mhz: float | None = None
+    macs_per_cycle: Mapping[NumberFormat, float] = field(default_factory=dict, hash=False)
+    tops: Mapping[NumberFormat, float] = field(default_factory=dict, hash=False)
+    memory_bytes: int = 0
+    bandwidth_mb_s: float | None = None
+    transfer_mb_s: float | None = None
+    transfer_us: float = 0.0
+    operators: tuple[OperatorKind, ...] = ()
+    fallback: Fallback = Fallback.CPU
+
+    def __post_init__(self) -> None:
+        """Refuse rates that cannot be.
+
+        Raises:
+            InvalidTargetError: No rate at all, or one per cycle without a clock.
+        """
+        if not (self.macs_per_cycle or self.tops):
+            raise InvalidTargetError(
+                f"the accelerator {self.name or self.kind} computes nothing",
+                field="target.accelerator.tops",
+                remedy="give its peak by number format, such as `tops: {int8: 4}`",
+            )
+        if self.macs_per_cycle and self.clock_mhz is None:
+            raise InvalidTargetError(
+                f"the accelerator {self.name or self.kind} has a rate per cycle and no clock",
+                field="target.accelerator.clock_mhz",
+                remedy="give clock_mhz, or the rates as tops",
+            )
+
+    @property
+    def number_formats(self) -> tuple[NumberFormat, ...]:
+        """Formats that it computes in."""
+        return tuple(f for f in NumberFormat if f in self.macs_per_cycle or f in self.tops)
+
+    def macs_per_second(self, number_format: NumberFormat) -> float:
+        """Return the peak rate in a format, 0 where it does not compute in it."""
+        if self.clock_mhz is not None and number_format in self.macs_per_cycle:
+            return self.macs_per_cycle[number_format] * self.clock_mhz * 1e6
+        return self.tops.get(number_format, 0.0) * 1e12 / OPS_PER_MAC
+
+    def placement(self, kind: OperatorKind, number_format: NumberFormat) -> Placement:
+        """Return where an operator runs when looked at alone (see `Fallback` for what follows it)."""
+        known = not self.operators or kind in self.operators
+        if known and number_format in self.number_formats:
+            return Placement.ACCELERATOR
+        return Placement.REFUSED if self.fallback is Fallback.REFUSED else Placement.CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The values of a figure that some device may have: above zero and at most `most`."""
+
+    most: float
+    unit: str
+    whole: bool = False
+    or_zero: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is in the range."""
+        return 0 < value <= self.most or (self.or_zero and value == 0)
+
+    def __str__(self) -> str:
+        """Return the range in words."""
+        least = "0 or more" if self.or_zero else "above 0"
+        return f"{least} and at most {self.most:g} {self.unit}"
+
+
+_BANDWIDTH = Range(most=1e7, unit="x 10^6 bytes per second")
+_POWER = Range(most=1e6, unit="mW")
+_RAM = Range(most=2**40, unit="bytes", whole=True)
+_RAM_OR_NONE = replace(_RAM, or_zero=True)
+_CLOCK = Range(most=10_000.0, unit="MHz")
+FIGURES: Mapping[str, Range] = {
+    "clock_mhz": _CLOCK,
+    "core_count": Range(most=1_024, unit="cores", whole=True),
+    "channel_multiple": Range(most=1_024, unit="channels", whole=True),
+    "memory.ram_bytes": _RAM,
+    "memory.flash_bytes": Range(most=2**48, unit="bytes", whole=True),
+    "memory.ram_bandwidth_mb_s": _BANDWIDTH,
+    "memory.flash_bandwidth_mb_s": _BANDWIDTH,
+    "memory.external_ram_bytes": _RAM_OR_NONE,
+    "memory.external_ram_bandwidth_mb_s": _BANDWIDTH,
+    "memory.cache_bytes": Range(most=2**32, unit="bytes", whole=True, or_zero=True),
+    "memory.word_bytes": Range(most=1_024, unit="bytes", whole=True),
+    "memory.alignment_bytes": Range(most=4_096, unit="bytes", whole=True),
+    "power.active_mw": _POWER,
+    "power.accelerator_mw": _POWER,
+    "power.idle_mw": _POWER,
+    "power.sleep_mw": _POWER,
+    "power.supply_v": Range(most=1_000.0, unit="V"),
+    "accelerator.clock_mhz": _CLOCK,
+    "accelerator.macs_per_cycle": Range(most=1e7, unit="multiply-accumulates per cycle"),
+    "accelerator.tops": Range(most=10_000.0, unit="x 10^12 operations per second"),
+    "accelerator.memory_bytes": _RAM_OR_NONE,
+    "accelerator.bandwidth_mb_s": _BANDWIDTH,
+    "accelerator.transfer_mb_s": _BANDWIDTH,
+    "accelerator.transfer_us": Range(most=1e6, unit="microseconds", or_zero=True),
+}
+"""All figures of a target by their path in `HardwareSpec`, with what is possible."""
+
+
+def impossible_figure(path: str, value: object, figures: Range) -> InvalidTargetError:
+    """Return the error of a figure outside its range."""
+    return InvalidTargetError(
+        f"{path} is {value!r}, which no device has",
+        field=f"target.{path}",
+        remedy=f"give the figure from the data sheet: {figures}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareSpec:
-    """One named target: processor, clock, memories, number formats, runtime and power.
+    """One named target: processor, clock, memories, accelerator, number formats, runtime and power.
 
     Attributes:
         name: Short unique name, lower case letters, digits and dashes (`nucleo-h7a3zi-q`).
+        display_name: Name for people; what follows a comma names a variant of the same board.
         core: Core class that emulators key on: `cortex-m0+`, `cortex-m4`, `cortex-m7`, `cortex-m33`,
             `cortex-m55`, `cortex-m85`, `cortex-a53`, `cortex-a72`, `cortex-a76`, `x86-64`, ...
         core_count: Cores used by the runtime.
         clock_mhz: Clock of these cores in MHz.
+        accelerator: What runs the network instead of the cores where it can, or None.
         isa_features: Such as `dsp`, `mve`, `fpu`, `neon`, `dotprod`, `avx2`, `avx512_vnni`.
         number_formats: Formats that the runtime has fast kernels for.
         channel_multiple: Output channels are rounded up to this many by the kernels; widths that
             are not multiples of it cost as much as the next one.
         output_format: File format that the target's runtime loads.
+        isp_features: What the image signal processor before it does: `resize`, `crop`, ...
         sources: Where the figures come from (data sheet, benchmark).
-        assumed_fields: Fields that were not given but taken from the core's class; they widen intervals.
+        assumed_fields: Fields that were not given but taken from the class of the core or of the
+            accelerator; they widen intervals.
     """
 
     name: str
@@ -90,7 +281,7 @@ class HardwareSpec:
     memory: Memory
     runtime: Runtime
     core_count: int = 1
-    accelerator: str = ""
+    accelerator: Accelerator | None = None
     isa_features: tuple[str, ...] = ()
     number_formats: tuple[NumberFormat, ...] = (NumberFormat.INT8, NumberFormat.FLOAT32)
     channel_multiple: int = 1
@@ -104,19 +295,32 @@ class HardwareSpec:
         """Refuse figures that no device has.
 
         Raises:
-            InvalidTargetError: A figure is zero, negative, or beyond any known device.
+            InvalidTargetError: A figure is zero, negative, or beyond any known device, or there is
+                no number format.
         """
-        checks = (
-            ("clock_mhz", self.clock_mhz, 0.0, 10_000.0, "MHz"),
-            ("core_count", self.core_count, 0, 1_024, "cores"),
-            ("memory.ram_bytes", self.memory.ram_bytes, 0, 2**44, "bytes"),
-            ("memory.flash_bytes", self.memory.flash_bytes, 0, 2**48, "bytes"),
-            ("channel_multiple", self.channel_multiple, 0, 1_024, "channels"),
-        )
-        for name, value, above, most, unit in checks:
-            if not above < value <= most:
-                raise InvalidTargetError(
-                    f"target {self.name!r}: {name} is {value}, outside ({above}, {most}] {unit}",
-                    field=f"target.{name}",
-                    remedy="give the figure from the data sheet, in the stated unit",
-                )
+        for path, figures in FIGURES.items():
+            for where, value in _values_at(self, path):
+                if not figures.holds(value):
+                    raise impossible_figure(where, value, figures)
+        if not self.number_formats:
+            raise InvalidTargetError(
+                f"target {self.name!r} computes in no number format",
+                field="target.number_formats",
+                remedy="give at least one, such as [int8]",
+            )
+
+    def placement(self, kind: OperatorKind, number_format: NumberFormat) -> Placement:
+        """Return where an operator of that kind runs in that number format, looked at alone."""
+        if self.accelerator is None:
+            return Placement.CPU
+        return self.accelerator.placement(kind, number_format)
+
+
+def _values_at(spec: HardwareSpec, path: str) -> list[tuple[str, float]]:
+    """Return the numbers at a path of the spec with their full paths; None and absent ones are no numbers."""
+    value: Any = spec
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    if isinstance(value, Mapping):
+        return [(f"{path}.{number_format}", rate) for number_format, rate in value.items()]
+    return [] if value is None else [(path, value)]

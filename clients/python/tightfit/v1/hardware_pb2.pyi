@@ -164,12 +164,14 @@ class HardwareSpec(_message.Message):
     """Number of cores that the runtime uses; at least 1."""
     clock_mhz: _builtins.float
     """Clock of these cores, in MHz; above 0."""
-    accelerator: _builtins.str
-    """Accelerator beside the cores; empty for none."""
     channel_multiple: _builtins.int
     """Output channels are rounded up to this many by the kernels; at least 1."""
     output_format: Global___ModelFormat.ValueType
     """File format that the target's runtime loads."""
+    @_builtins.property
+    def accelerator(self) -> Global___Accelerator:
+        """What runs the network instead of the cores where it can; absent for none."""
+
     @_builtins.property
     def isa_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instruction-set features: `dsp`, `mve`, `fpu`, `neon`, `dotprod`, `avx2` and so on."""
@@ -210,7 +212,7 @@ class HardwareSpec(_message.Message):
         core: _builtins.str = ...,
         core_count: _builtins.int | None = ...,
         clock_mhz: _builtins.float | None = ...,
-        accelerator: _builtins.str | None = ...,
+        accelerator: Global___Accelerator | None = ...,
         isa_features: _abc.Iterable[_builtins.str] | None = ...,
         number_formats: _abc.Iterable[Global___NumberFormat.ValueType] | None = ...,
         channel_multiple: _builtins.int | None = ...,
@@ -222,20 +224,16 @@ class HardwareSpec(_message.Message):
         sources: _abc.Iterable[_builtins.str] | None = ...,
         assumed_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accelerator", b"_accelerator", "_channel_multiple", b"_channel_multiple", "_clock_mhz", b"_clock_mhz", "_core_count", b"_core_count", "accelerator", b"accelerator", "channel_multiple", b"channel_multiple", "clock_mhz", b"clock_mhz", "core_count", b"core_count", "memory", b"memory", "power", b"power", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_multiple", b"_channel_multiple", "_clock_mhz", b"_clock_mhz", "_core_count", b"_core_count", "accelerator", b"accelerator", "channel_multiple", b"channel_multiple", "clock_mhz", b"clock_mhz", "core_count", b"core_count", "memory", b"memory", "power", b"power", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accelerator", b"_accelerator", "_channel_multiple", b"_channel_multiple", "_clock_mhz", b"_clock_mhz", "_core_count", b"_core_count", "accelerator", b"accelerator", "assumed_fields", b"assumed_fields", "channel_multiple", b"channel_multiple", "clock_mhz", b"clock_mhz", "core", b"core", "core_count", b"core_count", "display_name", b"display_name", "isa_features", b"isa_features", "isp_features", b"isp_features", "memory", b"memory", "name", b"name", "number_formats", b"number_formats", "output_format", b"output_format", "power", b"power", "runtime", b"runtime", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_multiple", b"_channel_multiple", "_clock_mhz", b"_clock_mhz", "_core_count", b"_core_count", "accelerator", b"accelerator", "assumed_fields", b"assumed_fields", "channel_multiple", b"channel_multiple", "clock_mhz", b"clock_mhz", "core", b"core", "core_count", b"core_count", "display_name", b"display_name", "isa_features", b"isa_features", "isp_features", b"isp_features", "memory", b"memory", "name", b"name", "number_formats", b"number_formats", "output_format", b"output_format", "power", b"power", "runtime", b"runtime", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__accelerator: _TypeAlias = _typing.Literal["accelerator"]  # noqa: Y015
-    _WhichOneofArgType__accelerator: _TypeAlias = _typing.Literal["_accelerator", b"_accelerator"]  # noqa: Y015
     _WhichOneofReturnType__channel_multiple: _TypeAlias = _typing.Literal["channel_multiple"]  # noqa: Y015
     _WhichOneofArgType__channel_multiple: _TypeAlias = _typing.Literal["_channel_multiple", b"_channel_multiple"]  # noqa: Y015
     _WhichOneofReturnType__clock_mhz: _TypeAlias = _typing.Literal["clock_mhz"]  # noqa: Y015
     _WhichOneofArgType__clock_mhz: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz"]  # noqa: Y015
     _WhichOneofReturnType__core_count: _TypeAlias = _typing.Literal["core_count"]  # noqa: Y015
     _WhichOneofArgType__core_count: _TypeAlias = _typing.Literal["_core_count", b"_core_count"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__accelerator) -> _WhichOneofReturnType__accelerator | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__channel_multiple) -> _WhichOneofReturnType__channel_multiple | None: ...
     @_typing.overload
@@ -244,6 +242,148 @@ class HardwareSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__core_count) -> _WhichOneofReturnType__core_count | None: ...
 
 Global___HardwareSpec: _TypeAlias = HardwareSpec  # noqa: Y015
+
+@_typing.final
+class Accelerator(_message.Message):
+    """Accelerator is a processor for networks beside the cores, and its rules of support.
+
+    A description needs `kind`; what else is absent is taken from the class of the kind.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MacsPerCycleEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TopsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CLOCK_MHZ_FIELD_NUMBER: _builtins.int
+    MACS_PER_CYCLE_FIELD_NUMBER: _builtins.int
+    TOPS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_MB_S_FIELD_NUMBER: _builtins.int
+    TRANSFER_MB_S_FIELD_NUMBER: _builtins.int
+    TRANSFER_US_FIELD_NUMBER: _builtins.int
+    OPERATORS_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Family: `ethos-u55`, `ethos-u65`, `ethos-u85`, `edge-tpu`, `npu`, `gpu` or `hexagon`."""
+    name: _builtins.str
+    """Name of the part, such as `Ethos-U55-128`."""
+    clock_mhz: _builtins.float
+    """Clock, in MHz; above 0. Needed with `macs_per_cycle`."""
+    memory_bytes: _builtins.int
+    """Memory of its own, in bytes; 0 where it works in the memories of the target."""
+    bandwidth_mb_s: _builtins.float
+    """Bandwidth to the memory that holds what does not fit in its own, in 10^6 bytes per second."""
+    transfer_mb_s: _builtins.float
+    """Bandwidth of activations from the cores to it or back, in 10^6 bytes per second; absent where
+    they share memory.
+    """
+    transfer_us: _builtins.float
+    """Cost of each change from the cores to it or back besides, in microseconds."""
+    fallback: _builtins.str
+    """What becomes of the others: `cpu` (each runs on the cores), `cpu-from-first` (the first and all
+    that follow do) or `refused` (the network does not compile).
+    """
+    @_builtins.property
+    def macs_per_cycle(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Peak multiply-accumulates per cycle by number format (`int8`, `float16` and so on)."""
+
+    @_builtins.property
+    def tops(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Peak in 10^12 operations per second by number format, two operations per multiply-accumulate."""
+
+    @_builtins.property
+    def operators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Kinds of operators that it runs (`conv`, `depthwise_conv`, `dense` and so on); empty for any."""
+
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        clock_mhz: _builtins.float | None = ...,
+        macs_per_cycle: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        tops: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        bandwidth_mb_s: _builtins.float | None = ...,
+        transfer_mb_s: _builtins.float | None = ...,
+        transfer_us: _builtins.float | None = ...,
+        operators: _abc.Iterable[_builtins.str] | None = ...,
+        fallback: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_mb_s", b"_bandwidth_mb_s", "_clock_mhz", b"_clock_mhz", "_fallback", b"_fallback", "_memory_bytes", b"_memory_bytes", "_name", b"_name", "_transfer_mb_s", b"_transfer_mb_s", "_transfer_us", b"_transfer_us", "bandwidth_mb_s", b"bandwidth_mb_s", "clock_mhz", b"clock_mhz", "fallback", b"fallback", "memory_bytes", b"memory_bytes", "name", b"name", "transfer_mb_s", b"transfer_mb_s", "transfer_us", b"transfer_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bandwidth_mb_s", b"_bandwidth_mb_s", "_clock_mhz", b"_clock_mhz", "_fallback", b"_fallback", "_memory_bytes", b"_memory_bytes", "_name", b"_name", "_transfer_mb_s", b"_transfer_mb_s", "_transfer_us", b"_transfer_us", "bandwidth_mb_s", b"bandwidth_mb_s", "clock_mhz", b"clock_mhz", "fallback", b"fallback", "kind", b"kind", "macs_per_cycle", b"macs_per_cycle", "memory_bytes", b"memory_bytes", "name", b"name", "operators", b"operators", "tops", b"tops", "transfer_mb_s", b"transfer_mb_s", "transfer_us", b"transfer_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bandwidth_mb_s: _TypeAlias = _typing.Literal["bandwidth_mb_s"]  # noqa: Y015
+    _WhichOneofArgType__bandwidth_mb_s: _TypeAlias = _typing.Literal["_bandwidth_mb_s", b"_bandwidth_mb_s"]  # noqa: Y015
+    _WhichOneofReturnType__clock_mhz: _TypeAlias = _typing.Literal["clock_mhz"]  # noqa: Y015
+    _WhichOneofArgType__clock_mhz: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz"]  # noqa: Y015
+    _WhichOneofReturnType__fallback: _TypeAlias = _typing.Literal["fallback"]  # noqa: Y015
+    _WhichOneofArgType__fallback: _TypeAlias = _typing.Literal["_fallback", b"_fallback"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__transfer_mb_s: _TypeAlias = _typing.Literal["transfer_mb_s"]  # noqa: Y015
+    _WhichOneofArgType__transfer_mb_s: _TypeAlias = _typing.Literal["_transfer_mb_s", b"_transfer_mb_s"]  # noqa: Y015
+    _WhichOneofReturnType__transfer_us: _TypeAlias = _typing.Literal["transfer_us"]  # noqa: Y015
+    _WhichOneofArgType__transfer_us: _TypeAlias = _typing.Literal["_transfer_us", b"_transfer_us"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bandwidth_mb_s) -> _WhichOneofReturnType__bandwidth_mb_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_mhz) -> _WhichOneofReturnType__clock_mhz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fallback) -> _WhichOneofReturnType__fallback | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__transfer_mb_s) -> _WhichOneofReturnType__transfer_mb_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__transfer_us) -> _WhichOneofReturnType__transfer_us | None: ...
+
+Global___Accelerator: _TypeAlias = Accelerator  # noqa: Y015
 
 @_typing.final
 class Memory(_message.Message):
@@ -256,8 +396,12 @@ class Memory(_message.Message):
     RAM_BANDWIDTH_MB_S_FIELD_NUMBER: _builtins.int
     CACHE_BYTES_FIELD_NUMBER: _builtins.int
     WORD_BYTES_FIELD_NUMBER: _builtins.int
+    FLASH_BANDWIDTH_MB_S_FIELD_NUMBER: _builtins.int
+    EXTERNAL_RAM_BYTES_FIELD_NUMBER: _builtins.int
+    EXTERNAL_RAM_BANDWIDTH_MB_S_FIELD_NUMBER: _builtins.int
+    ALIGNMENT_BYTES_FIELD_NUMBER: _builtins.int
     ram_bytes: _builtins.int
-    """RAM for activations and the runtime, in bytes; above 0."""
+    """RAM for activations and the runtime, in bytes; above 0. Of a microcontroller: on the chip."""
     flash_bytes: _builtins.int
     """Flash or disk for the model, in bytes; above 0."""
     ram_bandwidth_mb_s: _builtins.float
@@ -266,6 +410,14 @@ class Memory(_message.Message):
     """Data cache, in bytes; 0 for none."""
     word_bytes: _builtins.int
     """Width of one memory access, in bytes."""
+    flash_bandwidth_mb_s: _builtins.float
+    """Bandwidth of the flash, in 10^6 bytes per second."""
+    external_ram_bytes: _builtins.int
+    """RAM beside the chip of a microcontroller, in bytes, not counted in `ram_bytes`; 0 for none."""
+    external_ram_bandwidth_mb_s: _builtins.float
+    """Bandwidth of the external RAM, in 10^6 bytes per second."""
+    alignment_bytes: _builtins.int
+    """Tensors start at multiples of this many bytes."""
     def __init__(
         self,
         *,
@@ -274,13 +426,25 @@ class Memory(_message.Message):
         ram_bandwidth_mb_s: _builtins.float | None = ...,
         cache_bytes: _builtins.int | None = ...,
         word_bytes: _builtins.int | None = ...,
+        flash_bandwidth_mb_s: _builtins.float | None = ...,
+        external_ram_bytes: _builtins.int | None = ...,
+        external_ram_bandwidth_mb_s: _builtins.float | None = ...,
+        alignment_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_bytes", b"_cache_bytes", "_flash_bytes", b"_flash_bytes", "_ram_bandwidth_mb_s", b"_ram_bandwidth_mb_s", "_ram_bytes", b"_ram_bytes", "_word_bytes", b"_word_bytes", "cache_bytes", b"cache_bytes", "flash_bytes", b"flash_bytes", "ram_bandwidth_mb_s", b"ram_bandwidth_mb_s", "ram_bytes", b"ram_bytes", "word_bytes", b"word_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alignment_bytes", b"_alignment_bytes", "_cache_bytes", b"_cache_bytes", "_external_ram_bandwidth_mb_s", b"_external_ram_bandwidth_mb_s", "_external_ram_bytes", b"_external_ram_bytes", "_flash_bandwidth_mb_s", b"_flash_bandwidth_mb_s", "_flash_bytes", b"_flash_bytes", "_ram_bandwidth_mb_s", b"_ram_bandwidth_mb_s", "_ram_bytes", b"_ram_bytes", "_word_bytes", b"_word_bytes", "alignment_bytes", b"alignment_bytes", "cache_bytes", b"cache_bytes", "external_ram_bandwidth_mb_s", b"external_ram_bandwidth_mb_s", "external_ram_bytes", b"external_ram_bytes", "flash_bandwidth_mb_s", b"flash_bandwidth_mb_s", "flash_bytes", b"flash_bytes", "ram_bandwidth_mb_s", b"ram_bandwidth_mb_s", "ram_bytes", b"ram_bytes", "word_bytes", b"word_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_bytes", b"_cache_bytes", "_flash_bytes", b"_flash_bytes", "_ram_bandwidth_mb_s", b"_ram_bandwidth_mb_s", "_ram_bytes", b"_ram_bytes", "_word_bytes", b"_word_bytes", "cache_bytes", b"cache_bytes", "flash_bytes", b"flash_bytes", "ram_bandwidth_mb_s", b"ram_bandwidth_mb_s", "ram_bytes", b"ram_bytes", "word_bytes", b"word_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alignment_bytes", b"_alignment_bytes", "_cache_bytes", b"_cache_bytes", "_external_ram_bandwidth_mb_s", b"_external_ram_bandwidth_mb_s", "_external_ram_bytes", b"_external_ram_bytes", "_flash_bandwidth_mb_s", b"_flash_bandwidth_mb_s", "_flash_bytes", b"_flash_bytes", "_ram_bandwidth_mb_s", b"_ram_bandwidth_mb_s", "_ram_bytes", b"_ram_bytes", "_word_bytes", b"_word_bytes", "alignment_bytes", b"alignment_bytes", "cache_bytes", b"cache_bytes", "external_ram_bandwidth_mb_s", b"external_ram_bandwidth_mb_s", "external_ram_bytes", b"external_ram_bytes", "flash_bandwidth_mb_s", b"flash_bandwidth_mb_s", "flash_bytes", b"flash_bytes", "ram_bandwidth_mb_s", b"ram_bandwidth_mb_s", "ram_bytes", b"ram_bytes", "word_bytes", b"word_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alignment_bytes: _TypeAlias = _typing.Literal["alignment_bytes"]  # noqa: Y015
+    _WhichOneofArgType__alignment_bytes: _TypeAlias = _typing.Literal["_alignment_bytes", b"_alignment_bytes"]  # noqa: Y015
     _WhichOneofReturnType__cache_bytes: _TypeAlias = _typing.Literal["cache_bytes"]  # noqa: Y015
     _WhichOneofArgType__cache_bytes: _TypeAlias = _typing.Literal["_cache_bytes", b"_cache_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__external_ram_bandwidth_mb_s: _TypeAlias = _typing.Literal["external_ram_bandwidth_mb_s"]  # noqa: Y015
+    _WhichOneofArgType__external_ram_bandwidth_mb_s: _TypeAlias = _typing.Literal["_external_ram_bandwidth_mb_s", b"_external_ram_bandwidth_mb_s"]  # noqa: Y015
+    _WhichOneofReturnType__external_ram_bytes: _TypeAlias = _typing.Literal["external_ram_bytes"]  # noqa: Y015
+    _WhichOneofArgType__external_ram_bytes: _TypeAlias = _typing.Literal["_external_ram_bytes", b"_external_ram_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__flash_bandwidth_mb_s: _TypeAlias = _typing.Literal["flash_bandwidth_mb_s"]  # noqa: Y015
+    _WhichOneofArgType__flash_bandwidth_mb_s: _TypeAlias = _typing.Literal["_flash_bandwidth_mb_s", b"_flash_bandwidth_mb_s"]  # noqa: Y015
     _WhichOneofReturnType__flash_bytes: _TypeAlias = _typing.Literal["flash_bytes"]  # noqa: Y015
     _WhichOneofArgType__flash_bytes: _TypeAlias = _typing.Literal["_flash_bytes", b"_flash_bytes"]  # noqa: Y015
     _WhichOneofReturnType__ram_bandwidth_mb_s: _TypeAlias = _typing.Literal["ram_bandwidth_mb_s"]  # noqa: Y015
@@ -290,7 +454,15 @@ class Memory(_message.Message):
     _WhichOneofReturnType__word_bytes: _TypeAlias = _typing.Literal["word_bytes"]  # noqa: Y015
     _WhichOneofArgType__word_bytes: _TypeAlias = _typing.Literal["_word_bytes", b"_word_bytes"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alignment_bytes) -> _WhichOneofReturnType__alignment_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_bytes) -> _WhichOneofReturnType__cache_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__external_ram_bandwidth_mb_s) -> _WhichOneofReturnType__external_ram_bandwidth_mb_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__external_ram_bytes) -> _WhichOneofReturnType__external_ram_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flash_bandwidth_mb_s) -> _WhichOneofReturnType__flash_bandwidth_mb_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__flash_bytes) -> _WhichOneofReturnType__flash_bytes | None: ...
     @_typing.overload
@@ -337,33 +509,49 @@ class Power(_message.Message):
     ACTIVE_MW_FIELD_NUMBER: _builtins.int
     IDLE_MW_FIELD_NUMBER: _builtins.int
     SUPPLY_V_FIELD_NUMBER: _builtins.int
+    ACCELERATOR_MW_FIELD_NUMBER: _builtins.int
+    SLEEP_MW_FIELD_NUMBER: _builtins.int
     active_mw: _builtins.float
-    """Mean power while a network runs, in milliwatts. Absent means assumed from the core's class."""
+    """Mean power while a network runs on the cores, in milliwatts. Absent means assumed from the class."""
     idle_mw: _builtins.float
     """Mean power while nothing runs, in milliwatts."""
     supply_v: _builtins.float
     """Supply voltage, in volts."""
+    accelerator_mw: _builtins.float
+    """Mean power while a network runs on the accelerator, in milliwatts."""
+    sleep_mw: _builtins.float
+    """Mean power in the deepest state that keeps RAM, in milliwatts."""
     def __init__(
         self,
         *,
         active_mw: _builtins.float | None = ...,
         idle_mw: _builtins.float | None = ...,
         supply_v: _builtins.float | None = ...,
+        accelerator_mw: _builtins.float | None = ...,
+        sleep_mw: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_active_mw", b"_active_mw", "_idle_mw", b"_idle_mw", "_supply_v", b"_supply_v", "active_mw", b"active_mw", "idle_mw", b"idle_mw", "supply_v", b"supply_v"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accelerator_mw", b"_accelerator_mw", "_active_mw", b"_active_mw", "_idle_mw", b"_idle_mw", "_sleep_mw", b"_sleep_mw", "_supply_v", b"_supply_v", "accelerator_mw", b"accelerator_mw", "active_mw", b"active_mw", "idle_mw", b"idle_mw", "sleep_mw", b"sleep_mw", "supply_v", b"supply_v"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_mw", b"_active_mw", "_idle_mw", b"_idle_mw", "_supply_v", b"_supply_v", "active_mw", b"active_mw", "idle_mw", b"idle_mw", "supply_v", b"supply_v"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accelerator_mw", b"_accelerator_mw", "_active_mw", b"_active_mw", "_idle_mw", b"_idle_mw", "_sleep_mw", b"_sleep_mw", "_supply_v", b"_supply_v", "accelerator_mw", b"accelerator_mw", "active_mw", b"active_mw", "idle_mw", b"idle_mw", "sleep_mw", b"sleep_mw", "supply_v", b"supply_v"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accelerator_mw: _TypeAlias = _typing.Literal["accelerator_mw"]  # noqa: Y015
+    _WhichOneofArgType__accelerator_mw: _TypeAlias = _typing.Literal["_accelerator_mw", b"_accelerator_mw"]  # noqa: Y015
     _WhichOneofReturnType__active_mw: _TypeAlias = _typing.Literal["active_mw"]  # noqa: Y015
     _WhichOneofArgType__active_mw: _TypeAlias = _typing.Literal["_active_mw", b"_active_mw"]  # noqa: Y015
     _WhichOneofReturnType__idle_mw: _TypeAlias = _typing.Literal["idle_mw"]  # noqa: Y015
     _WhichOneofArgType__idle_mw: _TypeAlias = _typing.Literal["_idle_mw", b"_idle_mw"]  # noqa: Y015
+    _WhichOneofReturnType__sleep_mw: _TypeAlias = _typing.Literal["sleep_mw"]  # noqa: Y015
+    _WhichOneofArgType__sleep_mw: _TypeAlias = _typing.Literal["_sleep_mw", b"_sleep_mw"]  # noqa: Y015
     _WhichOneofReturnType__supply_v: _TypeAlias = _typing.Literal["supply_v"]  # noqa: Y015
     _WhichOneofArgType__supply_v: _TypeAlias = _typing.Literal["_supply_v", b"_supply_v"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accelerator_mw) -> _WhichOneofReturnType__accelerator_mw | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__active_mw) -> _WhichOneofReturnType__active_mw | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_mw) -> _WhichOneofReturnType__idle_mw | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sleep_mw) -> _WhichOneofReturnType__sleep_mw | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__supply_v) -> _WhichOneofReturnType__supply_v | None: ...
 

@@ -12,7 +12,7 @@ from tightfit.v1 import hardware_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
 from tightfit_service.domain.errors import InvalidTargetError
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import Accelerator, HardwareSpec
 
 
 def target_to_proto(spec: HardwareSpec) -> hardware_pb2.HardwareTarget:
@@ -31,7 +31,7 @@ def spec_to_proto(spec: HardwareSpec) -> hardware_pb2.HardwareSpec:
         core=spec.core,
         core_count=spec.core_count,
         clock_mhz=spec.clock_mhz,
-        accelerator=spec.accelerator,
+        accelerator=None if spec.accelerator is None else _accelerator_to_proto(spec.accelerator),
         isa_features=spec.isa_features,
         number_formats=[enums.NUMBER_FORMAT.to_proto(f) for f in spec.number_formats],
         channel_multiple=spec.channel_multiple,
@@ -42,14 +42,38 @@ def spec_to_proto(spec: HardwareSpec) -> hardware_pb2.HardwareSpec:
             ram_bandwidth_mb_s=memory.ram_bandwidth_mb_s,
             cache_bytes=memory.cache_bytes,
             word_bytes=memory.word_bytes,
+            flash_bandwidth_mb_s=memory.flash_bandwidth_mb_s,
+            external_ram_bytes=memory.external_ram_bytes,
+            external_ram_bandwidth_mb_s=memory.external_ram_bandwidth_mb_s,
+            alignment_bytes=memory.alignment_bytes,
         ),
         runtime=hardware_pb2.Runtime(name=spec.runtime.name, version=spec.runtime.version),
         power=hardware_pb2.Power(
-            active_mw=power.active_mw, idle_mw=power.idle_mw, supply_v=power.supply_v
+            active_mw=power.active_mw,
+            accelerator_mw=power.accelerator_mw,
+            idle_mw=power.idle_mw,
+            sleep_mw=power.sleep_mw,
+            supply_v=power.supply_v,
         ),
         isp_features=spec.isp_features,
         sources=spec.sources,
         assumed_fields=spec.assumed_fields,
+    )
+
+
+def _accelerator_to_proto(accelerator: Accelerator) -> hardware_pb2.Accelerator:
+    return hardware_pb2.Accelerator(
+        kind=accelerator.kind,
+        name=accelerator.name,
+        clock_mhz=accelerator.clock_mhz,
+        macs_per_cycle={str(key): value for key, value in accelerator.macs_per_cycle.items()},
+        tops={str(key): value for key, value in accelerator.tops.items()},
+        memory_bytes=accelerator.memory_bytes,
+        bandwidth_mb_s=accelerator.bandwidth_mb_s,
+        transfer_mb_s=accelerator.transfer_mb_s,
+        transfer_us=accelerator.transfer_us,
+        operators=accelerator.operators,
+        fallback=accelerator.fallback,
     )
 
 
@@ -87,6 +111,8 @@ def _given(message: Message, *, prefix: str) -> dict[str, Any]:
             given[field.name] = _given(value, prefix=f"{path}.")
         elif isinstance(value, str):
             given[field.name] = value
+        elif isinstance(value, Mapping):
+            given[field.name] = dict(value)
         elif isinstance(value, (int, float)):
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidTargetError(

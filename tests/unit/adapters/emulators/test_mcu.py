@@ -9,7 +9,13 @@ import pytest
 from fakes.profiles import ProfileBuilder, chain_profile, residual_profile
 from tightfit_service.adapters.emulators.mcu import McuEmulator, half_width_at
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.domain.hardware import Memory, Runtime
+from tightfit_service.domain.hardware import (
+    Accelerator,
+    AcceleratorKind,
+    Memory,
+    NumberFormat,
+    Runtime,
+)
 from tightfit_service.domain.network import NetworkProfile
 
 EMULATOR = McuEmulator()
@@ -137,7 +143,16 @@ def test_wide_activations_cost_between_int8_and_float32() -> None:
 def test_accelerated_and_foreign_targets_are_not_supported() -> None:
     target = CATALOGUE.get("cortex-m55")
     assert EMULATOR.supports(target)
-    assert not EMULATOR.supports(replace(target, accelerator="Ethos-U55"))
+    assert not EMULATOR.supports(
+        replace(
+            target,
+            accelerator=Accelerator(
+                kind=AcceleratorKind.ETHOS_U55,
+                clock_mhz=400.0,
+                macs_per_cycle={NumberFormat.INT8: 128.0},
+            ),
+        )
+    )
     assert not EMULATOR.supports(replace(target, core="risc-v"))
 
 

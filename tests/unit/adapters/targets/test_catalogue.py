@@ -102,7 +102,7 @@ def test_given_figures_are_kept_and_not_listed_as_assumed() -> None:
         ({"clock_mhz": float("nan")}, "target.clock_mhz", "data sheet"),
         ({"clock_mhz": "fast"}, "target.clock_mhz", "data sheet"),
         ({"clock_mhz": True}, "target.clock_mhz", "data sheet"),
-        ({"clock_mhz": 480e6}, "target.clock_mhz", "unit"),
+        ({"clock_mhz": 480e6}, "target.clock_mhz", "MHz"),
         ({"memory": {"ram_bytes": 0}}, "target.memory.ram_bytes", "data sheet"),
         ({"memory": {"cache_bytes": -5}}, "target.memory.cache_bytes", "data sheet"),
         ({"power": {"active_mw": -5}}, "target.power.active_mw", "data sheet"),

@@ -40,6 +40,9 @@ from tightfit_service.domain.budget import (
 )
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import (
+    Accelerator,
+    AcceleratorKind,
+    Fallback,
     HardwareSpec,
     Memory,
     ModelFormat,
@@ -56,6 +59,7 @@ from tightfit_service.domain.job import (
     LayerAttribution,
     Relaxation,
 )
+from tightfit_service.domain.network import OperatorKind
 from tightfit_service.domain.quantities import Interval
 from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.domain.trial import Metrics, Trial
@@ -99,7 +103,10 @@ def _as_set(budget: Budget) -> frozenset[Constraint]:
     return frozenset(budget.constraints)
 
 
-OPTIONAL_POSITIVE = st.none() | st.floats(1e-3, 1e9)
+OPTIONAL_POSITIVE = st.none() | st.floats(1e-3, 1e6)
+RATES = st.dictionaries(
+    st.sampled_from(NumberFormat), st.floats(1e-3, 10_000), min_size=1, max_size=3
+)
 HARDWARE = st.builds(
     HardwareSpec,
     name=IDS,
@@ -107,22 +114,45 @@ HARDWARE = st.builds(
     core=TEXTS.filter(bool),
     core_count=st.integers(1, 1024),
     clock_mhz=st.floats(1, 10_000),
-    accelerator=TEXTS,
+    accelerator=st.none()
+    | st.builds(
+        Accelerator,
+        kind=st.sampled_from(AcceleratorKind),
+        name=TEXTS,
+        clock_mhz=st.floats(1, 10_000),
+        macs_per_cycle=RATES,
+        tops=RATES,
+        memory_bytes=st.integers(0, 2**40),
+        bandwidth_mb_s=OPTIONAL_POSITIVE,
+        transfer_mb_s=OPTIONAL_POSITIVE,
+        transfer_us=st.floats(0, 1e6),
+        operators=_few(st.sampled_from(OperatorKind)),
+        fallback=st.sampled_from(Fallback),
+    ),
     isa_features=_few(TEXTS),
     number_formats=st.lists(st.sampled_from(NumberFormat), min_size=1, max_size=3).map(tuple),
     channel_multiple=st.integers(1, 1024),
     output_format=st.sampled_from(ModelFormat),
     memory=st.builds(
         Memory,
-        ram_bytes=st.integers(1, 2**44),
+        ram_bytes=st.integers(1, 2**40),
         flash_bytes=st.integers(1, 2**48),
         ram_bandwidth_mb_s=OPTIONAL_POSITIVE,
-        cache_bytes=COUNTS,
+        flash_bandwidth_mb_s=OPTIONAL_POSITIVE,
+        external_ram_bytes=st.integers(0, 2**40),
+        external_ram_bandwidth_mb_s=OPTIONAL_POSITIVE,
+        cache_bytes=st.integers(0, 2**32),
         word_bytes=st.integers(1, 64),
+        alignment_bytes=st.integers(1, 4_096),
     ),
     runtime=st.builds(Runtime, name=TEXTS.filter(bool), version=TEXTS),
     power=st.builds(
-        Power, active_mw=OPTIONAL_POSITIVE, idle_mw=OPTIONAL_POSITIVE, supply_v=OPTIONAL_POSITIVE
+        Power,
+        active_mw=OPTIONAL_POSITIVE,
+        accelerator_mw=OPTIONAL_POSITIVE,
+        idle_mw=OPTIONAL_POSITIVE,
+        sleep_mw=OPTIONAL_POSITIVE,
+        supply_v=st.none() | st.floats(1e-3, 1_000),
     ),
     isp_features=_few(TEXTS),
     sources=_few(TEXTS),
@@ -190,6 +220,7 @@ RESULTS = st.builds(
             channels_before=SMALL_COUNTS,
             channels_after=SMALL_COUNTS,
             accuracy_cost=st.none() | NUMBERS,
+            format_cost=st.none() | NUMBERS,
         )
     ),
 )
