@@ -12,7 +12,6 @@ from tightfit_service.application.recipe_work import (
     PRUNING_STEP,
     QUANTIZATION_STEP,
     RECOVERY_STEP,
-    TrialOutcome,
 )
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec
@@ -97,17 +96,3 @@ def is_in(alternative: Alternative, recipe: Recipe) -> bool:
     step = recipe.step(alternative.pass_name)
     nodes = step.parameters.get("nodes", {}) if step is not None else {}
     return bool(nodes.get(alternative.node) == alternative.parameters)
-
-
-def as_carried_out(recipe: Recipe, outcome: TrialOutcome) -> Recipe:
-    """Return a recipe that trains as long as it did, however much time there is the next time."""
-    steps = [
-        replace(
-            step,
-            parameters={**step.parameters, "epochs": outcome.epochs, "max_seconds": None},
-        )
-        if step.pass_name == RECOVERY_STEP
-        else step
-        for step in recipe.steps
-    ]
-    return replace(recipe, steps=tuple(steps))

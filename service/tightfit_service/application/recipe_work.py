@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tightfit_service.application.file_metadata import recipe_metadata
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
     Evaluator,
@@ -51,6 +52,7 @@ class TrialOutcome:
 
     profile: NetworkProfile
     file_bytes: int
+    """Of the exported model as the device stores it."""
     accuracy: Accuracy | None
     selection_accuracy: Accuracy | None
     float_selection_accuracy: Accuracy | None
@@ -183,7 +185,7 @@ class RecipeWork:
             evaluate: Whether the evaluation set may be looked at.
             teacher_cache: Folder for the original's answers.
             output_dir: Where the exported file and the float graph are written.
-            metadata: What travels inside the exported file.
+            metadata: What travels inside the exported file, besides what the recipe says.
             on_progress: Told about progress.
 
         Raises:
@@ -217,12 +219,14 @@ class RecipeWork:
 
         on_progress(_RECOVERY_SHARE, "exporting")
         exporter = self.exporters[ModelFormat(recipe.output_format)]
+        epochs = 0.0 if trained is None else trained.epochs
+        said_by_recipe = recipe_metadata(as_carried_out(recipe, epochs))
         with timed.stage("export"):
             exported = exporter.export(
                 working,
                 calibration=splits.get(SplitName.CALIBRATION),
                 settings=quantization,
-                metadata=metadata,
+                metadata={**said_by_recipe, **metadata},
                 ranges=trained.ranges if trained is not None and trained.ranges else None,
             )
         notes.extend(exported.notes)
@@ -240,14 +244,14 @@ class RecipeWork:
         float_accuracy = accuracy_of(self.evaluators[ModelFormat.ONNX], working, selection)
         outcome = TrialOutcome(
             profile=self.inspector.profile(working),
-            file_bytes=len(exported.data),
+            file_bytes=exported.device_bytes or len(exported.data),
             accuracy=accuracy,
             selection_accuracy=selection_accuracy,
             float_selection_accuracy=float_accuracy,
             parity=dict(exported.parity),
             stage_seconds=timed.seconds,
             history=() if trained is None else trained.history,
-            epochs=0.0 if trained is None else trained.epochs,
+            epochs=epochs,
             steps=0 if trained is None else trained.steps,
             notes=tuple(notes),
         )
@@ -293,6 +297,17 @@ def quantization_of(recipe: Recipe) -> QuantizationSettings:
     if step is None:
         return QuantizationSettings()
     return from_plain(QuantizationSettings, step.parameters)
+
+
+def as_carried_out(recipe: Recipe, epochs: float) -> Recipe:
+    """Return a recipe that trains as long as it did, however much time there is the next time."""
+    steps = [
+        replace(step, parameters={**step.parameters, "epochs": epochs, "max_seconds": None})
+        if step.pass_name == RECOVERY_STEP
+        else step
+        for step in recipe.steps
+    ]
+    return replace(recipe, steps=tuple(steps))
 
 
 def accuracy_of(evaluator: Evaluator, data: bytes, samples: Samples | None) -> Accuracy | None:

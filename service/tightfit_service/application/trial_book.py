@@ -18,8 +18,11 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
-from tightfit_service.application.recipe_making import as_carried_out
-from tightfit_service.application.recipe_work import TrialOutcome, quantization_of
+from tightfit_service.application.recipe_work import (
+    TrialOutcome,
+    as_carried_out,
+    quantization_of,
+)
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.work import TRIAL, ModelFacts, unit_digest
 from tightfit_service.domain.budget import Budget
@@ -188,7 +191,7 @@ class TrialBook:
         return replace(
             trial,
             state=TrialState.COMPLETED,
-            recipe=as_carried_out(trial.recipe, outcome),
+            recipe=as_carried_out(trial.recipe, outcome.epochs),
             metrics=metrics,
             violations=violations(
                 metrics, self._budget, baseline_accuracy=baseline.value if baseline else None

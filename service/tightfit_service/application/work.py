@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tightfit_service.application.file_metadata import input_metadata
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     DatasetReader,
@@ -51,7 +52,7 @@ VARIANTS = "variants"
 CHECK_RECIPE = "check_recipe"
 TRIAL = "trial"
 
-WORK_VERSION = 2
+WORK_VERSION = 3
 """Raised when a handler's results change meaning, so that old cached results are not taken for new."""
 
 PARITY_SAMPLES = 16
@@ -485,14 +486,18 @@ class WorkHandlers:
         """
         graph = inputs["graph"].read_bytes()
         recipe = from_plain(Recipe, payload["recipe"])
+        dataset = self._open(payload, inputs, graph)
+        # what made-up data looks like says nothing about real inputs
+        samples = dataset.samples(SplitName.CALIBRATION) if "dataset" in inputs else None
+        metadata = input_metadata(samples)
         outcome, files = self.recipes.run(
             graph,
             recipe,
-            self._open(payload, inputs, graph),
+            dataset,
             evaluate=bool(payload["evaluate"]),
             teacher_cache=self._teacher_cache(payload),
             output_dir=output_dir,
-            metadata=_file_metadata(recipe),
+            metadata=metadata,
             on_progress=on_progress,
         )
         return to_plain(outcome), files
@@ -554,12 +559,3 @@ def _random_inputs(model: ImportedModel, *, count: int) -> list[FloatArray]:
         ).astype(np.float32)
         for signature in model.inputs
     ]
-
-
-def _file_metadata(recipe: Recipe) -> Mapping[str, str]:
-    return {
-        "tightfit.source_digest": recipe.source_digest,
-        "tightfit.target": recipe.target,
-        "tightfit.recipe_version": str(recipe.version),
-        "tightfit.seed": str(recipe.seed),
-    }

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from fakes.scripted_work import facts, network, pruning_space
+from fakes.scripted_work import network, pruning_space
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.recipe_making import RecipeMaker, as_carried_out, is_in
-from tightfit_service.application.recipe_work import TrialOutcome, quantization_of
+from tightfit_service.application.recipe_making import RecipeMaker, is_in
+from tightfit_service.application.recipe_work import as_carried_out, quantization_of
 from tightfit_service.application.techniques import check_techniques, network_passes, node_passes
 from tightfit_service.application.work import MeasuredAlternative, VariantOutcome
 from tightfit_service.domain.budget import Budget
@@ -122,17 +122,7 @@ async def test_a_given_recipe_that_misses_the_budget_ends_infeasible() -> None:
 
 def test_a_recipe_says_how_long_training_took_and_not_how_long_it_may_take() -> None:
     recipe = maker().make(first=[PassStep(pass_name="recovery", parameters={"max_seconds": 60.0})])
-    outcome = TrialOutcome(
-        profile=facts().profile,
-        file_bytes=1,
-        accuracy=None,
-        selection_accuracy=None,
-        float_selection_accuracy=None,
-        parity={},
-        stage_seconds={},
-        epochs=3.25,
-    )
-    step = as_carried_out(recipe, outcome).step("recovery")
+    step = as_carried_out(recipe, 3.25).step("recovery")
     assert step is not None
     assert step.parameters == {"max_seconds": None, "epochs": 3.25}
 

@@ -46,6 +46,8 @@ class ExportedModel:
 
     Attributes:
         parity: Figures of the comparison (largest and mean difference of outputs, agreement of top-1).
+        device_bytes: What a device stores of it, in bytes, where that is not the file as it is:
+            source text and archives.
     """
 
     data: bytes
@@ -53,6 +55,7 @@ class ExportedModel:
     number_format: NumberFormat
     parity: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    device_bytes: int | None = None
 
 
 class Exporter(Protocol):
