@@ -231,6 +231,9 @@ def _result(message: job_pb2.JobResult) -> JobResult:
                 channels_before=layer.channels_before,
                 channels_after=layer.channels_after,
                 accuracy_cost=layer.accuracy_cost if layer.HasField("accuracy_cost") else None,
+                number_format=layer.number_format,
+                format_cost=layer.format_cost if layer.HasField("format_cost") else None,
+                changes=tuple(layer.changes),
             )
             for layer in message.layers
         ),

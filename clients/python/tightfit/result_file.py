@@ -177,7 +177,7 @@ def target_content(spec: hardware_pb2.HardwareSpec) -> dict[str, Any]:
         "core": spec.core,
         "core_count": _optional(spec, "core_count"),
         "clock_mhz": _optional(spec, "clock_mhz"),
-        "accelerator": spec.accelerator,
+        "accelerator": spec.accelerator.name or spec.accelerator.kind,
         "isa_features": list(spec.isa_features),
         "number_formats": [words.number_format_word(value) for value in spec.number_formats],
         "channel_multiple": _optional(spec, "channel_multiple"),
@@ -235,6 +235,9 @@ def _layer(layer: job_pb2.LayerAttribution) -> dict[str, Any]:
         "channels_before": layer.channels_before,
         "channels_after": layer.channels_after,
         "accuracy_cost": _optional(layer, "accuracy_cost"),
+        "number_format": layer.number_format,
+        "format_cost": _optional(layer, "format_cost"),
+        "changes": list(layer.changes),
     }
 
 

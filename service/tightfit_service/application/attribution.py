@@ -1,12 +1,35 @@
-"""Which layer pays what: cost before and after, and the predicted loss of accuracy of each cut."""
+"""Which layer pays what: cost before and after, and what each change costs in accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from tightfit_service.application.recipe_work import (
+    PRUNING_STEP,
+    QUANTIZATION_STEP,
+    RECOVERY_STEP,
+    quantization_of,
+)
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.job import LayerAttribution
-from tightfit_service.domain.network import NetworkProfile, PruningSpace
+from tightfit_service.domain.network import NetworkProfile, Operator, PruningSpace
+from tightfit_service.domain.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedLosses:
+    """What the search believes that a candidate's changes cost in accuracy, as fractions.
+
+    Attributes:
+        groups: Per channel group, at the width it was cut to.
+        nodes: Per node that is computed in another way than the ordinary one.
+        formats: Per node, what the network's number format costs there; measured, before any cut.
+    """
+
+    groups: Mapping[str, float] = field(default_factory=dict)
+    nodes: Mapping[str, float] = field(default_factory=dict)
+    formats: Mapping[str, float] = field(default_factory=dict)
 
 
 def attribute_layers(
@@ -16,13 +39,13 @@ def attribute_layers(
     after: NetworkProfile,
     after_cost: CostEstimate,
     space: PruningSpace,
-    kept: Mapping[str, int],
-    losses: Mapping[str, float],
+    recipe: Recipe,
+    losses: PredictedLosses,
 ) -> tuple[LayerAttribution, ...]:
     """Return one entry per operator of the network as it came, in schedule order.
 
     A group's loss is shared evenly by the operators that produce its channels, so that the entries
-    add up to the predicted loss of the whole.
+    add up to the predicted loss of the whole. Operators that one was split into count as that one.
 
     Args:
         before: The network as it came.
@@ -30,37 +53,86 @@ def attribute_layers(
         after: The compressed network.
         after_cost: Its cost.
         space: What could be pruned.
-        kept: Units kept per group; groups that are missing are whole.
-        losses: Predicted loss of accuracy (fraction) per group at the kept width.
+        recipe: What was done.
+        losses: What that is predicted to cost.
     """
-    costs_before = {layer.node: layer for layer in before_cost.layers}
-    costs_after = {layer.node: layer for layer in after_cost.layers}
-    operators_after = {operator.node: operator for operator in after.operators}
-    names = {operator.node for operator in before.operators}
-    shares: dict[str, float] = {}
-    for group in space.groups:
-        if kept.get(group.group_id, group.unit_count) == group.unit_count:
-            continue
-        producers = [node for node in group.producers if node in names]
-        for node in producers:
-            loss = losses.get(group.group_id, 0.0) / len(producers)
-            shares[node] = shares.get(node, 0.0) + loss
+    costs_before = {layer.node: layer.latency_ms for layer in before_cost.layers}
+    costs_after = {layer.node: layer.latency_ms for layer in after_cost.layers}
+    names = [operator.node for operator in before.operators]
+    parts = _parts(names, after.operators)
+    shares = _shares(names, space, recipe, losses)
+    quantization = quantization_of(recipe)
+    changes = _changes(recipe)
     result = []
     for operator in before.operators:
-        later = operators_after.get(operator.node)
-        cost_before = costs_before.get(operator.node)
-        cost_after = costs_after.get(operator.node)
+        later = parts.get(operator.node, ())
         result.append(
             LayerAttribution(
                 node=operator.node,
                 op_type=operator.op_type,
                 macs_before=operator.macs,
-                macs_after=0 if later is None else later.macs,
-                latency_ms_before=0.0 if cost_before is None else cost_before.latency_ms,
-                latency_ms_after=0.0 if cost_after is None else cost_after.latency_ms,
+                macs_after=sum(part.macs for part in later),
+                latency_ms_before=costs_before.get(operator.node, 0.0),
+                latency_ms_after=sum(costs_after.get(part.node, 0.0) for part in later),
                 channels_before=operator.out_channels,
-                channels_after=0 if later is None else later.out_channels,
+                channels_after=later[-1].out_channels if later else 0,
                 accuracy_cost=shares.get(operator.node),
+                number_format=str(
+                    quantization.node_formats.get(operator.node, quantization.number_format)
+                ),
+                format_cost=losses.formats.get(operator.node),
+                changes=tuple(changes.get(operator.node, ())),
             )
         )
     return tuple(result)
+
+
+def _parts(names: Sequence[str], after: Sequence[Operator]) -> Mapping[str, Sequence[Operator]]:
+    """Return the operators that stand for each original one: itself, and what it was split into."""
+    known = set(names)
+    found: dict[str, list[Operator]] = {}
+    for operator in after:
+        origin = operator.node
+        while origin not in known and "." in origin:
+            origin = origin.rpartition(".")[0]
+        if origin in known:
+            found.setdefault(origin, []).append(operator)
+    return found
+
+
+def _shares(
+    names: Sequence[str], space: PruningSpace, recipe: Recipe, losses: PredictedLosses
+) -> Mapping[str, float]:
+    """Return the predicted loss per operator that pays for a cut or for another way to compute it."""
+    step = recipe.step(PRUNING_STEP)
+    kept = step.parameters.get("keep", {}) if step is not None else {}
+    known = set(names)
+    shares: dict[str, float] = {}
+    for group in space.groups:
+        if len(kept.get(group.group_id, ())) in {0, group.unit_count}:
+            continue
+        producers = [node for node in group.producers if node in known]
+        for node in producers:
+            loss = losses.groups.get(group.group_id, 0.0) / len(producers)
+            shares[node] = shares.get(node, 0.0) + loss
+    for node, loss in losses.nodes.items():
+        if node in known:
+            shares[node] = shares.get(node, 0.0) + loss
+    return shares
+
+
+def _changes(recipe: Recipe) -> Mapping[str, Sequence[str]]:
+    """Return in a few words what a recipe does to single nodes, apart from their width and format."""
+    found: dict[str, list[str]] = {}
+    for step in recipe.steps:
+        if step.pass_name in {PRUNING_STEP, RECOVERY_STEP, QUANTIZATION_STEP}:
+            continue
+        for node, parameters in step.parameters.get("nodes", {}).items():
+            words = [step.pass_name.replace("_", " ")]
+            words += [
+                str(value) if isinstance(value, str) else f"{key} {value}"
+                for key, value in parameters.items()
+                if isinstance(value, str | int | float)
+            ]
+            found.setdefault(node, []).append(" ".join(words))
+    return found

@@ -21,7 +21,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tightfit_service.application.attribution import attribute_layers
+from tightfit_service.application.attribution import PredictedLosses, attribute_layers
 from tightfit_service.application.choice import closest_trial, summary
 from tightfit_service.application.costing import margins_of, preflight_notes, with_target_limits
 from tightfit_service.application.infeasibility import explain_infeasibility
@@ -30,7 +30,6 @@ from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal, Proposer
 from tightfit_service.application.recipe_making import PRECISION_PASS, RecipeMaker
-from tightfit_service.application.recipe_work import PRUNING_STEP
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import may_prune, network_passes, node_passes
 from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
@@ -111,6 +110,7 @@ class CompressionRun:
         self._form = self._as_allowed(context.facts.profile, context.facts.space)
         self._notes: tuple[PreflightNote, ...] = ()
         self._proposer: Proposer | None = None
+        self._format_costs: Mapping[str, float] = {}
 
     async def run(self) -> None:
         """Run the search to its end and bring the job to SUCCEEDED or INFEASIBLE.
@@ -236,7 +236,8 @@ class CompressionRun:
         sensitivity = from_plain(SensitivityOutcome, result.payload)
         for text in sensitivity.notes:
             await self._note("SENSITIVITY", text)
-        for node, cost in largest_costs(sensitivity.precision_costs):
+        self._format_costs = sensitivity.precision_costs
+        for node, cost in largest_costs(self._format_costs):
             message = f"{self._format} costs {cost:.1%} of accuracy in this layer, measured alone"
             await self._note("COSTLY_PRECISION", message, node=node)
         whole = self._costs.estimate(self._facts.profile, self._format)
@@ -491,19 +492,16 @@ class CompressionRun:
         outcome = self._book.outcome(trial.index)
         assert trial.metrics is not None
         assert outcome is not None
-        step = trial.recipe.step(PRUNING_STEP)
-        kept = {
-            group_id: len(units)
-            for group_id, units in (step.parameters["keep"] if step else {}).items()
-        }
-        losses = self._proposer.group_losses(kept) if self._proposer is not None else {}
+        losses = PredictedLosses(formats=self._format_costs)
+        if self._proposer is not None:
+            losses = self._proposer.losses_of(trial.recipe, self._format_costs)
         return attribute_layers(
             before=self._facts.profile,
             before_cost=self._costs.estimate(self._facts.profile, self._format),
             after=outcome.profile,
             after_cost=trial.metrics.cost,
             space=self._form.space,
-            kept=kept,
+            recipe=trial.recipe,
             losses=losses,
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tightfit_service.application.attribution import PredictedLosses
 from tightfit_service.application.costing import (
     CostModel,
     ProblemBuilder,
@@ -26,6 +27,7 @@ from tightfit_service.application.work import SensitivityOutcome, most_important
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace
+from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import (
     COST_QUANTITIES,
     Metrics,
@@ -229,13 +231,20 @@ class Proposer:
         solved = self._asked("solved")
         return None if solved is None else self._remember(solved)
 
-    def group_losses(self, kept: Mapping[str, int]) -> Mapping[str, float]:
-        """Return the predicted loss of each group at the given widths; whole groups lose nothing."""
-        return {
+    def losses_of(self, recipe: Recipe, formats: Mapping[str, float]) -> PredictedLosses:
+        """Return what each of a recipe's changes is predicted to cost; whole groups lose nothing."""
+        kept = self._kept_in(recipe)
+        losses = {
             group_id: self._sampler.model.loss(group_id, kept[group_id])
             for group_id in self._levels
-            if group_id in kept
         }
+        chosen = {
+            choice.node: losses[group_id]
+            for group_id, choices in self._ways.items()
+            if (choice := choices[kept[group_id] - 1]) is not None
+        }
+        groups = {key: loss for key, loss in losses.items() if key not in self._ways}
+        return PredictedLosses(groups=groups, nodes=chosen, formats=formats)
 
     def _paced(self, tried: Sequence[Trial]) -> Proposal | None:
         """Bisect the objective's cost: tighter while the budget is met, looser when it is not."""
@@ -337,7 +346,11 @@ class Proposer:
         return self._by_kept.setdefault(_key(proposal.kept), proposal)
 
     def _kept_of(self, trial: Trial) -> _Key:
-        step = trial.recipe.step(PRUNING_STEP)
+        return _key(self._kept_in(trial.recipe))
+
+    def _kept_in(self, recipe: Recipe) -> Mapping[str, int]:
+        """Return units per channel group, and levels of the ways, that a recipe has."""
+        step = recipe.step(PRUNING_STEP)
         keep = step.parameters["keep"] if step is not None else {}
         kept = {
             group_id: len(keep[group_id]) if group_id in keep else steps[-1]
@@ -347,10 +360,10 @@ class Proposer:
             for level, choice in enumerate(choices, start=1):
                 if choice is None:
                     kept[group_id] = level
-                elif is_in(choice, trial.recipe):
+                elif is_in(choice, recipe):
                     kept[group_id] = level
                     break
-        return _key(kept)
+        return kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,14 @@ class LayerAttribution:
     channels_before: int
     channels_after: int
     accuracy_cost: float | None
-    """Predicted loss of accuracy (fraction) from this layer's pruning; None where not pruned."""
+    """Predicted loss of accuracy (fraction) from what was done to this layer; None where nothing was."""
+    number_format: str = ""
+    """That the layer computes in."""
+    format_cost: float | None = None
+    """Loss of accuracy (fraction) from the number format, measured in this layer before any cut; None
+    where it was not measured."""
+    changes: tuple[str, ...] = ()
+    """What was done besides removing channels and rounding: `low rank spatial rank 12`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,14 +206,14 @@ def plot(result: Result) -> Markup | None:
 
 
 def layers(result: Result) -> Markup | None:
-    """Per layer: latency before and after, channels, and what its pruning costs in accuracy."""
+    """Per layer: latency before and after, what was done, and what that costs in accuracy."""
     rows = result["layers"][:_MAX_LAYERS]
     if not rows:
         return None
     longest = max(max(r["latency_ms_before"], r["latency_ms_after"]) for r in rows) or 1.0
     dearest = max((r["accuracy_cost"] or 0.0 for r in rows), default=0.0) or 1.0
     body = [_layer_row(row, longest, dearest) for row in rows]
-    head = ("layer", "latency before and after", "channels", "MACs", "predicted accuracy cost")
+    head = ("layer", "latency before and after", "channels and form", "MACs", "accuracy cost")
     hidden = len(result["layers"]) - len(rows)
     return _section(
         "layers",
@@ -232,7 +232,7 @@ def layers(result: Result) -> Markup | None:
 def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup:
     before, after = row["latency_ms_before"], row["latency_ms_after"]
     is_narrower = row["channels_after"] != row["channels_before"]
-    cost = row["accuracy_cost"]
+    cost, rounding = row["accuracy_cost"], row["format_cost"]
     channels = (
         f"{row['channels_before']} → {row['channels_after']}"
         if is_narrower
@@ -259,15 +259,28 @@ def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup
             ),
             data_label="latency",
         ),
-        element("td", channels, class_="narrower" if is_narrower else None, data_label="channels"),
+        element(
+            "td",
+            channels,
+            [element("span", text, class_="detail") for text in row["changes"]],
+            class_="narrower" if is_narrower or row["changes"] else None,
+            data_label="channels",
+        ),
         element("td", macs, data_label="MACs"),
         element(
             "td",
             _bar(cost / dearest, "cost", f"{cost * 100:.2f} points")
             if cost is not None
             else element(
-                "span", "follows its inputs" if is_narrower else "not pruned", class_="detail"
+                "span", "follows its inputs" if is_narrower else "not changed", class_="detail"
             ),
+            element(
+                "span",
+                f"{row['number_format']}: {rounding * 100:.2f} points measured",
+                class_="detail",
+            )
+            if rounding is not None
+            else None,
             data_label="accuracy cost",
         ),
     )

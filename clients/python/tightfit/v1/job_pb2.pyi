@@ -409,6 +409,9 @@ class LayerAttribution(_message.Message):
     CHANNELS_BEFORE_FIELD_NUMBER: _builtins.int
     CHANNELS_AFTER_FIELD_NUMBER: _builtins.int
     ACCURACY_COST_FIELD_NUMBER: _builtins.int
+    NUMBER_FORMAT_FIELD_NUMBER: _builtins.int
+    FORMAT_COST_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Name of the node in the uploaded graph."""
     op_type: _builtins.str
@@ -426,7 +429,17 @@ class LayerAttribution(_message.Message):
     channels_after: _builtins.int
     """Output channels in the best trial."""
     accuracy_cost: _builtins.float
-    """Predicted loss of accuracy from this layer's pruning, a fraction. Absent where it was not pruned."""
+    """Predicted loss of accuracy from what was done to this layer, a fraction. Absent where nothing was."""
+    number_format: _builtins.str
+    """Number format that the layer computes in: int8, int16x8, int4, float16, float32 and so on."""
+    format_cost: _builtins.float
+    """Loss of accuracy from the number format, measured in this layer before any cut, a fraction. Absent
+    where it was not measured.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was done besides removing channels and rounding, in a few words each."""
+
     def __init__(
         self,
         *,
@@ -439,14 +452,22 @@ class LayerAttribution(_message.Message):
         channels_before: _builtins.int = ...,
         channels_after: _builtins.int = ...,
         accuracy_cost: _builtins.float | None = ...,
+        number_format: _builtins.str = ...,
+        format_cost: _builtins.float | None = ...,
+        changes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "accuracy_cost", b"accuracy_cost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "_format_cost", b"_format_cost", "accuracy_cost", b"accuracy_cost", "format_cost", b"format_cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "accuracy_cost", b"accuracy_cost", "channels_after", b"channels_after", "channels_before", b"channels_before", "estimated_latency_ms_after", b"estimated_latency_ms_after", "estimated_latency_ms_before", b"estimated_latency_ms_before", "macs_after", b"macs_after", "macs_before", b"macs_before", "node", b"node", "op_type", b"op_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "_format_cost", b"_format_cost", "accuracy_cost", b"accuracy_cost", "changes", b"changes", "channels_after", b"channels_after", "channels_before", b"channels_before", "estimated_latency_ms_after", b"estimated_latency_ms_after", "estimated_latency_ms_before", b"estimated_latency_ms_before", "format_cost", b"format_cost", "macs_after", b"macs_after", "macs_before", b"macs_before", "node", b"node", "number_format", b"number_format", "op_type", b"op_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy_cost: _TypeAlias = _typing.Literal["accuracy_cost"]  # noqa: Y015
     _WhichOneofArgType__accuracy_cost: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost"]  # noqa: Y015
+    _WhichOneofReturnType__format_cost: _TypeAlias = _typing.Literal["format_cost"]  # noqa: Y015
+    _WhichOneofArgType__format_cost: _TypeAlias = _typing.Literal["_format_cost", b"_format_cost"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy_cost) -> _WhichOneofReturnType__accuracy_cost | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__format_cost) -> _WhichOneofReturnType__format_cost | None: ...
 
 Global___LayerAttribution: _TypeAlias = LayerAttribution  # noqa: Y015
 

@@ -235,6 +235,9 @@ def _layer_to_proto(layer: LayerAttribution) -> job_pb2.LayerAttribution:
         channels_before=layer.channels_before,
         channels_after=layer.channels_after,
         accuracy_cost=layer.accuracy_cost,
+        number_format=layer.number_format,
+        format_cost=layer.format_cost,
+        changes=layer.changes,
     )
 
 
