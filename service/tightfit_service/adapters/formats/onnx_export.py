@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from onnx import GraphProto, ModelProto
 
+from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import LIBRARY_ERRORS, run_feeds
 from tightfit_service.adapters.formats.parity import (
     COMPARED_SAMPLES,
@@ -201,7 +202,7 @@ def _finished(model: ModelProto, metadata: Mapping[str, str]) -> ModelProto:
             node.name = ""
     _shorten_tensor_names(result.graph)
     del result.metadata_props[:]
-    for key, value in sorted(metadata.items()):
+    for key, value in sorted(affordable(metadata, result.ByteSize()).items()):
         result.metadata_props.add(key=key, value=value)
     return result
 

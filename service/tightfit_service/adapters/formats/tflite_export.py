@@ -16,6 +16,7 @@ from tightfit_service.adapters.evaluation.litert_evaluator import (
     OUTPUT_LAYOUT_KEY,
     LitertRunner,
 )
+from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.onnx_export import calibration_missing, comparison_feeds
 from tightfit_service.adapters.formats.parity import NOISE_LIMITS, check_outputs
@@ -211,7 +212,8 @@ def _finish(file: TfliteFile, model: ModelProto, metadata: Mapping[str, str]) ->
         INPUT_LAYOUT_KEY: _layouts(is_channels_last(model, name) for name in graph_inputs(model)),
         OUTPUT_LAYOUT_KEY: _layouts(place in file.channels_last_outputs for place in outputs),
     }
-    facts = json.dumps({**metadata, **written}, sort_keys=True)
+    size = sum(0 if item.data is None else len(item.data) for item in file.model.buffers)
+    facts = json.dumps({**affordable(metadata, size), **written}, sort_keys=True)
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(facts.encode(), dtype=np.uint8)
     file.model.buffers.append(buffer)
