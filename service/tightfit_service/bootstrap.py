@@ -43,6 +43,7 @@ from tightfit_service.application.ports import (
     TargetCatalogue,
 )
 from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
+from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.work import WorkHandlers
@@ -88,13 +89,15 @@ class Server:
     metrics: MetricsPort | None
     executor: LocalProcessExecutor
     scheduler: JobScheduler
+    runners: RunnerDesk
     store: SqlStore
     lock: TextIO
     """Held while the server lives; the operating system frees it, however the server ends."""
 
     async def start(self) -> dict[str, str]:
-        """Start workers, the queue, and the ports, in this order; return the bound addresses."""
+        """Start workers, the queues, and the ports, in this order; return the bound addresses."""
         await self.executor.start()
+        await self.runners.start()
         await self.scheduler.start()
         addresses = {"address": await self.grpc.start()}
         if self.metrics is not None:
@@ -105,6 +108,7 @@ class Server:
         """Drain calls, then stop queue and workers; running jobs go on after the next start."""
         await self.grpc.stop(grace_seconds=self.settings.drain_seconds)
         await self.scheduler.stop()
+        await self.runners.stop()
         await self.executor.stop()
         if self.metrics is not None:
             self.metrics.stop()
@@ -154,6 +158,12 @@ def build_server(settings: Settings) -> Server:
         executor=executor,
         telemetry=telemetry,
     )
+    runners = RunnerDesk(
+        clock=clock,
+        telemetry=telemetry.runners,
+        resolve_target=hardware.resolve,
+        server_version=metadata.version("tightfit-service"),
+    )
     runner = JobRunner(
         store=store,
         hardware=hardware,
@@ -196,12 +206,14 @@ def build_server(settings: Settings) -> Server:
             assets=assets,
             jobs=jobs,
             hardware=hardware,
+            runners=runners,
             metrics=telemetry,
             options=ServerOptions(listen=settings.listen),
         ),
         metrics=_metrics_port(settings, telemetry),
         executor=executor,
         scheduler=scheduler,
+        runners=runners,
         store=store,
         lock=lock,
     )
@@ -260,6 +272,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.adapters.formats.any_import import AnyImporter
     from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+    from tightfit_service.adapters.formats.pt2_import import Pt2Importer
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
     from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
@@ -279,7 +292,11 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1)
     cache_dir = settings.data_dir / "cache"
     importer = AnyImporter(
-        importers={ModelFormat.ONNX: OnnxImporter(), ModelFormat.TFLITE: TfliteImporter()}
+        importers={
+            ModelFormat.ONNX: OnnxImporter(),
+            ModelFormat.TFLITE: TfliteImporter(),
+            ModelFormat.PT2: Pt2Importer(),
+        }
     )
     node_passes: list[NodePass] = [LowRankPass(), PrecisionPass(), SparsityPass(), ClusteringPass()]
     network_passes: list[NetworkPass] = [ResolutionPass(), DepthPruningPass()]

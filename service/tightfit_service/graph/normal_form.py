@@ -274,6 +274,22 @@ def strip_notes(model: ModelProto) -> None:
         del node.metadata_props[:]
 
 
+def drop_allow_zero(model: ModelProto) -> None:
+    """Clear `allowzero` of Reshapes, in place, where no constant target makes an empty tensor.
+
+    Current exporters set it although no size is 0; without it, a 0 can stand for the batch.
+    """
+    constants = initializers(model)
+    for node in model.graph.node:
+        if node.op_type != "Reshape" or node.domain:
+            continue
+        if node.input[1] in constants and not constants[node.input[1]].all():
+            continue
+        kept = [item for item in node.attribute if item.name != "allowzero"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
 def _type_name(value: ValueInfoProto) -> str:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":

@@ -213,6 +213,7 @@ class OnnxImporter:
         normal_form.name_nodes(model)
         normal_form.remove_identities(model)
         fold_constants(model, max_elements=self._limits.tensor_elements)
+        normal_form.drop_allow_zero(model)
         normal_form.separate_vectors(model)
         drop_zero_states(model)
         if normal_form.batch_is_fixed(model):
