@@ -13,7 +13,7 @@ import yaml
 
 from tightfit_service.adapters.targets.description import NESTED, check_name, read_description
 from tightfit_service.domain.errors import InvalidTargetError, NotFoundError
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 
 FOLDER = Path(__file__).with_name("catalogue")
 CORE_CLASSES = Path(__file__).with_name("classes.yaml")
@@ -53,6 +53,11 @@ class YamlTargetCatalogue:
         self._folder = folder
         self._classes_path = classes_path
         self._accelerators_path = accelerators_path
+
+    @property
+    def cores(self) -> Sequence[str]:
+        """Classes of cores that a description can name."""
+        return tuple(self._classes)
 
     @cached_property
     def _classes(self) -> Mapping[str, Mapping[str, Any]]:
@@ -171,9 +176,8 @@ class YamlTargetCatalogue:
             figures.pop("clock_mhz", None)
         inherited["accelerator"] = figures
         rates = {**figures, **accelerator}
-        inherited["number_formats"] = tuple(
-            {**rates.get("macs_per_cycle", {}), **rates.get("tops", {})}
-        )
+        offered = {**rates.get("macs_per_cycle", {}), **rates.get("tops", {})}
+        inherited["number_formats"] = tuple(f for f in NumberFormat if f in offered)
         return inherited
 
 

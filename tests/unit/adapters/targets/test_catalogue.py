@@ -9,7 +9,13 @@ import pytest
 
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.domain.errors import InvalidTargetError, NotFoundError
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import (
+    AcceleratorKind,
+    ModelFormat,
+    NumberFormat,
+    Placement,
+)
+from tightfit_service.domain.network import OperatorKind
 
 CATALOGUE = YamlTargetCatalogue()
 
@@ -18,7 +24,6 @@ def test_all_targets_load_sorted_with_sources() -> None:
     targets = CATALOGUE.list()
     names = [t.name for t in targets]
     assert names == sorted(names)
-    assert len(names) >= 20
     assert all(t.sources for t in targets)
     assert len({t.display_name for t in targets}) == len(targets)
 
@@ -30,9 +35,67 @@ def test_every_common_class_has_a_target_of_a_short_name(name: str) -> None:
     assert CATALOGUE.get(name).name == name
 
 
+def test_the_catalogue_spans_the_field() -> None:
+    targets = CATALOGUE.list()
+    # what follows a comma in a display name is another runtime or accelerator of the same board
+    assert len({t.display_name.partition(",")[0] for t in targets}) >= 90
+    assert {t.core for t in targets} >= {
+        *("cortex-m0+", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "cortex-m85"),
+        *(
+            "xtensa-lx6",
+            "xtensa-lx7",
+            "riscv32",
+            "cortex-a53",
+            "cortex-a72",
+            "cortex-a76",
+            "x86-64",
+        ),
+    }
+    assert {t.accelerator.kind for t in targets if t.accelerator} == set(AcceleratorKind)
+
+
 def test_figures_of_catalogued_targets_are_given_not_assumed() -> None:
-    assumed = {name for t in CATALOGUE.list() for name in t.assumed_fields}
-    assert not assumed & {"clock_mhz", "runtime", "memory.ram_bytes", "memory.flash_bytes"}
+    for target in CATALOGUE.list():
+        decisive = {"runtime", "memory.ram_bytes", "memory.flash_bytes"}
+        if target.accelerator is None:
+            decisive.add("clock_mhz")
+        else:
+            decisive |= {f"accelerator.{rate}" for rate in ("macs_per_cycle", "tops", "clock_mhz")}
+        assert not decisive & set(target.assumed_fields), target.name
+
+
+def test_every_class_of_core_and_accelerator_completes_a_description() -> None:
+    for core in CATALOGUE.cores:
+        assert CATALOGUE.complete({"core": core}).core == core
+    for kind in AcceleratorKind:
+        spec = CATALOGUE.complete(
+            {"core": "cortex-a53", "accelerator": {"kind": kind.value, "tops": {"int8": 2}}}
+        )
+        assert spec.number_formats == (NumberFormat.INT8,)
+        assert spec.accelerator is not None
+        assert spec.accelerator.macs_per_second(NumberFormat.INT8) == 1e12
+
+
+def test_an_accelerator_inherits_the_rates_and_rules_of_its_kind() -> None:
+    spec = CATALOGUE.complete({"core": "cortex-m55", "accelerator": {"kind": "ethos-u55"}})
+    assert spec.accelerator is not None
+    assert {"accelerator.clock_mhz", "accelerator.macs_per_cycle", "runtime"} <= set(
+        spec.assumed_fields
+    )
+    assert spec.accelerator.number_formats == (NumberFormat.INT8, NumberFormat.INT16X8)
+    assert spec.placement(OperatorKind.CONV, NumberFormat.INT8) is Placement.ACCELERATOR
+    assert spec.placement(OperatorKind.CONV, NumberFormat.FLOAT32) is Placement.CPU
+    assert spec.placement(OperatorKind.RECURRENT, NumberFormat.INT8) is Placement.CPU
+
+
+def test_rates_that_are_given_replace_those_of_the_kind_and_their_clock() -> None:
+    spec = CATALOGUE.complete(
+        {"core": "cortex-m55", "accelerator": {"kind": "ethos-u55", "tops": {"int8": 0.1}}}
+    )
+    assert spec.accelerator is not None
+    assert spec.accelerator.clock_mhz is None
+    assert not spec.accelerator.macs_per_cycle
+    assert "accelerator.clock_mhz" not in spec.assumed_fields
 
 
 @pytest.mark.parametrize(
@@ -112,6 +175,28 @@ def test_given_figures_are_kept_and_not_listed_as_assumed() -> None:
         ({"number_formats": "int8"}, "target.number_formats", "list"),
         ({"output_format": "exe"}, "target.output_format", "tflite"),
         ({"name": "My Board"}, "target.name", "my-board"),
+        ({"memory": {"ram_bytes": 2**41}}, "target.memory.ram_bytes", "at most"),
+        ({"accelerator": "npu"}, "target.accelerator", "kind"),
+        ({"accelerator": {"tops": {"int8": 4}}}, "target.accelerator.kind", "npu"),
+        ({"accelerator": {"kind": "tpu"}}, "target.accelerator.kind", "edge-tpu"),
+        ({"accelerator": {"kind": "npu"}}, "target.accelerator.tops", "int8"),
+        (
+            {"accelerator": {"kind": "npu", "tops": {"int8": -4}}},
+            "target.accelerator.tops",
+            "above 0",
+        ),
+        ({"accelerator": {"kind": "npu", "tops": {"int7": 4}}}, "target.accelerator.tops", "int8"),
+        ({"accelerator": {"kind": "npu", "tops": 4}}, "target.accelerator.tops", "int8"),
+        (
+            {"accelerator": {"kind": "npu", "macs_per_cycle": {"int8": 4}}},
+            "target.accelerator.clock_mhz",
+            "clock_mhz",
+        ),
+        (
+            {"accelerator": {"kind": "gpu", "tops": {"int8": 4}, "operators": ["convolution"]}},
+            "target.accelerator.operators",
+            "conv",
+        ),
     ],
 )
 def test_bad_descriptions_name_the_field_and_the_remedy(
