@@ -130,3 +130,12 @@ assets = Table(
     Column("create_time", UtcTime, nullable=False),
     Column("description", JSON, nullable=False),
 )
+
+hardware_targets = Table(
+    "hardware_targets",
+    metadata,
+    Column("project", _NAME, primary_key=True),
+    Column("target_name", _NAME, primary_key=True),
+    Column("create_time", UtcTime, nullable=False),
+    Column("document", JSON, nullable=False),
+)

@@ -21,7 +21,12 @@ from tightfit_service.application.ports.export import (
     Exporter,
     QuantizationSettings,
 )
-from tightfit_service.application.ports.hardware import Emulator, TargetCatalogue
+from tightfit_service.application.ports.hardware import (
+    Emulator,
+    TargetCatalogue,
+    TargetRecord,
+    TargetStore,
+)
 from tightfit_service.application.ports.models import (
     GraphInspector,
     ImportedModel,
@@ -77,6 +82,8 @@ __all__ = [
     "RecoverySettings",
     "StructuredPruning",
     "TargetCatalogue",
+    "TargetRecord",
+    "TargetStore",
     "Telemetry",
     "TensorSignature",
     "Trainer",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
+from tightfit_service.application.ports.records import Page
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.network import NetworkProfile, Operator
@@ -61,5 +64,46 @@ class TargetCatalogue(Protocol):
 
         Raises:
             InvalidTargetError: Unknown keys, impossible figures, or a core that no class describes.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetRecord:
+    """A target that a project described; its name is that of the spec."""
+
+    project: str
+    spec: HardwareSpec
+    create_time: datetime
+
+
+class TargetStore(Protocol):
+    """The targets that projects described."""
+
+    def add_target(self, record: TargetRecord) -> TargetRecord:
+        """Store a record; one of the same project, name and description is returned unchanged.
+
+        Raises:
+            AlreadyExistsError: The project has that name for another description.
+        """
+        ...
+
+    def get_target(self, project: str, name: str) -> TargetRecord:
+        """Return a record.
+
+        Raises:
+            NotFoundError: The project has no target of that name.
+        """
+        ...
+
+    def list_targets(self, project: str, page: Page) -> Sequence[TargetRecord]:
+        """Return records by name, those after `page.after`."""
+        ...
+
+    def delete_target(self, project: str, name: str) -> None:
+        """Remove a record.
+
+        Raises:
+            NotFoundError: The project has no target of that name.
         """
         ...
