@@ -69,6 +69,8 @@ Reordered sums of a deep network differ by some 1e-5; a wrong operator differs b
 QUANTIZED_PARITY_LIMIT = 0.05
 """For quantized models a value may round to the neighbouring level."""
 
+BATCH_WAS_FIXED = "the batch was fixed at 1 and has been made free"
+
 _QUANTIZED = frozenset(
     [
         "QuantizeLinear",
@@ -156,7 +158,7 @@ class OnnxImporter:
                 f"{WORKING_OPSET}"
             )
         if was_fixed:
-            warnings.append("the batch was fixed at 1 and has been made free")
+            warnings.append(BATCH_WAS_FIXED)
         return self._described(working, warnings)
 
     def _prepare(self, model: ModelProto) -> None:
