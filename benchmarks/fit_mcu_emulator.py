@@ -20,9 +20,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arena_fitting import (
+    Pairs,
     RamRow,
     arena_scores,
     fit_styles,
+    float_plans,
     held_out_plans,
     ram_rows,
 )
@@ -39,9 +41,16 @@ from benchmarks.mcu_fitting import (
     with_priors,
 )
 from benchmarks.measured_rows import MeasuredRow, read_devices, read_mlperf
+from benchmarks.power_fitting import (
+    fit_power,
+    plain_power,
+    power_errors,
+    power_rows,
+    spread_of,
+)
 
 from tightfit_service.adapters.emulators.mcu import COEFFICIENTS, half_width_at
-from tightfit_service.adapters.emulators.mcu_latency import LogPrices, board_of
+from tightfit_service.adapters.emulators.mcu_latency import LogPrices
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "emulators.md"
 SCORED_CORES = frozenset({"cortex-m4", "cortex-m7", "cortex-m33"})
@@ -69,11 +78,13 @@ def main() -> None:
     half_width, coverage = calibrate(tests)
     ram = ram_rows(rows, tables)
     plans = held_out_plans(ram)
-    styles, ram_ratios = fit_styles(ram, plans)
+    floats = float_plans(rows, tables)
+    styles, ram_ratios, ram_coverage = fit_styles(ram, plans, floats)
     report = latency_report(tests, samples) + calibration_report(half_width, coverage)
-    report += ram_report(ram, styles, plans)
-    power_sd, power_report = power_scores(rows)
-    report += power_report
+    report += ram_report(ram, styles, plans, floats, ram_coverage)
+    powers = power_rows(rows)
+    power_misses = power_errors(powers)
+    report += power_report(power_misses)
     print("\n".join(report))
     if arguments.check:
         return
@@ -87,7 +98,7 @@ def main() -> None:
         "coverage": coverage,
         "arena_styles": styles,
         "ram_ratios": ram_ratios,
-        "power_log_sd": power_sd,
+        "power": plain_power(fit_power(powers), spread_of(power_misses)),
     }
     COEFFICIENTS.write_text(one_line_per_entry(document), encoding="utf-8")
     write_docs(report)
@@ -226,7 +237,9 @@ def calibration_report(half_width: Mapping[str, Knots], coverage: Mapping[str, f
 def ram_report(
     rows: Sequence[RamRow],
     styles: Mapping[str, Mapping[str, Any]],
-    plans: Mapping[str, Sequence[tuple[RamRow, float]]],
+    plans: Mapping[str, Pairs],
+    floats: Pairs,
+    coverage: Mapping[str, float],
 ) -> list[str]:
     """Return the scores of the planned arena against reported activation RAM."""
     lines = [
@@ -235,56 +248,23 @@ def ram_report(
         "| test | fit | rows | median error | p90 error | within 10 % | within 25 % | bias |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, fit_name, errors in arena_scores(rows, styles, plans):
+    for name, fit_name, errors in arena_scores(rows, styles, plans, floats):
         lines.append(score_line(name, fit_name, errors))
-    return [*lines, ""]
+    stated = ", ".join(f"{name} {share:.0%}" for name, share in coverage.items())
+    return [*lines, "", f"90 % intervals cover, of families left out: {stated}.", ""]
 
 
-def power_scores(rows: Sequence[MeasuredRow]) -> tuple[dict[str, float], list[str]]:
-    """Return the spread of power within a board and runtime, and over boards of one core."""
-    measured = [r for r in rows if r.power_mw and r.latency_ms and not r.accelerator]
-    within, across = [], []
-    for row in measured:
-        assert row.power_mw
-        same = [
-            r
-            for r in measured
-            if board_of(r.board) == board_of(row.board)
-            and (r.runtime, r.runtime_version, r.supply_v)
-            == (row.runtime, row.runtime_version, row.supply_v)
-            and r.model != row.model
-        ]
-        if same:
-            mean = float(np.mean([r.power_mw or 0.0 for r in same]))
-            within.append(mean / row.power_mw - 1)
-        others = [r for r in measured if r.core == row.core and r.device != row.device]
-        if others and row.supply_v:
-            rates = {
-                device: float(
-                    np.mean(
-                        [
-                            (r.power_mw or 0.0) / r.clock_mhz / (r.supply_v or 3.0)
-                            for r in others
-                            if r.device == device
-                        ]
-                    )
-                )
-                for device in {r.device for r in others}
-            }
-            rate = float(np.mean(list(rates.values())))
-            across.append(rate * row.clock_mhz * row.supply_v / row.power_mw - 1)
-    lines = [
+def power_report(errors: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return the scores of power, of models on known boards and of boards left out."""
+    return [
         "### Power (energy is power times latency)",
         "",
         "| test | fit | rows | median error | p90 error | within 10 % | within 25 % | bias |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        score_line("leave one model out, board and runtime known", "mean power", within),
-        score_line("leave one device out", "mean mA/MHz of the core", across),
+        score_line("leave one model out, board and runtime known", "mean power", errors["known"]),
+        score_line("leave one device out", "current per MHz of the core", errors["unseen"]),
+        "",
     ]
-    known = float(np.percentile(np.abs(np.log1p(within)), 90)) / 1.645
-    # Few devices have energy rows, so the spread over boards is not taken to be below 0.3.
-    assumed = max(0.3, float(np.percentile(np.abs(np.log1p(across)), 90)) / 1.645)
-    return {"known": round(known, 3), "assumed": round(assumed, 3)}, [*lines, ""]
 
 
 def compact(prices: LogPrices) -> dict[str, list[int]]:

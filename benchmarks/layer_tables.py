@@ -6,7 +6,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
@@ -169,6 +169,38 @@ def _operator(row: Mapping[str, str], node: str, inputs: tuple[str, ...]) -> Ope
         groups=channels if kind is OperatorKind.DEPTHWISE_CONV else 1,
         weight_count=int(row["weights"]),
         bias_count=int(row["biases"]),
+    )
+
+
+def with_head(table: LayerTable, params: float) -> LayerTable:
+    """Return the network with its last dense layer as wide as its parameter count says.
+
+    Tables of measurements name a network trained for other classes like the one it was taken from.
+    """
+    operators = list(table.profile.operators)
+    heads = [i for i, op in enumerate(operators) if op.kind is OperatorKind.DENSE]
+    if not heads:
+        return table
+    head = operators[heads[-1]]
+    counted = sum(op.weight_count + op.bias_count for op in operators)
+    more = round((params - counted) / (head.in_channels + 1))
+    width = head.out_channels + more
+    if (
+        more == 0
+        or width < 2
+        or abs(counted + more * (head.in_channels + 1) - params) > 0.02 * params
+    ):
+        return table
+    operators[heads[-1]] = replace(
+        head,
+        out_channels=width,
+        macs=head.in_channels * width,
+        weight_count=head.in_channels * width,
+        bias_count=width,
+    )
+    return LayerTable(
+        profile=replace(table.profile, operators=tuple(operators)),
+        const_bytes=table.const_bytes + more * (head.in_channels + 4),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.layer_tables import LayerTable
+from benchmarks.layer_tables import LayerTable, with_head
 from benchmarks.measured_rows import MeasuredRow
 
 from tightfit_service.adapters.emulators.mcu_latency import (
@@ -27,8 +27,10 @@ FloatArray = npt.NDArray[np.float64]
 
 PRIOR_MEANS: Mapping[str, float] = {
     # Cycles per unit on a Cortex-M7 with a good runtime. A dual-issue core retires one SMLAD (two
-    # products) per cycle at best; loads and widening bring conv to about 0.8 cycles per product.
-    "base:conv_mac": math.log(0.8),
+    # products) per cycle at best; loads and widening bring 1x1 convolutions to about 0.8 cycles per
+    # product. L. Lai et al. ("CMSIS-NN", 2018, table 5) measured 1.41 and 1.49 for two 5x5 convolutions of
+    # 32 channels; less the gathering of patches, that is 1.25.
+    "base:conv_mac": math.log(1.25),
     "base:pointwise_mac": math.log(0.8),
     "base:patch_element": math.log(2.0),
     # Requantisation: a 64-bit multiply, rounding shift, offset, two clamps and a store.
@@ -175,7 +177,7 @@ def table_for(row: MeasuredRow, tables: Mapping[str, LayerTable]) -> LayerTable 
     table = tables.get(row.model.split(" ", maxsplit=1)[0])
     if table is None or not row.macs or abs(table.profile.macs / row.macs - 1) > 0.02:
         return None
-    return table
+    return with_head(table, row.params) if row.params else table
 
 
 def setup_for(sample: Sample, known_levels: frozenset[str]) -> Setup:

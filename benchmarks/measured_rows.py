@@ -57,6 +57,7 @@ class MeasuredRow:
     total_ram_bytes: float | None = None
     weights_flash_bytes: float | None = None
     macs: float | None = None
+    params: float | None = None
     submitter: str = ""
     note: str = ""
     accelerator: str = ""
@@ -194,7 +195,8 @@ def read_devices(path: Path) -> list[MeasuredRow]:
                 activation_bytes=_bytes(kib["activations_ram_kib"]),
                 total_ram_bytes=_bytes(kib["total_ram_kib"]),
                 weights_flash_bytes=_bytes(kib["weights_flash_kib"]),
-                macs=number(row["macs"]),
+                macs=number(row.get("macs")),
+                params=number(row.get("params")),
                 note=row["note"],
                 accelerator=row["accelerator"],
             )

@@ -20,6 +20,7 @@ from tightfit_service.adapters.emulators.mcu_latency import (
     known_levels_of,
     setup_of,
 )
+from tightfit_service.adapters.emulators.mcu_power import PowerModel
 from tightfit_service.adapters.emulators.mcu_work import work_of
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec
@@ -57,7 +58,7 @@ class _Coefficients:
     coverage: Mapping[str, float]
     styles: Mapping[str, memory_plan.ArenaStyle]
     ram_ratios: Mapping[str, tuple[float, float]]
-    power_log_sd: Mapping[str, float]
+    power: PowerModel
     fitted: str
 
     @classmethod
@@ -77,7 +78,7 @@ class _Coefficients:
                 **{k: memory_plan.ArenaStyle(**v) for k, v in document["arena_styles"].items()},
             },
             ram_ratios={k: (v[0], v[1]) for k, v in document["ram_ratios"].items()},
-            power_log_sd=document["power_log_sd"],
+            power=PowerModel(**document["power"]),
             fitted=document["fitted"],
         )
 
@@ -155,11 +156,12 @@ class McuEmulator:
             *(ASSUMED_LATENCY_SD.get(name, 0.0) for name in target.assumed_fields),
         )
         width = half_width_at(fitted.half_width[knowledge], latency_sd)
-        power_kind = "assumed" if target.power.active_mw is None else "known"
-        energy_width = math.hypot(width, NORMAL_90 * fitted.power_log_sd[power_kind])
+        energy_width = math.hypot(width, NORMAL_90 * fitted.power.deviation(target))
         points = self.memory_points(network, target)
         peak = max(points, key=_point_bytes)
-        low, high = fitted.ram_ratios[self._style(target)]
+        is_float = any(op.activation_bits >= FLOAT_BITS for op in network.operators)
+        style = self._style(target)
+        low, high = fitted.ram_ratios["float32" if is_float and style != "tflm" else style]
         flash_interval = self._flash(network, target, file_bytes)
         return CostEstimate(
             latency_ms=_log_interval(latency, width),
@@ -240,10 +242,7 @@ class McuEmulator:
         return Interval.relative(float(counted), low_ratio=0.95, high_ratio=1.06)
 
     def _power_mw(self, target: HardwareSpec) -> float:
-        if target.power.active_mw is not None:
-            return target.power.active_mw
-        supply = target.power.supply_v or TYPICAL_SUPPLY_V
-        return CLASS_MA_PER_MHZ.get(target.core, 0.2) * supply * target.clock_mhz
+        return self._fitted.power.active_mw(target, self._setup(target).runtime)
 
     def _warnings(
         self,
@@ -274,18 +273,6 @@ class McuEmulator:
 SOFT_FLOAT_FACTOR = 6.0
 """Soft-float over hardware float32: 25 to 60 cycles per library call (Arm run-time ABI) against 5 to 10
 for the load, multiply-accumulate and loop of the same product with an FPU."""
-TYPICAL_SUPPLY_V = 3.0
-CLASS_MA_PER_MHZ: Mapping[str, float] = {
-    # Data sheets (run mode from flash, peripherals off) and, for M4, M33 and M7, the means of the
-    # energy rows of MLPerf Tiny: STM32G0 0.1; STM32L4R5 0.21; STM32U575 0.09, RA6M4 0.12;
-    # STM32H7A3 0.16 with its step-down converter, STM32H743 0.26, STM32F746 0.47; RA8M1 0.15.
-    "cortex-m0+": 0.1,
-    "cortex-m4": 0.2,
-    "cortex-m33": 0.11,
-    "cortex-m7": 0.25,
-    "cortex-m55": 0.12,
-    "cortex-m85": 0.15,
-}
 _KNOWLEDGE_TEXT: Mapping[str, str] = {
     "board_and_runtime": "this board with this runtime was in the fit",
     "board": "this board was in the fit with another runtime",

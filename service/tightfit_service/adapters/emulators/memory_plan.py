@@ -17,6 +17,9 @@ _IN_PLACE = frozenset(
         OperatorKind.SOFTMAX,
     }
 )
+FLOAT_BITS = 32
+FLOAT_ROWS = 1.0
+"""Rows of input and of output that a convolution in floating point keeps aside where it works in place."""
 _RELABELLING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Converting the number format at the border of the network; done by the caller or in place."""
 
@@ -169,12 +172,14 @@ def _place_scratch(
     if operator.kind not in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV):
         return 0.0
     element = max(operator.activation_bits, 8) / 8
+    is_float = operator.activation_bits >= FLOAT_BITS
     of_input, of_output = 0.0, 0.0
-    if operator.kind is OperatorKind.CONV:
+    # Kernels in floating point read patches where they lie: nothing is widened.
+    if operator.kind is OperatorKind.CONV and not is_float:
         patch = math.prod(operator.kernel) * operator.in_channels // max(operator.groups, 1)
         of_input += style.patch_ratio * patch
     if operator.in_size and operator.out_size:
-        rows = style.row_ratio * element
+        rows = min(style.row_ratio, FLOAT_ROWS if is_float else math.inf) * element
         of_input += rows * operator.in_size[-1] * operator.in_channels
         of_output += rows * operator.out_size[-1] * operator.out_channels
     left_over = 0.0
