@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import TextIO
 
@@ -26,6 +26,7 @@ from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
 from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts
 from tightfit_service.adapters.storage.sql_store import SqlStore
+from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.adapters.telemetry.prometheus import MetricsPort, PrometheusTelemetry
@@ -63,9 +64,13 @@ REPORTED_PACKAGES = (
     "litert-torch",
     "ai-edge-litert",
     "ai-edge-quantizer",
+    "openvino",
     "scipy",
     "numpy",
 )
+
+EXTRAS = {ModelFormat.OPENVINO: ("openvino", "openvino")}
+"""Output formats that need an extra of this distribution: its name, and the package that it brings."""
 
 
 class SystemClock:
@@ -152,10 +157,12 @@ def build_server(settings: Settings) -> Server:
     )
     hardware = HardwareLibrary(
         catalogue=catalogue(),
+        targets=SqlTargetStore(engine=engine),
         emulators=emulators(),
         records=store,
         results=store,
         executor=executor,
+        clock=clock,
         telemetry=telemetry,
     )
     runners = RunnerDesk(
@@ -199,6 +206,7 @@ def build_server(settings: Settings) -> Server:
         hub=hub,
         clock=clock,
         telemetry=telemetry,
+        missing_extras=missing_extras(),
     )
     return Server(
         settings=settings,
@@ -269,9 +277,15 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
     from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
     from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+    from tightfit_service.adapters.evaluation.openvino_evaluator import OpenvinoEvaluator
     from tightfit_service.adapters.formats.any_import import AnyImporter
+    from tightfit_service.adapters.formats.c_array_export import CArrayEvaluator, CArrayExporter
     from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+    from tightfit_service.adapters.formats.openvino_export import (
+        OpenvinoExporter,
+        network_and_weights,
+    )
     from tightfit_service.adapters.formats.pt2_import import Pt2Importer
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
@@ -300,6 +314,8 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     )
     node_passes: list[NodePass] = [LowRankPass(), PrecisionPass(), SparsityPass(), ClusteringPass()]
     network_passes: list[NetworkPass] = [ResolutionPass(), DepthPruningPass()]
+    onnx = OnnxExporter(quantizer=StaticQuantizationPass())
+    litert = LitertEvaluator(threads=threads)
     graph_passes: list[GraphPass] = [*node_passes, *network_passes, EqualizationPass()]
     return WorkHandlers(
         importer=importer,
@@ -310,12 +326,16 @@ def build_handlers(settings: Settings) -> WorkHandlers:
             inspector=OnnxGraphInspector(),
             trainer=TorchTrainer(threads=threads),
             exporters={
-                ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass()),
+                ModelFormat.ONNX: onnx,
                 ModelFormat.TFLITE: TfliteExporter(),
+                ModelFormat.C_ARRAY: CArrayExporter(tflite=TfliteExporter()),
+                ModelFormat.OPENVINO: OpenvinoExporter(onnx=onnx),
             },
             evaluators={
                 ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
-                ModelFormat.TFLITE: LitertEvaluator(threads=threads),
+                ModelFormat.TFLITE: litert,
+                ModelFormat.C_ARRAY: CArrayEvaluator(tflite=litert),
+                ModelFormat.OPENVINO: OpenvinoEvaluator(split=network_and_weights, threads=threads),
             },
         ),
         node_passes={item.name: item for item in node_passes},
@@ -325,6 +345,15 @@ def build_handlers(settings: Settings) -> WorkHandlers:
         synthesizer=NetworkSynthesizer(),
         precision_probe=precision_sensitivity,
     )
+
+
+def missing_extras() -> dict[ModelFormat, str]:
+    """Return the output formats whose libraries are not installed, and the extras that bring them."""
+    return {
+        model_format: f"tightfit-service[{extra}]"
+        for model_format, (extra, package) in EXTRAS.items()
+        if util.find_spec(package) is None
+    }
 
 
 def tool_versions() -> dict[str, str]:

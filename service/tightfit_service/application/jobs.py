@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from tightfit_service.application.assets import DATASET
 from tightfit_service.application.costing import (
@@ -36,6 +36,7 @@ from tightfit_service.domain.errors import (
     InvalidBudgetError,
     InvalidModelError,
     InvalidRequestError,
+    UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
@@ -60,7 +61,12 @@ class JobDesk:
         hub: EventHub,
         clock: Clock,
         telemetry: Telemetry,
+        missing_extras: Mapping[ModelFormat, str] | None = None,
     ) -> None:
+        """Keep the ports.
+
+        `missing_extras` says what to install for formats whose libraries this server does not have.
+        """
         self._jobs = jobs
         self._records = records
         self._hardware = hardware
@@ -69,6 +75,7 @@ class JobDesk:
         self._hub = hub
         self._clock = clock
         self._telemetry = telemetry
+        self._missing_extras = missing_extras or {}
 
     async def create(self, project: str, request: JobRequest) -> Job:
         """Queue a job; the same `request_id` gives the same job."""
@@ -81,7 +88,7 @@ class JobDesk:
 
     async def validate(self, project: str, request: JobRequest) -> Job:
         """Check everything that can be known without running anything long."""
-        target = self._hardware.resolve(request.target)
+        target = await self._hardware.resolve(project, request.target)
         self._hardware.cost_model(target)
         output_format = request.output_format or target.output_format
         if output_format not in EXPORTABLE:
@@ -89,6 +96,12 @@ class JobDesk:
                 f"{output_format} is not a format that is exported",
                 field="output_format",
                 remedy=f"choose one of {', '.join(EXPORTABLE)}",
+            )
+        if output_format in self._missing_extras:
+            raise UnsupportedError(
+                f"what writes {output_format} is not installed where this server runs",
+                field="output_format",
+                remedy=f"install {self._missing_extras[output_format]} there, or choose tflite or onnx",
             )
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if facts.is_quantized:
@@ -135,7 +148,7 @@ class JobDesk:
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:
         """Run the preflight: estimates only."""
-        target = self._hardware.resolve(request.target)
+        target = await self._hardware.resolve(project, request.target)
         costs = self._hardware.cost_model(target)
         _, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if request.dataset:
