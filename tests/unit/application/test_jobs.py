@@ -12,6 +12,7 @@ from fakes.linear_emulator import LinearEmulator
 from fakes.records import START
 from fakes.scripted_work import ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
+from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
@@ -76,10 +77,12 @@ def desk() -> JobDesk:
         )
     hardware = HardwareLibrary(
         catalogue=OneBoard(),
+        targets=InMemoryTargetStore(),
         emulators=[LinearEmulator()],
         records=store,
         results=store,
         executor=executor,
+        clock=clock,
         telemetry=telemetry,
     )
 
@@ -98,6 +101,7 @@ def desk() -> JobDesk:
         hub=hub,
         clock=clock,
         telemetry=telemetry,
+        missing_extras={ModelFormat.OPENVINO: "tightfit-service[openvino]"},
     )
 
 
@@ -139,6 +143,7 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
         (request(target="bord"), NotFoundError, "target"),
         (request(target={"core": "z80"}), UnsupportedError, "hardware_target"),
         (request(output_format=ModelFormat.PT2), InvalidRequestError, "output_format"),
+        (request(output_format=ModelFormat.OPENVINO), UnsupportedError, "output_format"),
         (
             request(at_most(Quantity.RAM, 1 << 20)),
             InvalidBudgetError,

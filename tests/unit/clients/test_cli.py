@@ -1,11 +1,13 @@
 """The command line: exit codes, what goes to stdout and stderr, and the files of `-o`."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -116,6 +118,31 @@ def test_an_infeasible_job_ends_with_3_and_says_what_would_do(
     assert "no known model meets the other limits" in out
     assert (folder / "out" / "closest.tflite").read_bytes() == b"model 6"
     assert not (folder / "out" / "model.tflite").exists()
+
+
+@pytest.mark.parametrize(("fits", "where"), [(True, ""), (False, "closest/")])
+def test_a_model_of_several_files_is_unpacked(
+    run: Run, fake: FakeTightfit, folder: Path, fits: bool, where: str
+) -> None:
+    result = results.succeeded() if fits else results.infeasible()
+    for trial in result["trials"]:
+        trial["recipe"]["output_format"] = "c_array"
+    load(fake, result)
+    source = io.BytesIO()
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("model.h", "header")
+        archive.writestr("model.c", "source")
+    for digest in fake.state.artifacts:
+        fake.state.artifacts[digest] = source.getvalue()
+    repeated = sha256(source.getvalue()).hexdigest()
+    fake.state.artifacts[repeated] = source.getvalue()
+    for trial in fake.state.trials:
+        for key in trial.artifacts:
+            trial.artifacts[key] = f"projects/default/artifacts/{repeated}"
+    assert run(*COMPRESS, "--max-latency", "18ms", "-o", "out") == (0 if fits else 3)
+    assert (folder / f"out/{where}model.h").read_text() == "header"
+    assert (folder / f"out/{where}model.c").read_text() == "source"
+    assert not list((folder / "out").glob(".*"))
 
 
 @pytest.mark.parametrize(("state", "code"), [("FAILED", 4), ("CANCELLED", 4)])

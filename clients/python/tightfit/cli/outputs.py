@@ -9,15 +9,24 @@ from typing import Any
 
 from tightfit.client import Client
 from tightfit.errors import InvalidInputError
+from tightfit.file_set import unpack_files
 from tightfit.report import write_report
 from tightfit.summary import shown_trial
-from tightfit.words import FILE_SUFFIXES, FORMATS
+from tightfit.words import FILE_SETS, FILE_SUFFIXES, FORMATS
 
+_CLOSEST = "closest"
 _OWN_FILES = (
     *(
         f"{stem}.{FILE_SUFFIXES.get(name, name)}"
-        for stem in ("model", "closest")
+        for stem in ("model", _CLOSEST)
         for name in FORMATS
+        if name not in FILE_SETS
+    ),
+    *(
+        f"{folder}{name}"
+        for folder in ("", f"{_CLOSEST}/")
+        for names in FILE_SETS.values()
+        for name in names
     ),
     "recipe.json",
     "result.json",
@@ -49,7 +58,8 @@ def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
 
     What an earlier run left under these names is replaced, or removed where this run has no such
     file: a model never lies beside the result of another job. Where nothing fits, the model of the
-    closest trial is called `closest`.
+    closest trial is called `closest`, or lies in a folder of this name where it is several files that
+    name each other.
 
     Raises:
         InvalidInputError: A file cannot be written.
@@ -63,11 +73,10 @@ def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
             _, trial = shown
             digest = trial["artifacts"].get("model")
             format_ = trial["recipe"]["output_format"] or result["format"] or "bin"
-            suffix = FILE_SUFFIXES.get(format_, format_)
             if digest:
-                name = f"{'model' if result['best'] else 'closest'}.{suffix}"
-                client.download_artifact(digest, folder / name)
-                written.append(name)
+                written.extend(
+                    _fetch_model(folder, digest, format_, client, fits=bool(result["best"]))
+                )
             _write_json(folder / "recipe.json", trial["recipe"])
             written.append("recipe.json")
         _write_json(folder / "result.json", result)
@@ -79,6 +88,25 @@ def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
             remedy="make room there, then fetch it with `tightfit jobs show JOB -o DIR`",
         ) from error
     return [*written, "result.json", "report.html"]
+
+
+def _fetch_model(
+    folder: Path, digest: str, format_: str, client: Client, *, fits: bool
+) -> list[str]:
+    """Write the model's file, or its files, and return their names."""
+    if format_ not in FILE_SETS:
+        suffix = FILE_SUFFIXES.get(format_, format_)
+        name = f"{'model' if fits else _CLOSEST}.{suffix}"
+        client.download_artifact(digest, folder / name)
+        return [name]
+    archive = folder / ".tightfit-model.zip"
+    try:
+        client.download_artifact(digest, archive)
+        into = folder if fits else folder / _CLOSEST
+        files = unpack_files(archive, FILE_SETS[format_], into)
+    finally:
+        archive.unlink(missing_ok=True)
+    return [str(path.relative_to(folder)) for path in files]
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
