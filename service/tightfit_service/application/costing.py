@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tightfit_service.application.ports import Emulator, Telemetry
+from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.budget import Budget, Constraint, LimitSource, Objective, Quantity
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import UnsupportedError
@@ -213,7 +214,7 @@ class ProblemBuilder:
                     if operator.node in self.alternatives
                     else "",
                     alternatives={
-                        level: self._node_cost(choice.operators)
+                        level: self._node_cost(self._as_computed(choice))
                         for level, choice in enumerate(
                             self.alternatives.get(operator.node, ()), start=1
                         )
@@ -237,6 +238,16 @@ class ProblemBuilder:
             objective=objective.quantity,
             max_loss=max_loss,
         )
+
+    def _as_computed(self, choice: Alternative) -> Sequence[Operator]:
+        """Return what an alternative executes: in the network's format, unless it is about formats."""
+        if choice.pass_name == PRECISION:
+            return choice.operators
+        weight_bits, activation_bits = BITS[self.number_format]
+        return [
+            replace(operator, weight_bits=weight_bits, activation_bits=activation_bits)
+            for operator in choice.operators
+        ]
 
     def _node_cost(self, operators: Sequence[Operator]) -> _NodeCost:
         return _NodeCost(

@@ -11,6 +11,7 @@ blended    the mean of both
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -380,16 +381,16 @@ class _Way:
 def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_Way]]:
     """Return, per node, a few ways from the one that loses most to the one that loses nothing.
 
-    The loss of each is the relative error of its node's output times what such an error cost where
-    accuracy was measured: single measurements are too noisy to tell mild ways apart. Losses count
-    from the way that loses least, which need not be the ordinary one: a layer that int8 hurts is
-    better off in float.
+    The loss of each is the relative error of its node's output times what such an error cost in that
+    node, or in others where it was not measured there: single measurements are too noisy to tell
+    mild ways apart. Losses count from the way that loses least, which need not be the ordinary one:
+    a layer that int8 hurts is better off in float.
     """
-    rates = _loss_per_error(sensitivity)
+    rates = _LossRates(sensitivity)
     by_node: dict[str, list[_Way]] = {}
     for measured in sensitivity.alternatives:
         choice = measured.alternative
-        way = _Way(alternative=choice, loss=rates.get(choice.pass_name, 1.0) * choice.error)
+        way = _Way(alternative=choice, loss=rates.of(choice) * choice.error)
         by_node.setdefault(choice.node, []).append(way)
     result: dict[str, Sequence[_Way]] = {}
     for node, ways in by_node.items():
@@ -403,17 +404,26 @@ def worthwhile_ways(sensitivity: SensitivityOutcome) -> Mapping[str, Sequence[_W
     return result
 
 
-def _loss_per_error(sensitivity: SensitivityOutcome) -> Mapping[str, float]:
-    """Return, per technique, the loss of accuracy for each unit of relative error of a node's output."""
-    sums: dict[str, tuple[float, float]] = {}
-    for measured in sensitivity.alternatives:
-        if measured.accuracy is not None:
-            loss, error = sums.get(measured.alternative.pass_name, (0.0, 0.0))
-            seen = max(0.0, sensitivity.reference_accuracy - measured.accuracy)
-            sums[measured.alternative.pass_name] = (loss + seen, error + measured.alternative.error)
-    return {
-        name: max(_LEAST_RATE, loss / error) for name, (loss, error) in sums.items() if error > 0
-    }
+class _LossRates:
+    """Loss of accuracy for each unit of relative error of a node's output, by technique and node."""
+
+    def __init__(self, sensitivity: SensitivityOutcome) -> None:
+        self._by_node: dict[tuple[str, str], float] = {}
+        seen: dict[str, list[float]] = {}
+        for measured in sensitivity.alternatives:
+            choice = measured.alternative
+            if measured.accuracy is None or choice.error <= 0:
+                continue
+            loss = sensitivity.reference_accuracy - measured.accuracy
+            rate = max(_LEAST_RATE, loss / choice.error)
+            self._by_node[choice.pass_name, choice.node] = rate
+            seen.setdefault(choice.pass_name, []).append(rate)
+        # A classifier's last layer may lose a hundred times what others do: it says nothing of them.
+        self._typical = {name: statistics.median(rates) for name, rates in seen.items()}
+
+    def of(self, choice: Alternative) -> float:
+        typical = self._typical.get(choice.pass_name, 1.0)
+        return self._by_node.get((choice.pass_name, choice.node), typical)
 
 
 def _key(kept: Mapping[str, int]) -> _Key:

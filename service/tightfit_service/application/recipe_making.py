@@ -13,13 +13,11 @@ from tightfit_service.application.recipe_work import (
     QUANTIZATION_STEP,
     RECOVERY_STEP,
 )
+from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec
 from tightfit_service.domain.network import Alternative
 from tightfit_service.domain.recipe import PassStep, Recipe
-
-PRECISION_PASS = "precision"  # noqa: S105  # a technique, not a password
-"""Its alternatives are no step of their own: they are carried out on export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class RecipeMaker:
         formats: dict[str, NumberFormat] = {}
         nodes: dict[str, dict[str, Any]] = {}
         for choice in alternatives:
-            if choice.pass_name == PRECISION_PASS:
+            if choice.pass_name == PRECISION:
                 formats[choice.node] = NumberFormat(choice.parameters["number_format"])
             else:
                 nodes.setdefault(choice.pass_name, {})[choice.node] = dict(choice.parameters)
@@ -89,7 +87,7 @@ class RecipeMaker:
 
 def is_in(alternative: Alternative, recipe: Recipe) -> bool:
     """Whether a recipe computes the alternative's node in that way."""
-    if alternative.pass_name == PRECISION_PASS:
+    if alternative.pass_name == PRECISION:
         step = recipe.step(QUANTIZATION_STEP)
         formats = step.parameters.get("node_formats", {}) if step is not None else {}
         return bool(formats.get(alternative.node) == alternative.parameters["number_format"])

@@ -9,7 +9,9 @@ from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec
 
 PRUNING = "structured_pruning"
-NODE_PASSES = ("low_rank", "precision", "sparsity")
+PRECISION = "precision"
+"""Its alternatives are no step of their own: they are carried out on export."""
+NODE_PASSES = ("low_rank", PRECISION)
 """Passes that offer other ways to compute single nodes."""
 NETWORK_PASSES = ("resolution", "depth_pruning")
 """Passes that offer other forms of the network as a whole."""
@@ -47,7 +49,7 @@ def node_passes(spec: JobSpec) -> tuple[str, ...]:
         return tuple(name for name in NODE_PASSES if name in spec.techniques)
     common = {NumberFormat.INT8, NumberFormat.FLOAT32}
     finer = set(spec.target.number_formats) - common
-    return ("low_rank", "precision") if finer else ("low_rank",)
+    return NODE_PASSES if finer else ("low_rank",)
 
 
 def network_passes(spec: JobSpec) -> tuple[str, ...]:
