@@ -18,71 +18,39 @@ the finished ones done. A job that brings a recipe applies it, and searches noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 from tightfit_service.application.attribution import PredictedLosses, attribute_layers
 from tightfit_service.application.choice import closest_trial, summary
-from tightfit_service.application.costing import margins_of, preflight_notes, with_target_limits
+from tightfit_service.application.costing import preflight_notes, with_target_limits
 from tightfit_service.application.infeasibility import explain_infeasibility
+from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.network_forms import ROUNDING_FELT, FormFinder
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal, Proposer
-from tightfit_service.application.recipe_making import PRECISION_PASS, RecipeMaker
+from tightfit_service.application.recipe_making import RecipeMaker
 from tightfit_service.application.stages import Stages
-from tightfit_service.application.techniques import may_prune, network_passes, node_passes
+from tightfit_service.application.techniques import PRECISION
+from tightfit_service.application.time_budget import TimeBudget
 from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
 from tightfit_service.application.work import (
     BASELINE,
-    SENSITIVITY,
-    VARIANTS,
     BaselineOutcome,
-    SensitivityOutcome,
-    VariantOutcome,
 )
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import (
-    JobEventKind,
     JobResult,
     JobState,
     LayerAttribution,
-    PreflightNote,
 )
-from tightfit_service.domain.network import NetworkProfile, PruningSpace
 from tightfit_service.domain.pareto import pareto_front
-from tightfit_service.domain.recipe import PassStep
 from tightfit_service.domain.trial import Metrics, Trial, TrialRole
 
-SENSITIVITY_SHARES = (0.25, 0.5)
-"""Shares of a group that are cut, alone and untrained, to correct the importance scores."""
-
-SCREENING_EPOCHS = 1.0
-FINAL_EPOCHS = 30.0
-"""Beyond about 30 epochs of distillation the gain per epoch is below the evaluation's error."""
-
-SCREENING_TIME_SHARE = 0.2
-"""Share of the search time that screening may take in all."""
-
-COSTLY_LAYERS = 5
-"""Layers named when rounding them costs accuracy."""
-
-ROUNDING_FELT = 0.005
-"""Loss of accuracy by quantizing alone from which training simulates the exported file's rounding."""
-
 MAX_FINALISTS = 4
-
-RESERVE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """The form of the network that widths are searched in: as it came, or a variant of it."""
-
-    profile: NetworkProfile
-    space: PruningSpace
-    steps: tuple[PassStep, ...] = ()
 
 
 class CompressionRun:
@@ -96,7 +64,7 @@ class CompressionRun:
         self._costs = context.cost_model
         self._facts = context.facts
         self._format = context.cost_model.preferred_format(context.facts.profile)
-        self._began = context.clock.monotonic() - journal.job.spent_seconds
+        self._time = TimeBudget(self._spec, context.clock, spent_seconds=journal.job.spent_seconds)
         self._stages = Stages(
             journal, store=context.store, executor=context.executor, telemetry=context.telemetry
         )
@@ -107,10 +75,19 @@ class CompressionRun:
             tool_versions=context.tool_versions,
             architecture=context.facts.architecture,
         )
-        self._form = self._as_allowed(context.facts.profile, context.facts.space)
-        self._notes: tuple[PreflightNote, ...] = ()
+        self._notes = JobNotes(journal)
+        self._forms = FormFinder(
+            context,
+            spec=self._spec,
+            budget=self._budget,
+            number_format=self._format,
+            label=journal.job.job_id,
+            stages=self._stages,
+            book=self._book,
+            notes=self._notes,
+        )
+        self._form = self._forms.as_it_came()
         self._proposer: Proposer | None = None
-        self._format_costs: Mapping[str, float] = {}
 
     async def run(self) -> None:
         """Run the search to its end and bring the job to SUCCEEDED or INFEASIBLE.
@@ -128,7 +105,7 @@ class CompressionRun:
         if self._spec.recipe is not None:
             await self._reapply()
         elif self._needs_search(quantized):
-            await self._search(baseline, quantized)
+            await self._search(baseline)
         await self._finish()
 
     async def _reapply(self) -> None:
@@ -143,16 +120,15 @@ class CompressionRun:
 
     async def _preflight(self) -> None:
         await self._stages.enter("preflight", "what can help on this target", begin=0.0, end=0.02)
-        self._notes = preflight_notes(
+        found = preflight_notes(
             costs=self._costs,
             profile=self._facts.profile,
             space=self._facts.space,
             warnings=self._facts.warnings,
         )
-        for note in self._notes:
-            await self._journal.event(JobEventKind.NOTE, note.message, stage="preflight")
+        await self._notes.extend(found, stage="preflight")
         if self._spec.dataset_digest is None:
-            await self._note(
+            await self._notes.add(
                 "NO_DATASET",
                 "there is no dataset: calibration and training use inputs made from the model, and "
                 "accuracy means agreement with the model as it came on such inputs",
@@ -186,115 +162,28 @@ class CompressionRun:
         """Whether anything better than quantizing alone is asked for."""
         return self._spec.objective.quantity is not Quantity.ACCURACY or not quantized.is_feasible
 
-    async def _search(self, baseline: BaselineOutcome, quantized: Trial) -> None:
+    async def _search(self, baseline: BaselineOutcome) -> None:
         can_train = baseline.train_count > 0
-        self._proposer = await self._prepared(self._form, quantized)
+        self._form, self._proposer = await self._forms.prepare(self._form)
         missed = await asyncio.to_thread(self._proposer.out_of_reach)
         has_choice = bool(self._form.space.groups) or self._proposer.has_ways
         if missed or not has_choice:
-            found = await self._variant_in_reach(quantized)
+            found = await self._forms.variant_in_reach()
             if found is not None:
                 self._form, self._proposer = found
                 missed, has_choice = [], True
         if not has_choice:
-            await self._note(
+            await self._notes.add(
                 "NOT_PRUNABLE", "none of the techniques that may be used can change this model"
             )
             return
         if missed:
             for note in missed:
-                await self._note("BUDGET_BELOW_REACH", note)
+                await self._notes.add("BUDGET_BELOW_REACH", note)
             await self._closest(can_train=can_train)
             return
         await self._screen(can_train=can_train)
         await self._finalists(can_train=can_train)
-
-    async def _prepared(self, form: _Form, quantized: Trial) -> Proposer:
-        """Measure what choices in this form of the network cost, and return what proposes them."""
-        await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
-        techniques = list(node_passes(self._spec))
-        if not self._spec.techniques and self._loss_by_rounding() > ROUNDING_FELT:
-            techniques = [*dict.fromkeys([*techniques, PRECISION_PASS])]
-        result = await self._stages.run(
-            WorkUnit(
-                kind=SENSITIVITY,
-                payload={
-                    "model": to_plain(self._facts),
-                    "seed": self._spec.seed,
-                    "shares": list(SENSITIVITY_SHARES),
-                    "steps": to_plain(form.steps),
-                    "space": to_plain(form.space),
-                    "techniques": techniques,
-                    "target": to_plain(self._spec.target),
-                    "number_format": str(self._format) if PRECISION_PASS in techniques else None,
-                },
-                inputs={"graph": self._context.graph_digest, **self._book.dataset_inputs()},
-                timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                label=f"{self._journal.job.job_id} sensitivity",
-            )
-        )
-        sensitivity = from_plain(SensitivityOutcome, result.payload)
-        for text in sensitivity.notes:
-            await self._note("SENSITIVITY", text)
-        self._format_costs = sensitivity.precision_costs
-        for node, cost in largest_costs(self._format_costs):
-            message = f"{self._format} costs {cost:.1%} of accuracy in this layer, measured alone"
-            await self._note("COSTLY_PRECISION", message, node=node)
-        whole = self._costs.estimate(self._facts.profile, self._format)
-        await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
-        return await asyncio.to_thread(
-            lambda: Proposer(
-                costs=self._costs,
-                profile=form.profile,
-                space=form.space,
-                number_format=self._format,
-                sensitivity=sensitivity,
-                budget=self._budget,
-                objective=self._spec.objective,
-                margins=margins_of(quantized.metrics or Metrics(cost=whole, file_bytes=0)),
-                seed=self._spec.seed,
-            )
-        )
-
-    async def _variant_in_reach(self, quantized: Trial) -> tuple[_Form, Proposer] | None:
-        """Return the mildest variant of the network in which the budget can be met by estimate."""
-        techniques = network_passes(self._spec)
-        if not techniques:
-            return None
-        await self._stages.enter("variants", "fewer blocks, smaller inputs", begin=0.12, end=0.15)
-        result = await self._stages.run(
-            WorkUnit(
-                kind=VARIANTS,
-                payload={
-                    "model": to_plain(self._facts),
-                    "techniques": list(techniques),
-                    "target": to_plain(self._spec.target),
-                },
-                inputs={"graph": self._context.graph_digest, **self._book.dataset_inputs()},
-                timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                label=f"{self._journal.job.job_id} variants",
-            )
-        )
-        outcomes = [from_plain(VariantOutcome, item) for item in result.payload["variants"]]
-        outcomes.sort(key=lambda outcome: -outcome.profile.macs)
-        for outcome in outcomes:
-            variant = outcome.variant
-            step = PassStep(pass_name=variant.pass_name, parameters=variant.parameters)
-            form = self._as_allowed(outcome.profile, outcome.space, step)
-            proposer = await self._prepared(form, quantized)
-            if not await asyncio.to_thread(proposer.out_of_reach):
-                await self._note(
-                    "VARIANT",
-                    f"the budget is out of reach of the network as it is; searching {variant.label}",
-                )
-                return form, proposer
-        return None
-
-    def _as_allowed(self, profile: NetworkProfile, space: PruningSpace, *steps: PassStep) -> _Form:
-        """Return a form of the network; without channels to remove where that is not allowed."""
-        if not may_prune(self._spec):
-            space = PruningSpace(groups=(), frozen=space.frozen)
-        return _Form(profile=profile, space=space, steps=steps)
 
     async def _closest(self, *, can_train: bool) -> None:
         """Run the smallest network, as evidence of how far the budget is from reach."""
@@ -302,20 +191,24 @@ class CompressionRun:
         proposal = self._proposer.smallest()
         await self._stages.enter("trial", "the smallest network there is", begin=0.15, end=0.95)
         await self._proposed(
-            TrialRole.FINALIST, proposal, self._screening(can_train), evaluate=True
+            TrialRole.FINALIST,
+            proposal,
+            self._time.short_training() if can_train else None,
+            evaluate=True,
         )
 
     async def _screen(self, *, can_train: bool) -> None:
         """Compare several solutions after a short recovery, and learn from what is seen."""
         assert self._proposer is not None
         proposals = await asyncio.to_thread(self._proposer.first_round)
-        allowed = self._spec.search_limits.max_seconds * SCREENING_TIME_SHARE
-        began, rounds = self._elapsed, 0
+        began, rounds = self._time.elapsed, 0
         while proposals:
             proposal = proposals.pop(0)
-            last = (self._elapsed - began) / rounds if rounds else 0.0
-            is_late = rounds > 0 and self._elapsed - began + last > allowed
-            if is_late or not self._may_start_trial(keep_for_final=1):
+            last = (self._time.elapsed - began) / rounds if rounds else 0.0
+            is_late = (
+                rounds > 0 and self._time.elapsed - began + last > self._time.screening_seconds
+            )
+            if is_late or not self._time.may_start_trial(self._book.trials, keep_for_final=1):
                 break
             await self._stages.enter(
                 "trial",
@@ -326,7 +219,7 @@ class CompressionRun:
             trial = await self._proposed(
                 TrialRole.SCREENING,
                 proposal,
-                self._screening(can_train),
+                self._time.short_training() if can_train else None,
                 evaluate=False,
             )
             rounds += 1
@@ -353,30 +246,28 @@ class CompressionRun:
         tried: list[Trial] = []
         # Where accuracy is the objective, the first finalist takes all the time there is.
         shares = 1 if self._spec.objective.quantity is Quantity.ACCURACY else MAX_FINALISTS
-        while len(tried) < MAX_FINALISTS and (not tried or self._may_start_trial(keep_for_final=0)):
+        while len(tried) < MAX_FINALISTS and (
+            not tried or self._time.may_start_trial(self._book.trials, keep_for_final=0)
+        ):
             proposal = await asyncio.to_thread(
                 self._proposer.finalist, tuple(tried), tuple(self._book.trials)
             )
             if proposal is None:
                 break
-            rest = self._rest_seconds(shared_by=max(1, shares - len(tried)))
             await self._stages.enter(
                 "finish",
                 f"long recovery: {proposal.origin}",
                 begin=0.45 + 0.5 * min(1.0, len(tried) / shares),
                 end=0.45 + 0.5 * min(1.0, (len(tried) + 1) / shares),
             )
-            recovery = (
-                RecoverySettings(
-                    epochs=FINAL_EPOCHS,
-                    max_seconds=rest,
-                    quantization_aware=self._is_rounding_felt(proposal),
-                    seed=self._spec.seed,
-                )
-                if can_train
-                else None
+            recovery = self._time.long_training(
+                self._book.trials,
+                shared_by=max(1, shares - len(tried)),
+                quantization_aware=self._is_rounding_felt(proposal),
             )
-            trial = await self._proposed(TrialRole.FINALIST, proposal, recovery, evaluate=True)
+            trial = await self._proposed(
+                TrialRole.FINALIST, proposal, recovery if can_train else None, evaluate=True
+            )
             tried.append(trial)
             self._learn(trial, proposal)
             if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
@@ -384,28 +275,8 @@ class CompressionRun:
 
     def _is_rounding_felt(self, proposal: Proposal) -> bool:
         """Whether training has to know about rounding: it cost the original too much, or is coarse."""
-        is_coarse = any(choice.pass_name == PRECISION_PASS for choice in proposal.alternatives)
-        return is_coarse or self._loss_by_rounding() > ROUNDING_FELT
-
-    def _loss_by_rounding(self) -> float:
-        """Return what quantizing alone cost on the selection set; 0 where that is not known."""
-        before, quantized = self._book.baseline, self._book.get(0)
-        if before is None or quantized is None or quantized.metrics is None:
-            return 0.0
-        as_float, as_int8 = before.selection_accuracy, quantized.metrics.selection_accuracy
-        if as_float is None or as_int8 is None:
-            return 0.0
-        return as_float.value - as_int8.value
-
-    def _screening(self, can_train: bool) -> RecoverySettings | None:  # noqa: FBT001  # one flag, private
-        if not can_train:
-            return None
-        share = SCREENING_TIME_SHARE / 4
-        return RecoverySettings(
-            epochs=SCREENING_EPOCHS,
-            max_seconds=round(self._spec.search_limits.max_seconds * share, 1),
-            seed=self._spec.seed,
-        )
+        is_coarse = any(choice.pass_name == PRECISION for choice in proposal.alternatives)
+        return is_coarse or self._book.loss_by_rounding() > ROUNDING_FELT
 
     async def _proposed(
         self,
@@ -485,16 +356,16 @@ class CompressionRun:
             best_trial=None if best is None else best.index,
             pareto_trials=pareto_front(self._book.trials),
             layers=() if shown is None else self._layers(shown),
-            notes=self._notes,
+            notes=self._notes.all,
         )
 
     def _layers(self, trial: Trial) -> tuple[LayerAttribution, ...]:
         outcome = self._book.outcome(trial.index)
         assert trial.metrics is not None
         assert outcome is not None
-        losses = PredictedLosses(formats=self._format_costs)
+        losses = PredictedLosses(formats=self._form.format_costs)
         if self._proposer is not None:
-            losses = self._proposer.losses_of(trial.recipe, self._format_costs)
+            losses = self._proposer.losses_of(trial.recipe, self._form.format_costs)
         return attribute_layers(
             before=self._facts.profile,
             before_cost=self._costs.estimate(self._facts.profile, self._format),
@@ -507,36 +378,5 @@ class CompressionRun:
 
     async def _store_result(self) -> None:
         """Keep the best so far where a reader, or the next life, finds it."""
-        await self._journal.update(result=self._result(), spent_seconds=self._elapsed)
+        await self._journal.update(result=self._result(), spent_seconds=self._time.elapsed)
         self._context.telemetry.best_so_far(self._journal.job.job_id, self._book.best)
-
-    async def _note(self, code: str, message: str, *, node: str = "") -> None:
-        self._notes = (*self._notes, PreflightNote(code=code, message=message, node=node))
-        await self._journal.event(JobEventKind.NOTE, message)
-
-    @property
-    def _elapsed(self) -> float:
-        return self._context.clock.monotonic() - self._began
-
-    def _may_start_trial(self, *, keep_for_final: int) -> bool:
-        used = len(self._book.trials) - 1  # the quantized-only model is no search trial
-        has_trials = used + keep_for_final < self._spec.search_limits.max_trials
-        return has_trials and self._rest_seconds(shared_by=1) > RESERVE_SECONDS
-
-    def _rest_seconds(self, *, shared_by: int) -> float:
-        """Return the seconds that one more recovery may take, export and evaluation set aside."""
-        ran = [t.stage_seconds for t in self._book.trials if t.stage_seconds]
-        last = ran[-1] if ran else {}
-        # The first export loads the libraries, so the latest trial tells best what the next costs.
-        # Evaluating the evaluation set comes on top of what screening trials did.
-        overhead = RESERVE_SECONDS + 1.5 * sum(
-            seconds for stage, seconds in last.items() if stage != "recover"
-        )
-        left = self._spec.search_limits.max_seconds - self._elapsed
-        return max(1.0, round(left / shared_by - overhead, 1))
-
-
-def largest_costs(costs: Mapping[str, float]) -> Sequence[tuple[str, float]]:
-    """Return the few layers whose number format costs most, the dearest first."""
-    felt = [(node, cost) for node, cost in costs.items() if cost > ROUNDING_FELT]
-    return sorted(felt, key=lambda item: -item[1])[:COSTLY_LAYERS]

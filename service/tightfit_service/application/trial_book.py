@@ -91,6 +91,17 @@ class TrialBook:
         """Return a trial of this life."""
         return self._trials.get(index)
 
+    def loss_by_rounding(self) -> float:
+        """Return what quantizing alone cost on the selection set; 0 where that is not known."""
+        quantized = self.get(0)
+        if self.baseline is None or quantized is None or quantized.metrics is None:
+            return 0.0
+        as_float = self.baseline.selection_accuracy
+        as_quantized = quantized.metrics.selection_accuracy
+        if as_float is None or as_quantized is None:
+            return 0.0
+        return as_float.value - as_quantized.value
+
     def outcome(self, index: int) -> TrialOutcome | None:
         """Return what a completed trial produced."""
         return self._outcomes.get(index)

@@ -1,0 +1,74 @@
+"""How a job's time is shared out between screening, long trainings, and what comes after them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tightfit_service.application.ports import Clock, RecoverySettings
+from tightfit_service.domain.job import JobSpec
+from tightfit_service.domain.trial import Trial
+
+SCREENING_EPOCHS = 1.0
+FINAL_EPOCHS = 30.0
+"""Beyond about 30 epochs of distillation the gain per epoch is below the evaluation's error."""
+
+SCREENING_TIME_SHARE = 0.2
+"""Share of the search time that screening may take in all."""
+
+RESERVE_SECONDS = 5.0
+
+
+class TimeBudget:
+    """Seconds of one job's search, those spent in its earlier lives included."""
+
+    def __init__(self, spec: JobSpec, clock: Clock, *, spent_seconds: float) -> None:
+        self._spec = spec
+        self._clock = clock
+        self._began = clock.monotonic() - spent_seconds
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent so far."""
+        return self._clock.monotonic() - self._began
+
+    @property
+    def screening_seconds(self) -> float:
+        """Seconds that screening may take in all."""
+        return self._spec.search_limits.max_seconds * SCREENING_TIME_SHARE
+
+    def may_start_trial(self, trials: Sequence[Trial], *, keep_for_final: int) -> bool:
+        """Whether limits on trials and time leave room for one more, so many for the end set aside."""
+        used = len(trials) - 1  # the quantized-only model is no search trial
+        has_trials = used + keep_for_final < self._spec.search_limits.max_trials
+        return has_trials and self.left(trials, shared_by=1) > RESERVE_SECONDS
+
+    def left(self, trials: Sequence[Trial], *, shared_by: int) -> float:
+        """Return the seconds that one more training may take, export and evaluation set aside."""
+        ran = [trial.stage_seconds for trial in trials if trial.stage_seconds]
+        last = ran[-1] if ran else {}
+        # The first export loads the libraries, so the latest trial tells best what the next costs.
+        # Evaluating the evaluation set comes on top of what screening trials did.
+        overhead = RESERVE_SECONDS + 1.5 * sum(
+            seconds for stage, seconds in last.items() if stage != "recover"
+        )
+        left = self._spec.search_limits.max_seconds - self.elapsed
+        return max(1.0, round(left / shared_by - overhead, 1))
+
+    def short_training(self) -> RecoverySettings:
+        """Return the training of a candidate that is only compared with others."""
+        return RecoverySettings(
+            epochs=SCREENING_EPOCHS,
+            max_seconds=round(self.screening_seconds / 4, 1),
+            seed=self._spec.seed,
+        )
+
+    def long_training(
+        self, trials: Sequence[Trial], *, shared_by: int, quantization_aware: bool
+    ) -> RecoverySettings:
+        """Return the training of a candidate that may win."""
+        return RecoverySettings(
+            epochs=FINAL_EPOCHS,
+            max_seconds=self.left(trials, shared_by=shared_by),
+            quantization_aware=quantization_aware,
+            seed=self._spec.seed,
+        )
