@@ -201,8 +201,8 @@ class CompressionSpec(_message.Message):
 
     @_builtins.property
     def techniques(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the techniques that the search may use: `structured_pruning`, `low_rank`, `precision`,
-        `sparsity`, `resolution`, `depth_pruning`. Empty leaves the choice to the search.
+        """Names of the techniques that the search may use: `structured_pruning`, `low_rank`,
+        `precision`, `resolution`, `depth_pruning`. Empty leaves the choice to the search.
         """
 
     @_builtins.property
