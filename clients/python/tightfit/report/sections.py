@@ -405,6 +405,7 @@ def _trials(result: Result) -> Markup | None:
                 "td",
                 _NOTHING if accuracy is None else format_percent(accuracy),
                 element("span", "selection set", class_="detail") if on_selection else None,
+                _predicted(item),
                 data_label="accuracy",
             ),
         ]
@@ -433,6 +434,14 @@ def _trials(result: Result) -> Markup | None:
         element("tbody", body),
         class_="trials",
     )
+
+
+def _predicted(item: Mapping[str, Any]) -> Markup | None:
+    """What the search expected of a trial before it ran; it stands beside what came of it."""
+    expected = item.get("predicted_accuracy")
+    if expected is None:
+        return None
+    return element("span", f"predicted {format_percent(expected)}", class_="detail")
 
 
 def _trial_verdict(item: Mapping[str, Any], best: int | None, front: set[int]) -> list[object]:
