@@ -28,6 +28,7 @@ from tightfit_service.graph.structure import (
     graph_inputs,
     initializers,
     producers,
+    remove_dead_code,
     replace_nodes,
     sorted_model_nodes,
 )
@@ -177,9 +178,28 @@ def _quantized(
     )
     quantizer.quantize_model()
     result: ModelProto = quantizer.model.model
+    _keep_in_float(result)
     # The library appends its nodes at the end.
     replace_nodes(result.graph, sorted_model_nodes(result))
+    remove_dead_code(result)
     return result
+
+
+def _keep_in_float(model: ModelProto) -> None:
+    """Let a Softmax whose output is rounded read its input before that is rounded, in place.
+
+    Between integers onnxruntime would run a kernel of its own, which overflows (up to 1.31) where
+    the output's scale is finer than 1/256: attention over more than a few places has such outputs.
+    """
+    makers, readers = producers(model.graph), consumers(model.graph)
+    for node in model.graph.node:
+        source = makers.get(node.input[0]) if node.op_type in FLOAT_OPERATORS else None
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        rounding = makers.get(source.input[0])
+        is_rounded = any(n.op_type == "QuantizeLinear" for n in readers.get(node.output[0], []))
+        if rounding is not None and is_rounded:
+            node.input[0] = rounding.input[0]
 
 
 def _is_loadable(model: ModelProto) -> bool:

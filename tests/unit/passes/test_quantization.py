@@ -98,6 +98,26 @@ def test_softmax_and_named_nodes_stay_in_float() -> None:
     assert final.output[0] in {item.name for item in model.graph.output}
 
 
+def test_softmax_over_many_places_is_no_integer_kernel() -> None:
+    """Its outputs span less than 1/256 each, where onnxruntime's integer kernel overflows."""
+    b = Builder()
+    b.input("input", (40, 6))
+    b.node("scores", "MatMul", ["input", b.weight("scores.w", (6, 1), fan_in=60)])
+    b.node("weights", "Softmax", ["scores_out"], axis=1)
+    b.node("weighed", "Mul", ["weights_out", "input"])
+    b.node("sum", "ReduceSum", ["weighed_out", b.ints("axes", [1])], keepdims=0)
+    graph = b.model({b.gemm("head", "sum_out", 6, 4): (4,)}).SerializeToString()
+    values = np.random.default_rng(0).normal(size=(64, 40, 6)).astype(np.float32)
+    result = PASS.quantize(
+        graph, calibration=samples_of(values), settings=QuantizationSettings(method="minmax")
+    )
+    expected, found = (
+        ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"input": values})
+        for data in (graph, result.graph)
+    )
+    assert np.mean((expected[0] - found[0]) ** 2) < 0.02 * np.var(expected[0])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_runnable_deterministic_graph(method: str) -> None:
     first, second = (quantized("depthwise", method=method) for _ in range(2))

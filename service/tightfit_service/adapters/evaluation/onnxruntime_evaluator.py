@@ -18,6 +18,7 @@ _ERRORS_ONLY = 3
 EXACT_INT8 = ("session.x64quantprecision", "1")
 """Session option: on x86 without VNNI the fast kernels add products of int8 in 16 bits, which saturate
 and cost up to a hundred times the error of rounding; no other processor computes so."""
+_SHARED_WEIGHT = "Attempt to replace the existing tensor"
 _STATE = ort.capi.onnxruntime_pybind11_state
 _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -38,17 +39,32 @@ def load_session(data: bytes, *, threads: int) -> Any:
     Raises:
         InvalidModelError: onnxruntime refuses the file.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(*EXACT_INT8)
     try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return exact_session(data, threads=threads, log_level=_ERRORS_ONLY)
     except _RUNTIME_ERRORS as error:
         raise InvalidModelError(
             "onnxruntime cannot load the file", field="model", remedy="check it with onnx.checker"
         ) from error
+
+
+def exact_session(data: bytes, *, threads: int, log_level: int) -> Any:
+    """Load an ONNX file as `load_session` does; errors are onnxruntime's own.
+
+    Where several nodes read one int8 weight, onnxruntime (up to 1.31) fails at replacing it for
+    exact products; the file is then run as it is written, without the kernels that need that.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = log_level
+    options.add_session_config_entry(*EXACT_INT8)
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except _STATE.Fail as error:
+        if _SHARED_WEIGHT not in str(error):
+            raise
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def run_session(session: Any, inputs: ModelInputs) -> list[npt.NDArray[np.float32]]:

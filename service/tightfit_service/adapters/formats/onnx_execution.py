@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from tightfit_service.adapters.evaluation.onnxruntime_evaluator import EXACT_INT8
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import exact_session
 from tightfit_service.application.samples import FloatArray
 from tightfit_service.graph.model_file import copy_model, invalid, save_model
 from tightfit_service.graph.normal_form import name_nodes
@@ -43,6 +43,7 @@ LIBRARY_ERRORS = (
 
 
 _RUN_BATCH = 16
+_NO_LOG = 4
 
 
 def open_session(data: bytes) -> onnxruntime.InferenceSession:
@@ -51,12 +52,8 @@ def open_session(data: bytes) -> onnxruntime.InferenceSession:
     Raises:
         Exception: One of `LIBRARY_ERRORS` where onnxruntime refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_INT8)
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session: onnxruntime.InferenceSession = exact_session(data, threads=1, log_level=_NO_LOG)
+    return session
 
 
 def run_original(model: ModelProto, inputs: Sequence[FloatArray]) -> list[npt.NDArray[np.generic]]:

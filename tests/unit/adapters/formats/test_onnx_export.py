@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fakes.networks import NETWORKS
+from fakes.networks import NETWORKS, Builder
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter, read_metadata
 from tightfit_service.adapters.formats.parity import NOISE_LIMITS
@@ -195,3 +195,29 @@ def test_a_quantizer_that_breaks_the_graph_is_found_out() -> None:
         OnnxExporter(quantizer=_Zeroing()).export(
             graph, calibration=samples, settings=INT8, metadata={}
         )
+
+
+def test_a_weight_that_two_nodes_share_is_rounded_once_and_runs() -> None:
+    b = Builder()
+    b.input("input", (6,))
+    shared = [b.weight("w", (6, 6), fan_in=6), b.vector("b", 6)]
+    b.node("first", "Gemm", ["input", *shared])
+    b.node("relu", "Relu", ["first_out"])
+    model = b.model({b.node("second", "Gemm", ["relu_out", *shared]): (6,)})
+    values = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    samples = Samples(stored=values, labels=None)
+    exported = OnnxExporter(quantizer=StaticQuantizationPass()).export(
+        model.SerializeToString(),
+        calibration=samples,
+        settings=QuantizationSettings(number_format=NumberFormat.INT8),
+        metadata={},
+    )
+    weights = [
+        tensor
+        for tensor in onnx.load_model_from_string(exported.data).graph.initializer
+        if list(tensor.dims) == [6, 6]
+    ]
+    assert len(weights) == 1
+    outputs = OnnxRuntimeEvaluator().outputs(exported.data, values)
+    assert np.isfinite(outputs).all()
+    assert exported.parity["noise_ratio"] < 0.02
