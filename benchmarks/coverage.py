@@ -13,8 +13,9 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,18 +56,16 @@ def measure(name: str) -> Result:
     return result
 
 
-def measure_all(names: Sequence[str], jobs: int) -> list[Result]:
-    """Return the results in the order of the names, measured in processes of their own."""
+def measure_all(names: Sequence[str], jobs: int) -> Iterator[Result]:
+    """Yield the results as they come, measured in processes of their own."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, maxtasksperchild=8) as pool:
-        results = []
-        for result in pool.imap(measure, names):
+    with context.Pool(jobs) as pool:
+        begun = time.monotonic()
+        for result in pool.imap_unordered(measure, names):
             failed = [step for step, item in result["outcomes"].items() if not item["works"]]
-            print(
-                result["name"], "fails at " + ", ".join(failed) if failed else "works", flush=True
-            )
-            results.append(result)
-    return results
+            what = f"fails at {', '.join(failed)}" if failed else "works"
+            print(f"{time.monotonic() - begun:6.1f} s  {result['name']} {what}", flush=True)
+            yield result
 
 
 def page(results: Sequence[Result]) -> str:
@@ -227,12 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if fresh else 1
     from architectures import ARCHITECTURES
 
-    known = {r["name"]: r for r in json.loads(RESULTS.read_text())} if options.names else {}
+    known: dict[str, Result] = {}
+    if options.names and RESULTS.exists():
+        known = {result["name"]: result for result in json.loads(RESULTS.read_text())}
     for result in measure_all(options.names or list(ARCHITECTURES), options.jobs):
         known[result["name"]] = json.loads(json.dumps(result))
-    results = [known[name] for name in ARCHITECTURES if name in known]
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    PAGE.write_text(page(results))
+        results = [known[name] for name in ARCHITECTURES if name in known]
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        PAGE.write_text(page(results))
     return 0
 
 

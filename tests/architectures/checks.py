@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from architectures.exactness import with_copies
+from architectures.exporting import signals
 from architectures.registry import Architecture
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
@@ -43,8 +44,9 @@ PRUNED_SHARE = 0.3
 _EXACT = 1e-4
 _MODEL_OUTPUT = "its channels are the model's output"
 _SAMPLES = 64
-# A rate of its own, for the search for one would take longer than these twelve steps.
-_SHORT = RecoverySettings(epochs=3, batch_size=16, learning_rate=1e-3, augmentation="none")
+_CHANNELS_LAST = frozenset({"channels_last", "keras_mobilenet"})
+"""Networks whose images come as (N, H, W, C)."""
+_SHORT = RecoverySettings(epochs=3, batch_size=16, augmentation="none")
 
 
 class StepFailedError(Exception):
@@ -128,8 +130,8 @@ class _Way:
         )
 
     def inputs(self, count: int) -> list[FloatArray]:
-        """Smooth random inputs: noise whose neighbours are alike, as in pictures and signals."""
-        return [_smooth(self.rng, (count, *shape)) for shape in self.architecture.shapes]
+        """Return random inputs, one array per input of the network."""
+        return [signals(self.rng, (count, *shape)) for shape in self.architecture.shapes]
 
     def samples(self, count: int) -> Samples:
         """Return inputs, labelled by what the original sees in them where it is a classifier."""
@@ -138,7 +140,7 @@ class _Way:
         if self.architecture.task == "classify":
             labels = _run(self.graph, [stored, *more])[0].reshape(count, -1).argmax(axis=1)
         layout = Layout.NCHW if stored.ndim == 4 else Layout.ANY
-        if self.architecture.name == "channels_last":
+        if self.architecture.name in _CHANNELS_LAST:
             layout = Layout.NHWC
         return Samples(
             stored=stored,
@@ -284,14 +286,6 @@ def _run(graph: bytes, inputs: list[FloatArray]) -> list[FloatArray]:
     names = [value.name for value in session.get_inputs()]
     results = session.run(None, dict(zip(names, inputs, strict=True)))
     return [np.asarray(value) for value in results]
-
-
-def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    values = rng.normal(size=shape)
-    for axis in range(1, len(shape)):
-        if shape[axis] > 8:
-            values = (values + np.roll(values, 1, axis) + np.roll(values, 2, axis)) / 3**0.5
-    return values.astype(np.float32)
 
 
 def _distance(reference: bytes, graph: bytes, samples: Samples) -> float:

@@ -104,6 +104,25 @@ class Detector(nn.Module):
         return torch.cat([boxes.sigmoid() * 64.0, classes.sigmoid()], dim=1)
 
 
+class BestBoxes(nn.Module):
+    """Behind a detector: the boxes of the ten greatest scores, as exported with post-processing."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        cells = self.detector(x)
+        boxes, classes = cells[:, :4], cells[:, 4:]
+        scores, places = classes.amax(dim=1).topk(10, dim=1)
+        return boxes.gather(2, places[:, None].expand(-1, 4, -1)), scores
+
+
+def detector_top_boxes() -> nn.Module:
+    """Decoded, then TopK and GatherElements, which have no rule for pruning."""
+    return BestBoxes(Detector(decoded=True))
+
+
 def detector_maps() -> nn.Module:
     """Two outputs, one per scale."""
     return Detector(decoded=False)

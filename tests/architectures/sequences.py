@@ -78,7 +78,7 @@ class Keywords(nn.Module):
     """Frames in, a recurrent layer, the last state decides."""
 
     def __init__(
-        self, kind: type[nn.LSTM | nn.GRU], *, both: bool = False, layers: int = 1
+        self, kind: type[nn.LSTM | nn.GRU | nn.RNN], *, both: bool = False, layers: int = 1
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(10, 16)
@@ -104,6 +104,103 @@ def gru() -> nn.Module:
 def bidirectional_lstm() -> nn.Module:
     """One layer in both directions."""
     return Keywords(nn.LSTM, both=True)
+
+
+def rnn() -> nn.Module:
+    """One layer without gates."""
+    return Keywords(nn.RNN)
+
+
+class Convolutions(nn.Module):
+    """Convolutions over a spectrogram, a GRU in both directions over time, weights over steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_relu(1, 16, stride=2), conv_relu(16, 24, stride=2))
+        self.recurrent = nn.GRU(24 * 3, 24, batch_first=True, bidirectional=True)
+        self.weigh = nn.Linear(48, 1)
+        self.head = nn.Linear(48, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x[:, None]).permute(0, 2, 1, 3).flatten(2)
+        states, _ = self.recurrent(x)
+        weights = self.weigh(states).softmax(dim=1)
+        y: Tensor = self.head((weights * states).sum(dim=1))
+        return y
+
+
+def crnn() -> nn.Module:
+    """Sound events: convolutions, then a recurrent layer."""
+    return Convolutions()
+
+
+class Streaming(nn.Module):
+    """One frame and the state in, scores and the next state out, as devices run keyword nets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(10, 24)
+        self.cell = nn.GRUCell(24, 32)
+        self.head = nn.Linear(32, 12)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.cell(F.relu(self.enter(x)), state)
+        return self.head(state), state
+
+
+def gru_streaming() -> nn.Module:
+    """Two inputs and two outputs; the state goes round outside the network."""
+    return Streaming()
+
+
+class SequenceAutoencoder(nn.Module):
+    """Srivastava et al., ICML 2015: the last state, repeated, is what the decoder has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(6, 24, batch_first=True)
+        self.decoder = nn.LSTM(24, 24, batch_first=True)
+        self.head = nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (state, _) = self.encoder(x)
+        states, _ = self.decoder(state[-1][:, None].repeat(1, 16, 1))
+        y: Tensor = self.head(states)
+        return y
+
+
+def lstm_autoencoder() -> nn.Module:
+    """Anomalies in 16 steps of 6 signals."""
+    return SequenceAutoencoder()
+
+
+class RawAudio(nn.Module):
+    """A learned filter bank over samples, its power in decibels, convolutions, log-probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Conv1d(1, 24, 64, stride=32, bias=False)
+        self.body = nn.Sequential(
+            nn.BatchNorm1d(24),
+            nn.Conv1d(24, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AvgPool1d(2),
+            nn.Conv1d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool1d(1),
+            nn.Flatten(),
+            nn.Linear(32, 12),
+            nn.LogSoftmax(dim=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(torch.log(self.filters(x) ** 2 + 1e-2))
+        return y
+
+
+def raw_audio() -> nn.Module:
+    """Keywords from 1024 samples."""
+    return RawAudio()
 
 
 class TwoInputs(nn.Module):
