@@ -41,7 +41,7 @@ _ZIP_ERRORS = (
 _PATH = re.compile(r"[\w./-]{1,512}", re.ASCII)
 NAME = re.compile(r"\w{1,200}(\.\w{1,200}){0,40}", re.ASCII)
 """Of parameters, buffers and constants: torch writes them into Python code."""
-_DTYPES = {
+DTYPES = {
     1: ("uint8", 1),
     2: ("int8", 1),
     3: ("int16", 2),
@@ -226,7 +226,7 @@ def _contents(members: _Members, limits: ModelLimits) -> Pt2Archive:
 
 def _check_total(tensors: Sequence[StoredTensor], limits: ModelLimits) -> None:
     """Refuse tensors that overlap in the file and would not fit when each stands for itself."""
-    widths = dict(_DTYPES.values())
+    widths = dict(DTYPES.values())
     total = sum(max(len(t.data), widths[t.dtype] * math.prod(t.sizes)) for t in tensors)
     if total > limits.file_bytes:
         raise invalid(
@@ -278,12 +278,12 @@ def _tensor(
         )
     if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise malformed(f"path of {name}")
-    if meta["dtype"] not in _DTYPES:
+    if meta["dtype"] not in DTYPES:
         raise invalid(
             f"tensor {shown(name)} has the element type {meta['dtype']!r:.20} of torch, which is not read",
             remedy="export the network in float32",
         )
-    dtype, width = _DTYPES[meta["dtype"]]
+    dtype, width = DTYPES[meta["dtype"]]
     sizes, strides = (
         tuple(_whole(item["as_int"]) for item in meta[key]) for key in ("sizes", "strides")
     )

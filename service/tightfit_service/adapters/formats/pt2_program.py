@@ -22,6 +22,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tightfit_service.adapters.formats.pt2_archive import (
+    DTYPES,
     NAME,
     Pt2Archive,
     StoredTensor,
@@ -334,8 +335,34 @@ def _inputs_of_user(
         )
         if "user_input" in spec
     )
-    shapes = (tuple(size.get("as_int") for size in values[name]["sizes"]) for name in names)
+    shapes = []
+    for name in names:
+        dtype = DTYPES.get(values[name]["dtype"], ("unknown", 0))[0]
+        if dtype != "float32":
+            raise invalid(
+                f"input {shown(name)} is {dtype}; inputs are float32",
+                remedy="export the network in float32: model.float().eval()",
+            )
+        shapes.append(tuple(size.get("as_int") for size in values[name]["sizes"]))
+        _check_axes(name, shapes[-1])
     return names, tuple(shapes)
+
+
+def _check_axes(name: str, shape: tuple[int | None, ...]) -> None:
+    if not shape or shape[0] not in {None, 1}:
+        raise invalid(
+            f"the batch (axis 0) of input {shown(name)} is fixed at {shape[0]}"
+            if shape
+            else f"input {shown(name)} is a single number, without a batch axis",
+            remedy="export the network with an example of batch 1, or with a free batch: "
+            'dynamic_shapes=({0: torch.export.Dim("batch")},)',
+        )
+    free = [axis for axis, size in enumerate(shape) if axis and size is None]
+    if free:
+        raise invalid(
+            f"axis {free[0]} of input {shown(name)} is free; only the batch may be free",
+            remedy="export the network with fixed sizes behind the batch",
+        )
 
 
 def _check_sizes(values: Mapping[str, Any], limits: ModelLimits) -> None:
