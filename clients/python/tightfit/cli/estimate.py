@@ -18,7 +18,7 @@ from tightfit.words import number_format_word
 
 
 def estimate(
-    model: Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)],
     target: options.Target,
     layers: Annotated[bool, typer.Option("--layers", help="Show the cost of each layer.")] = False,
     server: options.Server = None,
