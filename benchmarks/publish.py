@@ -125,6 +125,63 @@ def packing_files(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def techniques(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of techniques by themselves."""
+    lines = [
+        "| network | technique | strength | latency | MACs | weights | top-1 | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    whole: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first = whole.setdefault(row["network"], row)
+        lines.append(
+            f"| {row['network']} | {row['technique'].replace('_', ' ')} | {_short(row['what'])} | "
+            f"{row['latency_ratio']:.0%} | {row['macs'] / first['macs']:.0%} | "
+            f"{row['weight_count'] / first['weight_count']:.0%} | {row['accuracy']:.1%} | "
+            f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    """Return a text whose long names are cut to their ends."""
+    words = (f"…{word[-24:]}" if len(word) > 40 else word for word in text.split())
+    return " ".join(words)
+
+
+def number_formats(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of number formats."""
+    lines = [
+        "| network | format | file | top-1 | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measured = (
+            f"{row['file_bytes'] / 1000:.0f} kB | {row['accuracy']:.1%} | "
+            f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}"
+        )
+        refused = f"refused: {row['refused']} | | "
+        lines.append(
+            f"| {row['network']} | {row['what']} | {refused if row['refused'] else measured} |"
+        )
+    return "\n".join(lines)
+
+
+def shares_of_macs(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of what is left of accuracy at a share of the work."""
+    lines = [
+        "| network | techniques | MACs | epochs | top-1 before | top-1 after | 95 % interval | time |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines.extend(
+        f"| {row['network']} | {row['techniques'].replace('_', ' ')} | {row['macs_share']:.0%} | "
+        f"{row['epochs']:.1f} | {row['before']:.2%} | {row['accuracy']:.2%} | "
+        f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%} | {row['seconds'] / 60:.1f} min |"
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
     """Return the pages as the results would have them."""
     rows = [
@@ -141,7 +198,15 @@ def pages() -> dict[Path, str]:
     packing = json.loads((RESULTS / "packing.json").read_text())
     packed = ROOT / "docs" / "packed-format.md"
     stages = between(packed.read_text(), "packing-stages", packing_stages(packing["lenet"]))
+    macs = RESULTS / "macs_target.json"
+    if macs.exists():
+        text = between(text, "macs-target", shares_of_macs(json.loads(macs.read_text())))
+    methods = ROOT / "docs" / "techniques.md"
+    alone = json.loads((RESULTS / "techniques.json").read_text())
+    formats = json.loads((RESULTS / "quantization.json").read_text())
+    shown = between(methods.read_text(), "techniques", techniques(alone))
     return {
+        methods: between(shown, "formats", number_formats(formats["files"])),
         packed: between(stages, "packing-files", packing_files(packing["files"])),
         readme: between(readme.read_text(), "main-job", main_job(rows)),
         document: text,

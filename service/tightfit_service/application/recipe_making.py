@@ -61,7 +61,14 @@ class RecipeMaker:
         ]
         if recovery is not None:
             steps.append(PassStep(pass_name=RECOVERY_STEP, parameters=to_plain(recovery)))
-        quantization = QuantizationSettings(number_format=self.number_format, node_formats=formats)
+        knows_rounding = recovery is not None and recovery.quantization_aware
+        quantization = QuantizationSettings(
+            number_format=self.number_format,
+            node_formats=formats,
+            # rounding weights to 4 bits shifts outputs by more than what noise there is in biases
+            bias_correction=not knows_rounding
+            and NumberFormat.INT4 in {self.number_format, *formats.values()},
+        )
         steps.append(PassStep(pass_name=QUANTIZATION_STEP, parameters=to_plain(quantization)))
         return Recipe(
             source_digest=self.spec.model_digest,
