@@ -6,11 +6,17 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from fakes.records import START, make_job, make_target, make_trial
 from tightfit_service.application.ports import AssetRecord, Page
-from tightfit_service.application.use_cases import CheckReport, JobRequest, UploadStatus
+from tightfit_service.application.use_cases import (
+    CheckReport,
+    JobRequest,
+    KnownTarget,
+    UploadStatus,
+)
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import (
     IntegrityError,
@@ -289,20 +295,43 @@ class InMemoryHardware:
 
     def __init__(self, *names: str) -> None:
         self.targets = {name: replace(make_target(), name=name) for name in names}
+        self.own: dict[tuple[str, str], KnownTarget] = {}
+        self.descriptions: list[Mapping[str, Any]] = []
         self.asked: list[tuple[str, str, str | Mapping[str, Any]]] = []
 
-    async def get_target(self, name: str) -> HardwareSpec:
+    async def get_target(self, project: str, name: str) -> KnownTarget:
+        if (project, name) in self.own:
+            return self.own[project, name]
         if name not in self.targets:
             raise NotFoundError(
                 f"no target {name!r}",
                 field="target",
                 remedy=f"did you mean {', '.join(self.targets)}?",
             )
-        return self.targets[name]
+        return KnownTarget(spec=self.targets[name], emulator="mcu")
 
-    async def list_targets(self, page: Page) -> Sequence[HardwareSpec]:
-        names = [name for name in sorted(self.targets) if name > page.after]
-        return [self.targets[name] for name in names[: page.size]]
+    async def list_targets(self, project: str, page: Page) -> Sequence[KnownTarget]:
+        own = {name for owner, name in self.own if owner == project}
+        names = [name for name in sorted({*self.targets, *own}) if name > page.after]
+        return [await self.get_target(project, name) for name in names[: page.size]]
+
+    async def create_target(
+        self, project: str, description: Mapping[str, Any], *, validate_only: bool = False
+    ) -> KnownTarget:
+        self.descriptions.append(description)
+        target = KnownTarget(
+            spec=replace(make_target(), name=description["name"]),
+            emulator="",
+            project=project,
+            create_time=datetime(2030, 1, 2, tzinfo=UTC),
+        )
+        if not validate_only:
+            self.own[project, target.spec.name] = target
+        return target
+
+    async def delete_target(self, project: str, name: str) -> None:
+        if self.own.pop((project, name), None) is None:
+            raise NotFoundError(f"no target {name!r}", field="name")
 
     async def estimate(
         self, project: str, *, model: str, target: str | Mapping[str, Any]

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from google.protobuf import empty_pb2
+
 from tightfit.v1 import hardware_pb2, hardware_pb2_grpc
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
-from tightfit_service.api.codec.hardware import spec_to_proto, target_to_proto
+from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_proto, target_to_proto
 from tightfit_service.api.codec.job import target_from_proto
 from tightfit_service.api.codec.metrics import cost_to_proto
 from tightfit_service.api.paging import page_cursor
@@ -25,25 +27,45 @@ class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
     async def GetHardwareTarget(
         self, request: hardware_pb2.GetHardwareTargetRequest, context: Any
     ) -> hardware_pb2.HardwareTarget:
-        target_id = resource_names.parse_hardware_target(request.name)
-        return target_to_proto(await self._hardware.get_target(target_id))
+        project_id, target_id = resource_names.parse_hardware_target(request.name)
+        return target_to_proto(await self._hardware.get_target(project_id, target_id))
 
     async def ListHardwareTargets(
         self, request: hardware_pb2.ListHardwareTargetsRequest, context: Any
     ) -> hardware_pb2.ListHardwareTargetsResponse:
-        cursor = page_cursor(request)
-        fetched = await self._hardware.list_targets(cursor.page)
-        specs, token = cursor.cut(fetched, lambda spec: spec.name)
+        project_id = resource_names.parse_project(request.parent) if request.parent else ""
+        cursor = page_cursor(request, project_id)
+        fetched = await self._hardware.list_targets(project_id, cursor.page)
+        targets, token = cursor.cut(fetched, lambda target: target.spec.name)
         return hardware_pb2.ListHardwareTargetsResponse(
-            hardware_targets=[target_to_proto(spec) for spec in specs], next_page_token=token
+            hardware_targets=[target_to_proto(target) for target in targets],
+            next_page_token=token,
         )
+
+    async def CreateHardwareTarget(
+        self, request: hardware_pb2.CreateHardwareTargetRequest, context: Any
+    ) -> hardware_pb2.HardwareTarget:
+        project_id = resource_names.parse_project(request.parent)
+        target = await self._hardware.create_target(
+            project_id,
+            partial_from_proto(request.hardware_target.spec),
+            validate_only=request.validate_only,
+        )
+        return target_to_proto(target)
+
+    async def DeleteHardwareTarget(
+        self, request: hardware_pb2.DeleteHardwareTargetRequest, context: Any
+    ) -> empty_pb2.Empty:
+        project_id, target_id = resource_names.PROJECT_TARGET.ids(request.name)
+        await self._hardware.delete_target(project_id, target_id)
+        return empty_pb2.Empty()
 
     async def EstimateModel(
         self, request: hardware_pb2.EstimateModelRequest, context: Any
     ) -> hardware_pb2.EstimateModelResponse:
         project_id, model_id = resource_names.MODEL.ids(request.model, field="model")
         target, costs = await self._hardware.estimate(
-            project_id, model=model_id, target=target_from_proto(request)
+            project_id, model=model_id, target=target_from_proto(request, project_id=project_id)
         )
         return hardware_pb2.EstimateModelResponse(
             target=spec_to_proto(target),

@@ -61,6 +61,7 @@ JOB = NamePattern("projects/{project}/jobs/{job}")
 TRIAL = NamePattern("projects/{project}/jobs/{job}/trials/{trial}")
 RUNNER = NamePattern("projects/{project}/runners/{runner}")
 HARDWARE_TARGET = NamePattern("hardwareTargets/{hardware_target}")
+PROJECT_TARGET = NamePattern("projects/{project}/hardwareTargets/{hardware_target}")
 
 
 def parse_project(name: str, *, field: str = "parent") -> str:
@@ -99,10 +100,17 @@ def parse_artifact(name: str, *, field: str = "name") -> tuple[str, str]:
     return project_id, digest
 
 
-def parse_hardware_target(name: str, *, field: str = "name") -> str:
-    """Return the target's short name. Raises InvalidRequestError."""
+def parse_hardware_target(name: str, *, field: str = "name") -> tuple[str, str]:
+    """Return the project id, "" where the name has none, and the target's id.
+
+    Raises:
+        InvalidRequestError: Of neither form.
+    """
+    if name.startswith("projects/"):
+        project_id, target_id = PROJECT_TARGET.ids(name, field=field)
+        return project_id, target_id
     (target_id,) = HARDWARE_TARGET.ids(name, field=field)
-    return target_id
+    return "", target_id
 
 
 def parse_owned(pattern: NamePattern, name: str, *, project_id: str, field: str) -> str:

@@ -106,10 +106,14 @@ def select_emulator(emulators: Sequence[Emulator], target: HardwareSpec) -> Emul
     for emulator in emulators:
         if emulator.supports(target):
             return emulator
+    accelerator = target.accelerator
+    what = f"core {target.core!r}"
+    if accelerator is not None:
+        what = f"accelerator {accelerator.name or accelerator.kind.value!r}"
     raise UnsupportedError(
-        f"no emulator knows the core {target.core!r} of target {target.name!r}",
+        f"no emulator covers the {what} of target {target.name!r} yet",
         field="hardware_target",
-        remedy="choose a target from `tightfit targets list`, or a core that one of them has",
+        remedy="choose a target of `tightfit targets list` that has an emulator",
     )
 
 

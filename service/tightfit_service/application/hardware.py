@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tightfit_service.application.assets import MODEL, import_unit
@@ -11,16 +13,21 @@ from tightfit_service.application.costing import CostModel, select_emulator
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
     AssetStore,
+    Clock,
     Emulator,
     Executor,
     JobStore,
     Page,
     TargetCatalogue,
+    TargetRecord,
+    TargetStore,
     Telemetry,
 )
 from tightfit_service.application.units import run_cached
+from tightfit_service.application.use_cases import KnownTarget
 from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.errors import AlreadyExistsError, InvalidTargetError, NotFoundError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 
 
@@ -31,28 +38,32 @@ class HardwareLibrary:
         self,
         *,
         catalogue: TargetCatalogue,
+        targets: TargetStore,
         emulators: Sequence[Emulator],
         records: AssetStore,
         results: JobStore,
         executor: Executor,
+        clock: Clock,
         telemetry: Telemetry,
     ) -> None:
         self._catalogue = catalogue
+        self._targets = targets
         self._emulators = emulators
         self._records = records
         self._results = results
         self._executor = executor
+        self._clock = clock
         self._telemetry = telemetry
 
-    def resolve(self, target: str | Mapping[str, Any]) -> HardwareSpec:
-        """Return the target of that name, or the described one completed from its core's class.
+    async def resolve(self, project: str, target: str | Mapping[str, Any]) -> HardwareSpec:
+        """Return the target of that name, or the described one completed from its classes.
 
         Raises:
-            NotFoundError: No such name.
+            NotFoundError: No such name, neither of the project nor in the catalogue.
             InvalidTargetError: The description cannot be used.
         """
         if isinstance(target, str):
-            return self._catalogue.get(target)
+            return (await self.get_target(project, target)).spec
         return self._catalogue.complete(target)
 
     def cost_model(self, target: HardwareSpec) -> CostModel:
@@ -64,14 +75,60 @@ class HardwareLibrary:
         emulator = select_emulator(self._emulators, target)
         return CostModel(emulator=emulator, target=target, telemetry=self._telemetry)
 
-    async def get_target(self, name: str) -> HardwareSpec:
-        """Return a target of the catalogue."""
-        return self._catalogue.get(name)
+    async def get_target(self, project: str, name: str) -> KnownTarget:
+        """Return the project's target of that name, or else the catalogue's."""
+        if project:
+            with contextlib.suppress(NotFoundError):
+                record = await asyncio.to_thread(self._targets.get_target, project, name)
+                return self._of_record(record)
+        return self._known(self._catalogue.get(name))
 
-    async def list_targets(self, page: Page) -> Sequence[HardwareSpec]:
-        """Return targets by name."""
-        names = [spec for spec in self._catalogue.list() if spec.name > page.after]
-        return names[: page.size]
+    async def list_targets(self, project: str, page: Page) -> Sequence[KnownTarget]:
+        """Return the targets of the project and of the catalogue by name."""
+        found = {
+            spec.name: self._known(spec)
+            for spec in self._catalogue.list()
+            if spec.name > page.after
+        }
+        if project:
+            own = await asyncio.to_thread(self._targets.list_targets, project, page)
+            found.update({record.spec.name: self._of_record(record) for record in own})
+        return [found[name] for name in sorted(found)][: page.size]
+
+    async def create_target(
+        self, project: str, description: Mapping[str, Any], *, validate_only: bool = False
+    ) -> KnownTarget:
+        """Complete a description and store it as a target of the project."""
+        spec = self._catalogue.complete(description)
+        if not description.get("name"):
+            raise InvalidTargetError(
+                "the description has no name",
+                field="target.name",
+                remedy="give it one, by which jobs can ask for the target",
+            )
+        with contextlib.suppress(NotFoundError):
+            self._catalogue.get(spec.name)
+            raise AlreadyExistsError(
+                f"the catalogue has a hardware target {spec.name!r}",
+                field="target.name",
+                remedy="choose another name",
+            )
+        record = TargetRecord(project=project, spec=spec, create_time=self._clock.now())
+        if not validate_only:
+            record = await asyncio.to_thread(self._targets.add_target, record)
+        return self._of_record(record)
+
+    async def delete_target(self, project: str, name: str) -> None:
+        """Remove a target of the project."""
+        await asyncio.to_thread(self._targets.delete_target, project, name)
+
+    def _of_record(self, record: TargetRecord) -> KnownTarget:
+        known = self._known(record.spec)
+        return replace(known, project=record.project, create_time=record.create_time)
+
+    def _known(self, spec: HardwareSpec) -> KnownTarget:
+        covering = (item.name for item in self._emulators if item.supports(spec))
+        return KnownTarget(spec=spec, emulator=next(covering, ""))
 
     async def model_facts(self, project: str, model: str) -> tuple[str, ModelFacts, str]:
         """Return the digest of a model's file, its facts, and the digest of its working graph."""
@@ -93,7 +150,7 @@ class HardwareLibrary:
         self, project: str, *, model: str, target: str | Mapping[str, Any]
     ) -> tuple[HardwareSpec, Mapping[str, CostEstimate]]:
         """Return the target and the model's cost there, per number format that it computes in."""
-        spec = self.resolve(target)
+        spec = await self.resolve(project, target)
         costs = self.cost_model(spec)
         _, facts, _ = await self.model_facts(project, model)
         formats = [NumberFormat.FLOAT32]

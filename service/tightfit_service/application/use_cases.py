@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from tightfit_service.application.ports import AssetRecord, Page
@@ -182,15 +183,52 @@ class Jobs(Protocol):
         ...
 
 
-class Hardware(Protocol):
-    """Targets and estimates."""
+@dataclass(frozen=True, kw_only=True)
+class KnownTarget:
+    """A target that jobs can name: of the catalogue, or described by a project."""
 
-    async def get_target(self, name: str) -> HardwareSpec:
-        """Return a target. Raises NotFoundError with near names."""
+    spec: HardwareSpec
+    emulator: str
+    """Name of the emulator that predicts costs on it; "" when none does yet."""
+    project: str = ""
+    """The project that described it; "" for the catalogue."""
+    create_time: datetime | None = None
+
+
+class Hardware(Protocol):
+    """Targets and estimates. A project's own targets come before those of the catalogue."""
+
+    async def get_target(self, project: str, name: str) -> KnownTarget:
+        """Return the project's target of that name, or else the catalogue's; "" stands for no project.
+
+        Raises:
+            NotFoundError: Neither has it; offers near names.
+        """
         ...
 
-    async def list_targets(self, page: Page) -> Sequence[HardwareSpec]:
-        """Return targets by name."""
+    async def list_targets(self, project: str, page: Page) -> Sequence[KnownTarget]:
+        """Return the targets of the project and of the catalogue by name."""
+        ...
+
+    async def create_target(
+        self, project: str, description: Mapping[str, Any], *, validate_only: bool = False
+    ) -> KnownTarget:
+        """Complete a description and store it as a target of the project.
+
+        The same description again is the first one. With `validate_only` nothing is stored.
+
+        Raises:
+            InvalidTargetError: The description cannot be used, or has no name.
+            AlreadyExistsError: The name stands for something else, here or in the catalogue.
+        """
+        ...
+
+    async def delete_target(self, project: str, name: str) -> None:
+        """Remove a target of the project; jobs that were created with it keep it.
+
+        Raises:
+            NotFoundError: The project has no target of that name.
+        """
         ...
 
     async def estimate(

@@ -32,6 +32,8 @@ async def test_a_target_is_found_by_name(service: Service) -> None:
     )
 
     assert target.spec.name == "board-b"
+    assert target.emulator == "mcu"
+    assert not target.HasField("create_time")
     assert target.spec.memory.ram_bytes == 512 << 10
     assert not target.spec.power.HasField("active_mw")
 
@@ -70,5 +72,111 @@ async def test_an_estimate_without_a_target_is_refused(service: Service) -> None
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.EstimateModel(hardware_pb2.EstimateModelRequest(model="projects/p/models/m"))
+
+    assert info_of(caught.value)[1]["field"] == "target"
+
+
+async def test_a_target_of_a_project_is_created_listed_found_and_deleted(service: Service) -> None:
+    stub = HardwareServiceStub(service.channel)
+    request = hardware_pb2.CreateHardwareTargetRequest(
+        parent="projects/p",
+        hardware_target=hardware_pb2.HardwareTarget(
+            spec=hardware_pb2.HardwareSpec(
+                name="board-aa",
+                core="cortex-m55",
+                accelerator=hardware_pb2.Accelerator(
+                    kind="ethos-u55", clock_mhz=400, macs_per_cycle={"int8": 128}
+                ),
+            )
+        ),
+    )
+
+    created = await stub.CreateHardwareTarget(request)
+    mine = await stub.ListHardwareTargets(
+        hardware_pb2.ListHardwareTargetsRequest(parent="projects/p")
+    )
+    theirs = await stub.ListHardwareTargets(
+        hardware_pb2.ListHardwareTargetsRequest(parent="projects/q")
+    )
+    found = await stub.GetHardwareTarget(
+        hardware_pb2.GetHardwareTargetRequest(name="projects/p/hardwareTargets/board-aa")
+    )
+    await stub.DeleteHardwareTarget(hardware_pb2.DeleteHardwareTargetRequest(name=created.name))
+
+    assert service.hardware.descriptions == [
+        {
+            "name": "board-aa",
+            "core": "cortex-m55",
+            "accelerator": {
+                "kind": "ethos-u55",
+                "clock_mhz": 400.0,
+                "macs_per_cycle": {"int8": 128.0},
+            },
+        }
+    ]
+    assert created == found
+    assert created.name == "projects/p/hardwareTargets/board-aa"
+    assert created.emulator == ""
+    assert created.create_time.ToDatetime().year == 2030
+    assert [target.spec.name for target in mine.hardware_targets] == [
+        "board-a",
+        "board-aa",
+        "board-b",
+        "board-c",
+    ]
+    assert len(theirs.hardware_targets) == 3
+    assert not service.hardware.own
+
+
+async def test_a_description_is_validated_without_being_stored(service: Service) -> None:
+    stub = HardwareServiceStub(service.channel)
+
+    await stub.CreateHardwareTarget(
+        hardware_pb2.CreateHardwareTargetRequest(
+            parent="projects/p",
+            hardware_target=hardware_pb2.HardwareTarget(
+                spec=hardware_pb2.HardwareSpec(name="mine", core="cortex-m4")
+            ),
+            validate_only=True,
+        )
+    )
+
+    assert not service.hardware.own
+
+
+async def test_targets_of_the_catalogue_cannot_be_deleted(service: Service) -> None:
+    stub = HardwareServiceStub(service.channel)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.DeleteHardwareTarget(
+            hardware_pb2.DeleteHardwareTargetRequest(name="hardwareTargets/board-a")
+        )
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert info_of(caught.value)[1]["field"] == "name"
+
+
+@pytest.mark.parametrize("name", ["hardwareTargets/mine", "projects/p/hardwareTargets/mine"])
+async def test_an_estimate_may_name_a_target_with_or_without_its_project(
+    service: Service, name: str
+) -> None:
+    stub = HardwareServiceStub(service.channel)
+
+    await stub.EstimateModel(
+        hardware_pb2.EstimateModelRequest(model="projects/p/models/m", hardware_target=name)
+    )
+
+    assert service.hardware.asked == [("p", "m", "mine")]
+
+
+async def test_targets_of_other_projects_are_refused(service: Service) -> None:
+    stub = HardwareServiceStub(service.channel)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.EstimateModel(
+            hardware_pb2.EstimateModelRequest(
+                model="projects/p/models/m", hardware_target="projects/q/hardwareTargets/mine"
+            )
+        )
 
     assert info_of(caught.value)[1]["field"] == "target"

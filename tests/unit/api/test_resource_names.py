@@ -19,6 +19,7 @@ PATTERNS = [
     resource_names.TRIAL,
     resource_names.RUNNER,
     resource_names.HARDWARE_TARGET,
+    resource_names.PROJECT_TARGET,
 ]
 
 

@@ -132,10 +132,10 @@ async def test_calls_at_work_may_finish_while_the_server_drains(service: Service
     begun = asyncio.Event()
     get_target = service.hardware.get_target
 
-    async def slow(name: str) -> object:
+    async def slow(project: str, name: str) -> object:
         begun.set()
         await release.wait()
-        return await get_target(name)
+        return await get_target(project, name)
 
     service.hardware.get_target = slow  # type: ignore[method-assign, assignment]  # slowed down
     stub = HardwareServiceStub(service.channel)

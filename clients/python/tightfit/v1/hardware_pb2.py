@@ -24,10 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tightfit.v1 import metrics_pb2 as tightfit_dot_v1_dot_metrics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atightfit/v1/hardware.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x19tightfit/v1/metrics.proto\"\xb9\x01\n\x0eHardwareTarget\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecB\x04\xe2\x41\x01\x03:d\xea\x41\x61\n\x1btightfit.dev/HardwareTarget\x12!hardwareTargets/{hardware_target}*\x0fhardwareTargets2\x0ehardwareTarget\"\xff\x04\n\x0cHardwareSpec\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x63ore\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\ncore_count\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1c\n\tclock_mhz\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x33\n\x0b\x61\x63\x63\x65lerator\x18\x11 \x01(\x0b\x32\x18.tightfit.v1.AcceleratorB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cisa_features\x18\x07 \x03(\tB\x04\xe2\x41\x01\x01\x12\x37\n\x0enumber_formats\x18\x08 \x03(\x0e\x32\x19.tightfit.v1.NumberFormatB\x04\xe2\x41\x01\x01\x12#\n\x10\x63hannel_multiple\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x35\n\routput_format\x18\n \x01(\x0e\x32\x18.tightfit.v1.ModelFormatB\x04\xe2\x41\x01\x01\x12)\n\x06memory\x18\x0b \x01(\x0b\x32\x13.tightfit.v1.MemoryB\x04\xe2\x41\x01\x01\x12+\n\x07runtime\x18\x0c \x01(\x0b\x32\x14.tightfit.v1.RuntimeB\x04\xe2\x41\x01\x01\x12\'\n\x05power\x18\r \x01(\x0b\x32\x12.tightfit.v1.PowerB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cisp_features\x18\x0e \x03(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07sources\x18\x0f \x03(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x61ssumed_fields\x18\x10 \x03(\tB\x04\xe2\x41\x01\x03\x42\r\n\x0b_core_countB\x0c\n\n_clock_mhzB\x13\n\x11_channel_multipleJ\x04\x08\x06\x10\x07\"\xe2\x04\n\x0b\x41\x63\x63\x65lerator\x12\x12\n\x04kind\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1c\n\tclock_mhz\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12H\n\x0emacs_per_cycle\x18\x04 \x03(\x0b\x32*.tightfit.v1.Accelerator.MacsPerCycleEntryB\x04\xe2\x41\x01\x01\x12\x36\n\x04tops\x18\x05 \x03(\x0b\x32\".tightfit.v1.Accelerator.TopsEntryB\x04\xe2\x41\x01\x01\x12\x1f\n\x0cmemory_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0e\x62\x61ndwidth_mb_s\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12 \n\rtransfer_mb_s\x18\x08 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1e\n\x0btransfer_us\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12\x17\n\toperators\x18\n \x03(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\x08\x66\x61llback\x18\x0b \x01(\tB\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x1a\x33\n\x11MacsPerCycleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a+\n\tTopsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_nameB\x0c\n\n_clock_mhzB\x0f\n\r_memory_bytesB\x11\n\x0f_bandwidth_mb_sB\x10\n\x0e_transfer_mb_sB\x0e\n\x0c_transfer_usB\x0b\n\t_fallback\"\x88\x04\n\x06Memory\x12\x1c\n\tram_bytes\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1e\n\x0b\x66lash_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12%\n\x12ram_bandwidth_mb_s\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x1e\n\x0b\x63\x61\x63he_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1d\n\nword_bytes\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\'\n\x14\x66lash_bandwidth_mb_s\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12%\n\x12\x65xternal_ram_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x12.\n\x1b\x65xternal_ram_bandwidth_mb_s\x18\x08 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x07\x88\x01\x01\x12\"\n\x0f\x61lignment_bytes\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x01H\x08\x88\x01\x01\x42\x0c\n\n_ram_bytesB\x0e\n\x0c_flash_bytesB\x15\n\x13_ram_bandwidth_mb_sB\x0e\n\x0c_cache_bytesB\r\n\x0b_word_bytesB\x17\n\x15_flash_bandwidth_mb_sB\x15\n\x13_external_ram_bytesB\x1e\n\x1c_external_ram_bandwidth_mb_sB\x12\n\x10_alignment_bytes\"4\n\x07Runtime\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xe5\x01\n\x05Power\x12\x1c\n\tactive_mw\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x07idle_mw\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1b\n\x08supply_v\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0e\x61\x63\x63\x65lerator_mw\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1b\n\x08sleep_mw\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x42\x0c\n\n_active_mwB\n\n\x08_idle_mwB\x0b\n\t_supply_vB\x11\n\x0f_accelerator_mwB\x0b\n\t_sleep_mw\"N\n\x18GetHardwareTargetRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/HardwareTarget\"O\n\x1aListHardwareTargetsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"y\n\x1bListHardwareTargetsResponse\x12;\n\x10hardware_targets\x18\x01 \x03(\x0b\x32\x1b.tightfit.v1.HardwareTargetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xbd\x01\n\x14\x45stimateModelRequest\x12*\n\x05model\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model\x12;\n\x0fhardware_target\x18\x02 \x01(\tB \xfa\x41\x1d\n\x1btightfit.dev/HardwareTargetH\x00\x12\x32\n\rhardware_spec\x18\x03 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecH\x00\x42\x08\n\x06target\"~\n\x15\x45stimateModelResponse\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecB\x04\xe2\x41\x01\x03\x12\x34\n\testimates\x18\x02 \x03(\x0b\x32\x1b.tightfit.v1.FormatEstimateB\x04\xe2\x41\x01\x03\"w\n\x0e\x46ormatEstimate\x12\x36\n\rnumber_format\x18\x01 \x01(\x0e\x32\x19.tightfit.v1.NumberFormatB\x04\xe2\x41\x01\x03\x12-\n\x04\x63ost\x18\x02 \x01(\x0b\x32\x19.tightfit.v1.CostEstimateB\x04\xe2\x41\x01\x03*\xca\x01\n\x0cNumberFormat\x12\x1d\n\x19NUMBER_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12NUMBER_FORMAT_INT8\x10\x01\x12\x19\n\x15NUMBER_FORMAT_INT16X8\x10\x02\x12\x16\n\x12NUMBER_FORMAT_INT4\x10\x03\x12\x19\n\x15NUMBER_FORMAT_FLOAT16\x10\x04\x12\x1a\n\x16NUMBER_FORMAT_BFLOAT16\x10\x05\x12\x19\n\x15NUMBER_FORMAT_FLOAT32\x10\x06*\xc3\x01\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_FORMAT_ONNX\x10\x01\x12\x17\n\x13MODEL_FORMAT_TFLITE\x10\x02\x12\x14\n\x10MODEL_FORMAT_PT2\x10\x03\x12\x18\n\x14MODEL_FORMAT_C_ARRAY\x10\x04\x12\x19\n\x15MODEL_FORMAT_OPENVINO\x10\x05\x12\x1b\n\x17MODEL_FORMAT_EXECUTORCH\x10\x06\x32\xac\x02\n\x0fHardwareService\x12W\n\x11GetHardwareTarget\x12%.tightfit.v1.GetHardwareTargetRequest\x1a\x1b.tightfit.v1.HardwareTarget\x12h\n\x13ListHardwareTargets\x12\'.tightfit.v1.ListHardwareTargetsRequest\x1a(.tightfit.v1.ListHardwareTargetsResponse\x12V\n\rEstimateModel\x12!.tightfit.v1.EstimateModelRequest\x1a\".tightfit.v1.EstimateModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atightfit/v1/hardware.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19tightfit/v1/metrics.proto\"\xc0\x02\n\x0eHardwareTarget\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x65mulator\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:\x9b\x01\xea\x41\x97\x01\n\x1btightfit.dev/HardwareTarget\x12!hardwareTargets/{hardware_target}\x12\x34projects/{project}/hardwareTargets/{hardware_target}*\x0fhardwareTargets2\x0ehardwareTarget\"\xff\x04\n\x0cHardwareSpec\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x63ore\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\ncore_count\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1c\n\tclock_mhz\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x33\n\x0b\x61\x63\x63\x65lerator\x18\x11 \x01(\x0b\x32\x18.tightfit.v1.AcceleratorB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cisa_features\x18\x07 \x03(\tB\x04\xe2\x41\x01\x01\x12\x37\n\x0enumber_formats\x18\x08 \x03(\x0e\x32\x19.tightfit.v1.NumberFormatB\x04\xe2\x41\x01\x01\x12#\n\x10\x63hannel_multiple\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x35\n\routput_format\x18\n \x01(\x0e\x32\x18.tightfit.v1.ModelFormatB\x04\xe2\x41\x01\x01\x12)\n\x06memory\x18\x0b \x01(\x0b\x32\x13.tightfit.v1.MemoryB\x04\xe2\x41\x01\x01\x12+\n\x07runtime\x18\x0c \x01(\x0b\x32\x14.tightfit.v1.RuntimeB\x04\xe2\x41\x01\x01\x12\'\n\x05power\x18\r \x01(\x0b\x32\x12.tightfit.v1.PowerB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cisp_features\x18\x0e \x03(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07sources\x18\x0f \x03(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x61ssumed_fields\x18\x10 \x03(\tB\x04\xe2\x41\x01\x03\x42\r\n\x0b_core_countB\x0c\n\n_clock_mhzB\x13\n\x11_channel_multipleJ\x04\x08\x06\x10\x07\"\xe2\x04\n\x0b\x41\x63\x63\x65lerator\x12\x12\n\x04kind\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1c\n\tclock_mhz\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12H\n\x0emacs_per_cycle\x18\x04 \x03(\x0b\x32*.tightfit.v1.Accelerator.MacsPerCycleEntryB\x04\xe2\x41\x01\x01\x12\x36\n\x04tops\x18\x05 \x03(\x0b\x32\".tightfit.v1.Accelerator.TopsEntryB\x04\xe2\x41\x01\x01\x12\x1f\n\x0cmemory_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0e\x62\x61ndwidth_mb_s\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12 \n\rtransfer_mb_s\x18\x08 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1e\n\x0btransfer_us\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12\x17\n\toperators\x18\n \x03(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\x08\x66\x61llback\x18\x0b \x01(\tB\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x1a\x33\n\x11MacsPerCycleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a+\n\tTopsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_nameB\x0c\n\n_clock_mhzB\x0f\n\r_memory_bytesB\x11\n\x0f_bandwidth_mb_sB\x10\n\x0e_transfer_mb_sB\x0e\n\x0c_transfer_usB\x0b\n\t_fallback\"\x88\x04\n\x06Memory\x12\x1c\n\tram_bytes\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1e\n\x0b\x66lash_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12%\n\x12ram_bandwidth_mb_s\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x1e\n\x0b\x63\x61\x63he_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1d\n\nword_bytes\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\'\n\x14\x66lash_bandwidth_mb_s\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12%\n\x12\x65xternal_ram_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x12.\n\x1b\x65xternal_ram_bandwidth_mb_s\x18\x08 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x07\x88\x01\x01\x12\"\n\x0f\x61lignment_bytes\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x01H\x08\x88\x01\x01\x42\x0c\n\n_ram_bytesB\x0e\n\x0c_flash_bytesB\x15\n\x13_ram_bandwidth_mb_sB\x0e\n\x0c_cache_bytesB\r\n\x0b_word_bytesB\x17\n\x15_flash_bandwidth_mb_sB\x15\n\x13_external_ram_bytesB\x1e\n\x1c_external_ram_bandwidth_mb_sB\x12\n\x10_alignment_bytes\"4\n\x07Runtime\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xe5\x01\n\x05Power\x12\x1c\n\tactive_mw\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x1a\n\x07idle_mw\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1b\n\x08supply_v\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0e\x61\x63\x63\x65lerator_mw\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1b\n\x08sleep_mw\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x42\x0c\n\n_active_mwB\n\n\x08_idle_mwB\x0b\n\t_supply_vB\x11\n\x0f_accelerator_mwB\x0b\n\t_sleep_mw\"N\n\x18GetHardwareTargetRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/HardwareTarget\"\x85\x01\n\x1aListHardwareTargetsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x34\n\x06parent\x18\x03 \x01(\tB$\xe2\x41\x01\x01\xfa\x41\x1d\x12\x1btightfit.dev/HardwareTarget\"y\n\x1bListHardwareTargetsResponse\x12;\n\x10hardware_targets\x18\x01 \x03(\x0b\x32\x1b.tightfit.v1.HardwareTargetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\xac\x01\n\x1b\x43reateHardwareTargetRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/HardwareTarget\x12:\n\x0fhardware_target\x18\x02 \x01(\x0b\x32\x1b.tightfit.v1.HardwareTargetB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"Q\n\x1b\x44\x65leteHardwareTargetRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/HardwareTarget\"\xbd\x01\n\x14\x45stimateModelRequest\x12*\n\x05model\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model\x12;\n\x0fhardware_target\x18\x02 \x01(\tB \xfa\x41\x1d\n\x1btightfit.dev/HardwareTargetH\x00\x12\x32\n\rhardware_spec\x18\x03 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecH\x00\x42\x08\n\x06target\"~\n\x15\x45stimateModelResponse\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecB\x04\xe2\x41\x01\x03\x12\x34\n\testimates\x18\x02 \x03(\x0b\x32\x1b.tightfit.v1.FormatEstimateB\x04\xe2\x41\x01\x03\"w\n\x0e\x46ormatEstimate\x12\x36\n\rnumber_format\x18\x01 \x01(\x0e\x32\x19.tightfit.v1.NumberFormatB\x04\xe2\x41\x01\x03\x12-\n\x04\x63ost\x18\x02 \x01(\x0b\x32\x19.tightfit.v1.CostEstimateB\x04\xe2\x41\x01\x03*\xca\x01\n\x0cNumberFormat\x12\x1d\n\x19NUMBER_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12NUMBER_FORMAT_INT8\x10\x01\x12\x19\n\x15NUMBER_FORMAT_INT16X8\x10\x02\x12\x16\n\x12NUMBER_FORMAT_INT4\x10\x03\x12\x19\n\x15NUMBER_FORMAT_FLOAT16\x10\x04\x12\x1a\n\x16NUMBER_FORMAT_BFLOAT16\x10\x05\x12\x19\n\x15NUMBER_FORMAT_FLOAT32\x10\x06*\xc3\x01\n\x0bModelFormat\x12\x1c\n\x18MODEL_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11MODEL_FORMAT_ONNX\x10\x01\x12\x17\n\x13MODEL_FORMAT_TFLITE\x10\x02\x12\x14\n\x10MODEL_FORMAT_PT2\x10\x03\x12\x18\n\x14MODEL_FORMAT_C_ARRAY\x10\x04\x12\x19\n\x15MODEL_FORMAT_OPENVINO\x10\x05\x12\x1b\n\x17MODEL_FORMAT_EXECUTORCH\x10\x06\x32\xe5\x03\n\x0fHardwareService\x12W\n\x11GetHardwareTarget\x12%.tightfit.v1.GetHardwareTargetRequest\x1a\x1b.tightfit.v1.HardwareTarget\x12h\n\x13ListHardwareTargets\x12\'.tightfit.v1.ListHardwareTargetsRequest\x1a(.tightfit.v1.ListHardwareTargetsResponse\x12]\n\x14\x43reateHardwareTarget\x12(.tightfit.v1.CreateHardwareTargetRequest\x1a\x1b.tightfit.v1.HardwareTarget\x12X\n\x14\x44\x65leteHardwareTarget\x12(.tightfit.v1.DeleteHardwareTargetRequest\x1a\x16.google.protobuf.Empty\x12V\n\rEstimateModel\x12!.tightfit.v1.EstimateModelRequest\x1a\".tightfit.v1.EstimateModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +39,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HARDWARETARGET'].fields_by_name['name']._loaded_options = None
   _globals['_HARDWARETARGET'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_HARDWARETARGET'].fields_by_name['spec']._loaded_options = None
-  _globals['_HARDWARETARGET'].fields_by_name['spec']._serialized_options = b'\342A\001\003'
+  _globals['_HARDWARETARGET'].fields_by_name['spec']._serialized_options = b'\342A\001\002'
+  _globals['_HARDWARETARGET'].fields_by_name['emulator']._loaded_options = None
+  _globals['_HARDWARETARGET'].fields_by_name['emulator']._serialized_options = b'\342A\001\003'
+  _globals['_HARDWARETARGET'].fields_by_name['create_time']._loaded_options = None
+  _globals['_HARDWARETARGET'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_HARDWARETARGET']._loaded_options = None
-  _globals['_HARDWARETARGET']._serialized_options = b'\352Aa\n\033tightfit.dev/HardwareTarget\022!hardwareTargets/{hardware_target}*\017hardwareTargets2\016hardwareTarget'
+  _globals['_HARDWARETARGET']._serialized_options = b'\352A\227\001\n\033tightfit.dev/HardwareTarget\022!hardwareTargets/{hardware_target}\0224projects/{project}/hardwareTargets/{hardware_target}*\017hardwareTargets2\016hardwareTarget'
   _globals['_HARDWARESPEC'].fields_by_name['name']._loaded_options = None
   _globals['_HARDWARESPEC'].fields_by_name['name']._serialized_options = b'\342A\001\001'
   _globals['_HARDWARESPEC'].fields_by_name['display_name']._loaded_options = None
@@ -136,10 +142,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTHARDWARETARGETSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTHARDWARETARGETSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTHARDWARETARGETSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTHARDWARETARGETSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTHARDWARETARGETSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\001\372A\035\022\033tightfit.dev/HardwareTarget'
   _globals['_LISTHARDWARETARGETSRESPONSE'].fields_by_name['hardware_targets']._loaded_options = None
   _globals['_LISTHARDWARETARGETSRESPONSE'].fields_by_name['hardware_targets']._serialized_options = b'\342A\001\003'
   _globals['_LISTHARDWARETARGETSRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
   _globals['_LISTHARDWARETARGETSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
+  _globals['_CREATEHARDWARETARGETREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_CREATEHARDWARETARGETREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\035\022\033tightfit.dev/HardwareTarget'
+  _globals['_CREATEHARDWARETARGETREQUEST'].fields_by_name['hardware_target']._loaded_options = None
+  _globals['_CREATEHARDWARETARGETREQUEST'].fields_by_name['hardware_target']._serialized_options = b'\342A\001\002'
+  _globals['_CREATEHARDWARETARGETREQUEST'].fields_by_name['validate_only']._loaded_options = None
+  _globals['_CREATEHARDWARETARGETREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_DELETEHARDWARETARGETREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DELETEHARDWARETARGETREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\035\n\033tightfit.dev/HardwareTarget'
   _globals['_ESTIMATEMODELREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_ESTIMATEMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002\372A\024\n\022tightfit.dev/Model'
   _globals['_ESTIMATEMODELREQUEST'].fields_by_name['hardware_target']._loaded_options = None
@@ -152,38 +168,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORMATESTIMATE'].fields_by_name['number_format']._serialized_options = b'\342A\001\003'
   _globals['_FORMATESTIMATE'].fields_by_name['cost']._loaded_options = None
   _globals['_FORMATESTIMATE'].fields_by_name['cost']._serialized_options = b'\342A\001\003'
-  _globals['_NUMBERFORMAT']._serialized_start=3108
-  _globals['_NUMBERFORMAT']._serialized_end=3310
-  _globals['_MODELFORMAT']._serialized_start=3313
-  _globals['_MODELFORMAT']._serialized_end=3508
-  _globals['_HARDWARETARGET']._serialized_start=131
-  _globals['_HARDWARETARGET']._serialized_end=316
-  _globals['_HARDWARESPEC']._serialized_start=319
-  _globals['_HARDWARESPEC']._serialized_end=958
-  _globals['_ACCELERATOR']._serialized_start=961
-  _globals['_ACCELERATOR']._serialized_end=1571
-  _globals['_ACCELERATOR_MACSPERCYCLEENTRY']._serialized_start=1369
-  _globals['_ACCELERATOR_MACSPERCYCLEENTRY']._serialized_end=1420
-  _globals['_ACCELERATOR_TOPSENTRY']._serialized_start=1422
-  _globals['_ACCELERATOR_TOPSENTRY']._serialized_end=1465
-  _globals['_MEMORY']._serialized_start=1574
-  _globals['_MEMORY']._serialized_end=2094
-  _globals['_RUNTIME']._serialized_start=2096
-  _globals['_RUNTIME']._serialized_end=2148
-  _globals['_POWER']._serialized_start=2151
-  _globals['_POWER']._serialized_end=2380
-  _globals['_GETHARDWARETARGETREQUEST']._serialized_start=2382
-  _globals['_GETHARDWARETARGETREQUEST']._serialized_end=2460
-  _globals['_LISTHARDWARETARGETSREQUEST']._serialized_start=2462
-  _globals['_LISTHARDWARETARGETSREQUEST']._serialized_end=2541
-  _globals['_LISTHARDWARETARGETSRESPONSE']._serialized_start=2543
-  _globals['_LISTHARDWARETARGETSRESPONSE']._serialized_end=2664
-  _globals['_ESTIMATEMODELREQUEST']._serialized_start=2667
-  _globals['_ESTIMATEMODELREQUEST']._serialized_end=2856
-  _globals['_ESTIMATEMODELRESPONSE']._serialized_start=2858
-  _globals['_ESTIMATEMODELRESPONSE']._serialized_end=2984
-  _globals['_FORMATESTIMATE']._serialized_start=2986
-  _globals['_FORMATESTIMATE']._serialized_end=3105
-  _globals['_HARDWARESERVICE']._serialized_start=3511
-  _globals['_HARDWARESERVICE']._serialized_end=3811
+  _globals['_NUMBERFORMAT']._serialized_start=3618
+  _globals['_NUMBERFORMAT']._serialized_end=3820
+  _globals['_MODELFORMAT']._serialized_start=3823
+  _globals['_MODELFORMAT']._serialized_end=4018
+  _globals['_HARDWARETARGET']._serialized_start=193
+  _globals['_HARDWARETARGET']._serialized_end=513
+  _globals['_HARDWARESPEC']._serialized_start=516
+  _globals['_HARDWARESPEC']._serialized_end=1155
+  _globals['_ACCELERATOR']._serialized_start=1158
+  _globals['_ACCELERATOR']._serialized_end=1768
+  _globals['_ACCELERATOR_MACSPERCYCLEENTRY']._serialized_start=1566
+  _globals['_ACCELERATOR_MACSPERCYCLEENTRY']._serialized_end=1617
+  _globals['_ACCELERATOR_TOPSENTRY']._serialized_start=1619
+  _globals['_ACCELERATOR_TOPSENTRY']._serialized_end=1662
+  _globals['_MEMORY']._serialized_start=1771
+  _globals['_MEMORY']._serialized_end=2291
+  _globals['_RUNTIME']._serialized_start=2293
+  _globals['_RUNTIME']._serialized_end=2345
+  _globals['_POWER']._serialized_start=2348
+  _globals['_POWER']._serialized_end=2577
+  _globals['_GETHARDWARETARGETREQUEST']._serialized_start=2579
+  _globals['_GETHARDWARETARGETREQUEST']._serialized_end=2657
+  _globals['_LISTHARDWARETARGETSREQUEST']._serialized_start=2660
+  _globals['_LISTHARDWARETARGETSREQUEST']._serialized_end=2793
+  _globals['_LISTHARDWARETARGETSRESPONSE']._serialized_start=2795
+  _globals['_LISTHARDWARETARGETSRESPONSE']._serialized_end=2916
+  _globals['_CREATEHARDWARETARGETREQUEST']._serialized_start=2919
+  _globals['_CREATEHARDWARETARGETREQUEST']._serialized_end=3091
+  _globals['_DELETEHARDWARETARGETREQUEST']._serialized_start=3093
+  _globals['_DELETEHARDWARETARGETREQUEST']._serialized_end=3174
+  _globals['_ESTIMATEMODELREQUEST']._serialized_start=3177
+  _globals['_ESTIMATEMODELREQUEST']._serialized_end=3366
+  _globals['_ESTIMATEMODELRESPONSE']._serialized_start=3368
+  _globals['_ESTIMATEMODELRESPONSE']._serialized_end=3494
+  _globals['_FORMATESTIMATE']._serialized_start=3496
+  _globals['_FORMATESTIMATE']._serialized_end=3615
+  _globals['_HARDWARESERVICE']._serialized_start=4021
+  _globals['_HARDWARESERVICE']._serialized_end=4506
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tightfit.v1 import metrics_pb2 as _metrics_pb2
@@ -102,27 +103,37 @@ Global___ModelFormat: _TypeAlias = ModelFormat  # noqa: Y015
 
 @_typing.final
 class HardwareTarget(_message.Message):
-    """HardwareTarget is a named device of the catalogue."""
+    """HardwareTarget is a named device: of the catalogue, or described by a project."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    EMULATOR_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name; its last segment is `spec.name`."""
+    """Resource name; its last segment is `spec.name`. Targets of the catalogue have no project."""
+    emulator: _builtins.str
+    """Emulator that predicts costs on it; empty when none does yet."""
     @_builtins.property
     def spec(self) -> Global___HardwareSpec:
-        """What the device is."""
+        """What the device is. On creation it may be partial but for its name and core."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When a project described it; absent in the catalogue."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         spec: Global___HardwareSpec | None = ...,
+        emulator: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "emulator", b"emulator", "name", b"name", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,7 +576,10 @@ class GetHardwareTargetRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name of the target: `hardwareTargets/{hardware_target}`."""
+    """Resource name of the target: `hardwareTargets/{hardware_target}` of the catalogue, or
+    `projects/{project}/hardwareTargets/{hardware_target}`, which is that of the project and, where
+    the project has none of that id, that of the catalogue.
+    """
     def __init__(
         self,
         *,
@@ -581,25 +595,31 @@ Global___GetHardwareTargetRequest: _TypeAlias = GetHardwareTargetRequest  # noqa
 
 @_typing.final
 class ListHardwareTargetsRequest(_message.Message):
-    """ListHardwareTargetsRequest says which part of the catalogue is wanted."""
+    """ListHardwareTargetsRequest says whose targets are wanted, and which part of the list."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Greatest number of targets in the answer. 0 means 50; above 500 means 500."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty means the first page. All else MUST stay the same."""
+    parent: _builtins.str
+    """`projects/{project}`, whose own targets are listed with those of the catalogue. Empty means the
+    catalogue alone.
+    """
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,7 +627,7 @@ Global___ListHardwareTargetsRequest: _TypeAlias = ListHardwareTargetsRequest  # 
 
 @_typing.final
 class ListHardwareTargetsResponse(_message.Message):
-    """ListHardwareTargetsResponse is one page of the catalogue."""
+    """ListHardwareTargetsResponse is one page of the targets."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -634,6 +654,60 @@ class ListHardwareTargetsResponse(_message.Message):
 Global___ListHardwareTargetsResponse: _TypeAlias = ListHardwareTargetsResponse  # noqa: Y015
 
 @_typing.final
+class CreateHardwareTargetRequest(_message.Message):
+    """CreateHardwareTargetRequest describes a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    HARDWARE_TARGET_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`projects/{project}`."""
+    validate_only: _builtins.bool
+    """Check the description and answer with the target that it would make, without storing it."""
+    @_builtins.property
+    def hardware_target(self) -> Global___HardwareTarget:
+        """The target; `spec.name` becomes the last segment of its name."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        hardware_target: Global___HardwareTarget | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hardware_target", b"hardware_target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_target", b"hardware_target", "parent", b"parent", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateHardwareTargetRequest: _TypeAlias = CreateHardwareTargetRequest  # noqa: Y015
+
+@_typing.final
+class DeleteHardwareTargetRequest(_message.Message):
+    """DeleteHardwareTargetRequest names a target of a project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name of the target: `projects/{project}/hardwareTargets/{hardware_target}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteHardwareTargetRequest: _TypeAlias = DeleteHardwareTargetRequest  # noqa: Y015
+
+@_typing.final
 class EstimateModelRequest(_message.Message):
     """EstimateModelRequest names a model and a target."""
 
@@ -645,7 +719,9 @@ class EstimateModelRequest(_message.Message):
     model: _builtins.str
     """Resource name of the model."""
     hardware_target: _builtins.str
-    """Resource name of a target of the catalogue."""
+    """Resource name of a target; without a project it is the one of the model's project and, where
+    that has none of that id, the one of the catalogue.
+    """
     @_builtins.property
     def hardware_spec(self) -> Global___HardwareSpec:
         """A description of a device, which may be partial."""

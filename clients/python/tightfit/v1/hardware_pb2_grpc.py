@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from tightfit.v1 import hardware_pb2 as tightfit_dot_v1_dot_hardware__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -45,6 +46,16 @@ class HardwareServiceStub:
                 request_serializer=tightfit_dot_v1_dot_hardware__pb2.ListHardwareTargetsRequest.SerializeToString,
                 response_deserializer=tightfit_dot_v1_dot_hardware__pb2.ListHardwareTargetsResponse.FromString,
                 _registered_method=True)
+        self.CreateHardwareTarget = channel.unary_unary(
+                '/tightfit.v1.HardwareService/CreateHardwareTarget',
+                request_serializer=tightfit_dot_v1_dot_hardware__pb2.CreateHardwareTargetRequest.SerializeToString,
+                response_deserializer=tightfit_dot_v1_dot_hardware__pb2.HardwareTarget.FromString,
+                _registered_method=True)
+        self.DeleteHardwareTarget = channel.unary_unary(
+                '/tightfit.v1.HardwareService/DeleteHardwareTarget',
+                request_serializer=tightfit_dot_v1_dot_hardware__pb2.DeleteHardwareTargetRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.EstimateModel = channel.unary_unary(
                 '/tightfit.v1.HardwareService/EstimateModel',
                 request_serializer=tightfit_dot_v1_dot_hardware__pb2.EstimateModelRequest.SerializeToString,
@@ -57,7 +68,7 @@ class HardwareServiceServicer:
     """
 
     def GetHardwareTarget(self, request, context):
-        """GetHardwareTarget returns a target of the catalogue.
+        """GetHardwareTarget returns a target.
 
         Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND (the message offers the nearest names).
         """
@@ -66,9 +77,33 @@ class HardwareServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListHardwareTargets(self, request, context):
-        """ListHardwareTargets returns the targets of the catalogue, ordered by name.
+        """ListHardwareTargets returns the targets of the catalogue and of a project, ordered by their ids.
 
-        Codes: OK; INVALID_ARGUMENT (negative page size, a page token of another list).
+        Codes: OK; INVALID_ARGUMENT (malformed parent, negative page size, a page token of another list).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateHardwareTarget(self, request, context):
+        """CreateHardwareTarget stores the description of a device, so that the project's jobs can name it.
+
+        What the description leaves out is taken from the classes of its core and accelerator. The same
+        description again is answered with the target that is there.
+
+        Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
+        impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
+        catalogue); UNAVAILABLE (the store is down; retry).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteHardwareTarget(self, request, context):
+        """DeleteHardwareTarget removes a target of a project. Jobs that were created with it keep it.
+
+        Codes: OK; INVALID_ARGUMENT (malformed name, a target of the catalogue); NOT_FOUND; UNAVAILABLE
+        (retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +134,16 @@ def add_HardwareServiceServicer_to_server(servicer, server):
                     servicer.ListHardwareTargets,
                     request_deserializer=tightfit_dot_v1_dot_hardware__pb2.ListHardwareTargetsRequest.FromString,
                     response_serializer=tightfit_dot_v1_dot_hardware__pb2.ListHardwareTargetsResponse.SerializeToString,
+            ),
+            'CreateHardwareTarget': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateHardwareTarget,
+                    request_deserializer=tightfit_dot_v1_dot_hardware__pb2.CreateHardwareTargetRequest.FromString,
+                    response_serializer=tightfit_dot_v1_dot_hardware__pb2.HardwareTarget.SerializeToString,
+            ),
+            'DeleteHardwareTarget': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteHardwareTarget,
+                    request_deserializer=tightfit_dot_v1_dot_hardware__pb2.DeleteHardwareTargetRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'EstimateModel': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateModel,
@@ -161,6 +206,60 @@ class HardwareService:
             '/tightfit.v1.HardwareService/ListHardwareTargets',
             tightfit_dot_v1_dot_hardware__pb2.ListHardwareTargetsRequest.SerializeToString,
             tightfit_dot_v1_dot_hardware__pb2.ListHardwareTargetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateHardwareTarget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tightfit.v1.HardwareService/CreateHardwareTarget',
+            tightfit_dot_v1_dot_hardware__pb2.CreateHardwareTargetRequest.SerializeToString,
+            tightfit_dot_v1_dot_hardware__pb2.HardwareTarget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteHardwareTarget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tightfit.v1.HardwareService/DeleteHardwareTarget',
+            tightfit_dot_v1_dot_hardware__pb2.DeleteHardwareTargetRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

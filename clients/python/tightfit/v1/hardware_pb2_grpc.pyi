@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from tightfit.v1 import hardware_pb2 as _hardware_pb2
 import abc as _abc_1
@@ -34,14 +35,30 @@ class HardwareServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> HardwareServiceAsyncStub: ...
     GetHardwareTarget: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.GetHardwareTargetRequest, _hardware_pb2.HardwareTarget]
-    """GetHardwareTarget returns a target of the catalogue.
+    """GetHardwareTarget returns a target.
 
     Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND (the message offers the nearest names).
     """
     ListHardwareTargets: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.ListHardwareTargetsRequest, _hardware_pb2.ListHardwareTargetsResponse]
-    """ListHardwareTargets returns the targets of the catalogue, ordered by name.
+    """ListHardwareTargets returns the targets of the catalogue and of a project, ordered by their ids.
 
-    Codes: OK; INVALID_ARGUMENT (negative page size, a page token of another list).
+    Codes: OK; INVALID_ARGUMENT (malformed parent, negative page size, a page token of another list).
+    """
+    CreateHardwareTarget: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.CreateHardwareTargetRequest, _hardware_pb2.HardwareTarget]
+    """CreateHardwareTarget stores the description of a device, so that the project's jobs can name it.
+
+    What the description leaves out is taken from the classes of its core and accelerator. The same
+    description again is answered with the target that is there.
+
+    Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
+    impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
+    catalogue); UNAVAILABLE (the store is down; retry).
+    """
+    DeleteHardwareTarget: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.DeleteHardwareTargetRequest, _empty_pb2.Empty]
+    """DeleteHardwareTarget removes a target of a project. Jobs that were created with it keep it.
+
+    Codes: OK; INVALID_ARGUMENT (malformed name, a target of the catalogue); NOT_FOUND; UNAVAILABLE
+    (retry).
     """
     EstimateModel: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.EstimateModelRequest, _hardware_pb2.EstimateModelResponse]
     """EstimateModel predicts what a model costs on a target, as it is, in each number format offered.
@@ -59,14 +76,30 @@ class HardwareServiceAsyncStub(HardwareServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetHardwareTarget: _aio.UnaryUnaryMultiCallable[_hardware_pb2.GetHardwareTargetRequest, _hardware_pb2.HardwareTarget]  # type: ignore[assignment]
-    """GetHardwareTarget returns a target of the catalogue.
+    """GetHardwareTarget returns a target.
 
     Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND (the message offers the nearest names).
     """
     ListHardwareTargets: _aio.UnaryUnaryMultiCallable[_hardware_pb2.ListHardwareTargetsRequest, _hardware_pb2.ListHardwareTargetsResponse]  # type: ignore[assignment]
-    """ListHardwareTargets returns the targets of the catalogue, ordered by name.
+    """ListHardwareTargets returns the targets of the catalogue and of a project, ordered by their ids.
 
-    Codes: OK; INVALID_ARGUMENT (negative page size, a page token of another list).
+    Codes: OK; INVALID_ARGUMENT (malformed parent, negative page size, a page token of another list).
+    """
+    CreateHardwareTarget: _aio.UnaryUnaryMultiCallable[_hardware_pb2.CreateHardwareTargetRequest, _hardware_pb2.HardwareTarget]  # type: ignore[assignment]
+    """CreateHardwareTarget stores the description of a device, so that the project's jobs can name it.
+
+    What the description leaves out is taken from the classes of its core and accelerator. The same
+    description again is answered with the target that is there.
+
+    Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
+    impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
+    catalogue); UNAVAILABLE (the store is down; retry).
+    """
+    DeleteHardwareTarget: _aio.UnaryUnaryMultiCallable[_hardware_pb2.DeleteHardwareTargetRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """DeleteHardwareTarget removes a target of a project. Jobs that were created with it keep it.
+
+    Codes: OK; INVALID_ARGUMENT (malformed name, a target of the catalogue); NOT_FOUND; UNAVAILABLE
+    (retry).
     """
     EstimateModel: _aio.UnaryUnaryMultiCallable[_hardware_pb2.EstimateModelRequest, _hardware_pb2.EstimateModelResponse]  # type: ignore[assignment]
     """EstimateModel predicts what a model costs on a target, as it is, in each number format offered.
@@ -87,7 +120,7 @@ class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _hardware_pb2.GetHardwareTargetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hardware_pb2.HardwareTarget, _abc.Awaitable[_hardware_pb2.HardwareTarget]]:
-        """GetHardwareTarget returns a target of the catalogue.
+        """GetHardwareTarget returns a target.
 
         Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND (the message offers the nearest names).
         """
@@ -98,9 +131,37 @@ class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _hardware_pb2.ListHardwareTargetsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hardware_pb2.ListHardwareTargetsResponse, _abc.Awaitable[_hardware_pb2.ListHardwareTargetsResponse]]:
-        """ListHardwareTargets returns the targets of the catalogue, ordered by name.
+        """ListHardwareTargets returns the targets of the catalogue and of a project, ordered by their ids.
 
-        Codes: OK; INVALID_ARGUMENT (negative page size, a page token of another list).
+        Codes: OK; INVALID_ARGUMENT (malformed parent, negative page size, a page token of another list).
+        """
+
+    @_abc_1.abstractmethod
+    def CreateHardwareTarget(
+        self,
+        request: _hardware_pb2.CreateHardwareTargetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hardware_pb2.HardwareTarget, _abc.Awaitable[_hardware_pb2.HardwareTarget]]:
+        """CreateHardwareTarget stores the description of a device, so that the project's jobs can name it.
+
+        What the description leaves out is taken from the classes of its core and accelerator. The same
+        description again is answered with the target that is there.
+
+        Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
+        impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
+        catalogue); UNAVAILABLE (the store is down; retry).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteHardwareTarget(
+        self,
+        request: _hardware_pb2.DeleteHardwareTargetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """DeleteHardwareTarget removes a target of a project. Jobs that were created with it keep it.
+
+        Codes: OK; INVALID_ARGUMENT (malformed name, a target of the catalogue); NOT_FOUND; UNAVAILABLE
+        (retry).
         """
 
     @_abc_1.abstractmethod

@@ -11,14 +11,22 @@ from google.protobuf.message import Message
 from tightfit.v1 import hardware_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
+from tightfit_service.api.codec.times import timestamp_to_proto
+from tightfit_service.application.use_cases import KnownTarget
 from tightfit_service.domain.errors import InvalidTargetError
 from tightfit_service.domain.hardware import Accelerator, HardwareSpec
 
 
-def target_to_proto(spec: HardwareSpec) -> hardware_pb2.HardwareTarget:
-    """Return a target of the catalogue."""
+def target_to_proto(target: KnownTarget) -> hardware_pb2.HardwareTarget:
+    """Return a target of the catalogue or of a project."""
+    target_id = target.spec.name
     return hardware_pb2.HardwareTarget(
-        name=resource_names.HARDWARE_TARGET.name(spec.name), spec=spec_to_proto(spec)
+        name=resource_names.PROJECT_TARGET.name(target.project, target_id)
+        if target.project
+        else resource_names.HARDWARE_TARGET.name(target_id),
+        spec=spec_to_proto(target.spec),
+        emulator=target.emulator,
+        create_time=None if target.create_time is None else timestamp_to_proto(target.create_time),
     )
 
 

@@ -37,17 +37,22 @@ MAX_REQUEST_ID_LENGTH = 128
 
 
 def target_from_proto(
-    message: job_pb2.CompressionSpec | hardware_pb2.EstimateModelRequest,
+    message: job_pb2.CompressionSpec | hardware_pb2.EstimateModelRequest, *, project_id: str
 ) -> str | Mapping[str, Any]:
-    """Return the name of a target of the catalogue, or a partial description.
+    """Return the id of a target of the project or of the catalogue, or a partial description.
 
     Raises:
-        InvalidRequestError: Neither is given, or the name is malformed.
+        InvalidRequestError: Neither is given, or the name is malformed or of another project.
         InvalidTargetError: The description has impossible figures.
     """
     which = message.WhichOneof("target")
     if which == "hardware_target":
-        return resource_names.parse_hardware_target(message.hardware_target, field="target")
+        name = message.hardware_target
+        if name.startswith("projects/"):
+            return resource_names.parse_owned(
+                resource_names.PROJECT_TARGET, name, project_id=project_id, field="target"
+            )
+        return resource_names.parse_hardware_target(name, field="target")[1]
     if which == "hardware_spec":
         return partial_from_proto(message.hardware_spec)
     raise InvalidRequestError(
@@ -92,7 +97,7 @@ def request_from_proto(
             if spec.dataset
             else ""
         ),
-        target=target_from_proto(spec),
+        target=target_from_proto(spec, project_id=project_id),
         budget=budget_from_proto(spec.budget),
         objective=objective_from_proto(spec.objective),
         search_limits=search_limits_from_proto(spec.search_limits),
