@@ -8,6 +8,7 @@ import grpc
 
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit_service.api.server import GrpcServer
+from tightfit_service.application.runners import RunnerDesk
 
 
 @dataclass(kw_only=True)
@@ -17,6 +18,7 @@ class Service:
     assets: InMemoryAssets
     jobs: InMemoryJobs
     hardware: InMemoryHardware
+    runners: RunnerDesk
     metrics: RecordingRpcMetrics
     server: GrpcServer
     address: str

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import tightfit
+from fakes.clock import FakeClock
+from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit import AsyncClient, Client, Patience, compression_spec
 from tightfit.v1 import hardware_pb2, job_pb2
@@ -26,6 +28,7 @@ class Service:
         self.assets = InMemoryAssets()
         self.jobs = InMemoryJobs()
         self.hardware = InMemoryHardware("board-a", "board-b")
+        self.runners = make_desk(FakeClock())
         self.address = "127.0.0.1:0"
 
     async def start(self) -> None:
@@ -33,6 +36,7 @@ class Service:
             assets=self.assets,
             jobs=self.jobs,
             hardware=self.hardware,
+            runners=self.runners,
             metrics=RecordingRpcMetrics(),
             options=ServerOptions(listen=self.address),
         )

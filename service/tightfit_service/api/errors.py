@@ -50,12 +50,6 @@ STATUS_CODES: Mapping[type[TightfitError], grpc.StatusCode] = {
 }
 
 
-class NotImplementedYetError(UnsupportedError):
-    """A method of the contract that this version of the server does not offer."""
-
-    reason = "NOT_IMPLEMENTED_YET"
-
-
 def status_code(error: TightfitError) -> grpc.StatusCode:
     """Return the code of the error's nearest class in the table."""
     return next(STATUS_CODES[kind] for kind in type(error).__mro__ if kind in STATUS_CODES)

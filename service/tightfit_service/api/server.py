@@ -36,7 +36,7 @@ from tightfit_service.api.hardware_servicer import HardwareServicer
 from tightfit_service.api.health_servicer import DrainingHealthServicer
 from tightfit_service.api.interceptors import BoundaryInterceptor, RpcMetrics
 from tightfit_service.api.runner_servicer import RunnerServicer
-from tightfit_service.application.use_cases import Assets, Hardware, Jobs
+from tightfit_service.application.use_cases import Assets, Hardware, Jobs, Runners
 from tightfit_service.domain.errors import UnavailableError
 
 SERVICES: tuple[str, ...] = tuple(
@@ -80,12 +80,14 @@ class GrpcServer:
         assets: Assets,
         jobs: Jobs,
         hardware: Hardware,
+        runners: Runners,
         metrics: RpcMetrics,
         options: ServerOptions,
     ) -> None:
         self._assets = assets
         self._jobs = jobs
         self._hardware = hardware
+        self._runners = runners
         self._metrics = metrics
         self._options = options
         self._drain = Drain()
@@ -158,7 +160,9 @@ class GrpcServer:
         compression_pb2_grpc.add_CompressionServiceServicer_to_server(
             CompressionServicer(jobs=self._jobs, drain=self._drain), server
         )
-        runner_pb2_grpc.add_RunnerServiceServicer_to_server(RunnerServicer(), server)
+        runner_pb2_grpc.add_RunnerServiceServicer_to_server(
+            RunnerServicer(runners=self._runners, drain=self._drain), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server

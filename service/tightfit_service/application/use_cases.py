@@ -12,10 +12,12 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from tightfit_service.application.ports import AssetRecord, Page
+from tightfit_service.application.runner_sessions import Runner, RunnerHello, RunnerSession
 from tightfit_service.domain.budget import Budget, Objective, SearchLimits
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
+from tightfit_service.domain.measurement import FailureKind, Measurement
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, Violation
 
@@ -235,4 +237,48 @@ class Hardware(Protocol):
         self, project: str, *, model: str, target: str | Mapping[str, Any]
     ) -> tuple[HardwareSpec, Mapping[str, CostEstimate]]:
         """Return the target and the model's cost per number format (`float32`, `int8` where offered)."""
+        ...
+
+
+class Runners(Protocol):
+    """Agents on real devices. Belongs to one event loop; what is not a coroutine returns at once."""
+
+    async def get(self, project: str, runner_id: str) -> Runner:
+        """Return a runner. Raises NotFoundError."""
+        ...
+
+    async def list(self, project: str, page: Page) -> Sequence[Runner]:
+        """Return runners by id."""
+        ...
+
+    async def connect(self, project: str, runner_id: str, hello: RunnerHello) -> RunnerSession:
+        """Take an agent; its session says what to tell it, the welcome first.
+
+        Raises:
+            PreconditionError: Another version of the protocol, or a runner in quarantine.
+            AlreadyExistsError: Another agent uses the name now.
+            InvalidRequestError: What it says of its device cannot be.
+        """
+        ...
+
+    def disconnect(self, session: RunnerSession) -> None:
+        """Note that the agent's stream ended; its work goes to other runners."""
+        ...
+
+    def heartbeat(self, session: RunnerSession, order_ids: Sequence[str]) -> None:
+        """Note that the agent lives, and what it works on."""
+        ...
+
+    def accepted(self, session: RunnerSession, order_id: str) -> None:
+        """Note that the agent works on an offer."""
+        ...
+
+    def measured(self, session: RunnerSession, order_id: str, measurement: Measurement) -> None:
+        """Take a measurement; one that cannot be true ends the session."""
+        ...
+
+    def failed(
+        self, session: RunnerSession, order_id: str, kind: FailureKind, message: str
+    ) -> None:
+        """Take the answer that there is no measurement."""
         ...

@@ -14,10 +14,12 @@ TightfitError
 ├── ResourceExhaustedError       a quota, the disk or a size limit
 ├── IntegrityError               bytes do not match their digest
 ├── UnavailableError             a store or worker cannot be reached now; retrying helps
+│   └── NoRunnerError            no runner of the target is connected
 ├── CancelledError               the user cancelled the job
 └── WorkFailedError              a unit of work failed or its process died
     ├── ParityError              a converted or exported model does not compute what its source does
-    └── DivergedError            training diverged beyond what rollback could repair
+    ├── DivergedError            training diverged beyond what rollback could repair
+    └── MeasurementFailedError   runners tried to measure and could not
 """
 
 from __future__ import annotations
@@ -134,6 +136,12 @@ class UnavailableError(TightfitError):
     reason = "UNAVAILABLE"
 
 
+class NoRunnerError(UnavailableError):
+    """No runner of the target is connected."""
+
+    reason = "NO_RUNNER"
+
+
 class CancelledError(TightfitError):
     """The user cancelled the job."""
 
@@ -156,3 +164,9 @@ class DivergedError(WorkFailedError):
     """Training diverged beyond what rollback could repair."""
 
     reason = "TRAINING_DIVERGED"
+
+
+class MeasurementFailedError(WorkFailedError):
+    """Runners tried to measure a model on a device and could not."""
+
+    reason = "MEASUREMENT_FAILED"

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from fakes.clock import FakeClock
 from fakes.grpc_service import Service
+from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit_service.api.server import GrpcServer, ServerOptions
 
@@ -16,11 +18,13 @@ from tightfit_service.api.server import GrpcServer, ServerOptions
 async def service() -> AsyncIterator[Service]:
     assets, jobs = InMemoryAssets(), InMemoryJobs()
     hardware = InMemoryHardware("board-a", "board-b", "board-c")
+    runners = make_desk(FakeClock())
     metrics = RecordingRpcMetrics()
     server = GrpcServer(
         assets=assets,
         jobs=jobs,
         hardware=hardware,
+        runners=runners,
         metrics=metrics,
         options=ServerOptions(listen="127.0.0.1:0"),
     )
@@ -30,6 +34,7 @@ async def service() -> AsyncIterator[Service]:
             assets=assets,
             jobs=jobs,
             hardware=hardware,
+            runners=runners,
             metrics=metrics,
             server=server,
             address=address,

@@ -10,10 +10,11 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # ships no types
 
 from tightfit_service.api import errors as api_errors
-from tightfit_service.api.errors import NotImplementedYetError, status_code, to_status
+from tightfit_service.api.errors import status_code, to_status
 from tightfit_service.domain.errors import (
     IntegrityError,
     InvalidBudgetError,
+    NoRunnerError,
     NotFoundError,
     ParityError,
     TightfitError,
@@ -85,7 +86,7 @@ def test_unavailable_tells_when_to_try_again() -> None:
     [
         (IntegrityError("x"), grpc.StatusCode.DATA_LOSS),
         (ParityError("x"), grpc.StatusCode.INTERNAL),
-        (NotImplementedYetError("x"), grpc.StatusCode.UNIMPLEMENTED),
+        (NoRunnerError("x"), grpc.StatusCode.UNAVAILABLE),
     ],
 )
 def test_the_nearest_class_in_the_table_decides(

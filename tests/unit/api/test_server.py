@@ -17,8 +17,10 @@ from grpc_reflection.v1alpha import (
     reflection_pb2_grpc,
 )
 
+from fakes.clock import FakeClock
 from fakes.grpc_service import Service
 from fakes.records import make_job
+from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from fakes.waiting import until
 from tightfit.v1 import compression_pb2, hardware_pb2
@@ -99,6 +101,7 @@ async def test_a_port_in_use_is_refused(service: Service) -> None:
         assets=InMemoryAssets(),
         jobs=InMemoryJobs(),
         hardware=InMemoryHardware(),
+        runners=make_desk(FakeClock()),
         metrics=RecordingRpcMetrics(),
         options=ServerOptions(listen=service.address),
     )

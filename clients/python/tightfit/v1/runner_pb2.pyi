@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tightfit.v1 import hardware_pb2 as _hardware_pb2
 import builtins as _builtins
 import sys
@@ -26,41 +28,210 @@ class Runner(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Runner._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Runner._State.ValueType  # 0
+        """No state is named."""
+        STATE_IDLE: Runner._State.ValueType  # 1
+        """Connected, and waits for work."""
+        STATE_BUSY: Runner._State.ValueType  # 2
+        """Connected, and measures."""
+        STATE_OFFLINE: Runner._State.ValueType  # 3
+        """Not connected."""
+        STATE_QUARANTINED: Runner._State.ValueType  # 4
+        """Refused for a while because it reported what cannot be; `state_reason` says what."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State says what a runner does now."""
+
+    STATE_UNSPECIFIED: Runner.State.ValueType  # 0
+    """No state is named."""
+    STATE_IDLE: Runner.State.ValueType  # 1
+    """Connected, and waits for work."""
+    STATE_BUSY: Runner.State.ValueType  # 2
+    """Connected, and measures."""
+    STATE_OFFLINE: Runner.State.ValueType  # 3
+    """Not connected."""
+    STATE_QUARANTINED: Runner.State.ValueType  # 4
+    """Refused for a while because it reported what cannot be; `state_reason` says what."""
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
-    SPEC_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
-    CONNECTED_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    MEASUREMENT_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name. The agent chooses the last segment."""
     agent_version: _builtins.str
     """Version of the agent."""
-    connected: _builtins.bool
-    """Whether the agent's stream stands now."""
+    state: Global___Runner.State.ValueType
+    """What it does now."""
+    state_reason: _builtins.str
+    """Why it is in this state, where that needs saying."""
+    measurement_count: _builtins.int
+    """Measurements that it delivered since the server started."""
+    failure_count: _builtins.int
+    """Work that it could not do since the server started."""
     @_builtins.property
-    def spec(self) -> _hardware_pb2.HardwareSpec:
+    def device(self) -> Global___DeviceDescription:
         """What the device is, as the agent found it."""
 
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp:
         """When the server last heard from the agent."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that the agent was started with."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Short names of the targets that it measures for, as its operator says."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        spec: _hardware_pb2.HardwareSpec | None = ...,
+        device: Global___DeviceDescription | None = ...,
         agent_version: _builtins.str = ...,
-        connected: _builtins.bool = ...,
+        state: Global___Runner.State.ValueType = ...,
+        state_reason: _builtins.str = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        measurement_count: _builtins.int = ...,
+        failure_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen_time", b"last_seen_time", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "last_seen_time", b"last_seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "connected", b"connected", "last_seen_time", b"last_seen_time", "name", b"name", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "device", b"device", "failure_count", b"failure_count", "labels", b"labels", "last_seen_time", b"last_seen_time", "measurement_count", b"measurement_count", "name", b"name", "state", b"state", "state_reason", b"state_reason", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Runner: _TypeAlias = Runner  # noqa: Y015
+
+@_typing.final
+class DeviceDescription(_message.Message):
+    """DeviceDescription is what an agent found out about its device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORE_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    CORE_COUNT_FIELD_NUMBER: _builtins.int
+    CLOCK_MHZ_FIELD_NUMBER: _builtins.int
+    ISA_FEATURES_FIELD_NUMBER: _builtins.int
+    RAM_BYTES_FIELD_NUMBER: _builtins.int
+    OPERATING_SYSTEM_FIELD_NUMBER: _builtins.int
+    RUNTIMES_FIELD_NUMBER: _builtins.int
+    SENSORS_FIELD_NUMBER: _builtins.int
+    core: _builtins.str
+    """Core class as targets name it: `x86-64`, `cortex-a76`, `cortex-m4` and so on."""
+    display_name: _builtins.str
+    """Name of the processor or board, for people."""
+    core_count: _builtins.int
+    """Cores that measurements may use; at least 1."""
+    clock_mhz: _builtins.float
+    """Highest clock of these cores, in MHz. Absent where the device does not tell."""
+    ram_bytes: _builtins.int
+    """Memory, in bytes; above 0."""
+    operating_system: _builtins.str
+    """Operating system and its version; empty for none."""
+    @_builtins.property
+    def isa_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instruction-set features: `neon`, `dotprod`, `avx2`, `avx512_vnni` and so on."""
+
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunnerRuntime]:
+        """Inference runtimes that are there; at least one."""
+
+    @_builtins.property
+    def sensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it can measure beside time: `temperature`, `frequency`, `energy:rapl` and so on."""
+
+    def __init__(
+        self,
+        *,
+        core: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        core_count: _builtins.int = ...,
+        clock_mhz: _builtins.float | None = ...,
+        isa_features: _abc.Iterable[_builtins.str] | None = ...,
+        ram_bytes: _builtins.int = ...,
+        operating_system: _builtins.str = ...,
+        runtimes: _abc.Iterable[Global___RunnerRuntime] | None = ...,
+        sensors: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz", "clock_mhz", b"clock_mhz"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz", "clock_mhz", b"clock_mhz", "core", b"core", "core_count", b"core_count", "display_name", b"display_name", "isa_features", b"isa_features", "operating_system", b"operating_system", "ram_bytes", b"ram_bytes", "runtimes", b"runtimes", "sensors", b"sensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clock_mhz: _TypeAlias = _typing.Literal["clock_mhz"]  # noqa: Y015
+    _WhichOneofArgType__clock_mhz: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_mhz) -> _WhichOneofReturnType__clock_mhz | None: ...
+
+Global___DeviceDescription: _TypeAlias = DeviceDescription  # noqa: Y015
+
+@_typing.final
+class RunnerRuntime(_message.Message):
+    """RunnerRuntime is an inference runtime on a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FORMATS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name: `litert`, `onnxruntime`, or that of a board's runtime as targets name it."""
+    version: _builtins.str
+    """Version as installed."""
+    @_builtins.property
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_hardware_pb2.ModelFormat.ValueType]:
+        """File formats that it loads; at least one."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+        formats: _abc.Iterable[_hardware_pb2.ModelFormat.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunnerRuntime: _TypeAlias = RunnerRuntime  # noqa: Y015
 
 @_typing.final
 class GetRunnerRequest(_message.Message):
@@ -148,63 +319,256 @@ class ConnectRunnerRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    REGISTRATION_FIELD_NUMBER: _builtins.int
+    HELLO_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
     MEASUREMENT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def registration(self) -> Global___RunnerRegistration:
+    def hello(self) -> Global___RunnerHello:
         """Who the agent is. The first message of the stream, and only that."""
 
     @_builtins.property
+    def heartbeat(self) -> Global___RunnerHeartbeat:
+        """The agent is alive."""
+
+    @_builtins.property
+    def accepted(self) -> Global___WorkAccepted:
+        """The agent takes an offer and begins to work on it."""
+
+    @_builtins.property
     def measurement(self) -> Global___Measurement:
-        """The outcome of an order."""
+        """What was measured."""
+
+    @_builtins.property
+    def failure(self) -> Global___WorkFailure:
+        """Why there is no measurement."""
 
     def __init__(
         self,
         *,
-        registration: Global___RunnerRegistration | None = ...,
+        hello: Global___RunnerHello | None = ...,
+        heartbeat: Global___RunnerHeartbeat | None = ...,
+        accepted: Global___WorkAccepted | None = ...,
         measurement: Global___Measurement | None = ...,
+        failure: Global___WorkFailure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement", "message", b"message", "registration", b"registration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "measurement", b"measurement", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement", "message", b"message", "registration", b"registration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failure", b"failure", "heartbeat", b"heartbeat", "hello", b"hello", "measurement", b"measurement", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["registration", "measurement"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "measurement", "failure"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ConnectRunnerRequest: _TypeAlias = ConnectRunnerRequest  # noqa: Y015
 
 @_typing.final
-class RunnerRegistration(_message.Message):
-    """RunnerRegistration says who an agent is."""
+class RunnerHello(_message.Message):
+    """RunnerHello says who an agent is and what its device is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
-    SPEC_FIELD_NUMBER: _builtins.int
+    PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name of the runner."""
+    protocol_version: _builtins.int
+    """Version of the protocol on this stream that the agent speaks: 1."""
     agent_version: _builtins.str
     """Version of the agent."""
+    instance_id: _builtins.str
+    """Chosen anew whenever the agent starts. A second stream of the same instance replaces the first;
+    one of another instance is refused while the first stands.
+    """
+    capacity: _builtins.int
+    """Offers that it takes at a time; 0 means 1. Two measurements at a time disturb each other."""
     @_builtins.property
-    def spec(self) -> _hardware_pb2.HardwareSpec:
+    def device(self) -> Global___DeviceDescription:
         """What the device is."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that jobs can ask for."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Short names of the targets that this device stands for. Where there are none, the device is matched
+        by what it is.
+        """
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        spec: _hardware_pb2.HardwareSpec | None = ...,
+        protocol_version: _builtins.int = ...,
         agent_version: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        device: Global___DeviceDescription | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        capacity: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "name", b"name", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capacity", b"capacity", "device", b"device", "instance_id", b"instance_id", "labels", b"labels", "name", b"name", "protocol_version", b"protocol_version", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RunnerRegistration: _TypeAlias = RunnerRegistration  # noqa: Y015
+Global___RunnerHello: _TypeAlias = RunnerHello  # noqa: Y015
+
+@_typing.final
+class RunnerHeartbeat(_message.Message):
+    """RunnerHeartbeat says that an agent is alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Offers that the agent works on; those that it does not name any more are taken to be lost."""
+
+    def __init__(
+        self,
+        *,
+        order_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_ids", b"order_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunnerHeartbeat: _TypeAlias = RunnerHeartbeat  # noqa: Y015
+
+@_typing.final
+class WorkAccepted(_message.Message):
+    """WorkAccepted takes an offer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """The offer."""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkAccepted: _TypeAlias = WorkAccepted  # noqa: Y015
+
+@_typing.final
+class WorkFailure(_message.Message):
+    """WorkFailure says why there is no measurement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WorkFailure._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: WorkFailure._Kind.ValueType  # 0
+        """No kind is named."""
+        KIND_REFUSED: WorkFailure._Kind.ValueType  # 1
+        """The agent does not take the offer now."""
+        KIND_FETCH_FAILED: WorkFailure._Kind.ValueType  # 2
+        """The file could not be fetched, or is not what its digest says."""
+        KIND_UNSUPPORTED_MODEL: WorkFailure._Kind.ValueType  # 3
+        """The runtime does not load the file."""
+        KIND_CRASHED: WorkFailure._Kind.ValueType  # 4
+        """The model ended the process that ran it."""
+        KIND_TIMED_OUT: WorkFailure._Kind.ValueType  # 5
+        """The model did not come to an end in time, and was killed."""
+        KIND_OUT_OF_MEMORY: WorkFailure._Kind.ValueType  # 6
+        """The device has too little memory."""
+        KIND_DEVICE_LOST: WorkFailure._Kind.ValueType  # 7
+        """The board behind the agent does not answer."""
+        KIND_CANCELLED: WorkFailure._Kind.ValueType  # 8
+        """The work was cancelled."""
+        KIND_INTERNAL: WorkFailure._Kind.ValueType  # 9
+        """Anything else."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Kind says what went wrong."""
+
+    KIND_UNSPECIFIED: WorkFailure.Kind.ValueType  # 0
+    """No kind is named."""
+    KIND_REFUSED: WorkFailure.Kind.ValueType  # 1
+    """The agent does not take the offer now."""
+    KIND_FETCH_FAILED: WorkFailure.Kind.ValueType  # 2
+    """The file could not be fetched, or is not what its digest says."""
+    KIND_UNSUPPORTED_MODEL: WorkFailure.Kind.ValueType  # 3
+    """The runtime does not load the file."""
+    KIND_CRASHED: WorkFailure.Kind.ValueType  # 4
+    """The model ended the process that ran it."""
+    KIND_TIMED_OUT: WorkFailure.Kind.ValueType  # 5
+    """The model did not come to an end in time, and was killed."""
+    KIND_OUT_OF_MEMORY: WorkFailure.Kind.ValueType  # 6
+    """The device has too little memory."""
+    KIND_DEVICE_LOST: WorkFailure.Kind.ValueType  # 7
+    """The board behind the agent does not answer."""
+    KIND_CANCELLED: WorkFailure.Kind.ValueType  # 8
+    """The work was cancelled."""
+    KIND_INTERNAL: WorkFailure.Kind.ValueType  # 9
+    """Anything else."""
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """The offer."""
+    kind: Global___WorkFailure.Kind.ValueType
+    """What went wrong."""
+    message: _builtins.str
+    """The same for people, with the runtime's own words; at most 2000 characters are kept."""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+        kind: Global___WorkFailure.Kind.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkFailure: _TypeAlias = WorkFailure  # noqa: Y015
 
 @_typing.final
 class ConnectRunnerResponse(_message.Message):
@@ -212,63 +576,145 @@ class ConnectRunnerResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ORDER_FIELD_NUMBER: _builtins.int
+    WELCOME_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
+    CANCELLATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def order(self) -> Global___MeasurementOrder:
+    def welcome(self) -> Global___RunnerWelcome:
+        """The server takes the agent. The first message of the stream, and only that."""
+
+    @_builtins.property
+    def offer(self) -> Global___WorkOffer:
         """A model to run and measure."""
+
+    @_builtins.property
+    def cancellation(self) -> Global___WorkCancellation:
+        """Stop working on an offer."""
 
     def __init__(
         self,
         *,
-        order: Global___MeasurementOrder | None = ...,
+        welcome: Global___RunnerWelcome | None = ...,
+        offer: Global___WorkOffer | None = ...,
+        cancellation: Global___WorkCancellation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "order", b"order"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "message", b"message", "offer", b"offer", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancellation", b"cancellation", "message", b"message", "offer", b"offer", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["order"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "offer", "cancellation"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___ConnectRunnerResponse: _TypeAlias = ConnectRunnerResponse  # noqa: Y015
 
 @_typing.final
-class MeasurementOrder(_message.Message):
-    """MeasurementOrder asks an agent to run a model."""
+class RunnerWelcome(_message.Message):
+    """RunnerWelcome tells an agent how to behave on this stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    server_version: _builtins.str
+    """Version of the server."""
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """How often to send a heartbeat."""
+
+    def __init__(
+        self,
+        *,
+        server_version: _builtins.str = ...,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "server_version", b"server_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunnerWelcome: _TypeAlias = RunnerWelcome  # noqa: Y015
+
+@_typing.final
+class WorkOffer(_message.Message):
+    """WorkOffer asks an agent to run a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_ID_FIELD_NUMBER: _builtins.int
     MODEL_ARTIFACT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
-    WARM_UP_COUNT_FIELD_NUMBER: _builtins.int
-    RUN_COUNT_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    THREAD_COUNT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    MIN_RUN_COUNT_FIELD_NUMBER: _builtins.int
+    MIN_DURATION_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """Identifies the order on this stream."""
+    """Identifies the offer; never used twice."""
     model_artifact: _builtins.str
     """Resource name of the artifact that holds the model file."""
     format: _hardware_pb2.ModelFormat.ValueType
     """Format of the file."""
-    warm_up_count: _builtins.int
-    """Inferences to run before measuring."""
-    run_count: _builtins.int
-    """Inferences to measure; at least 1."""
+    runtime: _builtins.str
+    """Runtime to run it on, as the agent named it."""
+    thread_count: _builtins.int
+    """Threads that the runtime may use; at least 1."""
+    min_run_count: _builtins.int
+    """Least number of inferences to measure; at least 1."""
+    target: _builtins.str
+    """Short name of the target that is measured for; chooses the board where the agent has several."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """After this the agent kills the work and reports KIND_TIMED_OUT."""
+
+    @_builtins.property
+    def min_duration(self) -> _duration_pb2.Duration:
+        """Least time to measure for."""
+
     def __init__(
         self,
         *,
         order_id: _builtins.str = ...,
         model_artifact: _builtins.str = ...,
         format: _hardware_pb2.ModelFormat.ValueType = ...,
-        warm_up_count: _builtins.int = ...,
-        run_count: _builtins.int = ...,
+        runtime: _builtins.str = ...,
+        thread_count: _builtins.int = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        min_run_count: _builtins.int = ...,
+        min_duration: _duration_pb2.Duration | None = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_duration", b"min_duration", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "model_artifact", b"model_artifact", "order_id", b"order_id", "run_count", b"run_count", "warm_up_count", b"warm_up_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "min_duration", b"min_duration", "min_run_count", b"min_run_count", "model_artifact", b"model_artifact", "order_id", b"order_id", "runtime", b"runtime", "target", b"target", "thread_count", b"thread_count", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___MeasurementOrder: _TypeAlias = MeasurementOrder  # noqa: Y015
+Global___WorkOffer: _TypeAlias = WorkOffer  # noqa: Y015
+
+@_typing.final
+class WorkCancellation(_message.Message):
+    """WorkCancellation takes an offer back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    order_id: _builtins.str
+    """The offer."""
+    def __init__(
+        self,
+        *,
+        order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkCancellation: _TypeAlias = WorkCancellation  # noqa: Y015
 
 @_typing.final
 class Measurement(_message.Message):
@@ -280,61 +726,172 @@ class Measurement(_message.Message):
     MEASURED_LATENCY_MS_P50_FIELD_NUMBER: _builtins.int
     MEASURED_LATENCY_MS_P90_FIELD_NUMBER: _builtins.int
     MEASURED_LATENCY_MS_P99_FIELD_NUMBER: _builtins.int
+    MEASURED_THROUGHPUT_PER_S_FIELD_NUMBER: _builtins.int
     RUN_COUNT_FIELD_NUMBER: _builtins.int
+    WARM_UP_COUNT_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    NOISE_RATIO_FIELD_NUMBER: _builtins.int
     MEASURED_PEAK_RAM_BYTES_FIELD_NUMBER: _builtins.int
-    MEASURED_ENERGY_MJ_FIELD_NUMBER: _builtins.int
-    TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    PROCESS_PEAK_RAM_BYTES_FIELD_NUMBER: _builtins.int
+    ENERGY_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     THROTTLED_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
-    """The order that it answers."""
+    """The offer that it answers."""
     measured_latency_ms_p50: _builtins.float
     """Median latency of one inference, in milliseconds."""
     measured_latency_ms_p90: _builtins.float
     """90th percentile of the latency, in milliseconds."""
     measured_latency_ms_p99: _builtins.float
-    """99th percentile of the latency, in milliseconds."""
+    """99th percentile of the latency, in milliseconds. Absent with fewer than 100 inferences."""
+    measured_throughput_per_s: _builtins.float
+    """Inferences per second over the whole of the measurement."""
     run_count: _builtins.int
     """Inferences behind the percentiles."""
+    warm_up_count: _builtins.int
+    """Inferences before the measurement, until the latency was steady."""
+    settled: _builtins.bool
+    """Whether the latency was steady before and during the measurement. Where it was not, the figures are
+    what was seen and `noise_ratio` says how much they moved.
+    """
+    noise_ratio: _builtins.float
+    """Spread of the medians of successive parts of the measurement, relative to the median."""
     measured_peak_ram_bytes: _builtins.int
-    """Greatest memory in use, in bytes. Absent where the device cannot tell."""
-    measured_energy_mj: _builtins.float
-    """Mean energy of one inference, in millijoules. Absent without a sensor."""
-    temperature_c: _builtins.float
-    """Highest temperature seen, in degrees Celsius. Absent without a sensor."""
+    """Greatest resident memory that the model added to its process, in bytes: weights, activations,
+    what the runtime keeps for it. Absent where the device cannot tell.
+    """
+    process_peak_ram_bytes: _builtins.int
+    """Greatest resident memory of the whole process, in bytes."""
     throttled: _builtins.bool
     """Whether the device lowered its clock meanwhile."""
-    error: _builtins.str
-    """Why the order could not be done; empty otherwise."""
+    @_builtins.property
+    def energy(self) -> Global___EnergyReading:
+        """Energy. Absent without a sensor."""
+
+    @_builtins.property
+    def before(self) -> Global___DeviceState:
+        """State of the device before the measurement."""
+
+    @_builtins.property
+    def after(self) -> Global___DeviceState:
+        """State of the device after the measurement."""
+
+    @_builtins.property
+    def runtime(self) -> _hardware_pb2.Runtime:
+        """Runtime that ran the model, with its version."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What else the reader should know."""
+
     def __init__(
         self,
         *,
         order_id: _builtins.str = ...,
         measured_latency_ms_p50: _builtins.float = ...,
         measured_latency_ms_p90: _builtins.float = ...,
-        measured_latency_ms_p99: _builtins.float = ...,
+        measured_latency_ms_p99: _builtins.float | None = ...,
+        measured_throughput_per_s: _builtins.float = ...,
         run_count: _builtins.int = ...,
+        warm_up_count: _builtins.int = ...,
+        settled: _builtins.bool = ...,
+        noise_ratio: _builtins.float = ...,
         measured_peak_ram_bytes: _builtins.int | None = ...,
-        measured_energy_mj: _builtins.float | None = ...,
-        temperature_c: _builtins.float | None = ...,
+        process_peak_ram_bytes: _builtins.int | None = ...,
+        energy: Global___EnergyReading | None = ...,
+        before: Global___DeviceState | None = ...,
+        after: Global___DeviceState | None = ...,
         throttled: _builtins.bool = ...,
-        error: _builtins.str = ...,
+        runtime: _hardware_pb2.Runtime | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_energy_mj", b"_measured_energy_mj", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_temperature_c", b"_temperature_c", "measured_energy_mj", b"measured_energy_mj", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "temperature_c", b"temperature_c"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "process_peak_ram_bytes", b"process_peak_ram_bytes", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_energy_mj", b"_measured_energy_mj", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_temperature_c", b"_temperature_c", "error", b"error", "measured_energy_mj", b"measured_energy_mj", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "order_id", b"order_id", "run_count", b"run_count", "temperature_c", b"temperature_c", "throttled", b"throttled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "measured_throughput_per_s", b"measured_throughput_per_s", "noise_ratio", b"noise_ratio", "notes", b"notes", "order_id", b"order_id", "process_peak_ram_bytes", b"process_peak_ram_bytes", "run_count", b"run_count", "runtime", b"runtime", "settled", b"settled", "throttled", b"throttled", "warm_up_count", b"warm_up_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__measured_energy_mj: _TypeAlias = _typing.Literal["measured_energy_mj"]  # noqa: Y015
-    _WhichOneofArgType__measured_energy_mj: _TypeAlias = _typing.Literal["_measured_energy_mj", b"_measured_energy_mj"]  # noqa: Y015
+    _WhichOneofReturnType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["measured_latency_ms_p99"]  # noqa: Y015
+    _WhichOneofArgType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99"]  # noqa: Y015
     _WhichOneofReturnType__measured_peak_ram_bytes: _TypeAlias = _typing.Literal["measured_peak_ram_bytes"]  # noqa: Y015
     _WhichOneofArgType__measured_peak_ram_bytes: _TypeAlias = _typing.Literal["_measured_peak_ram_bytes", b"_measured_peak_ram_bytes"]  # noqa: Y015
-    _WhichOneofReturnType__temperature_c: _TypeAlias = _typing.Literal["temperature_c"]  # noqa: Y015
-    _WhichOneofArgType__temperature_c: _TypeAlias = _typing.Literal["_temperature_c", b"_temperature_c"]  # noqa: Y015
+    _WhichOneofReturnType__process_peak_ram_bytes: _TypeAlias = _typing.Literal["process_peak_ram_bytes"]  # noqa: Y015
+    _WhichOneofArgType__process_peak_ram_bytes: _TypeAlias = _typing.Literal["_process_peak_ram_bytes", b"_process_peak_ram_bytes"]  # noqa: Y015
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_energy_mj) -> _WhichOneofReturnType__measured_energy_mj | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_latency_ms_p99) -> _WhichOneofReturnType__measured_latency_ms_p99 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_peak_ram_bytes) -> _WhichOneofReturnType__measured_peak_ram_bytes | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_c) -> _WhichOneofReturnType__temperature_c | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__process_peak_ram_bytes) -> _WhichOneofReturnType__process_peak_ram_bytes | None: ...
 
 Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+
+@_typing.final
+class EnergyReading(_message.Message):
+    """EnergyReading is what a power sensor saw."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASURED_ENERGY_MJ_FIELD_NUMBER: _builtins.int
+    MEAN_POWER_MW_FIELD_NUMBER: _builtins.int
+    IDLE_POWER_MW_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    measured_energy_mj: _builtins.float
+    """Mean energy of one inference, in millijoules, all that the sensor counts while the model runs."""
+    mean_power_mw: _builtins.float
+    """Mean power while the model runs, in milliwatts."""
+    idle_power_mw: _builtins.float
+    """Mean power shortly before, while nothing runs, in milliwatts. Absent where it was not measured."""
+    source: _builtins.str
+    """The sensor and what it counts, such as `rapl:package-0`."""
+    def __init__(
+        self,
+        *,
+        measured_energy_mj: _builtins.float = ...,
+        mean_power_mw: _builtins.float = ...,
+        idle_power_mw: _builtins.float | None = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idle_power_mw", b"_idle_power_mw", "idle_power_mw", b"idle_power_mw"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idle_power_mw", b"_idle_power_mw", "idle_power_mw", b"idle_power_mw", "mean_power_mw", b"mean_power_mw", "measured_energy_mj", b"measured_energy_mj", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__idle_power_mw: _TypeAlias = _typing.Literal["idle_power_mw"]  # noqa: Y015
+    _WhichOneofArgType__idle_power_mw: _TypeAlias = _typing.Literal["_idle_power_mw", b"_idle_power_mw"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_power_mw) -> _WhichOneofReturnType__idle_power_mw | None: ...
+
+Global___EnergyReading: _TypeAlias = EnergyReading  # noqa: Y015
+
+@_typing.final
+class DeviceState(_message.Message):
+    """DeviceState is how a device was at a moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOCK_MHZ_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    clock_mhz: _builtins.float
+    """Mean clock of the cores, in MHz. Absent where the device does not tell."""
+    temperature_c: _builtins.float
+    """Highest temperature of its sensors, in degrees Celsius. Absent without a sensor."""
+    def __init__(
+        self,
+        *,
+        clock_mhz: _builtins.float | None = ...,
+        temperature_c: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz", "_temperature_c", b"_temperature_c", "clock_mhz", b"clock_mhz", "temperature_c", b"temperature_c"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz", "_temperature_c", b"_temperature_c", "clock_mhz", b"clock_mhz", "temperature_c", b"temperature_c"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clock_mhz: _TypeAlias = _typing.Literal["clock_mhz"]  # noqa: Y015
+    _WhichOneofArgType__clock_mhz: _TypeAlias = _typing.Literal["_clock_mhz", b"_clock_mhz"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_c: _TypeAlias = _typing.Literal["temperature_c"]  # noqa: Y015
+    _WhichOneofArgType__temperature_c: _TypeAlias = _typing.Literal["_temperature_c", b"_temperature_c"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_mhz) -> _WhichOneofReturnType__clock_mhz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_c) -> _WhichOneofReturnType__temperature_c | None: ...
+
+Global___DeviceState: _TypeAlias = DeviceState  # noqa: Y015

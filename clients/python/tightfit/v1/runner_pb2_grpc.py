@@ -27,8 +27,6 @@ if _version_not_supported:
 
 class RunnerServiceStub:
     """RunnerService connects agents on real devices, which run models and report what they measured.
-
-    Every method answers UNIMPLEMENTED with the reason NOT_IMPLEMENTED_YET in this version of the server.
     """
 
     def __init__(self, channel):
@@ -56,33 +54,40 @@ class RunnerServiceStub:
 
 class RunnerServiceServicer:
     """RunnerService connects agents on real devices, which run models and report what they measured.
-
-    Every method answers UNIMPLEMENTED with the reason NOT_IMPLEMENTED_YET in this version of the server.
     """
 
     def GetRunner(self, request, context):
         """GetRunner returns a runner.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+        Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRunners(self, request, context):
-        """ListRunners returns the runners of a project, ordered by name.
+        """ListRunners returns the runners of a project, ordered by name, those that have left a while ago too.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+        Codes: OK; INVALID_ARGUMENT (malformed name, negative page size, a page token of another list).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConnectRunner(self, request_iterator, context):
-        """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes orders
-        and reports measurements, for as long as the stream stands.
+        """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes work and
+        reports what it measured, for as long as the stream stands.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+        The agent sends `hello` first and waits for `welcome`. From then on it sends `heartbeat` at the
+        interval that the welcome names and answers every `offer` with `accepted` or `failure`, and every
+        accepted offer with `measurement` or `failure`. The server has at most `capacity` offers open. When
+        the stream ends, work that was not answered goes to another runner, and a late answer to it is ignored.
+        The file of an offer is read by ArtifactService.ReadArtifact.
+
+        Codes: OK; INVALID_ARGUMENT (no hello, a description that cannot be, a measurement that cannot be);
+        ALREADY_EXISTS (another agent uses the name now); FAILED_PRECONDITION (the reason says which:
+        RUNNER_VERSION_SKEW, RUNNER_QUARANTINED); RESOURCE_EXHAUSTED (more messages than any agent needs);
+        UNAVAILABLE (the server shuts down, or heard nothing for too long; connect again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,8 +121,6 @@ def add_RunnerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RunnerService:
     """RunnerService connects agents on real devices, which run models and report what they measured.
-
-    Every method answers UNIMPLEMENTED with the reason NOT_IMPLEMENTED_YET in this version of the server.
     """
 
     @staticmethod

@@ -27,10 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RunnerServiceStub:
-    """RunnerService connects agents on real devices, which run models and report what they measured.
-
-    Every method answers UNIMPLEMENTED with the reason NOT_IMPLEMENTED_YET in this version of the server.
-    """
+    """RunnerService connects agents on real devices, which run models and report what they measured."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,50 +36,62 @@ class RunnerServiceStub:
     GetRunner: _grpc.UnaryUnaryMultiCallable[_runner_pb2.GetRunnerRequest, _runner_pb2.Runner]
     """GetRunner returns a runner.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+    Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND.
     """
     ListRunners: _grpc.UnaryUnaryMultiCallable[_runner_pb2.ListRunnersRequest, _runner_pb2.ListRunnersResponse]
-    """ListRunners returns the runners of a project, ordered by name.
+    """ListRunners returns the runners of a project, ordered by name, those that have left a while ago too.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+    Codes: OK; INVALID_ARGUMENT (malformed name, negative page size, a page token of another list).
     """
     ConnectRunner: _grpc.StreamStreamMultiCallable[_runner_pb2.ConnectRunnerRequest, _runner_pb2.ConnectRunnerResponse]
-    """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes orders
-    and reports measurements, for as long as the stream stands.
+    """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes work and
+    reports what it measured, for as long as the stream stands.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+    The agent sends `hello` first and waits for `welcome`. From then on it sends `heartbeat` at the
+    interval that the welcome names and answers every `offer` with `accepted` or `failure`, and every
+    accepted offer with `measurement` or `failure`. The server has at most `capacity` offers open. When
+    the stream ends, work that was not answered goes to another runner, and a late answer to it is ignored.
+    The file of an offer is read by ArtifactService.ReadArtifact.
+
+    Codes: OK; INVALID_ARGUMENT (no hello, a description that cannot be, a measurement that cannot be);
+    ALREADY_EXISTS (another agent uses the name now); FAILED_PRECONDITION (the reason says which:
+    RUNNER_VERSION_SKEW, RUNNER_QUARANTINED); RESOURCE_EXHAUSTED (more messages than any agent needs);
+    UNAVAILABLE (the server shuts down, or heard nothing for too long; connect again).
     """
 
 @_typing.type_check_only
 class RunnerServiceAsyncStub(RunnerServiceStub):
-    """RunnerService connects agents on real devices, which run models and report what they measured.
-
-    Every method answers UNIMPLEMENTED with the reason NOT_IMPLEMENTED_YET in this version of the server.
-    """
+    """RunnerService connects agents on real devices, which run models and report what they measured."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRunner: _aio.UnaryUnaryMultiCallable[_runner_pb2.GetRunnerRequest, _runner_pb2.Runner]  # type: ignore[assignment]
     """GetRunner returns a runner.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+    Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND.
     """
     ListRunners: _aio.UnaryUnaryMultiCallable[_runner_pb2.ListRunnersRequest, _runner_pb2.ListRunnersResponse]  # type: ignore[assignment]
-    """ListRunners returns the runners of a project, ordered by name.
+    """ListRunners returns the runners of a project, ordered by name, those that have left a while ago too.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+    Codes: OK; INVALID_ARGUMENT (malformed name, negative page size, a page token of another list).
     """
     ConnectRunner: _aio.StreamStreamMultiCallable[_runner_pb2.ConnectRunnerRequest, _runner_pb2.ConnectRunnerResponse]  # type: ignore[assignment]
-    """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes orders
-    and reports measurements, for as long as the stream stands.
+    """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes work and
+    reports what it measured, for as long as the stream stands.
 
-    Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+    The agent sends `hello` first and waits for `welcome`. From then on it sends `heartbeat` at the
+    interval that the welcome names and answers every `offer` with `accepted` or `failure`, and every
+    accepted offer with `measurement` or `failure`. The server has at most `capacity` offers open. When
+    the stream ends, work that was not answered goes to another runner, and a late answer to it is ignored.
+    The file of an offer is read by ArtifactService.ReadArtifact.
+
+    Codes: OK; INVALID_ARGUMENT (no hello, a description that cannot be, a measurement that cannot be);
+    ALREADY_EXISTS (another agent uses the name now); FAILED_PRECONDITION (the reason says which:
+    RUNNER_VERSION_SKEW, RUNNER_QUARANTINED); RESOURCE_EXHAUSTED (more messages than any agent needs);
+    UNAVAILABLE (the server shuts down, or heard nothing for too long; connect again).
     """
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """RunnerService connects agents on real devices, which run models and report what they measured.
-
-    Every method answers UNIMPLEMENTED with the reason NOT_IMPLEMENTED_YET in this version of the server.
-    """
+    """RunnerService connects agents on real devices, which run models and report what they measured."""
 
     @_abc_1.abstractmethod
     def GetRunner(
@@ -92,7 +101,7 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runner_pb2.Runner, _abc.Awaitable[_runner_pb2.Runner]]:
         """GetRunner returns a runner.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+        Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -101,9 +110,9 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runner_pb2.ListRunnersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runner_pb2.ListRunnersResponse, _abc.Awaitable[_runner_pb2.ListRunnersResponse]]:
-        """ListRunners returns the runners of a project, ordered by name.
+        """ListRunners returns the runners of a project, ordered by name, those that have left a while ago too.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+        Codes: OK; INVALID_ARGUMENT (malformed name, negative page size, a page token of another list).
         """
 
     @_abc_1.abstractmethod
@@ -112,10 +121,19 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_runner_pb2.ConnectRunnerRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_runner_pb2.ConnectRunnerResponse], _abc.AsyncIterator[_runner_pb2.ConnectRunnerResponse]]:
-        """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes orders
-        and reports measurements, for as long as the stream stands.
+        """ConnectRunner is the agent's line to the server: the agent dials in, says what it is, takes work and
+        reports what it measured, for as long as the stream stands.
 
-        Codes: UNIMPLEMENTED (reason NOT_IMPLEMENTED_YET).
+        The agent sends `hello` first and waits for `welcome`. From then on it sends `heartbeat` at the
+        interval that the welcome names and answers every `offer` with `accepted` or `failure`, and every
+        accepted offer with `measurement` or `failure`. The server has at most `capacity` offers open. When
+        the stream ends, work that was not answered goes to another runner, and a late answer to it is ignored.
+        The file of an offer is read by ArtifactService.ReadArtifact.
+
+        Codes: OK; INVALID_ARGUMENT (no hello, a description that cannot be, a measurement that cannot be);
+        ALREADY_EXISTS (another agent uses the name now); FAILED_PRECONDITION (the reason says which:
+        RUNNER_VERSION_SKEW, RUNNER_QUARANTINED); RESOURCE_EXHAUSTED (more messages than any agent needs);
+        UNAVAILABLE (the server shuts down, or heard nothing for too long; connect again).
         """
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

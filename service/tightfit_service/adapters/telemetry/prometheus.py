@@ -15,6 +15,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from tightfit_service.adapters.telemetry.runner_metrics import RunnerMetrics
 from tightfit_service.domain.errors import UnavailableError
 from tightfit_service.domain.job import Job, JobState
 from tightfit_service.domain.trial import Trial, TrialState
@@ -30,7 +31,7 @@ EMULATOR_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 
 
 
 class PrometheusTelemetry:
-    """Implements `application.ports.Telemetry`, and counts RPCs for the API.
+    """Implements `application.ports.Telemetry`, and counts RPCs for the API and runners in `runners`.
 
     All metrics live in a registry of their own: several servers in one process do not mix. Every
     method is thread-safe and returns at once.
@@ -44,6 +45,7 @@ class PrometheusTelemetry:
         self._rpc = _RpcMetrics(self.registry)
         self._jobs = _JobMetrics(self.registry)
         self._work = _WorkMetrics(self.registry)
+        self.runners = RunnerMetrics(self.registry)
 
     def rpc_finished(self, method: str, code: str, seconds: float) -> None:
         """Count an RPC."""

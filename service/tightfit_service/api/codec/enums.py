@@ -6,11 +6,13 @@ import enum
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, trial_pb2
+from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, runner_pb2, trial_pb2
+from tightfit_service.application.runner_sessions import RunnerState
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.job import JobEventKind, JobState
+from tightfit_service.domain.measurement import FailureKind
 from tightfit_service.domain.trial import TrialRole, TrialState
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -67,3 +69,5 @@ JOB_STATE = EnumCodec(JobState, _wire(job_pb2.CompressionJob.State), prefix="STA
 EVENT_KIND = EnumCodec(JobEventKind, _wire(job_pb2.JobEvent.Kind), prefix="KIND")
 TRIAL_STATE = EnumCodec(TrialState, _wire(trial_pb2.Trial.State), prefix="STATE")
 TRIAL_ROLE = EnumCodec(TrialRole, _wire(trial_pb2.Trial.Role), prefix="ROLE")
+RUNNER_STATE = EnumCodec(RunnerState, _wire(runner_pb2.Runner.State), prefix="STATE")
+FAILURE_KIND = EnumCodec(FailureKind, _wire(runner_pb2.WorkFailure.Kind), prefix="KIND")

@@ -27,6 +27,13 @@ from tightfit_service.application.ports.hardware import (
     TargetRecord,
     TargetStore,
 )
+from tightfit_service.application.ports.measuring import (
+    DeviceMeasurer,
+    MeasurementOrder,
+    NoteCallback,
+    RunnerTelemetry,
+    no_notes,
+)
 from tightfit_service.application.ports.models import (
     GraphInspector,
     ImportedModel,
@@ -58,6 +65,7 @@ __all__ = [
     "Clock",
     "DataSynthesizer",
     "DatasetReader",
+    "DeviceMeasurer",
     "Emulator",
     "Evaluator",
     "Executor",
@@ -68,9 +76,11 @@ __all__ = [
     "ImportedModel",
     "JobStore",
     "LayerPrecision",
+    "MeasurementOrder",
     "ModelImporter",
     "NetworkPass",
     "NodePass",
+    "NoteCallback",
     "OpenDataset",
     "Page",
     "PassContext",
@@ -80,6 +90,7 @@ __all__ = [
     "QuantizationSettings",
     "RecoveryResult",
     "RecoverySettings",
+    "RunnerTelemetry",
     "StructuredPruning",
     "TargetCatalogue",
     "TargetRecord",
@@ -92,4 +103,5 @@ __all__ = [
     "WorkHandler",
     "WorkResult",
     "WorkUnit",
+    "no_notes",
 ]

@@ -180,6 +180,26 @@ def test_work_is_counted(telemetry: PrometheusTelemetry, scrape: Scrape) -> None
     assert scrape("tightfit_work_cache_lookups_total", result="miss") == 1
 
 
+def test_runners_and_measurements_are_counted(
+    telemetry: PrometheusTelemetry, scrape: Scrape
+) -> None:
+    runners = telemetry.runners
+    runners.runner_states({("idle", "pi-5"): 2, ("busy", "pi-5"): 1})
+    runners.runner_states({("idle", "pi-5"): 3})
+    runners.measurement_finished("pi-5", "measured")
+    runners.measurement_waited(2.0)
+    runners.measurement_residual("pi-5", "latency", 1.07)
+
+    assert scrape("tightfit_runners", state="idle", target="pi-5") == 3
+    assert scrape("tightfit_runners", state="busy", target="pi-5") == 0
+    assert scrape("tightfit_measurements_total", target="pi-5", outcome="measured") == 1
+    assert scrape("tightfit_measurement_queue_wait_seconds_bucket", le="1.0") == 0
+    assert scrape("tightfit_measurement_queue_wait_seconds_bucket", le="5.0") == 1
+    residual = {"target": "pi-5", "quantity": "latency"}
+    assert scrape("tightfit_measurement_residual_ratio_bucket", le="1.05", **residual) == 0
+    assert scrape("tightfit_measurement_residual_ratio_bucket", le="1.1", **residual) == 1
+
+
 def test_two_services_in_one_process_do_not_mix(scrape: Scrape) -> None:
     PrometheusTelemetry().worker_restarted("crashed")
 
