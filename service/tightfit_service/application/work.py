@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tightfit_service.application.fidelity import AnsweredDataset
 from tightfit_service.application.file_metadata import input_metadata
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
@@ -293,7 +294,9 @@ class WorkHandlers:
         on_progress(0.05, "comparing with the original file on real inputs")
         count = min(PARITY_SAMPLES, len(evaluation))
         original = inputs["model"].read_bytes()
-        parity = self.importer.check_parity(original, graph, [evaluation.inputs(slice(0, count))])
+        names = [signature.name for signature in _facts(payload).inputs]
+        feeds = evaluation.feeds(slice(0, count), names)
+        parity = self.importer.check_parity(original, graph, list(feeds.values()))
         on_progress(0.2, "accuracy of the model as it came")
         onnx = self.evaluators[ModelFormat.ONNX]
         train = dataset.samples(SplitName.TRAIN)
@@ -519,7 +522,15 @@ class WorkHandlers:
     ) -> OpenDataset:
         model = _facts(payload).as_imported(graph)
         if "dataset" in inputs:
-            return self.datasets.open(inputs["dataset"], model=model)
+            dataset = self.datasets.open(inputs["dataset"], model=model)
+            if not dataset.manifest.metric.is_fidelity:
+                return dataset
+            return AnsweredDataset(
+                dataset=dataset,
+                original=graph,
+                names=[signature.name for signature in model.inputs],
+                evaluator=self.evaluators[ModelFormat.ONNX],
+            )
         digest = hashlib.sha256(graph).hexdigest()
         folder = self.cache_dir / "synthetic" / digest[:16]
         folder.mkdir(parents=True, exist_ok=True)

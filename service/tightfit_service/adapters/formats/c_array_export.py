@@ -21,7 +21,7 @@ from tightfit_service.application.ports import (
     Exporter,
     QuantizationSettings,
 )
-from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.samples import ModelInputs, Samples
 from tightfit_service.domain.errors import ParityError
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.domain.quantities import Accuracy
@@ -75,7 +75,7 @@ class CArrayEvaluator:
         """Keep the evaluator of the file in the array."""
         self._tflite = tflite
 
-    def outputs(self, data: bytes, inputs: FloatArray) -> npt.NDArray[np.float32]:
+    def outputs(self, data: bytes, inputs: ModelInputs) -> npt.NDArray[np.float32]:
         """Return the first output for float inputs in working layout, shape (n, ...).
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.samples import ModelInputs, Samples
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.quantities import Accuracy
 
@@ -86,7 +86,7 @@ class Exporter(Protocol):
 class Evaluator(Protocol):
     """Runs exported files of one format in their own runtime."""
 
-    def outputs(self, data: bytes, inputs: FloatArray) -> npt.NDArray[np.float32]:
+    def outputs(self, data: bytes, inputs: ModelInputs) -> npt.NDArray[np.float32]:
         """Return the first output for a batch of float inputs in working layout, dequantized, shape (n, ...)."""
         ...
 
