@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Mapping, Sequence
 
+from tightfit_service.adapters.formats.pt2_archive import open_archive
 from tightfit_service.adapters.formats.tflite_reader import is_tflite
 from tightfit_service.application.ports import ImportedModel, ModelImporter
 from tightfit_service.application.samples import FloatArray
@@ -104,7 +104,7 @@ def recognised_format(data: bytes) -> ModelFormat:
 def _format_of_archive(data: bytes) -> ModelFormat:
     """Tell archives of torch.export from those that other tools write."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_archive(data) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
         raise invalid(

@@ -96,13 +96,30 @@ def read_archive(data: bytes, *, limits: ModelLimits) -> Pt2Archive:
             remedy="send a smaller model",
         )
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with open_archive(data) as archive:
             files = _checked_members(archive, limits)
             return _contents(_Members(archive, files), limits)
     except _ZIP_ERRORS as error:
         raise invalid(
             "the .pt2 archive is damaged or truncated", remedy=f"upload all of it, or {_SAVE_AGAIN}"
         ) from error
+
+
+def open_archive(data: bytes) -> zipfile.ZipFile:
+    """Open a zip archive that starts where the file does.
+
+    Archives of torch.export hold others (of sample inputs); of a truncated one, zipfile would open
+    the last that is whole.
+
+    Raises:
+        zipfile.BadZipFile: It is none, or truncated.
+        Exception: One of what zipfile raises on damaged files: `ValueError`, `OSError`,
+            `NotImplementedError`, `EOFError`.
+    """
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    if min((item.header_offset for item in archive.infolist()), default=0):
+        raise zipfile.BadZipFile
+    return archive
 
 
 class _Members:
@@ -284,6 +301,12 @@ def _tensor(
             remedy="export the network in float32",
         )
     dtype, width = DTYPES[meta["dtype"]]
+    device = str(meta["device"]["type"])[:20]
+    if device == "meta":
+        raise invalid(
+            f"tensor {shown(name)} was on the meta device when it was saved, and has no values",
+            remedy="load the weights before torch.export.export",
+        )
     sizes, strides = (
         tuple(_whole(item["as_int"]) for item in meta[key]) for key in ("sizes", "strides")
     )
@@ -311,7 +334,7 @@ def _tensor(
         sizes=sizes,
         strides=strides,
         is_parameter=entry["is_param"] is True,
-        device=str(meta["device"]["type"]),
+        device=device,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,12 @@ from tightfit_service.adapters.formats.pt2_archive import (
     StoredTensor,
     malformed,
 )
+from tightfit_service.adapters.formats.pt2_operators import (
+    check_mode,
+    check_operator,
+    check_state,
+    writes,
+)
 from tightfit_service.adapters.formats.pt2_values import (
     bound,
     clean_value,
@@ -38,29 +43,6 @@ from tightfit_service.adapters.formats.pt2_values import (
 )
 from tightfit_service.graph.model_file import ModelLimits, invalid, shown
 
-_ATEN = re.compile(r"torch\.ops\.aten\.[a-z_][a-z0-9_]*\.[A-Za-z0-9_]+", re.ASCII)
-_SCALAR_TARGETS = re.compile(
-    r"(_operator\.(add|sub|mul|floordiv|mod|neg|eq|ne|ge|gt|le|lt|and_|or_|not_)"
-    r"|torch\.sym_(int|float|max|min|not|sum)|math\.(ceil|floor|trunc))"
-)
-_REFUSED_OPERATORS = re.compile(
-    r"\.aten\.(from_file|set_|resize|_resize|_cuda|_local_scalar_dense|record_stream|_print|"
-    r"rand|normal|bernoulli|multinomial|uniform|exponential|geometric|cauchy|log_normal|poisson)"
-)
-"""Operators that read files or lay memory out anew, and random ones: no network for a device has them."""
-_MODES = {
-    "batch_norm": ("training", "a BatchNorm"),
-    "instance_norm": ("use_input_stats", "an InstanceNorm with statistics"),
-    "dropout": ("train", "a Dropout"),
-    "feature_dropout": ("train", "a Dropout"),
-    "alpha_dropout": ("train", "a Dropout"),
-    "lstm": ("train", "an LSTM"),
-    "gru": ("train", "a GRU"),
-    "rnn_tanh": ("train", "an RNN"),
-    "rnn_relu": ("train", "an RNN"),
-}
-"""Operators with a switch for training, the switch's name, and what they are called."""
-_CALL_EVAL = "call model.eval() before torch.export.export"
 _DIALECTS = {"ATEN", "TRAINING"}
 
 
@@ -105,11 +87,6 @@ def build_program(archive: Pt2Archive, *, limits: ModelLimits) -> Program:
         *(item.device for item in (*archive.weights.values(), *archive.constants.values())),
         *_devices(raw),
     } - {"cpu"}
-    if "meta" in devices:
-        raise invalid(
-            "the program was exported on the meta device, so that it has no weights",
-            remedy="load the weights before torch.export.export",
-        )
     artifact = SerializedArtifact(
         json.dumps(document).encode(),
         {name: _tensor(item) for name, item in archive.weights.items()},  # type: ignore[arg-type]
@@ -160,10 +137,12 @@ def _document(raw: Mapping[str, Any], limits: ModelLimits) -> dict[str, Any]:
             "the program is in another dialect than torch.export.export returns",
             remedy="send what torch.export.export returned, not a lowered program",
         )
+    nodes = [_node(node) for node in graph["nodes"]]
+    check_state(nodes, inputs, input_specs)
     clean_graph = {
         "inputs": inputs,
         "outputs": outputs,
-        "nodes": [_node(node) for node in graph["nodes"]],
+        "nodes": nodes,
         "tensor_values": clean_values(graph["tensor_values"]),
         "sym_int_values": clean_values(graph.get("sym_int_values") or {}),
         "sym_bool_values": clean_values(graph.get("sym_bool_values") or {}),
@@ -236,10 +215,7 @@ def _outputs(
         ((kind, detail),) = spec.items()
         if kind != "user_output":
             name = shown(str(detail.get("buffer_name") or detail.get("user_input_name") or kind))
-            raise invalid(
-                f"the program writes to {name} when it runs, as a network in training mode does",
-                remedy=f"{_CALL_EVAL}; keep no state between calls",
-            )
+            raise writes(name)
         if set(argument) == {"as_none"}:
             continue
         if set(argument) != {"as_tensor"}:
@@ -253,20 +229,7 @@ def _outputs(
 
 
 def _node(node: Mapping[str, Any]) -> dict[str, Any]:
-    target, name = node["target"], node.get("name")
-    label = shown(str(name))
-    if not isinstance(target, str) or not (
-        _ATEN.fullmatch(target) or _SCALAR_TARGETS.fullmatch(target)
-    ):
-        raise invalid(
-            f"node {label} is {shown(str(target))}, which is no operator of ATen",
-            remedy="export the network without custom operators, control flow and autocast blocks",
-        )
-    if _REFUSED_OPERATORS.search(target):
-        raise invalid(
-            f"node {label} is {shown(target)}, which no network for a device has",
-            remedy="export the network for inference, without random numbers and files",
-        )
+    target, name = check_operator(node), node.get("name")
     arguments = [
         {
             "name": identifier(item["name"]),
@@ -275,7 +238,7 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
         }
         for item in node["inputs"]
     ]
-    _check_mode(target, label, arguments)
+    check_mode(target, name, arguments)
     scopes = node.get("metadata", {}).get("nn_module_stack")
     return {
         "target": target,
@@ -285,19 +248,6 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
         "is_hop_single_tensor_return": None,
         "name": None if name is None else identifier(name),
     }
-
-
-def _check_mode(target: str, label: str, arguments: list[dict[str, Any]]) -> None:
-    operator = target.removeprefix("torch.ops.aten.").partition(".")[0].rstrip("_")
-    if operator not in _MODES:
-        return
-    switch, what = _MODES[operator]
-    if any(item["name"] == switch and item["arg"] == {"as_bool": True} for item in arguments):
-        # LSTM and GRU only drop out between layers, which a rate of 0 turns off.
-        rate = next((item["arg"] for item in arguments if item["name"] == "dropout"), None)
-        if operator in {"lstm", "gru", "rnn_tanh", "rnn_relu"} and rate == {"as_float": 0.0}:
-            return
-        raise invalid(f"node {label} is {what} in training mode", remedy=_CALL_EVAL)
 
 
 def _is_scope(text: object) -> bool:
