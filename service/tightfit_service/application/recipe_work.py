@@ -39,6 +39,8 @@ from tightfit_service.domain.recipe import PassStep, Recipe
 
 PRUNING_STEP = "structured_pruning"
 RESOLUTION_STEP = "resolution"
+SPARSITY_STEP = "sparsity"
+CLUSTERING_STEP = "clustering"
 RECOVERY_STEP = "recovery"
 QUANTIZATION_STEP = "quantization"
 
@@ -197,13 +199,15 @@ class RecipeWork:
         working = teacher = graph
         trained: RecoveryResult | None = None
         notes: list[str] = []
+        done: list[PassStep] = []
         for step in recipe.steps:
             if step.pass_name == QUANTIZATION_STEP:
                 continue
             if step.pass_name == RECOVERY_STEP:
                 with timed.stage("recover"):
+                    settings = recovery_of(step, done)
                     trained, said = self._recover(
-                        working, teacher, step, splits, quantization, teacher_cache, on_progress
+                        working, teacher, settings, splits, quantization, teacher_cache, on_progress
                     )
                 notes.extend(said)
                 if trained is not None:
@@ -216,6 +220,7 @@ class RecipeWork:
                 if step.pass_name == RESOLUTION_STEP:
                     # the original has to see the same inputs to be a teacher
                     teacher = self.steps.apply(teacher, step, context)
+            done.append(step)
 
         on_progress(_RECOVERY_SHARE, "exporting")
         exporter = self.exporters[ModelFormat(recipe.output_format)]
@@ -265,7 +270,7 @@ class RecipeWork:
         self,
         working: bytes,
         teacher: bytes,
-        step: PassStep,
+        settings: RecoverySettings,
         splits: Splits,
         quantization: QuantizationSettings,
         teacher_cache: Path,
@@ -281,7 +286,7 @@ class RecipeWork:
                 teacher=teacher,
                 train=train,
                 selection=splits.need(SplitName.SELECTION),
-                settings=from_plain(RecoverySettings, step.parameters),
+                settings=settings,
                 cache_dir=teacher_cache,
                 on_progress=lambda share, text: on_progress(_RECOVERY_SHARE * share, text),
                 quantization=quantization,
@@ -289,6 +294,17 @@ class RecipeWork:
         except UnsupportedError as error:
             return None, [f"not trained: {error.message}"]
         return result, result.notes
+
+
+def recovery_of(step: PassStep, done: Sequence[PassStep]) -> RecoverySettings:
+    """Return how a step trains, given what was done before: it must not undo that."""
+    settings = from_plain(RecoverySettings, step.parameters)
+    names = {earlier.pass_name for earlier in done}
+    return replace(
+        settings,
+        keep_zeros=settings.keep_zeros or SPARSITY_STEP in names,
+        share_values=settings.share_values or CLUSTERING_STEP in names,
+    )
 
 
 def quantization_of(recipe: Recipe) -> QuantizationSettings:

@@ -10,7 +10,7 @@ from fakes.scripted_work import network, pruning_space
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.recipe_making import RecipeMaker, is_in
-from tightfit_service.application.recipe_work import as_carried_out, quantization_of
+from tightfit_service.application.recipe_work import as_carried_out, quantization_of, recovery_of
 from tightfit_service.application.techniques import check_techniques, network_passes, node_passes
 from tightfit_service.application.work import MeasuredAlternative, VariantOutcome
 from tightfit_service.domain.budget import Budget
@@ -159,3 +159,14 @@ def test_techniques_are_chosen_by_name() -> None:
     with pytest.raises(InvalidRequestError, match="magic") as caught:
         check_techniques(["magic"])
     assert "structured_pruning" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("before", "keep_zeros", "share_values"),
+    [("sparsity", True, False), ("clustering", False, True), ("low_rank", False, False)],
+)
+def test_training_does_not_undo_what_was_done_to_weights(
+    before: str, keep_zeros: bool, share_values: bool
+) -> None:
+    settings = recovery_of(PassStep(pass_name="recovery"), [PassStep(pass_name=before)])
+    assert (settings.keep_zeros, settings.share_values) == (keep_zeros, share_values)
