@@ -11,6 +11,7 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import ModelProto, NodeProto, TensorProto
 
+from tightfit_service.adapters.formats.layout import channels_first
 from tightfit_service.adapters.formats.onnx_execution import (
     LIBRARY_ERRORS,
     open_session,
@@ -28,6 +29,7 @@ from tightfit_service.application.samples import FloatArray
 from tightfit_service.domain.errors import InvalidModelError, ParityError
 from tightfit_service.graph import normal_form
 from tightfit_service.graph.batch_expansion import drop_zero_states
+from tightfit_service.graph.bias_folding import fold_biases_before_norms
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
@@ -151,7 +153,7 @@ class OnnxImporter:
             except (ParityError, InvalidModelError, *LIBRARY_ERRORS):
                 if index == len(candidates) - 1:
                     raise
-        working = candidate
+        working = self._simplified(source, candidate)
         if default_opset(working) < WORKING_OPSET:
             warnings.append(
                 f"the graph stays at opset {original_opset}: it could not be converted to "
@@ -160,6 +162,25 @@ class OnnxImporter:
         if was_fixed:
             warnings.append(BATCH_WAS_FIXED)
         return self._described(working, warnings)
+
+    def _simplified(self, source: ModelProto, model: ModelProto) -> ModelProto:
+        """Return the graph without the changes of layout that converters from channels last leave.
+
+        It stays as it is where that takes no Transpose out, or cannot be proven.
+        """
+        try:
+            result = channels_first(model, tensor_shapes(model))
+            if _transpose_count(result) >= _transpose_count(model):
+                return model
+            remove_dead_code(result)
+            normal_form.remove_identities(result)
+            fold_biases_before_norms(result)
+            del result.graph.value_info[:]
+            _declare_shapes(result)
+            self._prove_batch(source, result)
+        except (ParityError, InvalidModelError, *LIBRARY_ERRORS):
+            return model
+        return result
 
     def _prepare(self, model: ModelProto) -> None:
         """Bring the structure into a form that onnx's own tools take, in place."""
@@ -374,6 +395,10 @@ def _check(model: ModelProto) -> None:
             f"onnxruntime cannot load the model: {first_line(error)}",
             remedy="export the model again and load it in onnxruntime",
         ) from error
+
+
+def _transpose_count(model: ModelProto) -> int:
+    return sum(node.op_type == "Transpose" for node in model.graph.node)
 
 
 def _converted(model: ModelProto) -> ModelProto | None:

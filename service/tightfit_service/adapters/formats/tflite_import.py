@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tightfit_service.adapters.formats.layout import channels_first
 from tightfit_service.adapters.formats.onnx_execution import (
     LIBRARY_ERRORS,
     relative_difference,
@@ -19,7 +20,6 @@ from tightfit_service.adapters.formats.onnx_import import (
     quantized_warning,
 )
 from tightfit_service.adapters.formats.tflite_execution import LitertReference, first_difference
-from tightfit_service.adapters.formats.tflite_layout import channels_first
 from tightfit_service.adapters.formats.tflite_literal import LiteralGraph, literal_graph
 from tightfit_service.adapters.formats.tflite_reader import TfliteTensor, read_tflite
 from tightfit_service.application.ports import ImportedModel

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from architectures import ARCHITECTURES
 from fakes.exporter_habits import (
     HABITS,
     opset_8,
@@ -21,6 +22,7 @@ from fakes.networks import NETWORKS, Builder, random_inputs
 from fakes.odd_networks import ODD_NETWORKS, spelt_sizes
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.domain.errors import InvalidModelError, ParityError
+from tightfit_service.graph.batch_norm import foldable_batch_norms
 from tightfit_service.graph.model_file import ModelLimits
 
 importer = OnnxImporter()
@@ -59,6 +61,20 @@ def test_working_form_computes_what_the_original_does(
     assert result.node_count == len(names)
     assert importer.import_model(data) == result
     assert importer.import_model(result.graph).graph == result.graph
+
+
+def test_layers_written_channels_last_are_read_channels_first() -> None:
+    """As tf2onnx writes them: transposes around each convolution and normalisation, biases between."""
+    architecture = ARCHITECTURES["keras_mobilenet"]
+    data = architecture.export()
+    result = importer.import_model(data)
+    working = onnx.load_from_string(result.graph)
+    count = [n.op_type for n in working.graph.node].count
+    assert [n.op_type for n in onnx.load_from_string(data).graph.node].count("Transpose") == 28
+    assert count("Transpose") == 1  # the input stays channels last
+    assert len(foldable_batch_norms(working)) == count("BatchNormalization") == 7
+    values = np.random.default_rng(0).normal(size=(3, *architecture.shapes[0])).astype(np.float32)
+    assert importer.check_parity(data, result.graph, [values]) < 1e-5
 
 
 class TestFacts:

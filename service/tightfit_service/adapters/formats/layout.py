@@ -1,7 +1,7 @@
 """Moving Transposes out of a graph: images are kept channels first wherever nothing forbids it.
 
 TFLite files hold images channels last, so that in a literal translation each convolution stands
-between two Transposes. Here a tensor of the literal graph is a logical tensor, of which the graph
+between two Transposes; converters from TensorFlow to ONNX leave the same. Here a tensor of the literal graph is a logical tensor, of which the graph
 computes one or several *views*: the view of order p is Transpose(tensor, perm=p). A Transpose then
 computes nothing: it names a view. Operators that act position by position, and those whose axes
 can be renamed, work on whatever view their input is computed in; all others get the literal one.
@@ -246,7 +246,7 @@ class _Layout:
         if not orders:
             return False
         order, rank = orders[0], len(orders[0])
-        axis = int(attribute(node, "axis", -1)) % rank
+        axis = int(attribute(node, "axis", 0 if node.op_type == "Split" else -1)) % rank
         extra = list(node.input[1:]) if node.op_type == "Split" else []
         data = node.input[:1] if node.op_type == "Split" else node.input
         inputs = [*(self._view(name, order) for name in data), *extra]
@@ -258,12 +258,15 @@ class _Layout:
         order = self._foreign_home(node.input[0])
         if order is None:
             return False
-        in_input = node.op_type == "ReduceSum"
+        in_input = len(node.input) > 1
         single = node.op_type in {"ArgMax", "ArgMin"}
         if in_input:
             axes = [int(axis) for axis in self._constants[node.input[1]]]
         else:
-            axes = [int(attribute(node, "axis"))] if single else attribute(node, "axes")
+            axes = [int(attribute(node, "axis", 0))] if single else attribute(node, "axes")
+        if not axes:
+            return False
+        axes = [axis % len(order) for axis in axes]
         places = sorted(order.index(axis) for axis in axes)
         kept = bool(attribute(node, "keepdims", 1))
         left = [axis for axis in order if axis not in axes]
@@ -286,7 +289,7 @@ class _Layout:
 
     def _pad(self, node: NodeProto) -> bool:
         order = self._foreign_home(node.input[0])
-        if order is None:
+        if order is None or len(node.input) > 3 or node.input[1] not in self._constants:
             return False
         pads = self._constants[node.input[1]].reshape(2, -1)[:, list(order)]
         amounts = self._sizes(f"{node.name}.pads", pads.reshape(-1))
@@ -296,9 +299,10 @@ class _Layout:
 
     def _slice(self, node: NodeProto) -> bool:
         order = self._foreign_home(node.input[0])
-        if order is None:
+        if order is None or len(node.input) < 4 or node.input[3] not in self._constants:
             return False
-        places = [order.index(int(axis)) for axis in self._constants[node.input[3]]]
+        axes = [int(axis) % len(order) for axis in self._constants[node.input[3]]]
+        places = [order.index(axis) for axis in axes]
         inputs = [self._view(node.input[0], order), *node.input[1:]]
         inputs[3] = self._sizes(f"{node.name}.axes", places)
         self._emit(node, inputs, [order])
