@@ -36,6 +36,7 @@ _STEP_NAMES = {
     "train": "training",
     "onnx": "ONNX int8",
     "tflite": "TFLite int8",
+    "back": "float TFLite back",
 }
 
 
@@ -53,6 +54,7 @@ def measure(name: str) -> Result:
         architecture = ARCHITECTURES[name]
         result = asdict(check(architecture))
     result["opset"] = architecture.opset
+    result["exporter"] = architecture.exporter
     return result
 
 

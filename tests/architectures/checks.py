@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from architectures.exporting import signals
 from architectures.registry import Architecture
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+from tightfit_service.adapters.formats.tflite_convert import is_channels_last
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+from tightfit_service.adapters.formats.tflite_import import TfliteImporter
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.ports import (
     ExportedModel,
@@ -33,17 +36,19 @@ from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.network import PruningSpace
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.graph.structure import graph_inputs
 from tightfit_service.passes.quantization import StaticQuantizationPass
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 FloatArray = npt.NDArray[np.float32]
 Figures = dict[str, float]
 
-STEPS = ("import", "profile", "space", "exact", "prune", "train", "onnx", "tflite")
+STEPS = ("import", "profile", "space", "exact", "prune", "train", "onnx", "tflite", "back")
 PRUNED_SHARE = 0.3
 _EXACT = 1e-4
 _MODEL_OUTPUT = "its channels are the model's output"
 _SAMPLES = 64
+_TO_NHWC = (0, 2, 3, 1)
 _CHANNELS_LAST = frozenset({"channels_last", "keras_mobilenet"})
 """Networks whose images come as (N, H, W, C)."""
 _SHORT = RecoverySettings(epochs=3, batch_size=16, augmentation="none")
@@ -69,7 +74,7 @@ class Report:
     Attributes:
         operators: ONNX operator types of the working graph.
         outcomes: Per step.
-        frozen: Reasons, other than being the output, for which channels cannot be removed.
+        frozen: Channels that cannot be removed, by reason; without the model's own outputs.
         float_in_onnx: Operator types that the int8 ONNX file computes in float, each time.
         float_in_tflite: Operator types that the TFLite exporter names as computed in float.
     """
@@ -77,14 +82,14 @@ class Report:
     name: str
     operators: tuple[str, ...] = ()
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
+    frozen: Mapping[str, int] = field(default_factory=dict)
     float_in_onnx: tuple[str, ...] = ()
     float_in_tflite: tuple[str, ...] = ()
 
 
-def check(architecture: Architecture) -> Report:
-    """Run all steps; one that fails leaves the next with what the last good one made."""
-    return _Way(architecture).go()
+def check(architecture: Architecture, steps: Sequence[str] = STEPS) -> Report:
+    """Run the steps, in order; one that fails leaves the next with what the last good one made."""
+    return _Way(architecture).go(steps)
 
 
 class _Way:
@@ -102,7 +107,7 @@ class _Way:
         self.float_in_tflite: tuple[str, ...] = ()
         self.outcomes: dict[str, Outcome] = {}
 
-    def go(self) -> Report:
+    def go(self, names: Sequence[str]) -> Report:
         steps: dict[str, Callable[[], Figures]] = {
             "import": self._import,
             "profile": self._profile,
@@ -112,22 +117,28 @@ class _Way:
             "train": self._train,
             "onnx": self._onnx,
             "tflite": self._tflite,
+            "back": self._back,
         }
-        for name, step in steps.items():
+        for name in names:
             if name != "import" and not self.outcomes["import"].works:
                 self.outcomes[name] = Outcome(works=False, reason="it was not imported")
                 continue
-            self.outcomes[name] = _outcome(step)
+            self.outcomes[name] = _outcome(steps[name])
         return Report(
             name=self.architecture.name,
             operators=self.operators,
             outcomes=self.outcomes,
-            frozen=tuple(
-                dict.fromkeys(f.reason for f in self.space.frozen if f.reason != _MODEL_OUTPUT)
-            ),
+            frozen=self._frozen(),
             float_in_onnx=self.float_in_onnx,
             float_in_tflite=self.float_in_tflite,
         )
+
+    def _frozen(self) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for item in self.space.frozen:
+            if item.reason != _MODEL_OUTPUT:
+                counts[item.reason] += item.channel_count
+        return dict(counts)
 
     def inputs(self, count: int) -> list[FloatArray]:
         """Return random inputs, one array per input of the network."""
@@ -172,17 +183,10 @@ class _Way:
 
     def _space(self) -> Figures:
         self.space = StructuredPruningPass().space(self.graph)
-        free = {
-            node: width
-            for node, width in self.space.output_widths.items()
-            if any(node in group.producers for group in self.space.groups)
-        }
-        full = {group.group_id: group.unit_count for group in self.space.groups}
-        prunable = sum(width.channels(full) - width.fixed for width in free.values())
-        frozen = sum(f.channel_count for f in self.space.frozen if f.reason != _MODEL_OUTPUT)
-        if not prunable:
+        share = _prunable(self.space)
+        if not share:
             raise StepFailedError("no channel can be removed")
-        return {"groups": float(len(full)), "prunable": prunable / (prunable + frozen)}
+        return {"groups": float(len(self.space.groups)), "prunable": share}
 
     def _exact(self) -> Figures:
         data, keep = with_copies(self.graph)
@@ -243,25 +247,60 @@ class _Way:
         return {"steps": float(result.steps), "error_left": after / before}
 
     def _onnx(self) -> Figures:
-        exported = self._exported(OnnxExporter(quantizer=StaticQuantizationPass()))
+        exported = self._exported(
+            OnnxExporter(quantizer=StaticQuantizationPass()), NumberFormat.INT8, graph=self.current
+        )
         self.float_in_onnx = _computed_in_float(exported.data)
         return dict(exported.parity)
 
     def _tflite(self) -> Figures:
-        exported = self._exported(TfliteExporter())
+        exported = self._exported(TfliteExporter(), NumberFormat.INT8, graph=self.current)
         told = " ".join(note for note in exported.notes if "float32" in note)
         named = set(re.split(r"[\s,:]+", told))
         nodes = load_model(self.current).graph.node
         self.float_in_tflite = tuple(sorted({n.op_type for n in nodes if n.name in named}))
         return dict(exported.parity)
 
-    def _exported(self, exporter: Exporter) -> ExportedModel:
+    def _back(self) -> Figures:
+        """Read a float TFLite file of the original as if a user had sent that instead."""
+        data = self._exported(TfliteExporter(), NumberFormat.FLOAT32, graph=self.graph).data
+        importer = TfliteImporter()
+        graph = importer.import_model(data).graph
+        inputs = [
+            np.ascontiguousarray(value.transpose(_TO_NHWC)) if is_turned else value
+            for value, is_turned in zip(self.inputs(2), self._turned_inputs(), strict=True)
+        ]
+        return {
+            "parity": importer.check_parity(data, graph, inputs),
+            "prunable": _prunable(StructuredPruningPass().space(graph)),
+        }
+
+    def _turned_inputs(self) -> list[bool]:
+        model = load_model(self.graph)
+        return [is_channels_last(model, name) for name in graph_inputs(model)]
+
+    def _exported(
+        self, exporter: Exporter, number_format: NumberFormat, *, graph: bytes
+    ) -> ExportedModel:
         return exporter.export(
-            self.current,
+            graph,
             calibration=self.samples(_SAMPLES),
-            settings=QuantizationSettings(number_format=NumberFormat.INT8),
+            settings=QuantizationSettings(number_format=number_format),
             metadata={},
         )
+
+
+def _prunable(space: PruningSpace) -> float:
+    """Return the share of channels, other than the model's outputs, that can be removed."""
+    free = [
+        width
+        for node, width in space.output_widths.items()
+        if any(node in group.producers for group in space.groups)
+    ]
+    full = {group.group_id: group.unit_count for group in space.groups}
+    prunable = sum(width.channels(full) - width.fixed for width in free)
+    frozen = sum(f.channel_count for f in space.frozen if f.reason != _MODEL_OUTPUT)
+    return prunable / (prunable + frozen) if prunable else 0.0
 
 
 def _outcome(step: Callable[[], Figures]) -> Outcome:
