@@ -229,10 +229,24 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
     def GetHardwareTarget(self, request: Any, context: Any) -> Any:
         self._state.fail("GetHardwareTarget", context)
         for spec in self._state.targets:
-            if request.name == f"hardwareTargets/{spec.name}":
+            if request.name == f"projects/default/hardwareTargets/{spec.name}":
                 return self._target(spec)
         context.abort(grpc.StatusCode.NOT_FOUND, f"there is no target {request.name}")
         raise AssertionError
+
+    def CreateHardwareTarget(self, request: Any, context: Any) -> Any:
+        self._state.fail("CreateHardwareTarget", context)
+        assert request.parent == "projects/default"
+        spec = request.hardware_target.spec
+        if not request.validate_only:
+            self._state.targets.append(spec)
+        name = f"{request.parent}/hardwareTargets/{spec.name}"
+        return hardware_pb2.HardwareTarget(name=name, spec=spec, emulator="mcu")
+
+    def DeleteHardwareTarget(self, request: Any, context: Any) -> Any:
+        self._state.fail("DeleteHardwareTarget", context)
+        self._state.deleted.append(request.name)
+        return empty_pb2.Empty()
 
     def EstimateModel(self, request: Any, context: Any) -> Any:
         cost = metrics_pb2.CostEstimate(
@@ -259,7 +273,8 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
         )
 
     def _target(self, spec: hardware_pb2.HardwareSpec) -> hardware_pb2.HardwareTarget:
-        return hardware_pb2.HardwareTarget(name=f"hardwareTargets/{spec.name}", spec=spec)
+        name = f"hardwareTargets/{spec.name}"
+        return hardware_pb2.HardwareTarget(name=name, spec=spec, emulator="mcu")
 
 
 class _Jobs(compression_pb2_grpc.CompressionServiceServicer):

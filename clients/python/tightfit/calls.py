@@ -146,15 +146,37 @@ def estimate(
     return Call(_HARDWARE, "EstimateModel", request)
 
 
-def get_target(target: str) -> Call[hardware_pb2.HardwareTarget]:
-    """Return a target."""
-    request = hardware_pb2.GetHardwareTargetRequest(name=target_name(target))
-    return Call(_HARDWARE, "GetHardwareTarget", request)
+def get_target(target: str, *, project: str) -> Call[hardware_pb2.HardwareTarget]:
+    """Return a target of the project or of the catalogue."""
+    name = target_name(target, project=project)
+    return Call(_HARDWARE, "GetHardwareTarget", hardware_pb2.GetHardwareTargetRequest(name=name))
 
 
-def list_targets(*, page_size: int) -> Listing[hardware_pb2.HardwareTarget]:
-    """List targets."""
-    request = hardware_pb2.ListHardwareTargetsRequest(page_size=page_size)
+def create_target(
+    spec: hardware_pb2.HardwareSpec, *, project: str, validate_only: bool
+) -> Call[hardware_pb2.HardwareTarget]:
+    """Store the description of a device."""
+    request = hardware_pb2.CreateHardwareTargetRequest(
+        parent=project_name(project),
+        hardware_target=hardware_pb2.HardwareTarget(spec=spec),
+        validate_only=validate_only,
+    )
+    return Call(_HARDWARE, "CreateHardwareTarget", request)
+
+
+def delete_target(target: str, *, project: str) -> Call[empty_pb2.Empty]:
+    """Delete a target of the project."""
+    name = target_name(target, project=project)
+    return Call(
+        _HARDWARE, "DeleteHardwareTarget", hardware_pb2.DeleteHardwareTargetRequest(name=name)
+    )
+
+
+def list_targets(*, project: str, page_size: int) -> Listing[hardware_pb2.HardwareTarget]:
+    """List the targets of the project and of the catalogue."""
+    request = hardware_pb2.ListHardwareTargetsRequest(
+        parent=project_name(project), page_size=page_size
+    )
     return Listing(
         Call(_HARDWARE, "ListHardwareTargets", request), lambda page: page.hardware_targets
     )

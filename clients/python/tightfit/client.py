@@ -203,12 +203,27 @@ class Client:
         return self._call(calls.estimate(model, target))
 
     def list_targets(self, *, page_size: int = 0) -> Iterator[hardware_pb2.HardwareTarget]:
-        """Yield the targets of the catalogue by name."""
-        return self._pages(calls.list_targets(page_size=page_size))
+        """Yield the targets of the project and of the catalogue by name."""
+        return self._pages(calls.list_targets(project=self.project, page_size=page_size))
 
     def get_target(self, target: str) -> hardware_pb2.HardwareTarget:
-        """Return a target of the catalogue by name."""
-        return self._call(calls.get_target(target))
+        """Return a target by name: the project's, or else the catalogue's."""
+        return self._call(calls.get_target(target, project=self.project))
+
+    def create_target(
+        self, spec: hardware_pb2.HardwareSpec, *, validate_only: bool = False
+    ) -> hardware_pb2.HardwareTarget:
+        """Store the description of a device as a target of the project; it may be partial.
+
+        With `validate_only` it is only checked, and returned with everything filled in.
+        """
+        return self._call(
+            calls.create_target(spec, project=self.project, validate_only=validate_only)
+        )
+
+    def delete_target(self, target: str) -> None:
+        """Delete a target of the project."""
+        self._call(calls.delete_target(target, project=self.project))
 
     def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.

@@ -29,9 +29,15 @@ def job_name(job: str, *, project: str) -> str:
     return f"{project_name(project)}/jobs/{job}"
 
 
-def target_name(target: str) -> str:
-    """Return the full name of a catalogue target from its name or its last segment."""
-    return target if target.startswith("hardwareTargets/") else f"hardwareTargets/{target}"
+def target_name(target: str, *, project: str = "") -> str:
+    """Return the full name of a target from its name or its last segment.
+
+    With a project the short name stands for the project's target, or else for the catalogue's.
+    """
+    if target.startswith(("hardwareTargets/", "projects/")):
+        return target
+    short = f"hardwareTargets/{target}"
+    return f"{project_name(project)}/{short}" if project else short
 
 
 def artifact_name(artifact: str, *, project: str) -> str:

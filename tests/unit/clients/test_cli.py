@@ -17,11 +17,12 @@ import grpc
 import numpy as np
 import pytest
 import yaml
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # no types
 
 from fakes import results
 from fakes.tightfit_server import FakeTightfit, rich_status
 from tightfit.cli import main
-from tightfit.v1 import job_pb2
+from tightfit.v1 import hardware_pb2, job_pb2
 
 Run = Callable[..., int]
 
@@ -308,6 +309,71 @@ def test_targets_are_listed_and_shown_in_the_form_that_is_read(
     del expected.assumed_fields[:]
     assert fake.state.created[0].job.spec.hardware_spec == expected
     assert run("targets", "show", "none") == 2
+
+
+def test_targets_are_filtered_by_core_accelerator_and_owner(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    npu = hardware_pb2.Accelerator(kind="ethos-u55", name="Ethos-U55-128")
+    fake.state.targets = [
+        hardware_pb2.HardwareSpec(name="plain", core="cortex-m4"),
+        hardware_pb2.HardwareSpec(name="fast", core="cortex-m55", accelerator=npu),
+        hardware_pb2.HardwareSpec(name="big", core="cortex-m55"),
+    ]
+
+    def names(*arguments: str) -> list[str]:
+        assert run("targets", "list", "--json", *arguments) == 0
+        return [item["name"] for item in json.loads(capsys.readouterr().out)]
+
+    assert names() == ["plain", "fast", "big"]
+    assert names("--core", "M55") == ["fast", "big"]
+    assert names("--accelerator", "u55-128") == ["fast"]
+    assert names("--own") == []
+    assert run("targets", "list") == 0
+    printed = capsys.readouterr().out
+    assert "Ethos-U55-128" in printed
+    assert "mcu" in printed
+
+
+def test_a_target_is_validated_added_and_deleted(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.yaml").write_text("core: cortex-m7\nclock_mhz: 216\n")
+    assert run("targets", "validate", "mine.yaml") == 0
+    assert "mine.yaml is valid" in capsys.readouterr().out
+    assert fake.state.targets == []
+    assert run("targets", "add", "mine.yaml") == 0
+    assert "--target mine" in capsys.readouterr().out
+    assert [spec.name for spec in fake.state.targets] == ["mine"]
+    assert run("targets", "delete", "mine") == 0
+    assert fake.state.deleted == ["projects/default/hardwareTargets/mine"]
+
+
+def test_what_the_service_refuses_is_named_with_its_line(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.yaml").write_text("core: cortex-m7\nmemory:\n  ram_bytes: 0\n")
+    refusal = rich_status(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "memory.ram_bytes is 0, which no device has",
+        error_details_pb2.ErrorInfo(
+            reason="INVALID_TARGET",
+            metadata={
+                "field": "target.memory.ram_bytes",
+                "remedy": "give the figure from the data sheet",
+            },
+        ),
+    )
+    fake.state.failures["CreateHardwareTarget"] = [refusal] * 2
+    assert run("targets", "validate", "mine.yaml") == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "mine.yaml:3: memory.ram_bytes" in printed
+    assert "try: give the figure" in printed
+    assert run("targets", "validate", "mine.yaml", "--json") == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["valid"] is False
+    assert answer["error"]["field"] == "mine.yaml:3: memory.ram_bytes"
+    assert fake.state.targets == []
 
 
 def test_jobs_can_be_listed_shown_watched_cancelled_and_deleted(

@@ -198,6 +198,17 @@ def test_lists_cross_pages(client: AnyClient, fake: FakeTightfit) -> None:
     assert names == ["t0", "t1", "t2", "t3", "t4"]
 
 
+def test_a_target_is_created_found_and_deleted(client: AnyClient, fake: FakeTightfit) -> None:
+    spec = hardware_pb2.HardwareSpec(name="ours", core="cortex-m7")
+    checked = client.call("create_target", spec, validate_only=True)
+    assert checked.name == "projects/default/hardwareTargets/ours"
+    assert fake.state.targets == []
+    client.call("create_target", spec)
+    assert client.call("get_target", "ours").spec == spec
+    client.call("delete_target", "ours")
+    assert fake.state.deleted == ["projects/default/hardwareTargets/ours"]
+
+
 def test_jobs_are_listed_by_state(client: AnyClient, fake: FakeTightfit) -> None:
     fake.state.load(results.succeeded())
     assert len(client.items("list_jobs")) == 1

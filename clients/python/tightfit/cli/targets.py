@@ -1,24 +1,49 @@
-"""`tightfit targets`: the devices that the server knows."""
+"""`tightfit targets`: the devices that the server knows, and those that a user describes."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tightfit.cli import options, tables
+from tightfit.cli import exit_codes, options, tables
+from tightfit.errors import AlreadyExistsError, InvalidInputError
+from tightfit.names import last_segment
 from tightfit.quantities import format_bytes
 from tightfit.result_file import target_content
-from tightfit.target_file import target_mapping
+from tightfit.target_file import placed, read_target_file, target_mapping
+from tightfit.v1 import hardware_pb2
 
-app = typer.Typer(help="The devices that the server knows.", no_args_is_help=True)
+app = typer.Typer(
+    help="The devices that the server knows, and your own descriptions.", no_args_is_help=True
+)
+
+File = Annotated[
+    Path, typer.Argument(help="YAML file that describes a device.", show_default=False)
+]
+Name = Annotated[str, typer.Argument(help="Name of the device.", show_default=False)]
 
 
 @app.command("list")
 def list_targets(
+    core: Annotated[
+        str, typer.Option("--core", metavar="TEXT", help="Only with this in the core's name.")
+    ] = "",
+    accelerator: Annotated[
+        str,
+        typer.Option(
+            "--accelerator",
+            metavar="TEXT",
+            help="Only with this in the accelerator's name or kind.",
+        ),
+    ] = "",
+    own: Annotated[bool, typer.Option("--own", help="Only those that you added.")] = False,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,
@@ -26,12 +51,18 @@ def list_targets(
 ) -> None:
     """List the devices by name."""
     with options.connected(server, local=local, data_dir=data_dir) as client:
-        found = [target_content(target.spec) for target in client.list_targets()]
+        found = [
+            _content(target)
+            for target in client.list_targets(page_size=500)
+            if core.lower() in target.spec.core
+            and _has_accelerator(target.spec, accelerator)
+            and (_is_own(target) or not own)
+        ]
     if json_:
         print(json.dumps(found, indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("NAME", "CORE", "RAM", "FLASH", "RUNTIME"):
+    for heading in ("NAME", "CORE", "ACCELERATOR", "RAM", "FLASH", "RUNTIME", "EMULATOR"):
         table.add_column(heading, no_wrap=True)
     for spec in found:
         clock = f"{spec['clock_mhz']:g} MHz" if spec["clock_mhz"] else ""
@@ -39,16 +70,18 @@ def list_targets(
         table.add_row(
             spec["name"],
             f"{f'{count} x ' if count > 1 else ''}{spec['core']} {clock}".strip(),
+            escape(spec["accelerator"]),
             format_bytes(spec["ram_bytes"] or 0),
             format_bytes(spec["flash_bytes"] or 0),
-            f"{spec['runtime']} {spec['runtime_version']}".strip(),
+            escape(f"{spec['runtime']} {spec['runtime_version']}".strip()),
+            spec["emulator"] or "none yet",
         )
     tables.print_wide(table)
 
 
 @app.command("show")
 def show_target(
-    name: Annotated[str, typer.Argument(help="Name of the device.")],
+    name: Name,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,
@@ -56,12 +89,113 @@ def show_target(
 ) -> None:
     """Show a device as YAML, in the form that `--target FILE.yaml` takes."""
     with options.connected(server, local=local, data_dir=data_dir) as client:
-        spec = client.get_target(name).spec
+        target = client.get_target(name)
     if json_:
-        print(json.dumps(target_content(spec), indent=2))
+        print(json.dumps(_content(target), indent=2))
         return
-    content = target_mapping(spec)
+    content = target_mapping(target.spec)
     assumed = content.pop("assumed_fields", [])
     print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
     if assumed:
-        print(f"# assumed from the class of the core: {', '.join(assumed)}")
+        print(f"# assumed from the classes of core and accelerator: {', '.join(assumed)}")
+    print(f"# emulator: {target.emulator or 'none covers it yet'}")
+
+
+@app.command("validate")
+def validate_target(
+    file: File,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+    json_: options.Json = False,
+) -> None:
+    """Check the description of a device, and say what it leaves to assumptions.
+
+    Exit code 0: jobs can use it. 2: they cannot; the line, the field and the remedy are named.
+    """
+    try:
+        target = _create(file, server=server, local=local, data_dir=data_dir, validate_only=True)
+    except (InvalidInputError, AlreadyExistsError) as error:
+        if not json_:
+            raise
+        problem = {"message": error.message, "field": error.field, "remedy": error.remedy}
+        print(json.dumps({"valid": False, "error": problem, "target": None}, indent=2))
+        raise typer.Exit(exit_codes.USAGE) from error
+    if json_:
+        content = {"valid": True, "error": None, "target": _content(target)}
+        print(json.dumps(content, indent=2))
+        return
+    Console(highlight=False).print(f"[bold green]{escape(file.name)} is valid.[/bold green]")
+    _say_what_is_assumed(target)
+
+
+@app.command("add")
+def add_target(
+    file: File,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+    json_: options.Json = False,
+) -> None:
+    """Store the description of a device on the server, so that jobs can name it."""
+    target = _create(file, server=server, local=local, data_dir=data_dir, validate_only=False)
+    if json_:
+        print(json.dumps(_content(target), indent=2))
+        return
+    print(f"added; use it as --target {last_segment(target.name)}")
+    _say_what_is_assumed(target)
+
+
+@app.command("delete")
+def delete_target(
+    name: Name,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Delete a device that you added; jobs that were made for it keep it."""
+    with options.connected(server, local=local, data_dir=data_dir) as client:
+        client.delete_target(name)
+    print(f"deleted {name}")
+
+
+def _create(
+    file: Path, *, server: str | None, local: bool, data_dir: Path | None, validate_only: bool
+) -> hardware_pb2.HardwareTarget:
+    """Read a description and have the service check it.
+
+    Raises:
+        InvalidInputError: It cannot be used; names the line, the field and the remedy.
+        AlreadyExistsError: Its name stands for another device.
+    """
+    spec = read_target_file(file)
+    with options.connected(server, local=local, data_dir=data_dir) as client:
+        try:
+            return client.create_target(spec, validate_only=validate_only)
+        except (InvalidInputError, AlreadyExistsError) as error:
+            raise placed(error, file) from error
+
+
+def _content(target: hardware_pb2.HardwareTarget) -> dict[str, Any]:
+    return {
+        **target_content(target.spec),
+        "accelerator_rules": target_mapping(target.spec).get("accelerator"),
+        "emulator": target.emulator,
+        "own": _is_own(target),
+    }
+
+
+def _is_own(target: hardware_pb2.HardwareTarget) -> bool:
+    return target.name.startswith("projects/")
+
+
+def _has_accelerator(spec: hardware_pb2.HardwareSpec, text: str) -> bool:
+    return text.lower() in f"{spec.accelerator.kind} {spec.accelerator.name}".lower()
+
+
+def _say_what_is_assumed(target: hardware_pb2.HardwareTarget) -> None:
+    assumed = ", ".join(target.spec.assumed_fields)
+    if assumed:
+        print(f"assumed, which widens the intervals of estimates: {assumed}")
+    if not target.emulator:
+        print("no emulator covers it yet: costs on it cannot be estimated")
