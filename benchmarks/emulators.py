@@ -3,62 +3,36 @@
 python benchmarks/emulators.py --rows RESULTS.csv --layers LAYERS.csv
     [--device-rows DEVICES.csv] [--more-layers LAYERS.csv] [--json]
 
-Rows of accelerators are left out. Boards that are not in the catalogue are built from the row's own columns. Latency, energy, RAM and flash
-are compared wherever the row has a figure and the network's layers are known; rows of Linux processors
-are compared by their products alone.
+Boards that are not in the catalogue are built from the row's own columns. Latency, energy, RAM and flash
+are compared wherever the row has a figure and the layers or the products of its network are known; the
+rest is counted by reason. Rows that the coefficients were fitted to are among the scores when the files
+hold them ("known" tells); scores of rows left out are those of fit_mcu_emulator.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.layer_tables import LayerTable, number, read_layer_tables, read_rows
+from benchmarks.comparison import Comparison, summarise
+from benchmarks.layer_tables import LayerTable, read_layer_tables
 from benchmarks.mcu_fitting import table_for
-from benchmarks.measured_rows import MeasuredRow, read_devices, read_mlperf
+from benchmarks.measured_rows import MeasuredRow, device_of, read_devices, read_mlperf
+from benchmarks.other_devices import other_devices
 
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.mcu_latency import board_of
-from tightfit_service.adapters.emulators.roofline import CORES, RooflineEmulator
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.domain.hardware import HardwareSpec
-from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
-from tightfit_service.domain.quantities import Interval
 
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One estimated figure beside the measured one."""
-
-    quantity: str
-    core: str
-    group: str
-    board: str
-    model: str
-    estimate: Interval
-    measured: float
-    float32: bool = False
-
-    @property
-    def error(self) -> float:
-        """Estimate over measurement, minus one."""
-        return self.estimate.value / self.measured - 1
-
-    @property
-    def covered(self) -> bool:
-        """Whether the interval holds the measurement."""
-        return self.estimate.low <= self.measured <= self.estimate.high
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "emulators.md"
 
 
 def main() -> None:
@@ -71,70 +45,111 @@ def main() -> None:
     parser.add_argument("--layers", type=Path, required=True)
     parser.add_argument("--more-layers", type=Path)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="write the scores of other devices to docs/emulators.md",
+    )
     arguments = parser.parse_args()
-    paths = [p for p in (arguments.layers, arguments.more_layers) if p]
-    tables = read_layer_tables(paths)
-    comparisons: list[Comparison] = []
-    if arguments.rows:
-        comparisons += microcontrollers(read_mlperf(arguments.rows), tables)
-    if arguments.device_rows:
-        comparisons += microcontrollers(read_devices(arguments.device_rows), tables)
-        comparisons += processors(arguments.device_rows)
+    if not (arguments.rows or arguments.device_rows):
+        parser.error("there is nothing to score: give --rows, --device-rows or both")
+    for path in (
+        arguments.rows,
+        arguments.device_rows,
+        arguments.layers,
+        arguments.more_layers,
+    ):
+        if path and not path.is_file():
+            parser.error(f"there is no file {path}")
+    comparisons, skipped = compare(
+        arguments.rows,
+        arguments.device_rows,
+        [p for p in (arguments.layers, arguments.more_layers) if p],
+    )
     summary = summarise(comparisons)
+    if arguments.publish:
+        publish(summary)
     if arguments.json:
-        print(json.dumps(summary, indent=2))
+        print(json.dumps({"scores": summary, "rows_not_scored": dict(skipped)}, indent=2))
     else:
         print_tables(summary)
+        for reason, rows in skipped.most_common():
+            print(f"not scored: {rows} rows, {reason}")
 
 
-def target_of(row: MeasuredRow, boards: Mapping[str, HardwareSpec]) -> HardwareSpec:
-    """Return the row's target: its own clock, memories and runtime, and the board's power if known."""
+def compare(
+    rows: Path | None, device_rows: Path | None, layers: Sequence[Path]
+) -> tuple[list[Comparison], Counter[str]]:
+    """Return all comparisons, and how many rows were not compared by reason."""
+    tables = read_layer_tables(layers)
+    skipped: Counter[str] = Counter()
+    comparisons: list[Comparison] = []
+    if rows:
+        comparisons += microcontrollers(read_mlperf(rows), tables, skipped)
+    if device_rows:
+        measured = read_devices(device_rows, clocks=_clocks_by_silicon())
+        comparisons += microcontrollers(measured, tables, skipped)
+        comparisons += other_devices(device_rows, tables, skipped)
+    return comparisons, skipped
+
+
+def _clocks_by_silicon() -> dict[str, float]:
+    """Return the clock of the catalogue's boards by silicon, for rows that state none."""
+    return {
+        device_of(spec.display_name): spec.clock_mhz
+        for spec in YamlTargetCatalogue().list()
+        if spec.core.startswith("cortex-m")
+    }
+
+
+def target_of(row: MeasuredRow) -> HardwareSpec:
+    """Return the row's target: its own core, clock, memories, supply and runtime.
+
+    What the emulator knows of the board's speed and power it finds by the board's name.
+    """
+    features = [] if row.core == "cortex-m0+" else ["dsp", "fpu"]
+    if row.core in ("cortex-m55", "cortex-m85"):
+        features.append("mve")
     partial: dict[str, Any] = {
-        "name": board_of(row.board)[:60] or "board",
-        "display_name": row.board,
+        "name": board_of(row.board)[:60].strip("-") or "board",
+        "display_name": row.board or row.device,
         "core": row.core,
         "clock_mhz": row.clock_mhz,
         "memory": {"ram_bytes": row.ram_bytes, "flash_bytes": row.flash_bytes},
         "runtime": {"name": row.runtime, "version": row.runtime_version},
-        "isa_features": [] if row.core == "cortex-m0+" else ["dsp", "fpu"],
+        "isa_features": features,
+        "power": {"supply_v": row.supply_v},
     }
-    known = boards.get(row.board.lower())
-    if known is not None and known.power.active_mw:
-        supply = row.supply_v or known.power.supply_v
-        # Regulators of these parts are linear: the current is that of the clock, whatever the supply.
-        volts = supply / known.power.supply_v if supply and known.power.supply_v else 1.0
-        partial["power"] = {
-            "active_mw": known.power.active_mw * volts * row.clock_mhz / known.clock_mhz,
-            "supply_v": supply,
-        }
-    elif row.supply_v:
-        partial["power"] = {"supply_v": row.supply_v}
     return YamlTargetCatalogue().complete(partial)
 
 
 def microcontrollers(
-    rows: Iterable[MeasuredRow], tables: Mapping[str, LayerTable]
+    rows: Iterable[MeasuredRow], tables: Mapping[str, LayerTable], skipped: Counter[str]
 ) -> list[Comparison]:
     """Return the comparisons of Cortex-M rows whose layers are known."""
     emulator = McuEmulator()
-    boards = {spec.display_name.lower(): spec for spec in YamlTargetCatalogue().list()}
     comparisons = []
     for row in rows:
         table = table_for(row, tables)
-        if table is None or row.accelerator:
+        if row.accelerator:
+            skipped["microcontroller with an accelerator that no target describes"] += 1
+            continue
+        if table is None:
+            skipped[f"{row.group}: the layers of the network are not known"] += 1
             continue
         profile = table.profile
         if row.is_float:
             profile = profile.at_precision(weight_bits=32, activation_bits=32)
-        target = target_of(row, boards)
+        target = target_of(row)
         if not emulator.supports(target):
+            skipped[f"no emulator of {row.core}"] += 1
             continue
         estimate = emulator.estimate(profile, target)
         compiled = not row.runtime.startswith("TFLM")
         # Streaming rows hold the feature extraction besides the network.
-        group = "mlperf-streaming" if row.model.startswith("sww") else row.group
+        latency = "streaming_latency_ms" if row.model.startswith("sww") else "latency_ms"
         figures = (
-            ("latency_ms", estimate.latency_ms, row.latency_ms),
+            (latency, estimate.latency_ms, row.latency_ms),
             ("energy_mj", estimate.energy_mj, row.energy_mj),
             ("activation_ram_bytes", estimate.peak_ram_bytes, row.activation_bytes),
             ("flash_bytes", estimate.flash_bytes, row.weights_flash_bytes if compiled else None),
@@ -143,9 +158,10 @@ def microcontrollers(
             Comparison(
                 quantity=quantity,
                 core=row.core,
-                group=group,
+                group=row.group,
                 board=row.board,
                 model=row.model,
+                known=estimate.provenance.split("; ")[1],
                 estimate=interval,
                 measured=measured,
                 float32=row.is_float,
@@ -156,108 +172,27 @@ def microcontrollers(
     return comparisons
 
 
-def processors(path: Path) -> list[Comparison]:
-    """Return the latency comparisons of CPU rows of Linux devices whose products are known.
-
-    Their layers are not in the tables: each network is one convolution of its products and weights.
-    """
-    emulator, catalogue = RooflineEmulator(), YamlTargetCatalogue()
-    described = {spec.core for spec in catalogue.list()} & set(CORES)
-    comparisons = []
-    for row in read_rows(path):
-        core = re.sub(r"^\d+x ", "", row["processor"].lower().replace("\u2011", "-")).split("+")[0]
-        macs, clock, latency = (number(row[k]) for k in ("macs", "clock_mhz", "latency_ms"))
-        if core not in described or row["accelerator"] or not macs or not clock or not latency:
-            continue
-        threads = number(row["threads"]) or 1.0
-        target = catalogue.complete(
-            {
-                "core": core,
-                "clock_mhz": clock,
-                "core_count": int(threads),
-                "runtime": {"name": row["runtime"], "version": row["runtime_version"]},
-            }
-        )
-        bits = 8 if "int8" in row["precision"] else 32
-        estimate = emulator.estimate(
-            _one_convolution(int(macs), int(number(row["params"]) or 0), bits), target
-        )
-        comparisons.append(
-            Comparison(
-                quantity="latency_ms",
-                core=core,
-                group=row["group"],
-                board=row["device"],
-                model=row["model"],
-                estimate=estimate.latency_ms,
-                measured=latency,
-                float32=bits == 32,
-            )
-        )
-    return comparisons
-
-
-def _one_convolution(macs: int, params: int, bits: int) -> NetworkProfile:
-    operator = Operator(
-        node="all",
-        kind=OperatorKind.CONV,
-        op_type="Conv",
-        inputs=("input",),
-        outputs=("output",),
-        macs=macs,
-        weight_count=params,
-        weight_bits=bits,
-        activation_bits=bits,
-    )
-    return NetworkProfile(
-        operators=(operator,),
-        tensors={"input": (1,), "output": (1,)},
-        inputs=("input",),
-        outputs=("output",),
-    )
-
-
-def summarise(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return one entry of scores per quantity as a whole and by core, group and board."""
-    keys: Mapping[str, Callable[[Comparison], str]] = {
-        "all": lambda _: "",
-        "core": lambda c: c.core,
-        "group": lambda c: c.group,
-        "board": lambda c: c.board,
-        "number_format": lambda c: "float32" if c.float32 else "int8",
-    }
-    summary: list[dict[str, Any]] = []
-    for quantity in dict.fromkeys(c.quantity for c in comparisons):
-        chosen = [c for c in comparisons if c.quantity == quantity]
-        for by, key in keys.items():
-            summary.extend(
-                {"quantity": quantity, "by": by, "value": value}
-                | _scores([c for c in chosen if key(c) == value])
-                for value in sorted({key(c) for c in chosen})
-            )
-    return summary
-
-
-def _scores(comparisons: Sequence[Comparison]) -> dict[str, float]:
-    errors = np.array([c.error for c in comparisons])
-    return {
-        "n": len(comparisons),
-        "median_ape": round(float(np.median(np.abs(errors))), 4),
-        "p90_ape": round(float(np.percentile(np.abs(errors), 90)), 4),
-        "within_10": round(float(np.mean(np.abs(errors) <= 0.10)), 4),
-        "within_25": round(float(np.mean(np.abs(errors) <= 0.25)), 4),
-        "bias": round(float(np.median(errors)), 4),
-        "coverage": round(float(np.mean([c.covered for c in comparisons])), 4),
-        "median_width": round(
-            float(
-                np.median(
-                    [math.sqrt(c.estimate.high / max(c.estimate.low, 1e-12)) for c in comparisons]
-                )
-            )
-            - 1,
-            4,
-        ),
-    }
+def publish(summary: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the table of other devices in the page on emulators."""
+    lines = [
+        "| | rows | median error | p90 error | within 10 % | within 25 % | bias | 90 % interval covers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {entry['value']} | {entry['n']} | {entry['median_ape']:.0%} | {entry['p90_ape']:.0%} | "
+        f"{entry['within_10']:.0%} | {entry['within_25']:.0%} | {entry['bias']:+.0%} | "
+        f"{entry['coverage']:.0%} |"
+        for by in ("platform", "group", "core")
+        for entry in summary
+        if entry["quantity"] == "latency_ms"
+        and entry["by"] == by
+        and not entry["value"].lower().startswith("cortex-m")
+        and entry["value"] not in ("mlperf", "stm32_zoo", "dippmatt")
+    ]
+    begin, end = "<!-- others:begin -->", "<!-- others:end -->"
+    head, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
+    _, _, tail = rest.partition(end)
+    DOCS.write_text(f"{head}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{tail}", encoding="utf-8")
 
 
 def print_tables(summary: Sequence[Mapping[str, Any]]) -> None:

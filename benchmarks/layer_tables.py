@@ -66,10 +66,9 @@ def read_layer_tables(paths: Iterable[Path]) -> dict[str, LayerTable]:
     """Return the networks of layer tables by name; a name in two files is taken from the first."""
     tables: dict[str, LayerTable] = {}
     for path in paths:
-        rows: dict[str, list[dict[str, str]]] = defaultdict(list)
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                rows[row["model"]].append(row)
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in read_rows(path):
+            rows[row["model"]].append(row)
         for name, layers in rows.items():
             tables.setdefault(name, _table(layers))
     return tables
@@ -99,11 +98,11 @@ def _table(rows: Sequence[Mapping[str, str]]) -> LayerTable:
     profile = NetworkProfile(
         operators=tuple(operators), tensors=tensors, inputs=("input",), outputs=outputs
     )
-    return LayerTable(profile=profile, const_bytes=sum(int(row["const_bytes"]) for row in rows))
+    return LayerTable(profile=profile, const_bytes=sum(count(row["const_bytes"]) for row in rows))
 
 
 def _shape(row: Mapping[str, str], side: str) -> tuple[int, ...]:
-    return (1, int(row[f"{side}_c"]), int(row[f"{side}_h"]), int(row[f"{side}_w"]))
+    return (1, count(row[f"{side}_c"]), count(row[f"{side}_h"]), count(row[f"{side}_w"]))
 
 
 def _inputs(
@@ -122,7 +121,7 @@ def _inputs(
     main = same[0] if same else recent[0]
     if row["op"] not in _TWO_INPUTS:
         return (main,)
-    if row["op"] == "MUL" or int(row["activation_in_bytes_int8"]) < 2 * math.prod(wanted):
+    if row["op"] == "MUL" or count(row["activation_in_bytes_int8"]) < 2 * math.prod(wanted):
         # The gate of a squeeze-and-excite block: one value per channel.
         gates = [n for n in recent if math.prod(tensors[n]) == wanted[1] and n != main]
         return (main, gates[0]) if gates else (main,)
@@ -149,26 +148,26 @@ def _concat_inputs(
 
 def _operator(row: Mapping[str, str], node: str, inputs: tuple[str, ...]) -> Operator:
     kind, op_type = _KINDS.get(row["op"], (OperatorKind.OTHER, row["op"]))
-    channels = int(row["in_c"])
+    channels = count(row["in_c"])
     dense = kind is OperatorKind.DENSE
     flat = math.prod(_shape(row, "in"))
-    stride = int(row["stride"] or 1)
+    stride = count(row["stride"]) or 1
     return Operator(
         node=node,
         kind=kind,
         op_type=op_type,
         inputs=inputs,
         outputs=(node,),
-        macs=int(row["macs"]),
+        macs=count(row["macs"]),
         in_channels=flat if dense else channels,
-        out_channels=int(row["out_c"]),
-        in_size=() if dense else (int(row["in_h"]), int(row["in_w"])),
-        out_size=() if dense else (int(row["out_h"]), int(row["out_w"])),
-        kernel=() if dense else (int(row["kernel_h"]), int(row["kernel_w"])),
+        out_channels=count(row["out_c"]),
+        in_size=() if dense else (count(row["in_h"]), count(row["in_w"])),
+        out_size=() if dense else (count(row["out_h"]), count(row["out_w"])),
+        kernel=() if dense else (count(row["kernel_h"]), count(row["kernel_w"])),
         stride=() if dense else (stride, stride),
         groups=channels if kind is OperatorKind.DEPTHWISE_CONV else 1,
-        weight_count=int(row["weights"]),
-        bias_count=int(row["biases"]),
+        weight_count=count(row["weights"]),
+        bias_count=count(row["biases"]),
     )
 
 
@@ -205,14 +204,30 @@ def with_head(table: LayerTable, params: float) -> LayerTable:
 
 
 def number(text: str | None) -> float | None:
-    """Return the number in a table's cell, or None where it is empty or not a number."""
+    """Return the number in a table's cell, or None where it is empty or not a finite number."""
     try:
-        return float(text) if text else None
+        value = float(text) if text else math.nan
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def count(text: str) -> int:
+    """Return the whole number in a table's cell, 0 where there is none."""
+    return round(number(text) or 0)
+
+
+class Row(dict[str, str]):
+    """A row of a table; columns that the table lacks are empty."""
+
+    def __missing__(self, key: str) -> str:
+        return ""
+
+
+def read_rows(path: Path) -> list[Row]:
     """Return the rows of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [
+            Row({k: (v or "").strip() for k, v in row.items() if isinstance(k, str)})
+            for row in csv.DictReader(file)
+        ]

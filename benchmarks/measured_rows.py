@@ -10,11 +10,14 @@ from pathlib import Path
 from benchmarks.layer_tables import MLPERF_TASK_MODELS, number, read_rows
 
 _CORES: Mapping[str, str] = {
+    "cortex-m0": "cortex-m0+",
     "cortex-m0+": "cortex-m0+",
     "cortex-m4": "cortex-m4",
     "cortex-m4f": "cortex-m4",
     "cortex-m7": "cortex-m7",
+    "cortex-m7f": "cortex-m7",
     "cortex-m33": "cortex-m33",
+    "cortex-m33f": "cortex-m33",
     "cortex-m55": "cortex-m55",
     "cortex-m85": "cortex-m85",
 }
@@ -93,8 +96,9 @@ def family_of(model: str) -> str:
 
 
 def core_of(processor: str) -> str:
-    """Return the core class of a printed processor name, or "" when it is no Cortex-M."""
-    return _CORES.get(processor.lower().strip(), "")
+    """Return the core class of a printed processor name, or "" when it is no known Cortex-M."""
+    match = re.search(r"cortex-m\d+[f+]?", processor.lower())
+    return _CORES.get(match.group(), "") if match else ""
 
 
 def device_of(soc: str) -> str:
@@ -161,11 +165,18 @@ _DEVICE_DEFAULTS: Mapping[str, tuple[int, int]] = {
 }
 
 
-def read_devices(path: Path) -> list[MeasuredRow]:
-    """Return the Cortex-M rows of a table of measured devices whose clock is known."""
+def read_devices(path: Path, clocks: Mapping[str, float] | None = None) -> list[MeasuredRow]:
+    """Return the Cortex-M rows of a table of measured devices whose clock is known.
+
+    Args:
+        path: The table.
+        clocks: MHz by silicon, for rows that do not state their clock.
+    """
     rows = []
     for row in read_rows(path):
         core, clock = core_of(row["processor"]), number(row["clock_mhz"])
+        if clock is None and clocks:
+            clock = clocks.get(device_of(row["device"]))
         if row["group"] == "tinyengine":
             clock = TINYENGINE_CLOCK_MHZ
         if not core or clock is None or row["group"] == "fc_mcu":
@@ -195,8 +206,8 @@ def read_devices(path: Path) -> list[MeasuredRow]:
                 activation_bytes=_bytes(kib["activations_ram_kib"]),
                 total_ram_bytes=_bytes(kib["total_ram_kib"]),
                 weights_flash_bytes=_bytes(kib["weights_flash_kib"]),
-                macs=number(row.get("macs")),
-                params=number(row.get("params")),
+                macs=number(row["macs"]),
+                params=number(row["params"]),
                 note=row["note"],
                 accelerator=row["accelerator"],
             )

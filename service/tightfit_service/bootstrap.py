@@ -19,7 +19,12 @@ from typing import TextIO
 
 import structlog
 
+from tightfit_service.adapters.emulators.edge_tpu import EDGE_TPU_EMULATOR
+from tightfit_service.adapters.emulators.esp import EspEmulator
+from tightfit_service.adapters.emulators.ethos_u import ETHOS_U_EMULATOR
+from tightfit_service.adapters.emulators.gpu import GPU_EMULATOR
 from tightfit_service.adapters.emulators.mcu import McuEmulator
+from tightfit_service.adapters.emulators.npu import HEXAGON_EMULATOR, NPU_EMULATOR
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.storage.database import open_database, upgrade
@@ -168,7 +173,7 @@ def build_server(settings: Settings) -> Server:
     runners = RunnerDesk(
         clock=clock,
         telemetry=telemetry.runners,
-        resolve_target=hardware.resolve,
+        resolve_target=catalogue().get,
         server_version=metadata.version("tightfit-service"),
     )
     runner = JobRunner(
@@ -436,4 +441,13 @@ def catalogue() -> TargetCatalogue:
 
 def emulators() -> tuple[Emulator, ...]:
     """Return the emulators, the most specific first."""
-    return (McuEmulator(), RooflineEmulator())
+    return (
+        McuEmulator(),
+        EspEmulator(),
+        ETHOS_U_EMULATOR,
+        EDGE_TPU_EMULATOR,
+        NPU_EMULATOR,
+        HEXAGON_EMULATOR,
+        GPU_EMULATOR,
+        RooflineEmulator(),
+    )

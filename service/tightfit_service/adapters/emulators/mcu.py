@@ -111,8 +111,11 @@ class McuEmulator:
 
     def supports(self, target: HardwareSpec) -> bool:
         """Whether the target is a Cortex-M of a known class without an accelerator that runs the network."""
-        known = f"core:{target.core}" in self._fitted.prices.means
-        return known and not target.accelerator
+        return self.runs_core(target) and target.accelerator is None
+
+    def runs_core(self, target: HardwareSpec) -> bool:
+        """Whether the core is of a known class, whatever is beside it."""
+        return f"core:{target.core}" in self._fitted.prices.means
 
     def operator_cost(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
         """Return the cost of one operator; latency in ms, energy in mJ."""

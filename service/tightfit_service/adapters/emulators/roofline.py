@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tightfit_service.adapters.emulators import flash, memory_plan
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 from tightfit_service.domain.quantities import Interval
 
@@ -56,6 +56,25 @@ CORES: Mapping[str, CoreClass] = {
     "cortex-a76": CoreClass(
         float_macs=8, int8_macs=16, dot_macs=32, overhead_cycles=8e3, active_mw=4500
     ),
+    "cortex-a57": CoreClass(
+        float_macs=4, int8_macs=8, dot_macs=8, overhead_cycles=10e3, active_mw=2500
+    ),
+    "cortex-a75": CoreClass(
+        float_macs=8, int8_macs=16, dot_macs=32, overhead_cycles=10e3, active_mw=2000
+    ),
+    "cortex-a78": CoreClass(
+        float_macs=8, int8_macs=16, dot_macs=32, overhead_cycles=8e3, active_mw=2500
+    ),
+    # Nvidia's Carmel: as A75; Qualcomm's Oryon: four 128-bit units. U74 has no vector unit.
+    "carmel": CoreClass(
+        float_macs=8, int8_macs=16, dot_macs=16, overhead_cycles=10e3, active_mw=3000
+    ),
+    "oryon": CoreClass(
+        float_macs=16, int8_macs=32, dot_macs=64, overhead_cycles=6e3, active_mw=5000
+    ),
+    "riscv64": CoreClass(
+        float_macs=1, int8_macs=1, dot_macs=1, overhead_cycles=15e3, active_mw=1500
+    ),
     # Intel optimization manual: two 256-bit FMA per cycle; VPMADDUBSW/VPMADDWD pairs with AVX2, VPDPBUSD
     # with VNNI.
     "x86-64": CoreClass(
@@ -94,19 +113,25 @@ class RooflineEmulator:
     name: str = "roofline"
 
     def supports(self, target: HardwareSpec) -> bool:
-        """Whether the core class has an entry; accelerators are not modelled."""
-        return target.core in CORES and not target.accelerator
+        """Whether the core class has an entry; accelerators have emulators of their own."""
+        return self.runs_core(target) and target.accelerator is None
+
+    def runs_core(self, target: HardwareSpec) -> bool:
+        """Whether the cores of the target have an entry, whatever is beside them."""
+        return target.core in CORES
 
     def operator_cost(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
         """Return the cost of one operator; latency in ms, energy in mJ."""
         core = CORES[target.core]
         is_float = operator.activation_bits > 8
+        halves = operator.activation_bits == 16 and NumberFormat.FLOAT16 in target.number_formats
         threads = math.pow(target.core_count, THREAD_EXPONENT)
-        macs_per_ms = self._peak(core, target, is_float=is_float) * threads * target.clock_mhz * 1e3
+        peak = self._peak(core, target, is_float=is_float) * (2 if halves else 1)
+        macs_per_ms = peak * threads * target.clock_mhz * 1e3
         share = EFFICIENCY.get(operator.kind, (0.5, 0.5))[0 if is_float else 1]
-        compute_ms = self._rounded_macs(operator, target) / (macs_per_ms * share)
+        compute_ms = self.rounded_macs(operator, target) / (macs_per_ms * share)
         bandwidth = target.memory.ram_bandwidth_mb_s or DEFAULT_BANDWIDTH_MB_S
-        memory_ms = _traffic_bytes(operator) / (bandwidth * 1e3)
+        memory_ms = self.traffic_bytes(operator) / (bandwidth * 1e3)
         overhead_ms = 0.0
         if operator.kind is not OperatorKind.RESHAPE:
             overhead_ms = core.overhead_cycles / (target.clock_mhz * 1e3)
@@ -168,13 +193,17 @@ class RooflineEmulator:
 
     @staticmethod
     def _peak(core: CoreClass, target: HardwareSpec, *, is_float: bool) -> float:
+        if core is CORES["x86-64"] and not any("avx" in f for f in target.isa_features):
+            # SSE: vectors of half the width, a product and a sum being two instructions.
+            return (core.float_macs if is_float else core.int8_macs) / 4
         if is_float:
             wide = target.core == "x86-64" and any("avx512" in f for f in target.isa_features)
             return core.float_macs * (2 if wide else 1)
         return core.dot_macs if VECTOR_FEATURES & set(target.isa_features) else core.int8_macs
 
     @staticmethod
-    def _rounded_macs(operator: Operator, target: HardwareSpec) -> float:
+    def rounded_macs(operator: Operator, target: HardwareSpec) -> float:
+        """Return the products of an operator with its channels rounded up as the kernels do."""
         if not operator.out_channels or not operator.macs:
             return float(operator.macs)
         multiple = target.channel_multiple
@@ -182,20 +211,21 @@ class RooflineEmulator:
         return operator.macs * rounded / operator.out_channels
 
     @staticmethod
+    def traffic_bytes(operator: Operator) -> float:
+        """Return the bytes read and written once: inputs, outputs and weights."""
+        if operator.kind is OperatorKind.RESHAPE:
+            return 0.0
+        width = max(operator.activation_bits, 8) / 8
+        inputs = operator.in_channels * math.prod(operator.in_size) * max(len(operator.inputs), 1)
+        outputs = operator.out_channels * math.prod(operator.out_size)
+        weights = operator.weight_count * operator.weight_bits / 8
+        return (inputs + outputs) * width + weights
+
+    @staticmethod
     def _power_mw(target: HardwareSpec) -> float:
         if target.power.active_mw is not None:
             return target.power.active_mw
         return CORES[target.core].active_mw * math.pow(target.core_count, THREAD_EXPONENT)
-
-
-def _traffic_bytes(operator: Operator) -> float:
-    """Return the bytes read and written once: inputs, outputs and weights."""
-    width = max(operator.activation_bits, 8) / 8
-    inputs = operator.in_channels * math.prod(operator.in_size) * max(len(operator.inputs), 1)
-    outputs = operator.out_channels * math.prod(operator.out_size)
-    if operator.kind is OperatorKind.RESHAPE:
-        return 0.0
-    return (inputs + outputs) * width + operator.weight_count * operator.weight_bits / 8
 
 
 def _point_bytes(point: MemoryPoint) -> float:
