@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tightfit_service.application.ports import Emulator, Telemetry
+from tightfit_service.application.support import support_notes
 from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.budget import Budget, Constraint, LimitSource, Objective, Quantity
 from tightfit_service.domain.cost import CostEstimate
@@ -327,6 +328,7 @@ def preflight_notes(
     target = costs.target
     notes = [PreflightNote(code="MODEL", message=warning) for warning in warnings]
     as_float = costs.estimate(profile, NumberFormat.FLOAT32)
+    exported, caveats = costs.preferred_format(profile), as_float.warnings
     if NumberFormat.INT8 not in target.number_formats:
         notes.append(
             PreflightNote(
@@ -336,6 +338,8 @@ def preflight_notes(
         )
     else:
         as_int8 = costs.estimate(profile, NumberFormat.INT8)
+        if exported is NumberFormat.INT8:
+            caveats = as_int8.warnings
         if as_int8.latency_ms.value > as_float.latency_ms.value:
             notes.append(
                 PreflightNote(
@@ -346,6 +350,7 @@ def preflight_notes(
                     ),
                 )
             )
+    notes.extend(support_notes(profile, target, exported))
     notes.extend(
         PreflightNote(
             code="NOT_PRUNABLE",
@@ -377,9 +382,9 @@ def preflight_notes(
         notes.append(
             PreflightNote(
                 code="TARGET_ASSUMED",
-                message="taken from the class of the core, which widens the intervals: "
+                message="taken from the classes of core and accelerator, which widens the intervals: "
                 + ", ".join(target.assumed_fields),
             )
         )
-    notes.extend(PreflightNote(code="EMULATOR", message=text) for text in as_float.warnings)
+    notes.extend(PreflightNote(code="EMULATOR", message=text) for text in caveats)
     return tuple(notes)

@@ -28,7 +28,7 @@ from tightfit_service.application.use_cases import KnownTarget
 from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import AlreadyExistsError, InvalidTargetError, NotFoundError
-from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
+from tightfit_service.domain.hardware import Fallback, HardwareSpec, NumberFormat
 
 
 class HardwareLibrary:
@@ -153,7 +153,17 @@ class HardwareLibrary:
         spec = await self.resolve(project, target)
         costs = self.cost_model(spec)
         _, facts, _ = await self.model_facts(project, model)
-        formats = [NumberFormat.FLOAT32]
+        formats = [NumberFormat.FLOAT32] if _takes_float(spec) else []
         if NumberFormat.INT8 in spec.number_formats:
             formats.append(NumberFormat.INT8)
         return spec, {str(f): costs.estimate(facts.profile, f) for f in formats}
+
+
+def _takes_float(spec: HardwareSpec) -> bool:
+    """Whether float32 networks run there as such, on the accelerator or on the cores."""
+    accelerator = spec.accelerator
+    return (
+        accelerator is None
+        or accelerator.fallback is not Fallback.REFUSED
+        or NumberFormat.FLOAT32 in spec.number_formats
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -181,12 +181,42 @@ class Accelerator:
             return self.macs_per_cycle[number_format] * self.clock_mhz * 1e6
         return self.tops.get(number_format, 0.0) * 1e12 / OPS_PER_MAC
 
+    def computed_format(self, number_format: NumberFormat) -> NumberFormat:
+        """Return the format that it computes an operator in which the file has in `number_format`.
+
+        Float networks are computed in half precision where it has that, 4-bit weights are widened,
+        and compilers that leave nothing to the cores round float networks themselves.
+        """
+        offered = self.number_formats
+        if number_format is NumberFormat.FLOAT32:
+            for half in (NumberFormat.FLOAT16, NumberFormat.BFLOAT16):
+                if half in offered:
+                    return half
+        if number_format in offered:
+            return number_format
+        if number_format is NumberFormat.INT4 and NumberFormat.INT8 in offered:
+            return NumberFormat.INT8
+        return offered[0] if self.fallback is Fallback.REFUSED else number_format
+
     def placement(self, kind: OperatorKind, number_format: NumberFormat) -> Placement:
-        """Return where an operator runs when looked at alone (see `Fallback` for what follows it)."""
-        known = not self.operators or kind in self.operators
-        if known and number_format in self.number_formats:
+        """Return where an operator runs when looked at alone (see `placements`)."""
+        # a reshape moves nothing: it is where its neighbours are
+        known = not self.operators or kind in self.operators or kind is OperatorKind.RESHAPE
+        if known and self.computed_format(number_format) in self.number_formats:
             return Placement.ACCELERATOR
         return Placement.REFUSED if self.fallback is Fallback.REFUSED else Placement.CPU
+
+    def placements(
+        self, operators: Iterable[tuple[OperatorKind, NumberFormat]]
+    ) -> tuple[Placement, ...]:
+        """Return where the operators of a network run, in the order in which they run."""
+        result: list[Placement] = []
+        has_left = False
+        for kind, number_format in operators:
+            place = self.placement(kind, number_format)
+            has_left |= place is Placement.CPU and self.fallback is Fallback.CPU_FROM_FIRST
+            result.append(Placement.CPU if has_left else place)
+        return tuple(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +235,7 @@ class Range:
     def __str__(self) -> str:
         """Return the range in words."""
         least = "0 or more" if self.or_zero else "above 0"
-        return f"{least} and at most {self.most:g} {self.unit}"
+        return f"{least} and at most {self.most:,.0f} {self.unit}"
 
 
 _BANDWIDTH = Range(most=1e7, unit="x 10^6 bytes per second")

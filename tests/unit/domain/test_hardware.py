@@ -102,7 +102,6 @@ def test_what_an_accelerator_does_not_run_goes_where_its_fallback_says(
 ) -> None:
     target = spec(accelerator=npu(operators=(OperatorKind.CONV,), fallback=fallback))
     assert target.placement(OperatorKind.CONV, NumberFormat.INT8) is Placement.ACCELERATOR
-    assert target.placement(OperatorKind.CONV, NumberFormat.FLOAT32) is elsewhere
     assert target.placement(OperatorKind.SOFTMAX, NumberFormat.INT8) is elsewhere
 
 
@@ -112,3 +111,40 @@ def test_without_an_accelerator_all_runs_on_the_cores() -> None:
 
 def test_a_usual_board_is_accepted() -> None:
     assert spec().clock_mhz == 80.0
+
+
+def test_one_partition_means_that_what_follows_the_first_gap_stays_on_the_cores() -> None:
+    network = [
+        (kind, NumberFormat.INT8)
+        for kind in (OperatorKind.CONV, OperatorKind.SOFTMAX, OperatorKind.CONV)
+    ]
+    many = npu(operators=(OperatorKind.CONV,))
+    one = npu(operators=(OperatorKind.CONV,), fallback=Fallback.CPU_FROM_FIRST)
+    on, off = Placement.ACCELERATOR, Placement.CPU
+    assert many.placements(network) == (on, off, on)
+    assert one.placements(network) == (on, off, off)
+
+
+@pytest.mark.parametrize(
+    ("offered", "fallback", "given", "computed"),
+    [
+        (("float16", "float32"), "cpu", "float32", "float16"),
+        (("float32",), "cpu", "float32", "float32"),
+        (("int8",), "cpu", "float32", "float32"),
+        (("int8",), "refused", "float32", "int8"),
+        (("int8",), "cpu", "int4", "int8"),
+        (("int8", "int4"), "cpu", "int4", "int4"),
+    ],
+)
+def test_a_format_is_computed_in_what_the_accelerator_has(
+    offered: tuple[str, ...], fallback: str, given: str, computed: str
+) -> None:
+    accelerator = npu(
+        tops={NumberFormat(name): 1.0 for name in offered}, fallback=Fallback(fallback)
+    )
+    assert accelerator.computed_format(NumberFormat(given)) == computed
+
+
+def test_reshapes_are_where_their_neighbours_are() -> None:
+    accelerator = npu(operators=(OperatorKind.CONV,), fallback=Fallback.REFUSED)
+    assert accelerator.placement(OperatorKind.RESHAPE, NumberFormat.INT8) is Placement.ACCELERATOR
