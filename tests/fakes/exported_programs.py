@@ -40,7 +40,7 @@ class ResidualNet(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.stem(image))
         x = self.depthwise(torch.relu(x + self.block(x)))
-        return self.head(self.drop(functional.adaptive_avg_pool2d(x, 1).flatten(1)))
+        return self.head(self.drop(functional.adaptive_avg_pool2d(x, 1).flatten(1)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
 class AttentionNet(nn.Module):
@@ -58,7 +58,7 @@ class AttentionNet(nn.Module):
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
         y = self.norm(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
-        return self.head(functional.gelu(self.hidden(x[:, 0])))
+        return self.head(functional.gelu(self.hidden(x[:, 0])))  # type: ignore[no-any-return]  # as above
 
 
 class RecurrentNet(nn.Module):
@@ -71,7 +71,7 @@ class RecurrentNet(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, steps: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(self.gru(steps)[0])[0][:, -1])
+        return self.head(self.lstm(self.gru(steps)[0])[0][:, -1])  # type: ignore[no-any-return]  # as above
 
 
 class TwoInputs(nn.Module):

@@ -30,7 +30,16 @@ from tightfit_service.graph.structure import Array, first_line
 _EXPORTED_OPSET = 18
 """The oldest that torch's translation writes."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+_NOISY_LOGGERS = (
+    "torch.onnx",
+    "torch.export",
+    "torch.fx",
+    "torch._subclasses",
+    "torch._subclasses.fake_tensor",
+    "torch._dynamo",
+    "onnxscript",
+    "onnx_ir",
+)
 _TORCH_LOCK = threading.Lock()
 """torch's exporter keeps global state."""
 
