@@ -70,11 +70,15 @@ REPORTED_PACKAGES = (
     "ai-edge-litert",
     "ai-edge-quantizer",
     "openvino",
+    "executorch",
     "scipy",
     "numpy",
 )
 
-EXTRAS = {ModelFormat.OPENVINO: ("openvino", "openvino")}
+EXTRAS = {
+    ModelFormat.OPENVINO: ("openvino", "openvino"),
+    ModelFormat.EXECUTORCH: ("executorch", "executorch"),
+}
 """Output formats that need an extra of this distribution: its name, and the package that it brings."""
 
 
@@ -280,11 +284,13 @@ def run_worker(settings: Settings) -> None:
 def build_handlers(settings: Settings) -> WorkHandlers:
     """Compose what runs in a worker; the heavy libraries are loaded here and nowhere in the server."""
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
+    from tightfit_service.adapters.evaluation.executorch_evaluator import ExecutorchEvaluator
     from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
     from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
     from tightfit_service.adapters.evaluation.openvino_evaluator import OpenvinoEvaluator
     from tightfit_service.adapters.formats.any_import import AnyImporter
     from tightfit_service.adapters.formats.c_array_export import CArrayEvaluator, CArrayExporter
+    from tightfit_service.adapters.formats.executorch_export import ExecutorchExporter
     from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
     from tightfit_service.adapters.formats.openvino_export import (
@@ -319,7 +325,8 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     )
     node_passes: list[NodePass] = [LowRankPass(), PrecisionPass(), SparsityPass(), ClusteringPass()]
     network_passes: list[NetworkPass] = [ResolutionPass(), DepthPruningPass()]
-    onnx = OnnxExporter(quantizer=StaticQuantizationPass())
+    quantizer = StaticQuantizationPass()
+    onnx = OnnxExporter(quantizer=quantizer)
     litert = LitertEvaluator(threads=threads)
     graph_passes: list[GraphPass] = [*node_passes, *network_passes, EqualizationPass()]
     return WorkHandlers(
@@ -335,12 +342,14 @@ def build_handlers(settings: Settings) -> WorkHandlers:
                 ModelFormat.TFLITE: TfliteExporter(),
                 ModelFormat.C_ARRAY: CArrayExporter(tflite=TfliteExporter()),
                 ModelFormat.OPENVINO: OpenvinoExporter(onnx=onnx),
+                ModelFormat.EXECUTORCH: ExecutorchExporter(quantizer=quantizer),
             },
             evaluators={
                 ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
                 ModelFormat.TFLITE: litert,
                 ModelFormat.C_ARRAY: CArrayEvaluator(tflite=litert),
                 ModelFormat.OPENVINO: OpenvinoEvaluator(split=network_and_weights, threads=threads),
+                ModelFormat.EXECUTORCH: ExecutorchEvaluator(),
             },
         ),
         node_passes={item.name: item for item in node_passes},

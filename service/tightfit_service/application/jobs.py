@@ -44,7 +44,13 @@ from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, violations
 from tightfit_service.search.solver import smallest_costs
 
-EXPORTABLE = (ModelFormat.TFLITE, ModelFormat.ONNX, ModelFormat.C_ARRAY, ModelFormat.OPENVINO)
+EXPORTABLE = (
+    ModelFormat.TFLITE,
+    ModelFormat.ONNX,
+    ModelFormat.C_ARRAY,
+    ModelFormat.OPENVINO,
+    ModelFormat.EXECUTORCH,
+)
 
 
 class JobDesk:

@@ -39,7 +39,7 @@ _TYPES = {
     schema.TensorType.INT16: ("int16_t", 2),
     schema.TensorType.INT32: ("int32_t", 4),
     schema.TensorType.INT64: ("int64_t", 8),
-    schema.TensorType.BOOL: ("bool", 1),
+    schema.TensorType.BOOL: ("uint8_t", 1),
 }
 _COMMENTED = (
     ("made by tightfit", VERSION_KEY),
