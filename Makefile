@@ -20,8 +20,8 @@ $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PIP) -e clients/python -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e clients/python -e '.[dev]'
+$(VENV)/.installed-dev: $(VENV)/.installed clients/runner/pyproject.toml
+	$(PIP) -e clients/python -e clients/runner -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.installed  ## Set up everything and compress the digits model for a Cortex-M target
@@ -45,7 +45,7 @@ types: $(VENV)/.installed-dev  ## Static types, strict
 	$(BIN)/mypy
 
 imports: $(VENV)/.installed-dev  ## The floors of the house
-	PYTHONPATH=service:clients/python $(BIN)/lint-imports
+	PYTHONPATH=service:clients/python:clients/runner $(BIN)/lint-imports
 
 protos: $(VENV)/.installed-dev  ## Generate the stubs from protos/
 	$(BIN)/python protos/generate.py

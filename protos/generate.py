@@ -1,4 +1,4 @@
-"""Generates the Python stubs of the contract into `clients/python/tightfit/v1`, or checks that they are up to date."""
+"""Generates the client's stubs and the runner's descriptors from the contract, or checks that they are up to date."""
 # ruff: noqa: INP001, T201  (a script beside the protos, which reports on stdout)
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 PROTOS = Path(__file__).resolve().parent
 STUBS = PROTOS.parent / "clients" / "python"
 PACKAGE = Path("tightfit/v1")
+RUNNER_PROTOS = ("runner.proto", "artifact.proto")
+RUNNER_DESCRIPTORS = PROTOS.parent / "clients" / "runner" / "tightfit_runner" / "contract.binpb"
 PATTERNS = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
 
 
@@ -52,6 +54,30 @@ def generate(destination: Path) -> None:
             raise RuntimeError("protoc failed")
 
 
+def runner_descriptors() -> bytes:
+    """Return what the runner speaks, as a serialized FileDescriptorSet with all that it imports.
+
+    Raises:
+        RuntimeError: protoc refused the protos; it has said why on stderr.
+    """
+    from grpc_tools import protoc
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / RUNNER_DESCRIPTORS.name
+        command = [
+            "protoc",
+            f"-I{PROTOS}",
+            f"-I{PROTOS / 'third_party'}",
+            f"-I{Path(protoc.__file__).parent / '_proto'}",
+            "--include_imports",
+            f"--descriptor_set_out={output}",
+            *(str(PROTOS / PACKAGE / name) for name in RUNNER_PROTOS),
+        ]
+        if protoc.main(command) != 0:
+            raise RuntimeError("protoc failed")
+        return output.read_bytes()
+
+
 def drift(fresh: Path, committed: Path) -> list[str]:
     """Return the names of the stubs that differ, are missing or are left over, sorted."""
     names = {
@@ -78,10 +104,17 @@ def main() -> int:
         generate(Path(folder))
         fresh, committed = Path(folder) / PACKAGE, STUBS / PACKAGE
         changed = drift(fresh, committed)
+        descriptors = runner_descriptors()
+        known = RUNNER_DESCRIPTORS.read_bytes() if RUNNER_DESCRIPTORS.exists() else b""
         if arguments.check:
-            for name in changed:
-                print(f"{PACKAGE / name} is not what protos/ gives: run `make protos`")
-            return 1 if changed else 0
+            names = [str(PACKAGE / name) for name in changed]
+            names += [RUNNER_DESCRIPTORS.name] if descriptors != known else []
+            for name in names:
+                print(f"{name} is not what protos/ gives: run `make protos`")
+            return 1 if names else 0
+        if descriptors != known:
+            RUNNER_DESCRIPTORS.write_bytes(descriptors)
+            print(f"wrote {RUNNER_DESCRIPTORS.name}")
         for name in changed:
             target = committed / name
             if (fresh / name).exists():

@@ -1,0 +1,295 @@
+"""Measuring a model on this machine: a process that is watched, and what the device was like meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+from tightfit_runner.failures import MeasurementError
+from tightfit_runner.meters import Meter, Reading
+from tightfit_runner.sensors import Sensors, State, was_throttled
+
+POLL_SECONDS = 0.05
+IDLE_SECONDS = 0.5
+PROCESS = (sys.executable, "-m", "tightfit_runner.measured_process")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be measured."""
+
+    path: Path
+    format: str
+    runtime: str
+    threads: int
+    timeout_seconds: float
+    min_runs: int
+    min_seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured; fields as in the contract's Measurement."""
+
+    p50_ms: float
+    p90_ms: float
+    throughput_per_s: float
+    run_count: int
+    p99_ms: float | None = None
+    warm_up_count: int = 0
+    settled: bool = False
+    noise_ratio: float = 0.0
+    model_peak_bytes: int | None = None
+    process_peak_bytes: int | None = None
+    energy_mj: float | None = None
+    mean_power_mw: float = 0.0
+    idle_power_mw: float | None = None
+    energy_source: str = ""
+    before: State | None = None
+    after: State | None = None
+    throttled: bool = False
+    runtime: str = ""
+    runtime_version: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+
+class LocalMachine:
+    """Measures on the machine that the agent runs on."""
+
+    def __init__(
+        self,
+        *,
+        versions: dict[str, str],
+        meter: Meter | None = None,
+        sensors: Sensors | None = None,
+        process: Sequence[str] = PROCESS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take what there is.
+
+        Args:
+            versions: Of the runtimes, by name.
+            meter: For energy, or None.
+            sensors: For clock and temperature.
+            process: The command that measures; tests give another.
+            clock: Seconds that never jump.
+        """
+        self._versions = versions
+        self._meter = meter
+        self._sensors = sensors or Sensors()
+        self._process = tuple(process)
+        self._clock = clock
+
+    def measure(self, order: Order, cancelled: threading.Event) -> Result:
+        """Run the model in a process of its own and return what was seen.
+
+        Raises:
+            MeasurementError: The runtime does not take the model, or the process died, hung, or was
+                cancelled; nothing of it is left.
+        """
+        idle = self._idle()
+        with _Watched(self._command(order)) as process:
+            end = self._clock() + order.timeout_seconds
+            self._expect(process, "steady", end, cancelled)
+            before = self._sensors.state()
+            notes: list[str] = []
+            is_metered = self._start_meter(notes)
+            process.answer()
+            try:
+                stopped = self._expect(process, "stopped", end, cancelled)
+            finally:
+                reading = self._stop_meter(notes) if is_metered else None
+            after = self._sensors.state()
+            done = self._expect(process, "done", end, cancelled)
+        return self._result(order, done, stopped, before, after, reading, idle, notes)
+
+    def _result(
+        self,
+        order: Order,
+        done: dict[str, Any],
+        stopped: dict[str, Any],
+        before: State,
+        after: State,
+        reading: Reading | None,
+        idle: Reading | None,
+        notes: list[str],
+    ) -> Result:
+        throttled = was_throttled(before, after)
+        if not done["settled"]:
+            notes.append(f"the latency did not settle: it moved by {done['noise_ratio']:.0%}")
+        if done["run_count"] < order.min_runs:
+            notes.append(f"{done['run_count']} runs instead of {order.min_runs} within the time")
+        if throttled:
+            notes.append("the device lowered its clock while it measured")
+        return Result(
+            p50_ms=done["p50_ms"],
+            p90_ms=done["p90_ms"],
+            p99_ms=done["p99_ms"],
+            throughput_per_s=done["throughput_per_s"],
+            run_count=done["run_count"],
+            warm_up_count=done["warm_up_count"],
+            settled=done["settled"] and not throttled,
+            noise_ratio=done["noise_ratio"],
+            model_peak_bytes=done["model_peak_bytes"],
+            process_peak_bytes=done["process_peak_bytes"],
+            # Of the time that the models ran: the meter also saw moments around it.
+            energy_mj=(
+                None
+                if reading is None
+                else reading.watts * stopped["seconds"] / stopped["run_count"] * 1e3
+            ),
+            mean_power_mw=0.0 if reading is None else reading.watts * 1e3,
+            idle_power_mw=None if idle is None else idle.watts * 1e3,
+            energy_source="" if self._meter is None else self._meter.name,
+            before=before,
+            after=after,
+            throttled=throttled,
+            runtime=order.runtime,
+            runtime_version=self._versions.get(order.runtime, ""),
+            notes=tuple(notes),
+        )
+
+    def _command(self, order: Order) -> tuple[str, ...]:
+        facts = {
+            "path": str(order.path),
+            "runtime": order.runtime,
+            "threads": order.threads,
+            "timeout_seconds": order.timeout_seconds,
+            "min_runs": order.min_runs,
+            "min_seconds": order.min_seconds,
+        }
+        return (*self._process, json.dumps(facts))
+
+    def _expect(
+        self, process: _Watched, event: str, end: float, cancelled: threading.Event
+    ) -> dict[str, Any]:
+        """Return the next report, which must be of that kind."""
+        while True:
+            if cancelled.is_set():
+                raise MeasurementError("CANCELLED", "the server took the order back")
+            if self._clock() >= end:
+                raise MeasurementError("TIMED_OUT", f"no {event} report in time; it was killed")
+            report = process.next_report()
+            if report is None:
+                continue
+            if report["event"] == "failed":
+                raise MeasurementError(report["kind"], report["message"])
+            if report["event"] != event:
+                raise MeasurementError("INTERNAL", f"{report['event']} came before {event}")
+            return report
+
+    def _idle(self) -> Reading | None:
+        """Return what the device draws while nothing runs."""
+        if self._meter is None:
+            return None
+        try:
+            self._meter.start()
+            time.sleep(IDLE_SECONDS)
+            return self._meter.stop()
+        except (OSError, ValueError):
+            return None
+
+    def _start_meter(self, notes: list[str]) -> bool:
+        if self._meter is None:
+            return False
+        try:
+            self._meter.start()
+        except (OSError, ValueError) as error:
+            notes.append(f"no energy: {error}")
+            return False
+        return True
+
+    def _stop_meter(self, notes: list[str]) -> Reading | None:
+        assert self._meter is not None
+        try:
+            return self._meter.stop()
+        except (OSError, ValueError) as error:
+            notes.append(f"no energy: {error}")
+            return None
+
+
+class _Watched:
+    """A process whose reports are read without waiting, and which leaves nothing behind."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
+
+    def __enter__(self) -> _Watched:  # noqa: PYI034  # typing.Self came with Python 3.11
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            # a group of its own, so that what the runtime starts goes with it
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._errors.close()
+
+    def answer(self) -> None:
+        """Let the process go on."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+
+    def next_report(self) -> dict[str, Any] | None:
+        """Return a report, or None when there is none yet.
+
+        Raises:
+            MeasurementError: The process ended without one.
+        """
+        try:
+            report = self._reports.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            return None
+        if report is None:
+            raise self._death()
+        return report
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                report = json.loads(line)
+            except ValueError:
+                continue  # a library that writes to the file descriptor itself
+            if isinstance(report, dict) and "event" in report:
+                self._reports.put(report)
+        self._reports.put(None)
+        self._process.stdout.close()
+
+    def _death(self) -> MeasurementError:
+        status = self._process.wait()
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 1_000))
+        words = self._errors.read().decode(errors="replace").strip()
+        if status == -signal.SIGKILL:
+            return MeasurementError(
+                "OUT_OF_MEMORY", "killed from outside, most often for its memory"
+            )
+        name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return MeasurementError("CRASHED", f"{name}; {words}" if words else name)
