@@ -89,6 +89,7 @@ class State:
     hold_watch: threading.Event | None = None
     """Keeps watches open after the stored events until it is set."""
     created: list[compression_pb2.CreateJobRequest] = field(default_factory=list)
+    estimated: list[hardware_pb2.EstimateModelRequest] = field(default_factory=list)
     checked: list[compression_pb2.CheckJobRequest] = field(default_factory=list)
     check_response: compression_pb2.CheckJobResponse = field(
         default_factory=compression_pb2.CheckJobResponse
@@ -249,6 +250,7 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
         return empty_pb2.Empty()
 
     def EstimateModel(self, request: Any, context: Any) -> Any:
+        self._state.estimated.append(request)
         cost = metrics_pb2.CostEstimate(
             macs=12_000_000,
             provenance="fake emulator",
@@ -263,14 +265,19 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
         target = request.hardware_spec
         if request.HasField("hardware_target"):
             target = hardware_pb2.HardwareSpec(name=request.hardware_target.rpartition("/")[2])
-        return hardware_pb2.EstimateModelResponse(
-            target=target,
-            estimates=[
-                hardware_pb2.FormatEstimate(
-                    number_format=hardware_pb2.NUMBER_FORMAT_INT8, cost=cost
-                )
-            ],
+        estimate = hardware_pb2.FormatEstimate(
+            number_format=hardware_pb2.NUMBER_FORMAT_INT8, cost=cost
         )
+        if request.HasField("usage"):
+            rate = request.usage.frames_per_second / 1e3
+            estimate.duty_cycle.duty.CopyFrom(
+                metrics_pb2.Estimate(value=10 * rate, low=9 * rate, high=12 * rate)
+            )
+            estimate.duty_cycle.mean_power_mw.value = 20
+            if request.usage.battery_mah:
+                charge = request.usage.battery_mah * request.usage.battery_v
+                estimate.duty_cycle.battery_hours.value = charge / 20
+        return hardware_pb2.EstimateModelResponse(target=target, estimates=[estimate])
 
     def _target(self, spec: hardware_pb2.HardwareSpec) -> hardware_pb2.HardwareTarget:
         name = f"hardwareTargets/{spec.name}"

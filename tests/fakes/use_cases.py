@@ -24,7 +24,7 @@ from tightfit_service.domain.errors import (
     NotFoundError,
     PreconditionError,
 )
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import HardwareSpec, Runtime
 from tightfit_service.domain.job import Job, JobEvent, JobEventKind, JobSpec, JobState
 from tightfit_service.domain.quantities import Interval
 from tightfit_service.domain.trial import Metrics, Trial
@@ -298,6 +298,7 @@ class InMemoryHardware:
         self.own: dict[tuple[str, str], KnownTarget] = {}
         self.descriptions: list[Mapping[str, Any]] = []
         self.asked: list[tuple[str, str, str | Mapping[str, Any]]] = []
+        self.runtimes: list[Runtime | None] = []
 
     async def get_target(self, project: str, name: str) -> KnownTarget:
         if (project, name) in self.own:
@@ -334,9 +335,16 @@ class InMemoryHardware:
             raise NotFoundError(f"no target {name!r}", field="name")
 
     async def estimate(
-        self, project: str, *, model: str, target: str | Mapping[str, Any]
+        self,
+        project: str,
+        *,
+        target: str | Mapping[str, Any],
+        model: str = "",
+        layer_table: str = "",
+        runtime: Runtime | None = None,
     ) -> tuple[HardwareSpec, Mapping[str, CostEstimate]]:
-        self.asked.append((project, model, target))
+        self.asked.append((project, model or layer_table, target))
+        self.runtimes.append(runtime)
         return make_target(), {"float32": make_cost(40.0), "int8": make_cost(10.0)}
 
 

@@ -135,10 +135,17 @@ def watch_job(name: str, *, after_sequence: int) -> Stream[job_pb2.JobEvent]:
 
 
 def estimate(
-    model: str, target: str | hardware_pb2.HardwareSpec
+    model: str,
+    target: str | hardware_pb2.HardwareSpec,
+    *,
+    layer_table: str = "",
+    runtime: hardware_pb2.Runtime | None = None,
+    usage: hardware_pb2.Usage | None = None,
 ) -> Call[hardware_pb2.EstimateModelResponse]:
-    """Estimate a model on a target."""
-    request = hardware_pb2.EstimateModelRequest(model=model)
+    """Estimate a model, or a table of layers, on a target."""
+    request = hardware_pb2.EstimateModelRequest(
+        model=model, layer_table=layer_table, runtime=runtime, usage=usage
+    )
     if isinstance(target, str):
         request.hardware_target = target_name(target)
     else:

@@ -197,10 +197,22 @@ class Client:
         return self.get_job(job)
 
     def estimate(
-        self, model: str, target: str | hardware_pb2.HardwareSpec
+        self,
+        model: str,
+        target: str | hardware_pb2.HardwareSpec,
+        *,
+        layer_table: str = "",
+        runtime: hardware_pb2.Runtime | None = None,
+        usage: hardware_pb2.Usage | None = None,
     ) -> hardware_pb2.EstimateModelResponse:
-        """Return what an uploaded model costs on a target, per number format."""
-        return self._call(calls.estimate(model, target))
+        """Return what an uploaded model costs on a target, per number format.
+
+        With "" for the model, `layer_table` (CSV) describes the network. `runtime` replaces the target's
+        own; `usage` asks for duty cycle, mean power and battery life besides.
+        """
+        return self._call(
+            calls.estimate(model, target, layer_table=layer_table, runtime=runtime, usage=usage)
+        )
 
     def list_targets(self, *, page_size: int = 0) -> Iterator[hardware_pb2.HardwareTarget]:
         """Yield the targets of the project and of the catalogue by name."""

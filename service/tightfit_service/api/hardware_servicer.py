@@ -10,12 +10,15 @@ from google.protobuf import empty_pb2
 from tightfit.v1 import hardware_pb2, hardware_pb2_grpc
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
+from tightfit_service.api.codec.duty import duty_to_proto, usage_from_proto
 from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_proto, target_to_proto
 from tightfit_service.api.codec.job import target_from_proto
 from tightfit_service.api.codec.metrics import cost_to_proto
 from tightfit_service.api.paging import page_cursor
 from tightfit_service.application.use_cases import Hardware
-from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.duty import duty_cycle
+from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.domain.hardware import NumberFormat, Runtime
 
 
 class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
@@ -63,9 +66,17 @@ class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
     async def EstimateModel(
         self, request: hardware_pb2.EstimateModelRequest, context: Any
     ) -> hardware_pb2.EstimateModelResponse:
-        project_id, model_id = resource_names.MODEL.ids(request.model, field="model")
+        project_id, model_id = _network_of(request)
+        usage = usage_from_proto(request)
+        runtime = None
+        if request.HasField("runtime"):
+            runtime = Runtime(name=request.runtime.name, version=request.runtime.version)
         target, costs = await self._hardware.estimate(
-            project_id, model=model_id, target=target_from_proto(request, project_id=project_id)
+            project_id,
+            model=model_id,
+            layer_table=request.layer_table,
+            target=target_from_proto(request, project_id=project_id),
+            runtime=runtime,
         )
         return hardware_pb2.EstimateModelResponse(
             target=spec_to_proto(target),
@@ -73,7 +84,21 @@ class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
                 hardware_pb2.FormatEstimate(
                     number_format=enums.NUMBER_FORMAT.to_proto(NumberFormat(name)),
                     cost=cost_to_proto(cost),
+                    duty_cycle=duty_to_proto(duty_cycle(cost, target, usage)) if usage else None,
                 )
                 for name, cost in costs.items()
             ],
         )
+
+
+def _network_of(request: hardware_pb2.EstimateModelRequest) -> tuple[str, str]:
+    """Return the project and the id of the model; with a layer table the project is the target's, if any."""
+    if request.layer_table and request.model:
+        raise InvalidRequestError(
+            "a model and a layer table are given", field="layer_table", remedy="give one of them"
+        )
+    if request.layer_table:
+        owned = request.hardware_target.startswith("projects/")
+        return (resource_names.PROJECT_TARGET.ids(request.hardware_target)[0] if owned else ""), ""
+    project_id, model_id = resource_names.MODEL.ids(request.model, field="model")
+    return project_id, model_id

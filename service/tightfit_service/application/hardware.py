@@ -28,7 +28,8 @@ from tightfit_service.application.use_cases import KnownTarget
 from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import AlreadyExistsError, InvalidTargetError, NotFoundError
-from tightfit_service.domain.hardware import Fallback, HardwareSpec, NumberFormat
+from tightfit_service.domain.hardware import Fallback, HardwareSpec, NumberFormat, Runtime
+from tightfit_service.domain.layer_table import parse_one_network
 
 
 class HardwareLibrary:
@@ -147,16 +148,34 @@ class HardwareLibrary:
         return from_plain(ModelFacts, result.payload), result.outputs["graph"]
 
     async def estimate(
-        self, project: str, *, model: str, target: str | Mapping[str, Any]
+        self,
+        project: str,
+        *,
+        target: str | Mapping[str, Any],
+        model: str = "",
+        layer_table: str = "",
+        runtime: Runtime | None = None,
     ) -> tuple[HardwareSpec, Mapping[str, CostEstimate]]:
-        """Return the target and the model's cost there, per number format that it computes in."""
+        """Return the target and the network's cost there, per number format that it computes in.
+
+        The network is an uploaded model or a layer table. `runtime` replaces the target's own.
+
+        Raises:
+            InvalidModelError: The layer table cannot be used.
+        """
         spec = await self.resolve(project, target)
+        if runtime is not None:
+            assumed = tuple(name for name in spec.assumed_fields if name != "runtime")
+            spec = replace(spec, runtime=runtime, assumed_fields=assumed)
         costs = self.cost_model(spec)
-        _, facts, _ = await self.model_facts(project, model)
+        if layer_table:
+            profile = parse_one_network(layer_table)
+        else:
+            profile = (await self.model_facts(project, model))[1].profile
         formats = [NumberFormat.FLOAT32] if _takes_float(spec) else []
         if NumberFormat.INT8 in spec.number_formats:
             formats.append(NumberFormat.INT8)
-        return spec, {str(f): costs.estimate(facts.profile, f) for f in formats}
+        return spec, {str(f): costs.estimate(profile, f) for f in formats}
 
 
 def _takes_float(spec: HardwareSpec) -> bool:

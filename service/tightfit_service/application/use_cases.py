@@ -15,7 +15,7 @@ from tightfit_service.application.ports import AssetRecord, Page
 from tightfit_service.application.runner_sessions import Runner, RunnerHello, RunnerSession
 from tightfit_service.domain.budget import Budget, Objective, SearchLimits
 from tightfit_service.domain.cost import CostEstimate
-from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, Runtime
 from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
 from tightfit_service.domain.measurement import FailureKind, Measurement
 from tightfit_service.domain.recipe import Recipe
@@ -234,9 +234,21 @@ class Hardware(Protocol):
         ...
 
     async def estimate(
-        self, project: str, *, model: str, target: str | Mapping[str, Any]
+        self,
+        project: str,
+        *,
+        target: str | Mapping[str, Any],
+        model: str = "",
+        layer_table: str = "",
+        runtime: Runtime | None = None,
     ) -> tuple[HardwareSpec, Mapping[str, CostEstimate]]:
-        """Return the target and the model's cost per number format (`float32`, `int8` where offered)."""
+        """Return the target and the network's cost per number format (`float32`, `int8` where offered).
+
+        The network is an uploaded model or a layer table. `runtime` replaces the target's own.
+
+        Raises:
+            InvalidModelError: The layer table cannot be used.
+        """
         ...
 
 

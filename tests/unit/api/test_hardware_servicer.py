@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -65,6 +67,54 @@ async def test_a_model_is_estimated_per_number_format(service: Service) -> None:
         hardware_pb2.NumberFormat.Name(e.number_format): e.cost.estimated_latency_ms.value
         for e in answer.estimates
     } == {"NUMBER_FORMAT_FLOAT32": 40.0, "NUMBER_FORMAT_INT8": 10.0}
+
+
+async def test_a_table_of_layers_is_estimated_with_another_runtime_and_a_usage(
+    service: Service,
+) -> None:
+    stub = HardwareServiceStub(service.channel)
+
+    answer = await stub.EstimateModel(
+        hardware_pb2.EstimateModelRequest(
+            layer_table="op,...",
+            hardware_target="hardwareTargets/board-a",
+            runtime=hardware_pb2.Runtime(name="TinyEngine"),
+            usage=hardware_pb2.Usage(frames_per_second=5, battery_mah=100, battery_v=3),
+        )
+    )
+
+    assert service.hardware.asked == [("", "op,...", "board-a")]
+    (runtime,) = service.hardware.runtimes
+    assert runtime is not None
+    assert runtime.name == "TinyEngine"
+    assert [e.duty_cycle.duty.value for e in answer.estimates] == pytest.approx([0.2, 0.05])
+    slow, fast = (e.duty_cycle for e in answer.estimates)
+    assert 0 < slow.battery_hours.value < fast.battery_hours.value
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"model": "projects/p/models/m", "layer_table": "op"}, "layer_table"),
+        ({"model": "projects/p/models/m", "usage": {"frames_per_second": 0}}, "frames_per_second"),
+        (
+            {"model": "projects/p/models/m", "usage": {"frames_per_second": 1, "battery_mah": 9}},
+            "battery_v",
+        ),
+    ],
+)
+async def test_contradictions_in_an_estimate_are_named(
+    service: Service, request_: dict[str, Any], field: str
+) -> None:
+    stub = HardwareServiceStub(service.channel)
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.EstimateModel(
+            hardware_pb2.EstimateModelRequest(hardware_target="hardwareTargets/board-a", **request_)
+        )
+
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in info_of(caught.value)[1]["field"]
 
 
 async def test_an_estimate_without_a_target_is_refused(service: Service) -> None:

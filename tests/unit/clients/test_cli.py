@@ -284,7 +284,7 @@ def test_check_says_whether_the_budget_is_in_reach(
 
 
 def test_estimate_prints_costs_with_intervals(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("estimate", "net.onnx", "--target", "nucleo", "--layers") == 0
+    assert run("estimate", "net.onnx", "--target", "nucleo", "--per-layer") == 0
     printed = capsys.readouterr().out
     assert "10.0 ms" in printed
     assert "9.00 to 12.0 ms" in printed
@@ -292,6 +292,54 @@ def test_estimate_prints_costs_with_intervals(run: Run, capsys: pytest.CaptureFi
     assert run("estimate", "net.onnx", "--target", "nucleo", "--json") == 0
     estimates = json.loads(capsys.readouterr().out)["estimates"]
     assert estimates["int8"]["estimated_latency_ms"] == {"value": 10, "low": 9, "high": 12}
+
+
+TABLE = """model,layer,op,in_h,in_w,in_c,out_h,out_w,out_c,macs
+one,0,FULLY_CONNECTED,1,1,8,1,1,4,32
+two,0,FULLY_CONNECTED,1,1,8,1,1,2,16
+"""
+
+
+def test_estimate_takes_a_table_a_runtime_and_a_usage(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "layers.csv").write_text(TABLE)
+    command = ("estimate", "--layers", "layers.csv", "--target", "nucleo", "--network", "two")
+    assert run(*command, "--runtime", "X-CUBE-AI@10.0", "--fps", "2", "--battery-mah=220") == 0
+    printed = capsys.readouterr().out
+    assert "busy 0.02 of the time (0.018 to 0.024)" in printed
+    assert "battery 33 h" in printed
+    (request,) = fake.state.estimated
+    assert not request.model
+    assert request.layer_table.splitlines() == [TABLE.splitlines()[0], TABLE.splitlines()[2]]
+    assert (request.runtime.name, request.runtime.version) == ("X-CUBE-AI", "10.0")
+    assert request.usage.battery_v == 3.0
+    assert run(*command, "--json", "--fps", "2") == 0
+    duty = json.loads(capsys.readouterr().out)["estimates"]["int8"]["duty_cycle"]
+    assert duty["duty"] == pytest.approx({"value": 0.02, "low": 0.018, "high": 0.024})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ((), "--layers"),
+        (("net.onnx", "--layers", "layers.csv"), "--layers"),
+        (("--layers", "none.csv"), "--layers"),
+        (("--layers", "layers.csv", "--network", "three"), "--network"),
+        (("net.onnx", "--runtime", "@3"), "--runtime"),
+        (("net.onnx", "--battery-mah", "220"), "--fps"),
+    ],
+)
+def test_estimate_names_the_option_at_fault(
+    run: Run,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    field: str,
+) -> None:
+    (folder / "layers.csv").write_text(TABLE)
+    assert run("estimate", *arguments, "--target", "nucleo") == 2
+    assert field in capsys.readouterr().err
 
 
 def test_targets_are_listed_and_shown_in_the_form_that_is_read(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import difflib
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,27 +15,69 @@ from rich.console import Console
 from rich.table import Table
 
 from tightfit.cli import options, tables
+from tightfit.errors import InvalidInputError
 from tightfit.quantities import format_bytes, format_count, format_latency
 from tightfit.result_file import cost_content, target_content
-from tightfit.v1 import hardware_pb2
+from tightfit.v1 import hardware_pb2, metrics_pb2
 from tightfit.words import number_format_word
+
+DEFAULT_BATTERY_V = 3.0
+"""Of a lithium coin cell over most of its life."""
+_USAGE = "Usage: figures derived at a frame rate"
 
 
 def estimate(
-    model: Annotated[Path, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)],
     target: options.Target,
-    layers: Annotated[bool, typer.Option("--layers", help="Show the cost of each layer.")] = False,
+    model: Annotated[
+        Path | None, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)
+    ] = None,
+    layers: Annotated[
+        Path | None,
+        typer.Option(
+            "--layers",
+            metavar="CSV",
+            help="Table of layers instead of a model: op, in_h, in_w, in_c, out_h, out_w, out_c, macs, ...",
+        ),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(metavar="NAME", help="Which network of the table (its column `model`).")
+    ] = "",
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="NAME[@VERSION]", help="Runtime instead of the target's own."),
+    ] = "",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Show the cost of each layer.")
+    ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Inferences per second: duty cycle and power.", rich_help_panel=_USAGE),
+    ] = None,
+    battery_mah: Annotated[
+        float | None,
+        typer.Option(help="Charge of the battery, with --fps.", rich_help_panel=_USAGE),
+    ] = None,
+    battery_v: Annotated[
+        float | None,
+        typer.Option(help="Mean voltage of the battery.  [default: 3.0]", rich_help_panel=_USAGE),
+    ] = None,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,
     json_: options.Json = False,
 ) -> None:
-    """Predict what a model costs on a device, as it is, in each number format."""
+    """Predict what a model costs on a device, as it is, in each number format.
+
+    Every figure comes with its 90 % interval, and with where it comes from.
+    """
+    source, table = _source(model, layers, network)
     wanted = options.target_of(target)
+    usage = _usage(fps, battery_mah, battery_v)
+    other = _runtime(runtime)
     with options.connected(server, local=local, data_dir=data_dir) as client:
-        uploaded = client.upload_model(model)
-        response = client.estimate(uploaded.name, wanted)
-    content = _content(response, model)
+        name = "" if table else client.upload_model(source).name
+        response = client.estimate(name, wanted, layer_table=table, runtime=other, usage=usage)
+    content = _content(response, source)
     if json_:
         print(json.dumps(content, indent=2))
         return
@@ -41,13 +87,118 @@ def estimate(
     if first is None:
         console.print("This target offers no number format that can be estimated.")
         return
-    if layers:
+    if per_layer:
         for name, cost in content["estimates"].items():
             console.print(_layers(name, cost["layers"]))
+    for name, cost in content["estimates"].items():
+        if cost["duty_cycle"]:
+            console.print(f"{name}: {_duty_text(cost['duty_cycle'])}", markup=False)
+    for note in (first["duty_cycle"] or {}).get("notes", ()):
+        console.print(f"note: {note}", markup=False)
     for warning in first["warnings"]:
         console.print(f"note: {warning}", markup=False)
     share = f"{first['confidence'] * 100:.0f} % intervals" if first["confidence"] else "intervals"
     console.print(f"{share}, {first['provenance']}", style="dim", markup=False)
+
+
+def _source(model: Path | None, layers: Path | None, network: str) -> tuple[Path, str]:
+    """Return the file that describes the network and, if it is a table of layers, its text."""
+    if (model is None) == (layers is None):
+        raise InvalidInputError(
+            "a model file or --layers is needed" if model is None else "there are two networks",
+            field="--layers",
+            remedy="give a model file or --layers FILE, not both",
+        )
+    if model is not None:
+        if network:
+            raise InvalidInputError(
+                "--network chooses from a table of layers", field="--network", remedy="leave it out"
+            )
+        return model, ""
+    assert layers is not None
+    try:
+        text = layers.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"{layers} cannot be read: {error}", field="--layers", remedy="give a CSV file"
+        ) from error
+    return layers, _only(text, network) if network else text
+
+
+def _only(text: str, network: str) -> str:
+    """Return the rows of one network, with the heading."""
+    rows = list(csv.reader(io.StringIO(text)))
+    heading = [name.strip() for name in rows[0]] if rows else []
+    column = heading.index("model") if "model" in heading else None
+    names = {row[column] for row in rows[1:] if len(row) > column} if column is not None else set()
+    if network not in names:
+        near = difflib.get_close_matches(network, sorted(names), n=3)
+        raise InvalidInputError(
+            f"the table has no network {network!r}",
+            field="--network",
+            remedy=f"did you mean {', '.join(near)}?" if near else "look at its column `model`",
+        )
+    kept = [row for row in rows[1:] if len(row) > (column or 0) and row[column or 0] == network]
+    out = io.StringIO()
+    csv.writer(out).writerows([rows[0], *kept])
+    return out.getvalue()
+
+
+def _runtime(text: str) -> hardware_pb2.Runtime | None:
+    """Return the runtime of NAME[@VERSION], or None for the target's own."""
+    name, at, version = text.partition("@")
+    if not text:
+        return None
+    if not name.strip() or (at and not version.strip()):
+        raise InvalidInputError(
+            f"{text!r} is not NAME or NAME@VERSION",
+            field="--runtime",
+            remedy="write it like X-CUBE-AI@10.0",
+        )
+    return hardware_pb2.Runtime(name=name.strip(), version=version.strip())
+
+
+def _usage(
+    fps: float | None, battery_mah: float | None, battery_v: float | None
+) -> hardware_pb2.Usage | None:
+    if fps is None:
+        if battery_mah is not None or battery_v is not None:
+            raise InvalidInputError(
+                "a battery lasts as long as the frame rate lets it",
+                field="--fps",
+                remedy="give the inferences per second, such as --fps 1",
+            )
+        return None
+    volts = DEFAULT_BATTERY_V if battery_mah and battery_v is None else battery_v or 0.0
+    return hardware_pb2.Usage(
+        frames_per_second=fps, battery_mah=battery_mah or 0.0, battery_v=volts
+    )
+
+
+def _duty(duty: hardware_pb2.DutyCycle) -> dict[str, Any]:
+    def figure(estimate: metrics_pb2.Estimate) -> dict[str, float]:
+        return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+    return {
+        "duty": figure(duty.duty),
+        "mean_power_mw": figure(duty.mean_power_mw),
+        "battery_hours": figure(duty.battery_hours) if duty.HasField("battery_hours") else None,
+        "notes": list(duty.notes),
+    }
+
+
+def _duty_text(duty: Mapping[str, Any]) -> str:
+    share, power = duty["duty"], duty["mean_power_mw"]
+    text = (
+        f"busy {share['value']:.3g} of the time ({share['low']:.3g} to {share['high']:.3g}), "
+        f"mean power {power['value']:.3g} mW ({power['low']:.3g} to {power['high']:.3g})"
+    )
+    if hours := duty["battery_hours"]:
+        text += (
+            f", battery {hours['value']:.3g} h ({hours['low']:.3g} to {hours['high']:.3g}), "
+            f"about {hours['value'] / 24:.3g} days"
+        )
+    return text
 
 
 def _content(response: hardware_pb2.EstimateModelResponse, model: Path) -> dict[str, Any]:
@@ -61,6 +212,7 @@ def _content(response: hardware_pb2.EstimateModelResponse, model: Path) -> dict[
                 "provenance": item.cost.provenance,
                 "confidence": item.cost.confidence,
                 "warnings": list(item.cost.warnings),
+                "duty_cycle": _duty(item.duty_cycle) if item.HasField("duty_cycle") else None,
                 "layers": [
                     {
                         "node": layer.node,

@@ -709,22 +709,38 @@ Global___DeleteHardwareTargetRequest: _TypeAlias = DeleteHardwareTargetRequest  
 
 @_typing.final
 class EstimateModelRequest(_message.Message):
-    """EstimateModelRequest names a model and a target."""
+    """EstimateModelRequest names a network and a target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     HARDWARE_TARGET_FIELD_NUMBER: _builtins.int
     HARDWARE_SPEC_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    LAYER_TABLE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Resource name of the model."""
+    """Resource name of the model. Empty with a layer table."""
     hardware_target: _builtins.str
     """Resource name of a target; without a project it is the one of the model's project and, where
     that has none of that id, the one of the catalogue.
     """
+    layer_table: _builtins.str
+    """A network as a table of its layers instead of a model: CSV with the columns `op` (TensorFlow Lite
+    operator), `in_h`, `in_w`, `in_c`, `out_h`, `out_w`, `out_c`, `macs`, and where they apply `kernel_h`,
+    `kernel_w`, `stride`, `weights`, `biases`, `layer`, `model`. It MUST hold one network.
+    """
     @_builtins.property
     def hardware_spec(self) -> Global___HardwareSpec:
         """A description of a device, which may be partial."""
+
+    @_builtins.property
+    def runtime(self) -> Global___Runtime:
+        """Runtime instead of the target's own."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """Frame rate and battery that further figures are derived for."""
 
     def __init__(
         self,
@@ -732,16 +748,91 @@ class EstimateModelRequest(_message.Message):
         model: _builtins.str = ...,
         hardware_target: _builtins.str = ...,
         hardware_spec: Global___HardwareSpec | None = ...,
+        runtime: Global___Runtime | None = ...,
+        layer_table: _builtins.str = ...,
+        usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "runtime", b"runtime", "target", b"target", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "layer_table", b"layer_table", "model", b"model", "runtime", b"runtime", "target", b"target", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["hardware_target", "hardware_spec"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___EstimateModelRequest: _TypeAlias = EstimateModelRequest  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """Usage is how often a network runs, and from what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    BATTERY_MAH_FIELD_NUMBER: _builtins.int
+    BATTERY_V_FIELD_NUMBER: _builtins.int
+    frames_per_second: _builtins.float
+    """Inferences per second; above 0."""
+    battery_mah: _builtins.float
+    """Charge of the battery, in milliampere-hours; 0 for none."""
+    battery_v: _builtins.float
+    """Mean voltage of the battery, in volts; with a charge."""
+    def __init__(
+        self,
+        *,
+        frames_per_second: _builtins.float = ...,
+        battery_mah: _builtins.float = ...,
+        battery_v: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["battery_mah", b"battery_mah", "battery_v", b"battery_v", "frames_per_second", b"frames_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class DutyCycle(_message.Message):
+    """DutyCycle is what follows from an estimate at a frame rate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUTY_FIELD_NUMBER: _builtins.int
+    MEAN_POWER_MW_FIELD_NUMBER: _builtins.int
+    BATTERY_HOURS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def duty(self) -> _metrics_pb2.Estimate:
+        """Share of the time that inference takes; above 1 the device cannot keep up."""
+
+    @_builtins.property
+    def mean_power_mw(self) -> _metrics_pb2.Estimate:
+        """Mean power over inference and rest, in milliwatts."""
+
+    @_builtins.property
+    def battery_hours(self) -> _metrics_pb2.Estimate:
+        """Life of the battery without self-discharge, in hours. Absent without a battery."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is assumed, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        duty: _metrics_pb2.Estimate | None = ...,
+        mean_power_mw: _metrics_pb2.Estimate | None = ...,
+        battery_hours: _metrics_pb2.Estimate | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["battery_hours", b"battery_hours", "duty", b"duty", "mean_power_mw", b"mean_power_mw"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["battery_hours", b"battery_hours", "duty", b"duty", "mean_power_mw", b"mean_power_mw", "notes", b"notes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DutyCycle: _TypeAlias = DutyCycle  # noqa: Y015
 
 @_typing.final
 class EstimateModelResponse(_message.Message):
@@ -781,21 +872,27 @@ class FormatEstimate(_message.Message):
 
     NUMBER_FORMAT_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    DUTY_CYCLE_FIELD_NUMBER: _builtins.int
     number_format: Global___NumberFormat.ValueType
     """The number format."""
     @_builtins.property
     def cost(self) -> _metrics_pb2.CostEstimate:
         """Totals, and cost per layer."""
 
+    @_builtins.property
+    def duty_cycle(self) -> Global___DutyCycle:
+        """Figures at the frame rate of the request. Absent without one."""
+
     def __init__(
         self,
         *,
         number_format: Global___NumberFormat.ValueType = ...,
         cost: _metrics_pb2.CostEstimate | None = ...,
+        duty_cycle: Global___DutyCycle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "duty_cycle", b"duty_cycle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "number_format", b"number_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "duty_cycle", b"duty_cycle", "number_format", b"number_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,13 +110,14 @@ class HardwareServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EstimateModel(self, request, context):
-        """EstimateModel predicts what a model costs on a target, as it is, in each number format offered.
+        """EstimateModel predicts what a network costs on a target, as it is, in each number format offered: an
+        uploaded model, or one described by a table of its layers.
 
         Nothing is trained or changed; milliseconds for most models.
 
-        Codes: OK; INVALID_ARGUMENT (malformed name, no target, impossible figures in a description);
-        NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core);
-        UNAVAILABLE (the store is down; retry).
+        Codes: OK; INVALID_ARGUMENT (malformed name, neither or both of model and layer table, no target,
+        impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
+        or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

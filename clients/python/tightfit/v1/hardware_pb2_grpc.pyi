@@ -61,13 +61,14 @@ class HardwareServiceStub:
     (retry).
     """
     EstimateModel: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.EstimateModelRequest, _hardware_pb2.EstimateModelResponse]
-    """EstimateModel predicts what a model costs on a target, as it is, in each number format offered.
+    """EstimateModel predicts what a network costs on a target, as it is, in each number format offered: an
+    uploaded model, or one described by a table of its layers.
 
     Nothing is trained or changed; milliseconds for most models.
 
-    Codes: OK; INVALID_ARGUMENT (malformed name, no target, impossible figures in a description);
-    NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core);
-    UNAVAILABLE (the store is down; retry).
+    Codes: OK; INVALID_ARGUMENT (malformed name, neither or both of model and layer table, no target,
+    impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
+    or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
     """
 
 @_typing.type_check_only
@@ -102,13 +103,14 @@ class HardwareServiceAsyncStub(HardwareServiceStub):
     (retry).
     """
     EstimateModel: _aio.UnaryUnaryMultiCallable[_hardware_pb2.EstimateModelRequest, _hardware_pb2.EstimateModelResponse]  # type: ignore[assignment]
-    """EstimateModel predicts what a model costs on a target, as it is, in each number format offered.
+    """EstimateModel predicts what a network costs on a target, as it is, in each number format offered: an
+    uploaded model, or one described by a table of its layers.
 
     Nothing is trained or changed; milliseconds for most models.
 
-    Codes: OK; INVALID_ARGUMENT (malformed name, no target, impossible figures in a description);
-    NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core);
-    UNAVAILABLE (the store is down; retry).
+    Codes: OK; INVALID_ARGUMENT (malformed name, neither or both of model and layer table, no target,
+    impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
+    or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
     """
 
 class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -170,13 +172,14 @@ class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _hardware_pb2.EstimateModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hardware_pb2.EstimateModelResponse, _abc.Awaitable[_hardware_pb2.EstimateModelResponse]]:
-        """EstimateModel predicts what a model costs on a target, as it is, in each number format offered.
+        """EstimateModel predicts what a network costs on a target, as it is, in each number format offered: an
+        uploaded model, or one described by a table of its layers.
 
         Nothing is trained or changed; milliseconds for most models.
 
-        Codes: OK; INVALID_ARGUMENT (malformed name, no target, impossible figures in a description);
-        NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core);
-        UNAVAILABLE (the store is down; retry).
+        Codes: OK; INVALID_ARGUMENT (malformed name, neither or both of model and layer table, no target,
+        impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
+        or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
         """
 
 def add_HardwareServiceServicer_to_server(servicer: HardwareServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
