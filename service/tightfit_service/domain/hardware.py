@@ -229,13 +229,16 @@ class Range:
     or_zero: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether the value is in the range."""
+        """Whether the value is in the range, and whole where it must be."""
+        if self.whole and value != value // 1:
+            return False
         return 0 < value <= self.most or (self.or_zero and value == 0)
 
     def __str__(self) -> str:
         """Return the range in words."""
         least = "0 or more" if self.or_zero else "above 0"
-        return f"{least} and at most {self.most:,.0f} {self.unit}"
+        whole = "a whole number, " if self.whole else ""
+        return f"{whole}{least} and at most {self.most:,.0f} {self.unit}"
 
 
 _BANDWIDTH = Range(most=1e7, unit="x 10^6 bytes per second")

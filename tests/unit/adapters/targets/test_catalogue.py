@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
+from tightfit_service.adapters.targets.description import NESTED
 from tightfit_service.domain.errors import InvalidTargetError, NotFoundError
 from tightfit_service.domain.hardware import (
     AcceleratorKind,
+    HardwareSpec,
     ModelFormat,
     NumberFormat,
     Placement,
@@ -176,6 +181,8 @@ def test_given_figures_are_kept_and_not_listed_as_assumed() -> None:
         ({"output_format": "exe"}, "target.output_format", "tflite"),
         ({"name": "My Board"}, "target.name", "my-board"),
         ({"memory": {"ram_bytes": 2**41}}, "target.memory.ram_bytes", "at most"),
+        ({"memory": {"ram_bytes": 0.5e6 + 0.5}}, "target.memory.ram_bytes", "whole"),
+        ({"memory": {"ram_bytes": float("inf")}}, "target.memory.ram_bytes", "at most"),
         ({"accelerator": "npu"}, "target.accelerator", "kind"),
         ({"accelerator": {"tops": {"int8": 4}}}, "target.accelerator.kind", "npu"),
         ({"accelerator": {"kind": "tpu"}}, "target.accelerator.kind", "edge-tpu"),
@@ -206,6 +213,42 @@ def test_bad_descriptions_name_the_field_and_the_remedy(
         CATALOGUE.complete({"core": "cortex-m4", **change})
     assert caught.value.field == field
     assert hint in caught.value.remedy
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(["int8", "npu", "cortex-m4", "cpu", "conv", "onnx"])
+)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["int8", "kind", "tops", "name"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+_MAPPING = st.dictionaries(
+    st.sampled_from([f.name for kind in NESTED.values() for f in fields(kind)])
+    | st.text(max_size=5),
+    _VALUES,
+    max_size=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(HardwareSpec)]), _VALUES | _MAPPING))
+def test_whatever_a_file_holds_is_a_target_or_refused_with_field_and_remedy(
+    description: dict[str, Any],
+) -> None:
+    refusals = []
+    try:
+        CATALOGUE.complete({"core": "cortex-m4", **description})
+    except InvalidTargetError as error:
+        refusals.append(error)
+    assert all(error.field.startswith("target.") and error.remedy for error in refusals)
 
 
 def test_a_description_that_is_no_mapping_is_refused() -> None:
