@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tightfit_service.domain.errors import UnsupportedError
-from tightfit_service.domain.hardware import Accelerator, Fallback, NumberFormat, Placement
+from tightfit_service.domain.hardware import Accelerator, NumberFormat, Placement
 from tightfit_service.domain.network import NetworkProfile, Operator
 
 DEFAULT_TRANSFER_MB_S = 5_000.0
@@ -30,18 +30,13 @@ class Partition:
 
 
 def computed_format(accelerator: Accelerator, operator: Operator) -> NumberFormat:
-    """Return the format that the accelerator computes an operator in.
-
-    Delegates compute float32 networks in half precision where the accelerator has it.
-    """
+    """Return the format that the accelerator computes an operator in."""
+    given = NumberFormat.FLOAT32
     if operator.activation_bits <= 8:
-        return NumberFormat.INT8
-    if operator.activation_bits == 16 and operator.weight_bits == 8:
-        return NumberFormat.INT16X8
-    for preferred in (NumberFormat.FLOAT16, NumberFormat.BFLOAT16):
-        if preferred in accelerator.number_formats:
-            return preferred
-    return NumberFormat.FLOAT32
+        given = NumberFormat.INT8
+    elif operator.activation_bits == 16 and operator.weight_bits == 8:
+        given = NumberFormat.INT16X8
+    return accelerator.computed_format(given)
 
 
 def partitions(network: NetworkProfile, accelerator: Accelerator) -> tuple[Partition, ...]:
@@ -91,19 +86,15 @@ def transfer_ms(accelerator: Accelerator, transferred_bytes: float) -> float:
 
 
 def _sides(operators: Sequence[Operator], accelerator: Accelerator) -> list[bool]:
-    sides: list[bool] = []
-    left = False
-    for operator in operators:
-        placed = accelerator.placement(operator.kind, computed_format(accelerator, operator))
-        if placed is Placement.REFUSED:
+    places = accelerator.placements(
+        (operator.kind, computed_format(accelerator, operator)) for operator in operators
+    )
+    for operator, place in zip(operators, places, strict=True):
+        if place is Placement.REFUSED:
             raise UnsupportedError(
                 f"{accelerator.name or accelerator.kind} does not run {operator.op_type} "
                 f"({operator.node}), and nothing else runs it instead",
                 field="hardware_target",
                 remedy="replace the operator, or choose a target whose cores take over",
             )
-        on_accelerator = placed is Placement.ACCELERATOR and not left
-        if not on_accelerator and accelerator.fallback is Fallback.CPU_FROM_FIRST:
-            left = True
-        sides.append(on_accelerator)
-    return sides
+    return [place is Placement.ACCELERATOR for place in places]
