@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from tightfit.errors import InvalidInputError
+from tightfit.model_metadata import RECIPE_DIGEST_KEY, RECIPE_KEY, read_metadata
 from tightfit.v1 import recipe_pb2
 from tightfit.words import FORMATS, check_word, format_value
 
@@ -25,11 +26,12 @@ _KEYS = {
 }
 _REMEDY = "use the recipe.json that `tightfit compress -o DIR` wrote"
 _MAX_BYTES = 64 << 20
+_MODEL_SUFFIXES = (".tflite", ".onnx")
 _LONG_LIST = 8
 
 
 def read_recipe_file(path: Path) -> recipe_pb2.Recipe:
-    """Return the recipe in a file.
+    """Return the recipe in a file: a recipe's own, or the TFLite or ONNX file that it led to.
 
     Raises:
         InvalidInputError: The file cannot be read, is not JSON, or is no recipe; says which key.
@@ -44,11 +46,12 @@ def read_content(path: Path) -> dict[str, Any]:
         InvalidInputError: As `read_recipe_file`.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if path.suffix.lower() not in _MODEL_SUFFIXES and path.stat().st_size > _MAX_BYTES:
             raise InvalidInputError(
                 f"{path} is too large for a recipe", field=str(path), remedy=_REMEDY
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        is_model = path.suffix.lower() in _MODEL_SUFFIXES
+        content = json.loads(_inside(path) if is_model else path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInputError(
             f"cannot read {path}: {error.strerror or error}",
@@ -74,6 +77,25 @@ def read_content(path: Path) -> dict[str, Any]:
         if key not in content:
             raise InvalidInputError(f"{path} has no {key}", field=key, remedy=_REMEDY)
     return content
+
+
+def _inside(path: Path) -> str:
+    """Return the recipe's text in a model file.
+
+    Raises:
+        InvalidInputError: The file cannot be read, is damaged, or holds no recipe.
+    """
+    facts = read_metadata(path)
+    if RECIPE_KEY not in facts:
+        digest = facts.get(RECIPE_DIGEST_KEY)
+        raise InvalidInputError(
+            f"{path} was too small to hold its recipe, whose sha-256 is {digest}"
+            if digest
+            else f"{path} holds no recipe: tightfit did not write it",
+            field=str(path),
+            remedy=_REMEDY,
+        )
+    return facts[RECIPE_KEY]
 
 
 def recipe_of(content: Mapping[str, Any], *, file: str = "recipe") -> recipe_pb2.Recipe:

@@ -89,3 +89,31 @@ def test_differences_name_the_step_and_the_units() -> None:
     assert "steps.recovery" in found
     assert differences(RECIPE, json.loads(json.dumps(RECIPE))) == []
     assert recipe_of(RECIPE) == recipe_of(json.loads(json.dumps(RECIPE)))
+
+
+def test_a_recipe_is_read_out_of_the_model_that_it_led_to(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for facts, said in (
+        ({"tightfit.recipe": json.dumps(RECIPE)}, ""),
+        ({"tightfit.recipe_digest": "ab12"}, "too small to hold its recipe, whose sha-256 is ab12"),
+        ({"producer": "other"}, "holds no recipe"),
+    ):
+        path.write_bytes(
+            b"".join(
+                b"\x72" + _delimited(b"\x0a" + _delimited(key) + b"\x12" + _delimited(value))
+                for key, value in ((k.encode(), v.encode()) for k, v in facts.items())
+            )
+        )
+        if said:
+            with pytest.raises(InvalidInputError, match=said):
+                read_recipe_file(path)
+        else:
+            assert read_recipe_file(path) == recipe_of(RECIPE)
+
+
+def _delimited(data: bytes) -> bytes:
+    size, prefix = len(data), bytearray()
+    while size >= 128:
+        prefix.append(size & 127 | 128)
+        size >>= 7
+    return bytes([*prefix, size]) + data

@@ -19,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="Look at recipes and compare them."
 
 @app.command("show")
 def show(
-    recipe: Annotated[Path, typer.Argument(help="recipe.json.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="recipe.json, or a TFLite or ONNX result.", show_default=False)
+    ],
     json_: options.Json = False,
 ) -> None:
     """Show what a recipe does, step by step."""
@@ -44,8 +46,10 @@ def show(
 
 @app.command("diff")
 def diff(
-    one: Annotated[Path, typer.Argument(help="recipe.json.", show_default=False)],
-    other: Annotated[Path, typer.Argument(help="Another recipe.json.", show_default=False)],
+    one: Annotated[
+        Path, typer.Argument(help="recipe.json, or a TFLite or ONNX result.", show_default=False)
+    ],
+    other: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
     json_: options.Json = False,
 ) -> None:
     """Show where two recipes differ. Exit code 1 when they do, as diff has it."""
