@@ -10,6 +10,7 @@ from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.fusion import PRODUCTS, fused_graph
+from tightfit_service.graph.logarithms import logarithms
 
 INTEGER_FORMATS = frozenset({NumberFormat.INT8, NumberFormat.INT16X8, NumberFormat.INT4})
 
@@ -22,11 +23,15 @@ def formats_by_node(
 ) -> Mapping[str, NumberFormat]:
     """Return the format of every node: its own, that of the operator it is fused into, or the default.
 
+    Logarithms and what only they read stay in float where the default is an integer format.
+
     Raises:
         InvalidRequestError: A format for a node that the graph does not have.
     """
     default = settings.number_format
     formats = {node.name: default for node in model.graph.node}
+    if default in INTEGER_FORMATS:
+        formats.update(dict.fromkeys(logarithms(model), NumberFormat.FLOAT32))
     for name, number_format in settings.node_formats.items():
         if name not in formats:
             raise InvalidRequestError(

@@ -18,6 +18,7 @@ from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidDatasetError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
+from tightfit_service.graph.logarithms import logarithms
 from tightfit_service.graph.model_file import load_model, save_model
 from tightfit_service.passes.activation_values import activations, checked_inputs
 from tightfit_service.passes.bias_correction import corrected, with_biases
@@ -92,6 +93,9 @@ class StaticQuantizationPass:
         notes: list[str] = []
         if INTEGER_FORMATS & set(formats.values()):
             model, notes = _in_integers(model, formats, calibration, settings, ranges or {})
+            kept = [n for n in logarithms(given) if formats[n] not in INTEGER_FORMATS]
+            if kept:
+                notes.append(f"in float32, for a logarithm needs small values: {', '.join(kept)}")
         model = in_16_bit_floats(model, formats)
         if NumberFormat.BFLOAT16 in formats.values():
             notes.append(

@@ -118,6 +118,26 @@ def test_softmax_over_many_places_is_no_integer_kernel() -> None:
     assert np.mean((expected[0] - found[0]) ** 2) < 0.02 * np.var(expected[0])
 
 
+def test_powers_keep_their_small_values_before_a_logarithm() -> None:
+    b = Builder()
+    b.input("input", (4, 6))
+    b.node("power", "Mul", ["input", "input"])
+    b.node("floor", "Add", ["power_out", b.constant("least", [1e-3], dtype=np.float32)])
+    b.node("decibels", "Log", ["floor_out"])
+    b.node("flat", "Flatten", ["decibels_out"])
+    graph = b.model({b.gemm("head", "flat_out", 24, 4): (4,)}).SerializeToString()
+    values = np.random.default_rng(0).normal(size=(64, 4, 6)).astype(np.float32) ** 3
+    result = PASS.quantize(
+        graph, calibration=samples_of(values), settings=QuantizationSettings(method="minmax")
+    )
+    assert any("logarithm" in note and "floor" in note for note in result.notes)
+    expected, found = (
+        ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"input": values})
+        for data in (graph, result.graph)
+    )
+    assert np.mean((expected[0] - found[0]) ** 2) < 0.01 * np.var(expected[0])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_a_runnable_deterministic_graph(method: str) -> None:
     first, second = (quantized("depthwise", method=method) for _ in range(2))

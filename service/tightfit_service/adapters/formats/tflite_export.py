@@ -36,6 +36,7 @@ from tightfit_service.domain.errors import (
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.graph.logarithms import logarithms
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.structure import graph_inputs, graph_outputs
 
@@ -92,7 +93,9 @@ class TfliteExporter:
         if NumberFormat.INT16X8 in used:
             spell_out(file)
         matches = _matches(model, file, feeds)
-        formats = _operator_formats(file, matches, settings)
+        is_float = settings.number_format in FLOATS
+        kept = [n for n in logarithms(model) if not is_float and n not in settings.node_formats]
+        formats = _operator_formats(file, matches, settings, kept)
         fallbacks = quantize_file(
             file,
             lambda: _samples(model, calibration),
@@ -101,6 +104,8 @@ class TfliteExporter:
             given=_given(matches, ranges or {}),
         )
         notes = (*_fallback_notes(fallbacks, matches), *_notes(file))
+        if kept:
+            notes = (f"in float32, for a logarithm needs small values: {', '.join(kept)}", *notes)
         _finish(file, model, metadata)
         data = file.to_bytes()
         limits = [NOISE_LIMITS[item] for item in used if item in NOISE_LIMITS]
@@ -193,10 +198,15 @@ def _given(
 
 
 def _operator_formats(
-    file: TfliteFile, matches: Correspondence, settings: QuantizationSettings
+    file: TfliteFile,
+    matches: Correspondence,
+    settings: QuantizationSettings,
+    kept: Sequence[str],
 ) -> list[NumberFormat]:
+    """Return the format of each operator; the nodes `kept` are in float unless told otherwise."""
     asked: dict[int, list[NumberFormat]] = {}
-    for name, number_format in settings.node_formats.items():
+    named = {**dict.fromkeys(kept, NumberFormat.FLOAT32), **settings.node_formats}
+    for name, number_format in named.items():
         for place in matches.nodes[name]:
             asked.setdefault(place, []).append(number_format)
     return [

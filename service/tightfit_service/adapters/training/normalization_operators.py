@@ -93,11 +93,10 @@ def local_response_norm(node: NodeView, args: Arguments, _run: RunState) -> torc
     x, size = tensor(args, 0), int(node.attribute("size"))
     alpha, beta = float(node.attribute("alpha", 1e-4)), float(node.attribute("beta", 0.75))
     bias = float(node.attribute("bias", 1.0))
-    if size % 2:  # torch's own form, which exporters know
-        return functional.local_response_norm(x, size, alpha, beta, bias)
-    before, after = (size - 1) // 2, size // 2
-    edges = [0, 0] * (x.ndim - 2) + [before, after]
-    power = functional.pad(x.square(), edges).unfold(1, size, 1).sum(dim=-1)
+    # as sums of shifted squares: torch's own form pools over three axes, which no converter knows
+    edges = [0, 0] * (x.ndim - 2) + [(size - 1) // 2, size // 2]
+    squares, channels = functional.pad(x.square(), edges), int(x.shape[1])
+    power = torch.stack([squares.narrow(1, k, channels) for k in range(size)]).sum(dim=0)
     return x / (bias + alpha / size * power).pow(beta)
 
 

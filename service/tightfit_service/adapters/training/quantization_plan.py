@@ -14,6 +14,7 @@ from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.batch_norm import foldable_batch_norms
 from tightfit_service.graph.fusion import PRODUCTS, fused_graph
+from tightfit_service.graph.logarithms import logarithms
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.quantized_tensors import quantized_tensors
 from tightfit_service.graph.structure import attribute, graph_inputs, graph_outputs
@@ -109,8 +110,13 @@ def plan_quantization(student: Student, settings: QuantizationSettings) -> Quant
 
 
 def _formats(model: ModelProto, settings: QuantizationSettings) -> Mapping[str, NumberFormat]:
-    """Return the format of every node: its own, that of the operator it is fused into, or the default."""
+    """Return the format of every node: its own, that of the operator it is fused into, or the default.
+
+    Logarithms and what only they read stay in float where the default is an integer format.
+    """
     formats = {node.name: settings.number_format for node in model.graph.node}
+    if settings.number_format in _ACTIVATION_BITS:
+        formats.update(dict.fromkeys(logarithms(model), NumberFormat.FLOAT32))
     unknown = [name for name in settings.node_formats if name not in formats]
     if unknown:
         raise InvalidRequestError(
