@@ -31,6 +31,8 @@ from tightfit.v1 import (
     metrics_pb2,
     model_pb2,
     model_pb2_grpc,
+    runner_pb2,
+    runner_pb2_grpc,
     trial_pb2,
 )
 
@@ -78,6 +80,7 @@ class State:
     break_reads_after: list[int] = field(default_factory=list)
     job: job_pb2.CompressionJob = field(default_factory=job_pb2.CompressionJob)
     trials: list[trial_pb2.Trial] = field(default_factory=list)
+    runners: list[runner_pb2.Runner] = field(default_factory=list)
     events: list[job_pb2.JobEvent] = field(default_factory=list)
     watched_after: list[int] = field(default_factory=list)
     watch_began: threading.Event = field(default_factory=threading.Event)
@@ -213,6 +216,29 @@ class _Artifacts(artifact_pb2_grpc.ArtifactServiceServicer):
             yield artifact_pb2.ReadArtifactResponse(data=data[start : min(end, start + 1000)])
         if breaks:
             context.abort(grpc.StatusCode.UNAVAILABLE, "connection lost")
+
+
+class _Runners(runner_pb2_grpc.RunnerServiceServicer):
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    ConnectRunner = _not_offered
+
+    def ListRunners(self, request: Any, context: Any) -> Any:
+        assert request.parent == "projects/default"
+        start = int(request.page_token or 0)
+        end = start + (request.page_size or 1)
+        return runner_pb2.ListRunnersResponse(
+            runners=self._state.runners[start:end],
+            next_page_token=str(end) if end < len(self._state.runners) else "",
+        )
+
+    def GetRunner(self, request: Any, context: Any) -> Any:
+        for runner in self._state.runners:
+            if runner.name == request.name:
+                return runner
+        context.abort(grpc.StatusCode.NOT_FOUND, f"there is no runner {request.name}")
+        raise AssertionError
 
 
 class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
@@ -379,6 +405,7 @@ class FakeTightfit:
         artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(_Artifacts(state), server)
         hardware_pb2_grpc.add_HardwareServiceServicer_to_server(_Hardware(state), server)
         compression_pb2_grpc.add_CompressionServiceServicer_to_server(_Jobs(state), server)
+        runner_pb2_grpc.add_RunnerServiceServicer_to_server(_Runners(state), server)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         return cls(address=f"127.0.0.1:{port}", state=state, server=server)

@@ -32,6 +32,7 @@ from tightfit.v1 import (
     job_pb2,
     model_pb2,
     recipe_pb2,
+    runner_pb2,
     trial_pb2,
 )
 
@@ -243,6 +244,14 @@ class AsyncClient:
     async def delete_target(self, target: str) -> None:
         """Delete a target of the project."""
         await self._call(calls.delete_target(target, project=self.project))
+
+    def list_runners(self, *, page_size: int = 0) -> AsyncIterator[runner_pb2.Runner]:
+        """Yield the runners of the project by name, those that have left too."""
+        return self._pages(calls.list_runners(project=self.project, page_size=page_size))
+
+    async def get_runner(self, runner: str) -> runner_pb2.Runner:
+        """Return a runner by name."""
+        return await self._call(calls.get_runner(runner, project=self.project))
 
     async def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf import empty_pb2
 
-from tightfit.names import artifact_name, job_name, project_name, target_name
+from tightfit.names import artifact_name, job_name, project_name, runner_name, target_name
 from tightfit.v1 import (
     artifact_pb2,
     artifact_pb2_grpc,
@@ -19,6 +19,8 @@ from tightfit.v1 import (
     hardware_pb2_grpc,
     job_pb2,
     recipe_pb2,
+    runner_pb2,
+    runner_pb2_grpc,
     trial_pb2,
 )
 
@@ -27,6 +29,7 @@ Item = TypeVar("Item")
 _JOBS = compression_pb2_grpc.CompressionServiceStub
 _HARDWARE = hardware_pb2_grpc.HardwareServiceStub
 _ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
+_RUNNERS = runner_pb2_grpc.RunnerServiceStub
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,18 @@ def list_targets(*, project: str, page_size: int) -> Listing[hardware_pb2.Hardwa
     return Listing(
         Call(_HARDWARE, "ListHardwareTargets", request), lambda page: page.hardware_targets
     )
+
+
+def get_runner(runner: str, *, project: str) -> Call[runner_pb2.Runner]:
+    """Return a runner."""
+    request = runner_pb2.GetRunnerRequest(name=runner_name(runner, project=project))
+    return Call(_RUNNERS, "GetRunner", request)
+
+
+def list_runners(*, project: str, page_size: int) -> Listing[runner_pb2.Runner]:
+    """List runners."""
+    request = runner_pb2.ListRunnersRequest(parent=project_name(project), page_size=page_size)
+    return Listing(Call(_RUNNERS, "ListRunners", request), lambda page: page.runners)
 
 
 def read_artifact(

@@ -26,6 +26,7 @@ from tightfit.v1 import (
     job_pb2,
     model_pb2,
     recipe_pb2,
+    runner_pb2,
     trial_pb2,
 )
 
@@ -236,6 +237,14 @@ class Client:
     def delete_target(self, target: str) -> None:
         """Delete a target of the project."""
         self._call(calls.delete_target(target, project=self.project))
+
+    def list_runners(self, *, page_size: int = 0) -> Iterator[runner_pb2.Runner]:
+        """Yield the runners of the project by name, those that have left too."""
+        return self._pages(calls.list_runners(project=self.project, page_size=page_size))
+
+    def get_runner(self, runner: str) -> runner_pb2.Runner:
+        """Return a runner by name."""
+        return self._call(calls.get_runner(runner, project=self.project))
 
     def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.

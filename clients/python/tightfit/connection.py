@@ -36,6 +36,7 @@ _IDEMPOTENT = {
         "GetTrial",
     ),
     "tightfit.v1.ArtifactService": ("GetArtifact",),
+    "tightfit.v1.RunnerService": ("GetRunner", "ListRunners"),
 }
 SERVICE_CONFIG = json.dumps(
     {

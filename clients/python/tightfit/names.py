@@ -40,6 +40,23 @@ def target_name(target: str, *, project: str = "") -> str:
     return f"{project_name(project)}/{short}" if project else short
 
 
+def runner_name(runner: str, *, project: str) -> str:
+    """Return the full name of a runner from its name or its last segment.
+
+    Raises:
+        InvalidInputError: Neither a runner's name nor a single segment.
+    """
+    if re.fullmatch(r"projects/[^/]+/runners/[^/]+", runner):
+        return runner
+    if not runner or "/" in runner:
+        raise InvalidInputError(
+            f"{runner!r} is no runner",
+            field="runner",
+            remedy="give its name as `tightfit runners list` shows it",
+        )
+    return f"{project_name(project)}/runners/{runner}"
+
+
 def artifact_name(artifact: str, *, project: str) -> str:
     """Return the full name of an artifact from its name or its digest.
 

@@ -18,6 +18,7 @@ from tightfit.cli import (
     exit_codes,
     jobs,
     recipe,
+    runners,
     serve,
     targets,
     unpack,
@@ -40,6 +41,7 @@ app.command("estimate")(estimate.estimate)
 app.command("check")(check.check)
 app.add_typer(targets.app, name="targets")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(runners.app, name="runners")
 app.command(
     "serve",
     add_help_option=False,

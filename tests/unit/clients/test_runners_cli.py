@@ -1,0 +1,103 @@
+"""`tightfit runners`: what is listed and shown of the devices that measure."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import yaml
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fakes.tightfit_server import FakeTightfit
+from tightfit import AsyncClient, Client
+from tightfit.cli import main
+from tightfit.v1 import hardware_pb2, runner_pb2
+
+
+def make_runner(name: str, **changes: object) -> runner_pb2.Runner:
+    seen = Timestamp()
+    seen.FromDatetime(datetime.now(UTC) - timedelta(minutes=5))
+    values: dict[str, object] = {
+        "name": f"projects/default/runners/{name}",
+        "state": runner_pb2.Runner.STATE_IDLE,
+        "agent_version": "0.1.0",
+        "last_seen_time": seen,
+        "targets": ["raspberry-pi-5"],
+        "labels": {"lab": "a"},
+        "measurement_count": 12,
+        "device": runner_pb2.DeviceDescription(
+            core="cortex-a76",
+            core_count=4,
+            ram_bytes=8 << 30,
+            runtimes=[
+                runner_pb2.RunnerRuntime(
+                    name="litert", version="2.3.0", formats=[hardware_pb2.MODEL_FORMAT_TFLITE]
+                )
+            ],
+            sensors=["temperature"],
+        ),
+    }
+    return runner_pb2.Runner(**(values | changes))  # type: ignore[arg-type]  # fields of all types
+
+
+@pytest.fixture
+def runners(fake: FakeTightfit, monkeypatch: pytest.MonkeyPatch) -> FakeTightfit:
+    monkeypatch.setenv("TIGHTFIT_SERVER", fake.address)
+    fake.state.runners = [
+        make_runner("pi"),
+        make_runner(
+            "liar",
+            state=runner_pb2.Runner.STATE_QUARANTINED,
+            state_reason="measured_latency_ms_p50 is nan",
+        ),
+    ]
+    return fake
+
+
+def test_runners_are_listed(runners: FakeTightfit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runners", "list"]) == 0
+    _, pi, liar = capsys.readouterr().out.splitlines()
+    assert pi.split()[:5] == ["pi", "idle", "4", "x", "cortex-a76"]
+    assert "litert 2.3.0" in pi
+    assert "raspberry-pi-5" in pi
+    assert "5m" in pi
+    assert "quarantined" in liar
+
+    assert main(["runners", "list", "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["pi", "liar"]
+
+
+def test_a_runner_is_shown_with_the_reason_of_its_state(
+    runners: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runners", "show", "liar"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["state"], shown["state_reason"]) == (
+        "quarantined",
+        "measured_latency_ms_p50 is nan",
+    )
+    assert shown["device"]["runtimes"] == [
+        {"name": "litert", "version": "2.3.0", "formats": ["tflite"]}
+    ]
+    assert shown["device"]["clock_mhz"] is None
+    assert main(["runners", "show", "pi", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == {"lab": "a"}
+
+
+def test_a_runner_that_is_not_there_is_an_error(
+    runners: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runners", "show", "none"]) == 2
+    assert main(["runners", "show", "a/b"]) == 2
+    assert "no runner" in capsys.readouterr().err
+
+
+async def test_both_clients_know_runners(runners: FakeTightfit) -> None:
+    with Client(runners.address) as client:
+        assert [runner.name for runner in client.list_runners()] == [
+            runner.name for runner in runners.state.runners
+        ]
+    async with AsyncClient(runners.address) as other:
+        assert [r.state_reason async for r in other.list_runners()][1] != ""
+        assert (await other.get_runner("projects/default/runners/pi")).measurement_count == 12
