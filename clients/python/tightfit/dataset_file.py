@@ -24,7 +24,7 @@ TASKS = ("classification",)
 METRICS = ("top1",)
 LAYOUTS = ("NCHW", "NHWC", "ANY")
 SPLITS = ("train", "evaluation")
-_TOP_KEYS = ("task", "arrays", "splits", "layout", "preprocess", "metric")
+_TOP_KEYS = ("task", "arrays", "splits", "layout", "preprocess", "metric", "class_names")
 _PREPROCESS_KEYS = ("scale", "mean", "std")
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _NPY_MAGIC = b"\x93NUMPY"
@@ -89,6 +89,8 @@ def read_dataset_file(path: Path) -> DatasetFile:
         "preprocess": reader.preprocess(content.get("preprocess")),
         "metric": reader.choice(content, "metric", METRICS),
     }
+    if "class_names" in content:
+        manifest["class_names"] = reader.class_names(content["class_names"])
     return DatasetFile(path=path, manifest=manifest, files=files)
 
 
@@ -238,6 +240,20 @@ class _Reader:
                 f"{key} {value!r} is not offered", at=key, remedy=_offer(str(value), offered, key)
             )
         return str(value)
+
+    def class_names(self, value: Any) -> list[str]:
+        """Return what the classes are called; whole numbers are taken as text."""
+        at, example = "class_names", 'class_names: [cat, dog, "no"]'
+        if not isinstance(value, list) or not value:
+            raise self.error(f"{at} is no list", at=at, remedy=f"write {example}")
+        for number, name in enumerate(value):
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise self.error(
+                    f"{name!r} is no text, as YAML reads it",
+                    at=f"{at}[{number}]",
+                    remedy=f"put it into quotes, as in {example}",
+                )
+        return [str(name) for name in value]
 
     def arrays(self, value: Any) -> tuple[dict[str, str], dict[str, Path]]:
         """Return array name to archive member, and archive member to local file."""

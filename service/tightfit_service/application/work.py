@@ -492,7 +492,7 @@ class WorkHandlers:
         dataset = self._open(payload, inputs, graph)
         # what made-up data looks like says nothing about real inputs
         samples = dataset.samples(SplitName.CALIBRATION) if "dataset" in inputs else None
-        metadata = input_metadata(samples)
+        metadata = input_metadata(samples, dataset.manifest.class_names)
         outcome, files = self.recipes.run(
             graph,
             recipe,

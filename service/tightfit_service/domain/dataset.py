@@ -158,6 +158,7 @@ class DatasetManifest:
             {"*": "file.npz"}.
         layout: Of the inputs that `inputs` does not name; so is `preprocess`.
         inputs: Layout and preprocessing of single inputs, by the name of the model's input.
+        class_names: What the classes are called, in the order of the scores; empty where not said.
     """
 
     arrays: Mapping[str, str]
@@ -168,6 +169,7 @@ class DatasetManifest:
     metric: MetricName = MetricName.TOP1
     calibration: CalibrationSpec = CalibrationSpec()
     inputs: Mapping[str, InputSpec] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
     def input_spec(self, name: str) -> InputSpec:
         """Return layout and preprocessing of an input."""

@@ -222,3 +222,18 @@ def test_a_link_that_leaves_the_folder_is_refused(
     (folder / "data.npz").symlink_to(outside)
     with pytest.raises(InvalidInputError, match="outside the folder"):
         read_dataset_file(write(folder, FULL))
+
+
+def test_classes_may_have_names(folder: Path) -> None:
+    dataset = read_dataset_file(write(folder, FULL | {"class_names": ["cat", 7, "d\u00f6ner"]}))
+    assert dataset.manifest["class_names"] == ["cat", "7", "d\u00f6ner"]
+    assert "class_names" not in read_dataset_file(write(folder, FULL)).manifest
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("cat", "no list"), ([], "no list"), (["yes", True], "True is no text")]
+)
+def test_names_that_yaml_reads_otherwise_are_refused(folder: Path, value: Any, said: str) -> None:
+    with pytest.raises(InvalidInputError, match=said) as caught:
+        read_dataset_file(write(folder, FULL | {"class_names": value}))
+    assert "class_names" in str(caught.value)

@@ -14,7 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tightfit_service.adapters.datasets.fit import check_inputs, in_model_order
-from tightfit_service.adapters.datasets.labels import check_labels, own_labels, read_labels
+from tightfit_service.adapters.datasets.labels import (
+    check_class_names,
+    check_labels,
+    own_labels,
+    read_labels,
+)
 from tightfit_service.adapters.datasets.manifest import (
     WHOLE_ARCHIVE_KEY,
     near_names,
@@ -217,6 +222,7 @@ def _load_split(
         )
     samples = replace(samples, labels=labels)
     check_labels(samples, model)
+    check_class_names(manifest.class_names, samples, model)
     return samples
 
 

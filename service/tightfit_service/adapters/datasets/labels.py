@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,23 @@ def check_labels(samples: Samples, model: ImportedModel | None) -> None:
     count = _class_count(samples, model) if shape is not None else -1
     if count > 0 and high >= count:
         raise _label_error(samples, f"is {high}, but the model has {count} classes from 0")
+
+
+def check_class_names(names: Sequence[str], samples: Samples, model: ImportedModel | None) -> None:
+    """See that every class of the model has a name, where there are names.
+
+    Raises:
+        InvalidDatasetError: More names than classes, or fewer.
+    """
+    if not names or model is None or samples.labels is None or not samples.metric.has_class_labels:
+        return
+    count = _class_count(samples, model)
+    if count > 0 and count != len(names):
+        raise InvalidDatasetError(
+            f"there are {len(names)} names of classes, and the model has {count} classes",
+            field="class_names",
+            remedy="name every class, in the order of the model's scores",
+        )
 
 
 def _values(labels: npt.NDArray[np.generic], split: str) -> LabelArray:

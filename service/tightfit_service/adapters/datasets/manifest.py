@@ -33,6 +33,8 @@ _ARRAY_NAME = re.compile(r"[^/\\\x00]{1,200}\Z")
 _GIVEN_SPLITS = (SplitName.TRAIN.value, SplitName.EVALUATION.value)
 _MAX_ARRAYS = 256
 _MAX_CHANNELS = 65_536
+_MAX_CLASSES = 65_536
+_MAX_NAME = 200
 
 _E = TypeVar("_E", bound=StrEnum)
 
@@ -63,6 +65,7 @@ def parse_manifest(text: bytes) -> DatasetManifest:
             "layout",
             "preprocess",
             "metric",
+            "class_names",
         },
         "",
     )
@@ -88,7 +91,19 @@ def parse_manifest(text: bytes) -> DatasetManifest:
         metric=metric,
         calibration=_calibration(root.get("calibration", {})),
         inputs=_inputs(names, layout, preprocess),
+        class_names=_class_names(root.get("class_names", [])),
     )
+
+
+def _class_names(value: Any) -> tuple[str, ...]:
+    is_list = isinstance(value, list) and len(value) <= _MAX_CLASSES
+    if not is_list or not all(isinstance(item, str) and len(item) <= _MAX_NAME for item in value):
+        raise InvalidDatasetError(
+            "class_names is no list of names",
+            field="class_names",
+            remedy=f"list at most {_MAX_CLASSES} texts of at most {_MAX_NAME} characters",
+        )
+    return tuple(value)
 
 
 def _metric(value: Any, task: Task) -> MetricName:

@@ -445,3 +445,12 @@ def test_damaged_archives_are_refused_or_read(tmp_path: Path, seed: int) -> None
 
 def test_a_missing_archive_is_an_error_of_ours(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.zip").field == "dataset"
+
+
+def test_every_class_of_the_model_has_a_name_or_none(tmp_path: Path) -> None:
+    named = manifest(class_names=["a", "b", "c", "d"])
+    path = pack(tmp_path / "d.zip", image_arrays(), document=named)
+    assert ArchiveDatasetReader().open(path, model=model()).manifest.class_names == (*"abcd",)
+    error = refused(path, model(classes=5))
+    assert error.field == "class_names"
+    assert "4 names of classes, and the model has 5" in error.message

@@ -175,3 +175,11 @@ def test_every_task_has_a_metric_of_its_own(task: Task) -> None:
 def test_labels_may_be_left_out_where_the_metric_has_its_own(task: str, metric: str) -> None:
     found = parse(task=task, metric=metric, splits={"evaluation": {"input": "x"}})
     assert found.splits["evaluation"].label == ""
+
+
+@pytest.mark.parametrize("value", ["cat", ["cat", 1], [["cat"]], ["x" * 201], {"0": "cat"}])
+def test_names_of_classes_are_texts(value: Any) -> None:
+    assert parse(class_names=["cat", "no"]).class_names == ("cat", "no")
+    with pytest.raises(InvalidDatasetError) as caught:
+        parse(class_names=value)
+    assert caught.value.field == "class_names"
