@@ -15,7 +15,7 @@ from fakes.networks import NETWORKS
 from running_server import RunningServer
 from tightfit import Client, compression_spec
 from tightfit.errors import TightfitError
-from tightfit.v1 import budget_pb2, job_pb2, metrics_pb2, trial_pb2
+from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2, metrics_pb2, trial_pb2
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
 from tightfit_service.adapters.execution.process_tree import members
 
@@ -250,3 +250,28 @@ def test_500_damaged_models_never_end_the_server(server: RunningServer, tmp_path
     for refusal in refused:
         assert refusal.reason in ("INVALID_MODEL", "WORK_FAILED"), refusal
         assert refusal.remedy, refusal
+
+
+def test_a_described_target_is_named_by_estimates_until_it_is_deleted(
+    server: RunningServer,
+) -> None:
+    spec = hardware_pb2.HardwareSpec(
+        name="our-board",
+        core="cortex-m55",
+        clock_mhz=400,
+        accelerator=hardware_pb2.Accelerator(kind="ethos-u55", operators=["conv"]),
+    )
+    with Client(server.address) as client:
+        model = client.upload_model(EXAMPLE / "digits.onnx").name
+        created = client.create_target(spec)
+        assert created.name == "projects/default/hardwareTargets/our-board"
+        assert created.spec.accelerator.clock_mhz > 0
+        assert "accelerator.clock_mhz" in created.spec.assumed_fields
+        response = client.estimate(model, "our-board")
+        assert response.target == created.spec
+        checked = client.check(compression_spec(model=model, target="our-board"))
+        assert "RUNS_ON_CORES" in {note.code for note in checked.notes}
+        assert "our-board" in {target.spec.name for target in client.list_targets()}
+        client.delete_target("our-board")
+        with pytest.raises(TightfitError, match="no hardware target"):
+            client.estimate(model, "our-board")
