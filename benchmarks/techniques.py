@@ -137,11 +137,15 @@ def low_rank(case: Case) -> Iterator[Candidate]:
 def resolution(case: Case) -> Iterator[Candidate]:
     technique = ResolutionPass()
     for variant in technique.variants(case.graph, case.target):
-        height, width = variant.parameters["height"], variant.parameters["width"]
         yield Candidate(
             what=variant.label,
             graph=technique.apply(case.graph, variant.parameters, PassContext()),
-            evaluation=resize_samples(case.evaluation, height, width),
+        )
+        size = {key: variant.parameters[key] for key in ("height", "width")}
+        yield Candidate(
+            what=f"inputs of {size['height']}x{size['width']}",
+            graph=technique.apply(case.graph, size, PassContext()),
+            evaluation=resize_samples(case.evaluation, **size),
         )
 
 

@@ -128,7 +128,7 @@ class Splits:
     def of(cls, dataset: OpenDataset, steps: Sequence[PassStep]) -> Splits:
         """Return the splits as the network wants them after the given steps."""
         for step in steps:
-            if step.pass_name == RESOLUTION_STEP:
+            if step.pass_name == RESOLUTION_STEP and not step.parameters.get("inside"):
                 size = (int(step.parameters["height"]), int(step.parameters["width"]))
                 return cls(dataset=dataset, size=size)
         return cls(dataset=dataset)
@@ -196,7 +196,7 @@ class RecipeWork:
         timed = _Stages()
         splits = Splits.of(dataset, recipe.steps)
         quantization = quantization_of(recipe)
-        working = teacher = graph
+        working = teacher = reference = graph
         trained: RecoveryResult | None = None
         notes: list[str] = []
         done: list[PassStep] = []
@@ -207,7 +207,13 @@ class RecipeWork:
                 with timed.stage("recover"):
                     settings = recovery_of(step, done)
                     trained, said = self._recover(
-                        working, teacher, settings, splits, quantization, teacher_cache, on_progress
+                        working,
+                        (teacher, reference),
+                        settings,
+                        splits,
+                        quantization,
+                        teacher_cache,
+                        on_progress,
                     )
                 notes.extend(said)
                 if trained is not None:
@@ -218,8 +224,10 @@ class RecipeWork:
             with timed.stage("prune"):
                 working = self.steps.apply(working, step, context)
                 if step.pass_name == RESOLUTION_STEP:
-                    # the original has to see the same inputs to be a teacher
-                    teacher = self.steps.apply(teacher, step, context)
+                    # layers are fitted to those of the original at the same size, but the original
+                    # itself answers best, if its inputs are still there
+                    reference = self.steps.apply(reference, step, context)
+                    teacher = graph if step.parameters.get("inside") else reference
             done.append(step)
 
         on_progress(_RECOVERY_SHARE, "exporting")
@@ -269,21 +277,25 @@ class RecipeWork:
     def _recover(
         self,
         working: bytes,
-        teacher: bytes,
+        originals: tuple[bytes, bytes],
         settings: RecoverySettings,
         splits: Splits,
         quantization: QuantizationSettings,
         teacher_cache: Path,
         on_progress: ProgressCallback,
     ) -> tuple[RecoveryResult | None, Sequence[str]]:
-        """Train a graph back; where that cannot be done, say why and go on without."""
+        """Train a graph back; where that cannot be done, say why and go on without.
+
+        `originals` are the teacher, and the network whose layers are fitted to.
+        """
         train = splits.get(SplitName.TRAIN)
         if train is None:
             return None, ["not trained: the dataset has no training split"]
         try:
             result = self.trainer.recover(
                 working,
-                teacher=teacher,
+                teacher=originals[0],
+                reference=originals[1],
                 train=train,
                 selection=splits.need(SplitName.SELECTION),
                 settings=settings,

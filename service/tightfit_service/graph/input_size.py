@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, helper
 
 from tightfit_service.graph.axis_runs import matching_axes
 from tightfit_service.graph.model_file import copy_model, shown
@@ -126,6 +126,49 @@ def at_input_size(model: ModelProto, height: int, width: int) -> ModelProto:
                 f"output {shown(name)} has the shape {_said(before.get(name))}, which would be "
                 f"{_said(after.get(name))}: it follows the size of the input"
             )
+    return result
+
+
+def shrinking_inside(model: ModelProto, height: int, width: int) -> ModelProto:
+    """Return the network for images of the size it has, which it shrinks itself before its first layer.
+
+    The node that shrinks them interpolates linearly between pixel centres; it is named
+    `tightfit.shrink`. All else is as `at_input_size`.
+
+    Raises:
+        FixedSizeError: As `at_input_size`.
+    """
+    before = image_input(model)
+    result = at_input_size(model, height, width)
+    value = next(item for item in result.graph.input if item.name == before.name)
+    for axis, size in zip(before.axes, (before.height, before.width), strict=True):
+        value.type.tensor_type.shape.dim[axis].dim_value = size
+    names = FreshNames(result)
+    # A Resize wants NCHW, so it comes behind the Transposes that NHWC inputs begin with.
+    is_last = before.axes == (1, 2)
+    sources = (
+        [node.output[0] for node in result.graph.node if before.name in node.input]
+        if is_last
+        else [before.name]
+    )
+    scales = [1.0, 1.0, height / before.height, width / before.width]
+    nodes = list(result.graph.node)
+    for source in sources:
+        shrunk, factors = names.take("tightfit.shrunk"), names.take("tightfit.shrink.scales")
+        for node in nodes:
+            node.input[:] = [shrunk if name == source else name for name in node.input]
+        set_initializer(result, factors, np.array(scales, dtype=np.float32))
+        resize = helper.make_node(
+            "Resize",
+            [source, "", factors],
+            [shrunk],
+            name=names.take("tightfit.shrink"),
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+        )
+        place = next((i + 1 for i, node in enumerate(nodes) if source in node.output), 0)
+        nodes.insert(place, resize)
+    replace_nodes(result.graph, nodes)
     return result
 
 

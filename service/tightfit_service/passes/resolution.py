@@ -18,6 +18,7 @@ from tightfit_service.graph.input_size import (
     ImageInput,
     at_input_size,
     image_input,
+    shrinking_inside,
     total_stride,
 )
 from tightfit_service.graph.model_file import load_model, save_model
@@ -26,6 +27,7 @@ from tightfit_service.graph.structure import declared_shape, first_line
 
 _SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 """Shares of height and width offered; work falls with their square."""
+_INSIDE = "inside"
 _LEAST_PIXELS = 8
 _FEWEST_SIZES = 2
 _ERRORS_ONLY = 3
@@ -34,9 +36,12 @@ _ERRORS_ONLY = 3
 class ResolutionPass:
     """Implements `application.ports.NetworkPass`; stateless and thread-safe.
 
-    Parameters: `{"height": h, "width": w}` in pixels, at most those of the network as it is. The
-    samples have to be resized to the same size: `application.resampling.resize_samples`; the device
-    resizes its images so before it normalises them.
+    Parameters: `{"height": h, "width": w, "inside": true}`, the size in pixels, at most that of the
+    network as it is. With `inside` the network takes images of the size it always took, and shrinks
+    them before its first layer: nothing changes for the device. Without it (the default) it takes the
+    smaller images, which also saves RAM: samples have to be resized to the same size
+    (`application.resampling.resize_samples`), and the device has to shrink its images so before it
+    normalises them.
 
     Layers see objects smaller than those they were trained on (Touvron et al., "Fixing the train-test
     resolution discrepancy", NeurIPS 2019), so accuracy falls until the network is trained at the new
@@ -88,7 +93,10 @@ class ResolutionPass:
     def variants(
         self, graph: bytes, target: HardwareSpec, *, context: PassContext | None = None
     ) -> Sequence[Variant]:
-        """Return a few smaller sizes, the largest first, that the network's strides divide."""
+        """Return a few smaller sizes, the largest first, that the network's strides divide.
+
+        All shrink inside: what a device has to feed is not the search's to change.
+        """
         del target, context
         model = load_model(graph)
         try:
@@ -98,14 +106,14 @@ class ResolutionPass:
         found = []
         for height, width in sizes:
             try:
-                at_input_size(model, height, width)
+                shrinking_inside(model, height, width)
             except FixedSizeError:
                 continue
             found.append(
                 Variant(
                     pass_name=self.name,
-                    label=f"inputs of {height}x{width}",
-                    parameters={"height": height, "width": width},
+                    label=f"images shrunk to {height}x{width} inside",
+                    parameters={"height": height, "width": width, _INSIDE: True},
                 )
             )
         return tuple(found)
@@ -125,19 +133,26 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
 
 def _resized(model: ModelProto, parameters: Mapping[str, Any]) -> ModelProto:
     for key in parameters:
-        if key not in {"height", "width"}:
+        if key not in {"height", "width", _INSIDE}:
             raise InvalidRequestError(
                 f"unknown key {key!r}",
                 field=f"parameters.{key}",
-                remedy="the keys are `height` and `width`",
+                remedy=f"the keys are `height`, `width` and `{_INSIDE}`",
             )
+    if not isinstance(parameters.get(_INSIDE, False), bool):
+        raise InvalidRequestError(
+            f"{_INSIDE} is {parameters[_INSIDE]!r}, not true or false",
+            field=f"parameters.{_INSIDE}",
+            remedy="give true to let the network shrink its images itself",
+        )
     try:
         found = image_input(model)
         sizes = [
             _size(parameters, "height", found.height),
             _size(parameters, "width", found.width),
         ]
-        return at_input_size(model, *sizes)
+        change = shrinking_inside if parameters.get(_INSIDE) else at_input_size
+        return change(model, *sizes)
     except FixedSizeError as error:
         raise _tied(str(error)) from error
 

@@ -67,6 +67,27 @@ def test_the_same_gray_image_has_the_same_answer_at_any_size(size: tuple[int, in
     np.testing.assert_allclose(run(result, images(model, *size))[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_networks_can_shrink_their_images_themselves(is_last: bool) -> None:
+    b = Builder()
+    x = b.input("input", (32, 32, 3) if is_last else (3, 32, 32))
+    if is_last:
+        x = b.node("nchw", "Transpose", [x], perm=[0, 3, 1, 2])
+    data = b.model({b.head(pointwise(b, x), 6): (5,)}).SerializeToString()
+    image = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    # halfway between pixel centres, linear interpolation is the mean of four
+    halved = image.reshape(2, 3, 16, 2, 16, 2).mean(axis=(3, 5))
+
+    def answer(parameters: dict[str, Any], values: Any) -> Any:
+        graph = resolution.apply(data, parameters, PassContext())
+        turned = values.transpose(0, 2, 3, 1) if is_last else values
+        return run(graph, {"input": np.ascontiguousarray(turned)})[0]
+
+    half = {"height": 16, "width": 16}
+    expected = answer(half, halved)
+    np.testing.assert_allclose(answer({**half, "inside": True}, image), expected, atol=1e-5)
+
+
 def test_pools_over_the_whole_map_follow_it() -> None:
     b = Builder()
     x = pointwise(b, b.input("input", (3, 32, 32)))
@@ -135,10 +156,8 @@ def test_channels_last_inputs_are_known_by_their_transpose() -> None:
     dims = result.graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims[1:]] == [24, 36, 3]
     assert [v.parameters for v in resolution.variants(data, TARGET)] == [
-        {"height": 28, "width": 42},
-        {"height": 24, "width": 36},
-        {"height": 20, "width": 30},
-        {"height": 16, "width": 24},
+        {"height": height, "width": width, "inside": True}
+        for height, width in ((28, 42), (24, 36), (20, 30), (16, 24))
     ]
 
 
@@ -265,6 +284,7 @@ def test_networks_that_can_be_resized_are_told_so() -> None:
         ({"height": 4, "width": 4.0}, "parameters.width"),
         ({"height": True, "width": 4}, "parameters.height"),
         ({"height": 4, "width": 33}, "parameters.width"),
+        ({"height": 4, "width": 4, "inside": 1}, "parameters.inside"),
     ],
 )
 def test_parameters_are_refused_with_the_field(parameters: dict[str, Any], field: str) -> None:

@@ -62,6 +62,7 @@ class RecoverySession:
         train: Samples,
         selection: Samples,
         unlabeled: Samples | None,
+        reference: bytes,
         settings: RecoverySettings,
         quantization: QuantizationSettings,
         cache_dir: Path,
@@ -70,14 +71,14 @@ class RecoverySession:
     ) -> None:
         """Prepare the student and ask the original for the answers that scores need.
 
-        `teachers` has the original first; `begun` is the value of `time.monotonic` that
+        `teachers` has the original first; `reference` is what layers are fitted to; `begun` is the value of `time.monotonic` that
         `settings.max_seconds` counts from.
 
         Raises:
             UnsupportedError: An operator has no rule, or a teacher answers in other shapes.
             InvalidDatasetError: Labels that the network has no output for.
         """
-        self._graph, self._original, self._settings = graph, teachers[0], settings
+        self._graph, self._original, self._settings = graph, reference, settings
         self._quantization = quantization
         self._train, self._on_progress, self._begun = train, on_progress, begun
         targets = find_targets(graph, is_regression=train.metric.is_error)

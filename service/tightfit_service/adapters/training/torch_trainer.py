@@ -60,6 +60,7 @@ class TorchTrainer:
         quantization: QuantizationSettings | None = None,
         more_teachers: Sequence[bytes] = (),
         unlabeled: Samples | None = None,
+        reference: bytes | None = None,
     ) -> RecoveryResult:
         """Train `graph` back towards `teacher`; see `ports.Trainer`."""
         begun = time.monotonic()
@@ -78,6 +79,7 @@ class TorchTrainer:
                 quantization=quantization,
                 more_teachers=more_teachers,
                 unlabeled=unlabeled,
+                reference=reference,
             )
         on_progress(0.0, "fitting layers to the original")
         session = RecoverySession(
@@ -86,6 +88,7 @@ class TorchTrainer:
             train=train,
             selection=selection,
             unlabeled=unlabeled,
+            reference=reference or teacher,
             settings=settings,
             quantization=quantization or QuantizationSettings(),
             cache_dir=cache_dir,
@@ -104,6 +107,7 @@ class TorchTrainer:
         cache_dir: Path,
         more_teachers: Sequence[bytes],
         unlabeled: Samples | None,
+        reference: bytes | None,
         **others: Any,
     ) -> RecoveryResult:
         """Train a network with several inputs as one with a single input."""
@@ -118,6 +122,7 @@ class TorchTrainer:
                 cache_dir=cache_dir,
                 more_teachers=[join_inputs(network) for network in more_teachers],
                 unlabeled=None if unlabeled is None else join_samples(unlabeled, names, folder),
+                reference=None if reference is None else join_inputs(reference),
                 **others,
             )
         return replace(

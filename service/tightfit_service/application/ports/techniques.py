@@ -182,6 +182,7 @@ class Trainer(Protocol):
         quantization: QuantizationSettings | None = None,
         more_teachers: Sequence[bytes] = (),
         unlabeled: Samples | None = None,
+        reference: bytes | None = None,
     ) -> RecoveryResult:
         """Train `graph` back towards `teacher`.
 
@@ -199,6 +200,8 @@ class Trainer(Protocol):
             more_teachers: Other networks for the same inputs and classes, whose answers are averaged
                 with the original's.
             unlabeled: Further inputs, which only teachers answer for.
+            reference: The network whose layers those of `graph` were made from, where that is not the
+                teacher itself: the original at another resolution.
 
         Raises:
             DivergedError: Every rollback diverged again; the best state so far was no better than the start.
