@@ -166,7 +166,8 @@ class ScriptedExecutor:
         return WorkResult(payload=to_plain(facts()), outputs={"graph": "9" * 64})
 
     def _variants(self, unit: WorkUnit) -> WorkResult:
-        return WorkResult(payload={"variants": [to_plain(item) for item in self.variants]})
+        wanted = [v for v in self.variants if v.variant.pass_name in unit.payload["techniques"]]
+        return WorkResult(payload={"variants": [to_plain(item) for item in wanted]})
 
     def _dataset(self, unit: WorkUnit) -> WorkResult:
         return WorkResult(payload={"task": "classification"})

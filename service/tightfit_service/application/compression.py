@@ -29,11 +29,12 @@ from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.network_forms import ROUNDING_FELT, FormFinder
 from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.portfolio import Candidate, Portfolio
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
-from tightfit_service.application.proposals import Proposal, Proposer
+from tightfit_service.application.proposals import Proposal
 from tightfit_service.application.recipe_making import RecipeMaker
 from tightfit_service.application.stages import Stages
-from tightfit_service.application.techniques import PRECISION
+from tightfit_service.application.techniques import PRECISION, network_passes
 from tightfit_service.application.time_budget import TimeBudget
 from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
 from tightfit_service.application.work import (
@@ -51,6 +52,9 @@ from tightfit_service.domain.pareto import pareto_front
 from tightfit_service.domain.trial import Metrics, Trial, TrialRole
 
 MAX_FINALISTS = 4
+
+COMPETING_PASSES = ("resolution",)
+"""Network passes that are tried beside the network as it came, and not only where that cannot fit."""
 
 
 class CompressionRun:
@@ -86,8 +90,7 @@ class CompressionRun:
             book=self._book,
             notes=self._notes,
         )
-        self._form = self._forms.as_it_came()
-        self._proposer: Proposer | None = None
+        self._portfolio: Portfolio | None = None
 
     async def run(self) -> None:
         """Run the search to its end and bring the job to SUCCEEDED or INFEASIBLE.
@@ -164,112 +167,121 @@ class CompressionRun:
 
     async def _search(self, baseline: BaselineOutcome) -> None:
         can_train = baseline.train_count > 0
-        self._form, self._proposer = await self._forms.prepare(self._form)
-        missed = await asyncio.to_thread(self._proposer.out_of_reach)
-        has_choice = bool(self._form.space.groups) or self._proposer.has_ways
-        if missed or not has_choice:
-            found = await self._forms.variant_in_reach()
-            if found is not None:
-                self._form, self._proposer = found
-                missed, has_choice = [], True
-        if not has_choice:
+        first = await self._forms.as_it_came()
+        portfolio = Portfolio(prepared=[first], objective=self._spec.objective)
+        self._portfolio = portfolio
+        techniques = network_passes(self._spec)
+        is_searched = can_train and self._spec.objective.quantity is Quantity.ACCURACY
+        early = COMPETING_PASSES if is_searched else ()
+        portfolio.prepared += await self._forms.variants(
+            first, [name for name in techniques if name in early]
+        )
+        if await asyncio.to_thread(portfolio.out_of_reach) or not portfolio.has_choice:
+            portfolio.prepared += await self._forms.variants(
+                first, [name for name in techniques if name not in early]
+            )
+        if not portfolio.has_choice and len(portfolio.prepared) == 1:
             await self._notes.add(
                 "NOT_PRUNABLE", "none of the techniques that may be used can change this model"
             )
             return
+        missed = await asyncio.to_thread(portfolio.out_of_reach)
+        missed_at_first = await asyncio.to_thread(first.proposer.out_of_reach)
+        if missed_at_first and not missed:
+            await self._notes.add(
+                "VARIANT",
+                "the budget is out of reach of the network as it is: its other forms are searched",
+            )
+        for note in missed:
+            await self._notes.add("BUDGET_BELOW_REACH", note)
         if missed:
-            for note in missed:
-                await self._notes.add("BUDGET_BELOW_REACH", note)
             await self._closest(can_train=can_train)
             return
-        await self._screen(can_train=can_train)
-        await self._finalists(can_train=can_train)
+        await self._screen(portfolio, can_train=can_train)
+        await self._finalists(portfolio, can_train=can_train)
 
     async def _closest(self, *, can_train: bool) -> None:
         """Run the smallest network, as evidence of how far the budget is from reach."""
-        assert self._proposer is not None
-        proposal = self._proposer.smallest()
+        assert self._portfolio is not None
         await self._stages.enter("trial", "the smallest network there is", begin=0.15, end=0.95)
-        await self._proposed(
+        await self._tried(
             TrialRole.FINALIST,
-            proposal,
+            self._portfolio.smallest(),
             self._time.short_training() if can_train else None,
             evaluate=True,
         )
 
-    async def _screen(self, *, can_train: bool) -> None:
+    async def _screen(self, portfolio: Portfolio, *, can_train: bool) -> None:
         """Compare several solutions after a short recovery, and learn from what is seen."""
-        assert self._proposer is not None
-        proposals = await asyncio.to_thread(self._proposer.first_round)
+        candidates = await asyncio.to_thread(portfolio.first_round)
         began, rounds = self._time.elapsed, 0
-        while proposals:
-            proposal = proposals.pop(0)
+        while candidates:
+            candidate = candidates.pop(0)
             last = (self._time.elapsed - began) / rounds if rounds else 0.0
             is_late = (
                 rounds > 0 and self._time.elapsed - began + last > self._time.screening_seconds
             )
-            if is_late or not self._time.may_start_trial(self._book.trials, keep_for_final=1):
+            may_start = self._time.may_start_trial(self._book.trials, keep_for_final=1)
+            if is_late or not may_start:
                 break
             await self._stages.enter(
                 "trial",
-                f"screening: {proposal.origin}",
+                f"screening: {candidate.origin}",
                 begin=min(0.4, 0.15 + 0.05 * rounds),
                 end=min(0.4, 0.2 + 0.05 * rounds),
             )
-            trial = await self._proposed(
+            trial = await self._tried(
                 TrialRole.SCREENING,
-                proposal,
+                candidate,
                 self._time.short_training() if can_train else None,
                 evaluate=False,
             )
             rounds += 1
-            self._learn(trial, proposal)
-            if not proposals and rounds >= 2:  # two observations before asking again
+            self._learn(portfolio, trial, candidate)
+            if not candidates and rounds >= 2:  # two observations before asking again
                 await self._stages.enter(
                     "solve", "solving again with what was seen", begin=0.4, end=0.4
                 )
-                proposals = await asyncio.to_thread(self._proposer.next_round)
+                candidates = await asyncio.to_thread(portfolio.next_round, tuple(self._book.trials))
 
-    def _learn(self, trial: Trial, proposal: Proposal) -> None:
-        assert self._proposer is not None
+    def _learn(self, portfolio: Portfolio, trial: Trial, candidate: Candidate) -> None:
         if trial.metrics is None or trial.metrics.selection_accuracy is None:
             return
         reference = self._book.baseline.selection_accuracy if self._book.baseline else None
         if reference is None:
             return
         loss = reference.value - trial.metrics.selection_accuracy.value
-        self._proposer.observe(proposal, loss=loss, metrics=trial.metrics)
+        portfolio.observe(candidate, loss=loss, metrics=trial.metrics)
 
-    async def _finalists(self, *, can_train: bool) -> None:
+    async def _finalists(self, portfolio: Portfolio, *, can_train: bool) -> None:
         """Train the best candidates long; go on while the budget is missed and time is left."""
-        assert self._proposer is not None
         tried: list[Trial] = []
         # Where accuracy is the objective, the first finalist takes all the time there is.
         shares = 1 if self._spec.objective.quantity is Quantity.ACCURACY else MAX_FINALISTS
         while len(tried) < MAX_FINALISTS and (
             not tried or self._time.may_start_trial(self._book.trials, keep_for_final=0)
         ):
-            proposal = await asyncio.to_thread(
-                self._proposer.finalist, tuple(tried), tuple(self._book.trials)
+            candidate = await asyncio.to_thread(
+                portfolio.finalist, tuple(tried), tuple(self._book.trials)
             )
-            if proposal is None:
+            if candidate is None:
                 break
             await self._stages.enter(
                 "finish",
-                f"long recovery: {proposal.origin}",
+                f"long recovery: {candidate.origin}",
                 begin=0.45 + 0.5 * min(1.0, len(tried) / shares),
                 end=0.45 + 0.5 * min(1.0, (len(tried) + 1) / shares),
             )
             recovery = self._time.long_training(
                 self._book.trials,
                 shared_by=max(1, shares - len(tried)),
-                quantization_aware=self._is_rounding_felt(proposal),
+                quantization_aware=self._is_rounding_felt(candidate.proposal),
             )
-            trial = await self._proposed(
-                TrialRole.FINALIST, proposal, recovery if can_train else None, evaluate=True
+            trial = await self._tried(
+                TrialRole.FINALIST, candidate, recovery if can_train else None, evaluate=True
             )
             tried.append(trial)
-            self._learn(trial, proposal)
+            self._learn(portfolio, trial, candidate)
             if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
                 break
 
@@ -278,10 +290,10 @@ class CompressionRun:
         is_coarse = any(choice.pass_name == PRECISION for choice in proposal.alternatives)
         return is_coarse or self._book.loss_by_rounding() > ROUNDING_FELT
 
-    async def _proposed(
+    async def _tried(
         self,
         role: TrialRole,
-        proposal: Proposal,
+        candidate: Candidate,
         recovery: RecoverySettings | None,
         *,
         evaluate: bool,
@@ -292,15 +304,15 @@ class CompressionRun:
             self._book.next_index,
             role,
             lambda: self._recipes.make(
-                first=self._form.steps,
-                keep=proposal.keep,
-                alternatives=proposal.alternatives,
+                first=candidate.form.steps,
+                keep=candidate.proposal.keep,
+                alternatives=candidate.proposal.alternatives,
                 recovery=recovery,
             ),
             evaluate=evaluate,
             predicted_accuracy=None
             if reference is None
-            else reference.value - proposal.predicted_loss,
+            else reference.value - candidate.predicted_loss,
         )
         await self._store_result()
         return trial
@@ -337,12 +349,12 @@ class CompressionRun:
         self,
     ) -> tuple[Mapping[Quantity, float], Mapping[Quantity, float | None]]:
         """Return what pruning can reach at all, and the solver's least limits; empty before it ran."""
-        if self._proposer is None:
+        if self._portfolio is None:
             return {}, {}
         accuracy = self._book.baseline.accuracy if self._book.baseline else None
         floor = self._budget.accuracy_floor(accuracy.value if accuracy else None)
         max_loss = None if accuracy is None or floor is None else max(0.0, accuracy.value - floor)
-        return self._proposer.reachable(), self._proposer.needed(max_loss)
+        return self._portfolio.reachable(), self._portfolio.needed(max_loss)
 
     def _result(self) -> JobResult:
         best = self._book.best
@@ -363,15 +375,16 @@ class CompressionRun:
         outcome = self._book.outcome(trial.index)
         assert trial.metrics is not None
         assert outcome is not None
-        losses = PredictedLosses(formats=self._form.format_costs)
-        if self._proposer is not None:
-            losses = self._proposer.losses_of(trial.recipe, self._form.format_costs)
+        losses, space = PredictedLosses(), self._facts.space
+        if self._portfolio is not None:
+            losses = self._portfolio.losses_of(trial)
+            space = self._portfolio.form_of(trial).space
         return attribute_layers(
             before=self._facts.profile,
             before_cost=self._costs.estimate(self._facts.profile, self._format),
             after=outcome.profile,
             after_cost=trial.metrics.cost,
-            space=self._form.space,
+            space=space,
             recipe=trial.recipe,
             losses=losses,
         )

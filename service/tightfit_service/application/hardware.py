@@ -12,10 +12,12 @@ from tightfit_service.application.assets import MODEL, import_unit
 from tightfit_service.application.costing import CostModel, select_emulator
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
+    ArtifactStore,
     AssetStore,
     Clock,
     Emulator,
     Executor,
+    FileEmulator,
     JobStore,
     Page,
     TargetCatalogue,
@@ -27,8 +29,20 @@ from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import KnownTarget
 from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.cost import CostEstimate
-from tightfit_service.domain.errors import AlreadyExistsError, InvalidTargetError, NotFoundError
-from tightfit_service.domain.hardware import Fallback, HardwareSpec, NumberFormat, Runtime
+from tightfit_service.domain.errors import (
+    AlreadyExistsError,
+    InvalidModelError,
+    InvalidTargetError,
+    NotFoundError,
+    UnsupportedError,
+)
+from tightfit_service.domain.hardware import (
+    Fallback,
+    HardwareSpec,
+    ModelFormat,
+    NumberFormat,
+    Runtime,
+)
 from tightfit_service.domain.layer_table import parse_one_network
 
 
@@ -46,8 +60,12 @@ class HardwareLibrary:
         executor: Executor,
         clock: Clock,
         telemetry: Telemetry,
+        artifacts: ArtifactStore | None = None,
+        file_emulators: Sequence[FileEmulator] = (),
     ) -> None:
         self._catalogue = catalogue
+        self._artifacts = artifacts
+        self._file_emulators = file_emulators
         self._targets = targets
         self._emulators = emulators
         self._records = records
@@ -168,14 +186,35 @@ class HardwareLibrary:
             assumed = tuple(name for name in spec.assumed_fields if name != "runtime")
             spec = replace(spec, runtime=runtime, assumed_fields=assumed)
         costs = self.cost_model(spec)
+        facts, digest = None, ""
         if layer_table:
             profile = parse_one_network(layer_table)
         else:
-            profile = (await self.model_facts(project, model))[1].profile
+            digest, facts, _ = await self.model_facts(project, model)
+            profile = facts.profile
         formats = [NumberFormat.FLOAT32] if _takes_float(spec) else []
         if NumberFormat.INT8 in spec.number_formats:
             formats.append(NumberFormat.INT8)
-        return spec, {str(f): costs.estimate(profile, f) for f in formats}
+        found = {str(f): costs.estimate(profile, f) for f in formats}
+        is_int8_file = facts is not None and facts.source_format is ModelFormat.TFLITE
+        if facts is not None and facts.is_quantized and is_int8_file and NumberFormat.INT8 in found:
+            found[NumberFormat.INT8] = await asyncio.to_thread(
+                self._refined, digest, spec, found[NumberFormat.INT8]
+            )
+        return spec, found
+
+    def _refined(self, digest: str, spec: HardwareSpec, cost: CostEstimate) -> CostEstimate:
+        """Return the estimate with what the tools of the target's runtime make of the very file."""
+        tools = [tool for tool in self._file_emulators if tool.supports(spec)]
+        if not tools or self._artifacts is None:
+            return cost
+        data = b"".join(self._artifacts.read(digest))
+        for tool in tools:
+            try:
+                cost = tool.refine(data, spec, cost)
+            except (InvalidModelError, UnsupportedError) as error:
+                cost = replace(cost, warnings=(*cost.warnings, error.message))
+        return cost
 
 
 def _takes_float(spec: HardwareSpec) -> bool:

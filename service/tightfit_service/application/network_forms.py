@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from tightfit_service.application.costing import margins_of
 from tightfit_service.application.job_notes import JobNotes
@@ -13,24 +13,26 @@ from tightfit_service.application.ports import WorkUnit
 from tightfit_service.application.proposals import Proposer
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import (
+    NETWORK_PASSES,
     PRECISION,
     may_prune,
-    network_passes,
     node_passes,
 )
 from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
 from tightfit_service.application.work import (
     SENSITIVITY,
     VARIANTS,
+    MeasuredAlternative,
     SensitivityOutcome,
     VariantOutcome,
 )
 from tightfit_service.domain.budget import Budget
+from tightfit_service.domain.errors import UnsupportedError, WorkFailedError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec
 from tightfit_service.domain.network import NetworkProfile, PruningSpace
 from tightfit_service.domain.recipe import PassStep
-from tightfit_service.domain.trial import Metrics
+from tightfit_service.domain.trial import Metrics, Trial
 
 SENSITIVITY_SHARES = (0.25, 0.5)
 """Shares of a group that are cut, alone and untrained, to correct the importance scores."""
@@ -44,18 +46,33 @@ COSTLY_LAYERS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkForm:
-    """One form of the network, the steps that make it, and what computing in it costs in accuracy.
+    """One form of the network, the steps that make it, and what choices in it cost in accuracy.
 
     Attributes:
+        label: A few words for people; empty for the network as it came.
         space: What may be pruned in it.
-        format_costs: Accuracy (fraction) that the ordinary number format costs by node, where it was
-            measured.
+        lost: Accuracy (fraction) that the form itself loses, without any training.
     """
 
+    label: str
     profile: NetworkProfile
     space: PruningSpace
+    sensitivity: SensitivityOutcome
+    lost: float
     steps: tuple[PassStep, ...] = ()
-    format_costs: Mapping[str, float] = field(default_factory=dict)
+
+    def made(self, trial: Trial) -> bool:
+        """Whether a trial's network has this form."""
+        found = tuple(s for s in trial.recipe.steps if s.pass_name in NETWORK_PASSES)
+        return found == self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A form with what proposes candidates in it."""
+
+    form: NetworkForm
+    proposer: Proposer
 
 
 class FormFinder:
@@ -83,12 +100,10 @@ class FormFinder:
         self._book = book
         self._notes = notes
 
-    def as_it_came(self) -> NetworkForm:
-        """Return the network as the user sent it."""
-        return self._form(self._context.facts.profile, self._context.facts.space)
-
-    async def prepare(self, form: NetworkForm) -> tuple[NetworkForm, Proposer]:
-        """Measure what choices in a form cost; return it with what proposes candidates in it."""
+    async def as_it_came(self) -> Prepared:
+        """Measure what choices in the network as the user sent it cost."""
+        facts = self._context.facts
+        space = self._allowed(facts.space)
         await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
         techniques = self._node_passes()
         result = await self._stages.run(
@@ -97,8 +112,8 @@ class FormFinder:
                 {
                     "seed": self._spec.seed,
                     "shares": list(SENSITIVITY_SHARES),
-                    "steps": to_plain(form.steps),
-                    "space": to_plain(form.space),
+                    "steps": [],
+                    "space": to_plain(space),
                     "techniques": list(techniques),
                     "number_format": str(self._format) if PRECISION in techniques else None,
                 },
@@ -110,6 +125,51 @@ class FormFinder:
         for node, cost in largest_costs(sensitivity.precision_costs):
             message = f"{self._format} costs {cost:.1%} of accuracy in this layer, measured alone"
             await self._notes.add("COSTLY_PRECISION", message, node=node)
+        form = NetworkForm(
+            label="", profile=facts.profile, space=space, sensitivity=sensitivity, lost=0.0
+        )
+        return await self._prepared(form)
+
+    async def variants(self, known: Prepared, techniques: Sequence[str]) -> list[Prepared]:
+        """Return the forms that network passes make, mildest first.
+
+        What choices in them cost is taken from the network as it came: it was measured there.
+        """
+        if not techniques:
+            return []
+        await self._stages.enter("variants", "other forms of the network", begin=0.12, end=0.15)
+        sensitivity = known.form.sensitivity
+        unit = self._unit(
+            VARIANTS,
+            {"techniques": list(techniques), "node_techniques": list(self._node_passes())},
+        )
+        try:
+            result = await self._stages.run(unit)
+        except (WorkFailedError, UnsupportedError) as error:
+            # the network as it came can still be searched
+            await self._notes.add("NO_VARIANTS", f"other forms could not be made: {error.message}")
+            return []
+        outcomes = [from_plain(VariantOutcome, item) for item in result.payload["variants"]]
+        return [
+            await self._prepared(
+                NetworkForm(
+                    label=outcome.variant.label,
+                    profile=outcome.profile,
+                    space=self._allowed(outcome.space),
+                    sensitivity=adapted(sensitivity, outcome),
+                    lost=max(0.0, sensitivity.reference_accuracy - outcome.accuracy),
+                    steps=(
+                        PassStep(
+                            pass_name=outcome.variant.pass_name,
+                            parameters=outcome.variant.parameters,
+                        ),
+                    ),
+                )
+            )
+            for outcome in sorted(outcomes, key=lambda outcome: -outcome.profile.macs)
+        ]
+
+    async def _prepared(self, form: NetworkForm) -> Prepared:
         await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
         costs = self._context.cost_model
         quantized = self._book.get(0)
@@ -123,46 +183,18 @@ class FormFinder:
                 profile=form.profile,
                 space=form.space,
                 number_format=self._format,
-                sensitivity=sensitivity,
+                sensitivity=form.sensitivity,
                 budget=self._budget,
                 objective=self._spec.objective,
                 margins=margins_of(measured or whole),
                 seed=self._spec.seed,
             )
         )
-        found = NetworkForm(
-            profile=form.profile,
-            space=form.space,
-            steps=form.steps,
-            format_costs=sensitivity.precision_costs,
-        )
-        return found, proposer
+        return Prepared(form=form, proposer=proposer)
 
-    async def variant_in_reach(self) -> tuple[NetworkForm, Proposer] | None:
-        """Return the mildest variant of the network in which the budget can be met by estimate."""
-        techniques = network_passes(self._spec)
-        if not techniques:
-            return None
-        await self._stages.enter("variants", "fewer blocks, smaller inputs", begin=0.12, end=0.15)
-        result = await self._stages.run(self._unit(VARIANTS, {"techniques": list(techniques)}))
-        outcomes = [from_plain(VariantOutcome, item) for item in result.payload["variants"]]
-        for outcome in sorted(outcomes, key=lambda outcome: -outcome.profile.macs):
-            variant = outcome.variant
-            step = PassStep(pass_name=variant.pass_name, parameters=variant.parameters)
-            form, proposer = await self.prepare(self._form(outcome.profile, outcome.space, step))
-            if not await asyncio.to_thread(proposer.out_of_reach):
-                await self._notes.add(
-                    "VARIANT",
-                    f"the budget is out of reach of the network as it is; searching {variant.label}",
-                )
-                return form, proposer
-        return None
-
-    def _form(self, profile: NetworkProfile, space: PruningSpace, *steps: PassStep) -> NetworkForm:
-        """Return a form of the network; without channels to remove where that is not allowed."""
-        if not may_prune(self._spec):
-            space = PruningSpace(groups=(), frozen=space.frozen)
-        return NetworkForm(profile=profile, space=space, steps=steps)
+    def _allowed(self, space: PruningSpace) -> PruningSpace:
+        """Return what may be pruned; nothing where that is not allowed."""
+        return space if may_prune(self._spec) else PruningSpace(groups=(), frozen=space.frozen)
 
     def _node_passes(self) -> tuple[str, ...]:
         techniques = node_passes(self._spec)
@@ -189,3 +221,26 @@ def largest_costs(costs: Mapping[str, float]) -> Sequence[tuple[str, float]]:
     """Return the few layers whose number format costs most, the dearest first."""
     felt = [(node, cost) for node, cost in costs.items() if cost > ROUNDING_FELT]
     return sorted(felt, key=lambda item: -item[1])[:COSTLY_LAYERS]
+
+
+def adapted(known: SensitivityOutcome, outcome: VariantOutcome) -> SensitivityOutcome:
+    """Return what was measured in the network as it came, for the groups and ways of a variant."""
+    groups = {group.group_id: group.unit_count for group in outcome.space.groups}
+    seen = {
+        (measured.alternative.node, measured.alternative.label): measured.accuracy
+        for measured in known.alternatives
+    }
+    return replace(
+        known,
+        importance={
+            group_id: known.importance.get(group_id, (1.0,) * count)
+            for group_id, count in groups.items()
+        },
+        points=tuple(point for point in known.points if point.group_id in groups),
+        alternatives=tuple(
+            MeasuredAlternative(
+                alternative=alternative, accuracy=seen.get((alternative.node, alternative.label))
+            )
+            for alternative in outcome.alternatives
+        ),
+    )

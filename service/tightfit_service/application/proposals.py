@@ -28,6 +28,7 @@ from tightfit_service.application.work import SensitivityOutcome, most_important
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace
+from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import (
     COST_QUANTITIES,
@@ -37,7 +38,6 @@ from tightfit_service.domain.trial import (
     TrialState,
     cost_of,
 )
-from tightfit_service.search.early_stopping import Screened, SuccessiveHalving
 from tightfit_service.search.problem import CompressionProblem
 from tightfit_service.search.relaxation import conflict
 from tightfit_service.search.samplers import MilpSampler, TrialOutcome
@@ -114,7 +114,6 @@ class Proposer:
         self._objective = objective
         self._margins = dict(margins)
         self._whole = costs.estimate(profile, number_format)
-        self._halving = SuccessiveHalving()
         probes = [
             Probe(
                 group_id=point.group_id,
@@ -210,12 +209,15 @@ class Proposer:
             for quantity, least in found.items()
         }
 
-    def finalist(self, tried: Sequence[Trial], trials: Sequence[Trial]) -> Proposal | None:
-        """Return the candidate to train long, or None when there is nothing left to try."""
-        if self._objective.quantity is not Quantity.ACCURACY:
-            return self._paced(tried)
+    def screened(
+        self, tried: Sequence[Trial], trials: Sequence[Trial]
+    ) -> Mapping[int, tuple[Accuracy, Proposal]]:
+        """Return accuracy and proposal of the screened trials that cost little enough, by index.
+
+        Those that were tried long already are left out.
+        """
         used = {self._kept_of(trial) for trial in tried}
-        screened = {
+        return {
             trial.index: (trial.metrics.selection_accuracy, self._by_kept[key])
             for trial in trials
             if trial.role is TrialRole.SCREENING
@@ -226,9 +228,11 @@ class Proposer:
             and (key := self._kept_of(trial)) not in used
             and key in self._by_kept
         }
-        rung = [Screened(index=i, accuracy=accuracy) for i, (accuracy, _) in screened.items()]
-        for index in self._halving.survivors(rung, slots=1):
-            return screened[index][1]
+
+    def finalist(self, tried: Sequence[Trial]) -> Proposal | None:
+        """Return a candidate to train long that was not screened, or None when there is none new."""
+        if self._objective.quantity is not Quantity.ACCURACY:
+            return self._paced(tried)
         solved = self._asked("solved")
         return None if solved is None else self._remember(solved)
 

@@ -62,7 +62,7 @@ PARITY_SAMPLES = 16
 SYNTHESIS_SEED = 0
 """Stand-in data is one for all units of a model, whatever the job's seed."""
 
-MEASURED_ALTERNATIVES = 8
+MEASURED_ALTERNATIVES = 12
 """Alternatives of a technique that are measured; the others are predicted from these by their errors."""
 
 SENSITIVITY_SAMPLES = 768
@@ -161,11 +161,19 @@ class SensitivityOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOutcome:
-    """Another form of the whole network: what is left to do in it, and what can be pruned there."""
+    """Another form of the whole network: what is left to do in it, and what can be pruned there.
+
+    Attributes:
+        alternatives: Ways to compute its nodes, with accuracies where they were measured in the network
+            as it came.
+        accuracy: Of the form as it is, without any training.
+    """
 
     variant: Variant
     profile: NetworkProfile
     space: PruningSpace
+    accuracy: float
+    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,13 +390,10 @@ class WorkHandlers:
     ) -> tuple[MeasuredAlternative, ...]:
         """Return what node passes offer, some of it measured alone where the graph itself changes."""
         target = from_plain(HardwareSpec, payload["target"])
-        profile = self.inspector.profile(graph)
         onnx = self.evaluators[ModelFormat.ONNX]
         found: list[MeasuredAlternative] = []
         for name in payload["techniques"]:
-            if name not in self.node_passes:
-                continue
-            offered = self.node_passes[name].alternatives(graph, profile, target, context=context)
+            offered = self._offered(graph, [name], target, context)
             measured = _spread([choices[-1] for choices in offered.values() if choices])
             for alternative in (a for choices in offered.values() for a in choices):
                 accuracy = None
@@ -400,6 +405,21 @@ class WorkHandlers:
                         accuracy = onnx.evaluate(changed, sample).value
                 found.append(MeasuredAlternative(alternative=alternative, accuracy=accuracy))
         return tuple(found)
+
+    def _offered(
+        self, graph: bytes, techniques: Sequence[str], target: HardwareSpec, context: PassContext
+    ) -> Mapping[str, Sequence[Alternative]]:
+        """Return what node passes offer, by node."""
+        profile = self.inspector.profile(graph)
+        found: dict[str, list[Alternative]] = {}
+        for name in techniques:
+            if name in self.node_passes:
+                offers = self.node_passes[name].alternatives(
+                    graph, profile, target, context=context
+                )
+                for node, choices in offers.items():
+                    found.setdefault(node, []).extend(choices)
+        return found
 
     def _precision_costs(
         self,
@@ -433,13 +453,14 @@ class WorkHandlers:
         """Build the other forms that a network can take as a whole.
 
         Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `techniques` (network
-        passes to consider), `target`. Payload of the result: `variants`, a list of `VariantOutcome`,
-        mildest first per technique.
+        passes to consider), `node_techniques` (node passes that may be used in them), `target`.
+        Payload of the result: `variants`, a list of `VariantOutcome`, mildest first per technique.
         """
         del output_dir
         graph = inputs["graph"].read_bytes()
         dataset = self._open(payload, inputs, graph)
         context = PassContext(calibration=dataset.samples(SplitName.CALIBRATION))
+        onnx = self.evaluators[ModelFormat.ONNX]
         target = from_plain(HardwareSpec, payload["target"])
         outcomes: list[VariantOutcome] = []
         for name in payload["techniques"]:
@@ -449,11 +470,22 @@ class WorkHandlers:
                 on_progress(0.5, f"{name}: {variant.label}")
                 step = PassStep(pass_name=name, parameters=variant.parameters)
                 changed = self.steps.apply(graph, step, context)
+                splits = Splits.of(dataset, [step])
+                selection = splits.need(SplitName.SELECTION)
+                sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
+                offered = self._offered(
+                    changed,
+                    payload["node_techniques"],
+                    target,
+                    PassContext(calibration=splits.get(SplitName.CALIBRATION)),
+                )
                 outcomes.append(
                     VariantOutcome(
                         variant=variant,
                         profile=self.inspector.profile(changed),
                         space=self.steps.pruning.space(changed),
+                        accuracy=onnx.evaluate(changed, sample).value,
+                        alternatives=tuple(a for choices in offered.values() for a in choices),
                     )
                 )
         return {"variants": [to_plain(outcome) for outcome in outcomes]}, {}

@@ -134,12 +134,20 @@ class _HangingExecutor:
 
 async def test_a_failed_trial_does_not_end_the_job() -> None:
     bench = Bench(latency(WHOLE_LATENCY_MS / 2))
-    bench.executor.fail[4] = WorkFailedError("the worker ran out of memory")
+    bench.executor.fail[5] = WorkFailedError("the worker ran out of memory")
     job = await bench.run()
     assert job.state is JobState.SUCCEEDED
     failed = [t for t in bench.trials() if t.state is TrialState.FAILED]
     assert len(failed) == 1
     assert "memory" in failed[0].error
+
+
+async def test_the_network_as_it_came_is_searched_where_its_other_forms_cannot_be_made() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    bench.executor.fail[4] = WorkFailedError("the worker ran out of memory")
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert any(note.code == "NO_VARIANTS" for note in job.result.notes)
 
 
 async def test_trials_are_limited() -> None:

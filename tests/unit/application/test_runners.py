@@ -57,7 +57,6 @@ from tightfit_service.domain.measurement import (
     Measurement,
 )
 
-
 NPU = Accelerator(kind=AcceleratorKind.NPU, tops={NumberFormat.INT8: 4.0})
 
 

@@ -19,6 +19,7 @@ from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec, JobState
 from tightfit_service.domain.network import Alternative, Variant
 from tightfit_service.domain.recipe import PassStep, Recipe
+from tightfit_service.domain.trial import TrialRole
 
 LOW_RANK_B = Alternative(
     node="b",
@@ -78,13 +79,36 @@ async def test_a_variant_is_searched_where_the_network_itself_cannot_meet_the_bu
         pass_name="resolution", label="inputs of 2x2", parameters={"height": 2, "width": 2}
     )
     bench.executor.variants = [
-        VariantOutcome(variant=variant, profile=small, space=pruning_space())
+        VariantOutcome(variant=variant, profile=small, space=pruning_space(), accuracy=0.5)
     ]
     job = await bench.run()
     searched = [trial.recipe.step("resolution") for trial in bench.trials()[1:]]
     assert searched
     assert all(step is not None and step.parameters == variant.parameters for step in searched)
     assert any(note.code == "VARIANT" for note in job.result.notes)
+
+
+async def test_smaller_images_compete_with_the_network_as_it_came() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    variant = Variant(
+        pass_name="resolution",
+        label="smaller",
+        parameters={"height": 2, "width": 2, "inside": True},
+    )
+    half = replace(
+        network(),
+        operators=tuple(replace(op, macs=op.macs // 2) for op in network().operators),
+    )
+    bench.executor.variants = [
+        VariantOutcome(variant=variant, profile=half, space=pruning_space(), accuracy=0.88)
+    ]
+    await bench.run()
+    screened = [t.recipe for t in bench.trials() if t.role is TrialRole.SCREENING]
+    with_variant = [recipe for recipe in screened if recipe.step("resolution") is not None]
+    assert 0 < len(with_variant) < len(screened)
+    assert all(recipe.steps[0].pass_name == "resolution" for recipe in with_variant)
+    (unit,) = [unit for unit in bench.executor.ran if unit.kind == "variants"]
+    assert unit.payload["techniques"] == ["resolution"]
 
 
 async def test_a_budget_beyond_all_variants_is_still_infeasible_with_evidence() -> None:
@@ -94,6 +118,7 @@ async def test_a_budget_beyond_all_variants_is_still_infeasible_with_evidence() 
             variant=Variant(pass_name="depth_pruning", label="x", parameters={"blocks": ["x"]}),
             profile=network(),
             space=pruning_space(),
+            accuracy=0.5,
         )
     ]
     job = await bench.run()

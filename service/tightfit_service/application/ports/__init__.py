@@ -23,6 +23,7 @@ from tightfit_service.application.ports.export import (
 )
 from tightfit_service.application.ports.hardware import (
     Emulator,
+    FileEmulator,
     TargetCatalogue,
     TargetRecord,
     TargetStore,
@@ -71,6 +72,7 @@ __all__ = [
     "Executor",
     "ExportedModel",
     "Exporter",
+    "FileEmulator",
     "GraphInspector",
     "GraphPass",
     "ImportedModel",

@@ -42,6 +42,31 @@ class Emulator(Protocol):
         ...
 
 
+class FileEmulator(Protocol):
+    """Knows more of a quantized TFLite file than of its network: the tools of a target's own runtime.
+
+    Takes seconds and starts processes.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for provenance."""
+        ...
+
+    def supports(self, target: HardwareSpec) -> bool:
+        """Whether the tool is installed and made for the target."""
+        ...
+
+    def refine(self, data: bytes, target: HardwareSpec, cost: CostEstimate) -> CostEstimate:
+        """Return the estimate with what the tool knows better.
+
+        Raises:
+            InvalidModelError: The tool does not take the file.
+            UnsupportedError: The file's network is not for this target.
+        """
+        ...
+
+
 class TargetCatalogue(Protocol):
     """The named hardware targets."""
 
