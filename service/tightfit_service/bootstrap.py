@@ -26,6 +26,8 @@ from tightfit_service.adapters.emulators.gpu import GPU_EMULATOR
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.npu import HEXAGON_EMULATOR, NPU_EMULATOR
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
+from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena
+from tightfit_service.adapters.emulators.vela import VelaCompiler
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
@@ -173,6 +175,8 @@ def build_server(settings: Settings) -> Server:
         executor=executor,
         clock=clock,
         telemetry=telemetry,
+        artifacts=artifacts,
+        file_emulators=(VelaCompiler(), TflmArena()),
     )
     runners = RunnerDesk(
         clock=clock,

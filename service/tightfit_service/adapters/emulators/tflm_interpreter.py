@@ -12,14 +12,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tightfit_service.adapters.emulators.mcu_latency import runtime_path
+from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import InvalidModelError, UnsupportedError
+from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.quantities import Interval
 
 Array = npt.NDArray[Any]
 
@@ -32,9 +36,8 @@ from tflite_micro.python.tflite_micro import runtime
 
 model, given, wanted = sys.argv[1:4]
 interpreter = runtime.Interpreter.from_file(model)
-samples = np.load(given)
 results = []
-for sample in samples:
+for sample in np.load(given):
     details = interpreter.get_input_details(0)
     interpreter.set_input(sample.reshape(details["shape"]).astype(details["dtype"]), 0)
     interpreter.invoke()
@@ -84,6 +87,15 @@ class TflmInterpreter:
         """Whether the interpreter is there."""
         return importlib.util.find_spec("tflite_micro") is not None
 
+    def arena(self, data: bytes) -> Arena:
+        """Return the arena that a file needs; nothing is computed.
+
+        Raises:
+            InvalidModelError: The interpreter does not take the file.
+            UnsupportedError: The interpreter is not installed.
+        """
+        return self.run(data, np.empty((0, 1), dtype=np.int8)).arena
+
     def run(self, data: bytes, samples: Sequence[Array] | Array) -> MicroRun:
         """Run a file on samples, each of the shape and in the number format of its one input.
 
@@ -126,6 +138,39 @@ class TflmInterpreter:
             return MicroRun(
                 outputs=np.load(wanted, allow_pickle=False), arena=_arena(done.stdout + done.stderr)
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TflmArena:
+    """Peak RAM of TFLM targets from the interpreter itself (port `FileEmulator`). Stateless."""
+
+    interpreter: TflmInterpreter = field(default_factory=TflmInterpreter)
+    name: str = "tflm"
+
+    def supports(self, target: HardwareSpec) -> bool:
+        """Whether the target runs the file in this interpreter, on its cores."""
+        path = runtime_path(target.runtime.name, target.runtime.version)
+        return path[0] == "tflm" and target.accelerator is None and self.interpreter.is_installed()
+
+    def refine(self, data: bytes, target: HardwareSpec, cost: CostEstimate) -> CostEstimate:
+        """Return the estimate with peak RAM bounded by the arena.
+
+        What tensors share is exact, and the structures of a 32-bit device take half to all of what they
+        take here. Scratch of optimised kernels, which the reference kernels do not need, is as planned.
+
+        Raises:
+            InvalidModelError: The interpreter does not take the file.
+        """
+        del target
+        arena = self.interpreter.arena(data)
+        low = float(arena.activations + arena.bookkeeping / 2)
+        high = max(float(arena.total), cost.peak_ram_bytes.value)
+        value = min(max(cost.peak_ram_bytes.value, low), high)
+        return replace(
+            cost,
+            peak_ram_bytes=Interval(value=value, low=low, high=high),
+            provenance=f"{cost.provenance}; peak RAM from TFLM's own interpreter",
+        )
 
 
 def _arena(log: str) -> Arena:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tightfit_service.adapters.emulators.accelerated import PICOJOULES_PER_MAC
@@ -96,6 +96,16 @@ class VelaCompiler:
             and _macs_per_cycle(accelerator) in CONFIGURATIONS[accelerator.kind]
             and self.is_installed()
         )
+
+    def refine(self, data: bytes, target: HardwareSpec, cost: CostEstimate) -> CostEstimate:
+        """Return Vela's estimate, with the warnings of the one that it takes the place of.
+
+        Raises:
+            InvalidModelError: Vela cannot compile the file.
+            UnsupportedError: Nothing of the network runs on Ethos-U.
+        """
+        own = self.estimate_file(data, target)
+        return replace(own, warnings=(*own.warnings, *cost.warnings))
 
     def estimate_file(self, data: bytes, target: HardwareSpec) -> CostEstimate:
         """Return the cost of an int8 TFLite file; RAM and flash are those of the compiled file.

@@ -7,10 +7,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from fakes.tflite_files import TfliteBuilder
-from tightfit_service.adapters.emulators.tflm_interpreter import TflmInterpreter
+from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena, TflmInterpreter
 from tightfit_service.adapters.emulators.vela import VelaCompiler, system_configuration
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
+from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import InvalidModelError, UnsupportedError
+from tightfit_service.domain.quantities import Interval
 
 CATALOGUE = YamlTargetCatalogue()
 TARGET = CATALOGUE.get("cortex-m55-ethos-u55-128")
@@ -86,6 +88,27 @@ def test_the_interpreter_gives_the_bits_of_a_device_and_its_arena() -> None:
     assert np.array_equal(run.outputs, samples.reshape(2, 8, 8, 4))
     assert run.arena.activations >= 2 * 256
     assert run.arena.total == run.arena.activations + run.arena.bookkeeping
+
+
+@needs_tflm
+def test_the_arena_bounds_the_planned_peak() -> None:
+    board = CATALOGUE.get("arduino-nano-33-ble")
+    planned = CostEstimate(
+        latency_ms=Interval.exact(1),
+        energy_mj=Interval.exact(1),
+        peak_ram_bytes=Interval(value=2500, low=1, high=1e6),
+        flash_bytes=Interval.exact(1),
+        macs=1,
+        layers=(),
+        peak_node="",
+        provenance="planned",
+        confidence=0.9,
+    )
+    assert TflmArena().supports(board)
+    assert not TflmArena().supports(TARGET)
+    ram = TflmArena().refine(convolution(), board, planned).peak_ram_bytes
+    assert 512 < ram.low < ram.value <= ram.high
+    assert ram.high < 10_000
 
 
 @needs_tflm
