@@ -30,7 +30,7 @@ importer = Pt2Importer()
 CASES = [
     ("residual", True),
     ("attention", False),
-    ("recurrent", False),
+    pytest.param("recurrent", False, marks=pytest.mark.slow),
     ("two inputs", True),
 ]
 
@@ -160,6 +160,7 @@ def test_heads_of_attention_can_be_pruned() -> None:
     assert after < before
 
 
+@pytest.mark.slow
 def test_recurrent_layers_stay_one_node_each() -> None:
     found = kinds(imported("recurrent", is_free=False).graph)
     assert (found["GRU"], found["LSTM"]) == (1, 1)
