@@ -25,6 +25,7 @@ _BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffer:
+    tensor: int
     size: int
     first: int
     last: int
@@ -34,12 +35,12 @@ def activation_bytes(file: TfliteFile) -> int:
     """Return the bytes that all activations take in shared memory, inputs and outputs among them.
 
     Each tensor lives from the operator that writes it to the last that reads it; larger ones are
-    placed first, at the lowest free offset, 16-byte aligned: TFLM's GreedyMemoryPlanner
-    (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc). The interpreter's own
-    structures and the scratch memory of kernels come on top.
+    placed first, of equal ones the last, at the lowest free offset, 16-byte aligned: TFLM's
+    GreedyMemoryPlanner (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc). The
+    interpreter's own structures and the scratch memory of kernels come on top.
     """
     placed: list[tuple[int, _Buffer]] = []
-    for buffer in sorted(_buffers(file), key=lambda item: -item.size):
+    for buffer in sorted(_buffers(file), key=lambda item: (-item.size, -item.tensor)):
         offset = 0
         for start, other in sorted(placed, key=lambda item: item[0]):
             apart = other.last < buffer.first or buffer.last < other.first
@@ -62,7 +63,7 @@ def _buffers(file: TfliteFile) -> list[_Buffer]:
                 last[tensor] = max(place, last[tensor])
     last.update({int(tensor): end for tensor in file.graph.outputs if int(tensor) in last})
     return [
-        _Buffer(size=_aligned_bytes(file, tensor), first=begin, last=last[tensor])
+        _Buffer(tensor=tensor, size=_aligned_bytes(file, tensor), first=begin, last=last[tensor])
         for tensor, begin in first.items()
     ]
 
