@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ from tightfit_service.domain.errors import (
     InvalidModelError,
     InvalidTargetError,
     NotFoundError,
+    ResourceExhaustedError,
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import (
@@ -44,6 +46,8 @@ from tightfit_service.domain.hardware import (
     Runtime,
 )
 from tightfit_service.domain.layer_table import parse_one_network
+
+MAX_TARGETS_PER_PROJECT = 1_000
 
 
 class HardwareLibrary:
@@ -100,7 +104,10 @@ class HardwareLibrary:
             with contextlib.suppress(NotFoundError):
                 record = await asyncio.to_thread(self._targets.get_target, project, name)
                 return self._of_record(record)
-        return self._known(self._catalogue.get(name))
+        try:
+            return self._known(self._catalogue.get(name))
+        except NotFoundError as error:
+            raise await self._with_near_names(error, project, name) from error
 
     async def list_targets(self, project: str, page: Page) -> Sequence[KnownTarget]:
         """Return the targets of the project and of the catalogue by name."""
@@ -134,12 +141,35 @@ class HardwareLibrary:
             )
         record = TargetRecord(project=project, spec=spec, create_time=self._clock.now())
         if not validate_only:
+            await self._check_room(project)
             record = await asyncio.to_thread(self._targets.add_target, record)
         return self._of_record(record)
 
     async def delete_target(self, project: str, name: str) -> None:
         """Remove a target of the project."""
         await asyncio.to_thread(self._targets.delete_target, project, name)
+
+    async def _with_near_names(
+        self, error: NotFoundError, project: str, name: str
+    ) -> NotFoundError:
+        """Return the error with targets of the project in its remedy, where their names are near."""
+        page = Page(size=MAX_TARGETS_PER_PROJECT)
+        own = await asyncio.to_thread(self._targets.list_targets, project, page) if project else ()
+        near = difflib.get_close_matches(name, [record.spec.name for record in own], n=2)
+        if not near:
+            return error
+        remedy = f"did you mean {' or '.join(near)}, which this project described?"
+        return NotFoundError(error.message, field=error.field, remedy=remedy)
+
+    async def _check_room(self, project: str) -> None:
+        page = Page(size=MAX_TARGETS_PER_PROJECT)
+        own = await asyncio.to_thread(self._targets.list_targets, project, page)
+        if len(own) >= MAX_TARGETS_PER_PROJECT:
+            raise ResourceExhaustedError(
+                f"the project has {len(own)} hardware targets of its own, which is the most",
+                field="parent",
+                remedy="delete those that are not needed any more, or send the description with the job",
+            )
 
     def _of_record(self, record: TargetRecord) -> KnownTarget:
         known = self._known(record.spec)
@@ -195,13 +225,29 @@ class HardwareLibrary:
         formats = [NumberFormat.FLOAT32] if _takes_float(spec) else []
         if NumberFormat.INT8 in spec.number_formats:
             formats.append(NumberFormat.INT8)
-        found = {str(f): costs.estimate(profile, f) for f in formats}
-        is_int8_file = facts is not None and facts.source_format is ModelFormat.TFLITE
-        if facts is not None and facts.is_quantized and is_int8_file and NumberFormat.INT8 in found:
+        own_format, size = await asyncio.to_thread(self._tflite_file, facts, digest)
+        found = {
+            str(f): costs.estimate(profile, f, file_bytes=size if f is own_format else None)
+            for f in formats
+        }
+        if own_format is NumberFormat.INT8 and NumberFormat.INT8 in found:
             found[NumberFormat.INT8] = await asyncio.to_thread(
                 self._refined, digest, spec, found[NumberFormat.INT8]
             )
         return spec, found
+
+    def _tflite_file(
+        self, facts: ModelFacts | None, digest: str
+    ) -> tuple[NumberFormat | None, int | None]:
+        """Return the number format and the bytes of a model that is a TFLite file, which runs as it is."""
+        if (
+            facts is None
+            or facts.source_format is not ModelFormat.TFLITE
+            or self._artifacts is None
+        ):
+            return None, None
+        own = NumberFormat.INT8 if facts.is_quantized else NumberFormat.FLOAT32
+        return own, self._artifacts.size(digest)
 
     def _refined(self, digest: str, spec: HardwareSpec, cost: CostEstimate) -> CostEstimate:
         """Return the estimate with what the tools of the target's runtime make of the very file."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,14 +14,23 @@ from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service import bootstrap
+from tightfit_service.application import hardware
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.ports import Page
+from tightfit_service.application.work import ModelFacts
+from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
+    InvalidModelError,
     InvalidTargetError,
     NotFoundError,
+    ResourceExhaustedError,
     UnsupportedError,
 )
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, Runtime
+from tightfit_service.domain.layer_table import parse_one_network
+from tightfit_service.domain.network import PruningSpace
+from tightfit_service.domain.quantities import Interval
 
 OURS = {"name": "our-board", "core": "cortex-m7", "clock_mhz": 216}
 
@@ -98,6 +109,27 @@ async def test_what_cannot_be_a_target_is_refused(
     assert getattr(caught.value, "field", None) == field
 
 
+async def test_a_mistyped_name_is_answered_with_the_projects_own(library: HardwareLibrary) -> None:
+    await library.create_target("p", OURS)
+    with pytest.raises(NotFoundError) as caught:
+        await library.get_target("p", "our-bord")
+    assert "our-board" in caught.value.remedy
+    with pytest.raises(NotFoundError) as caught:
+        await library.get_target("q", "our-bord")
+    assert "our-board" not in caught.value.remedy
+
+
+async def test_a_project_cannot_fill_the_store(
+    library: HardwareLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "MAX_TARGETS_PER_PROJECT", 2)
+    for name in ("one", "two"):
+        await library.create_target("p", {**OURS, "name": name})
+    with pytest.raises(ResourceExhaustedError):
+        await library.create_target("p", {**OURS, "name": "three"})
+    await library.create_target("q", OURS)
+
+
 async def test_a_deleted_target_is_gone(library: HardwareLibrary) -> None:
     await library.create_target("p", OURS)
     await library.delete_target("p", "our-board")
@@ -116,3 +148,94 @@ async def test_every_target_has_an_emulator_or_is_said_to_have_none(
                 library.cost_model(target.spec)
             accelerator = target.spec.accelerator
             assert (accelerator.name if accelerator else target.spec.core) in caught.value.message
+
+
+LAYERS = """op,in_h,in_w,in_c,out_h,out_w,out_c,kernel_h,kernel_w,macs,weights,biases
+CONV_2D,16,16,8,16,16,8,3,3,147456,576,8
+"""
+
+
+async def test_a_table_of_layers_is_estimated_without_a_model(library: HardwareLibrary) -> None:
+    spec, costs = await library.estimate("", target="nucleo-h7a3zi-q", layer_table=LAYERS)
+    assert set(costs) == {"float32", "int8"}
+    assert costs["int8"].macs == 147_456
+    assert spec.runtime.name == "X-CUBE-AI"
+
+
+async def test_another_runtime_is_estimated_in_place_of_the_targets_own(
+    library: HardwareLibrary,
+) -> None:
+    own, costs = await library.estimate("", target="nucleo-h7a3zi-q", layer_table=LAYERS)
+    spec, slower = await library.estimate(
+        "",
+        target="nucleo-h7a3zi-q",
+        layer_table=LAYERS,
+        runtime=Runtime(name="TFLM (reference kernels)"),
+    )
+    assert own.runtime != spec.runtime
+    assert slower["int8"].latency_ms.value > 2 * costs["int8"].latency_ms.value
+
+
+class Tool:
+    """A file emulator that halves the latency, or refuses."""
+
+    name = "tool"
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        self.refuses = refuses
+        self.seen: list[bytes] = []
+
+    def supports(self, target: HardwareSpec) -> bool:
+        return target.core == "cortex-m7"
+
+    def refine(self, data: bytes, target: HardwareSpec, cost: CostEstimate) -> CostEstimate:
+        self.seen.append(data)
+        if self.refuses:
+            raise InvalidModelError("the tool does not take it", field="model", remedy="none")
+        return replace(cost, latency_ms=cost.latency_ms.scaled(0.5))
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_tools_of_the_runtime_know_more_of_an_int8_file(
+    library: HardwareLibrary, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    facts = ModelFacts(
+        inputs=(),
+        outputs=(),
+        opset=13,
+        node_count=1,
+        parameter_count=584,
+        macs=147_456,
+        is_quantized=True,
+        warnings=(),
+        profile=parse_one_network(LAYERS),
+        space=PruningSpace(groups=()),
+        source_format=ModelFormat.TFLITE,
+    )
+
+    async def model_facts(project: str, model: str) -> tuple[str, ModelFacts, str]:
+        return "digest", facts, "graph"
+
+    tool = Tool(refuses=refuses)
+    monkeypatch.setattr(library, "model_facts", model_facts)
+    _, plain = await library.estimate("p", target="cortex-m7-tflm", model="m")
+    monkeypatch.setattr(library, "_artifacts", OneFile())
+    monkeypatch.setattr(library, "_file_emulators", (tool,))
+    _, refined = await library.estimate("p", target="cortex-m7-tflm", model="m")
+    assert tool.seen == [b"bytes"]
+    assert refined["int8"].flash_bytes == Interval.exact(5)
+    assert refined["float32"].latency_ms == plain["float32"].latency_ms
+    factor = 1.0 if refuses else 0.5
+    assert refined["int8"].latency_ms == plain["int8"].latency_ms.scaled(factor)
+    assert ("the tool does not take it" in refined["int8"].warnings) is refuses
+
+
+class OneFile:
+    """An artifact store with one file."""
+
+    def read(self, digest: str) -> Iterator[bytes]:
+        assert digest == "digest"
+        yield from (b"by", b"tes")
+
+    def size(self, digest: str) -> int:
+        return 5

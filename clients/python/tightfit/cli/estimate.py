@@ -95,10 +95,20 @@ def estimate(
             console.print(f"{name}: {_duty_text(cost['duty_cycle'])}", markup=False)
     for note in (first["duty_cycle"] or {}).get("notes", ()):
         console.print(f"note: {note}", markup=False)
-    for warning in first["warnings"]:
-        console.print(f"note: {warning}", markup=False)
-    share = f"{first['confidence'] * 100:.0f} % intervals" if first["confidence"] else "intervals"
-    console.print(f"{share}, {first['provenance']}", style="dim", markup=False)
+    _print_notes(console, content["estimates"])
+
+
+def _print_notes(console: Console, estimates: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print warnings and provenance once each, with the number formats that they hold for."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for name, cost in estimates.items():
+        for warning in cost["warnings"]:
+            lines.setdefault((f"note: {warning}", ""), []).append(name)
+        share = f"{cost['confidence'] * 100:.0f} % intervals" if cost["confidence"] else "intervals"
+        lines.setdefault((f"{share}, {cost['provenance']}", "dim"), []).append(name)
+    for (text, style), names in sorted(lines.items(), key=lambda item: item[0][1]):
+        prefix = "" if len(names) == len(estimates) else f"{', '.join(names)}: "
+        console.print(f"{prefix}{text}", style=style or None, markup=False)
 
 
 def _source(model: Path | None, layers: Path | None, network: str) -> tuple[Path, str]:
