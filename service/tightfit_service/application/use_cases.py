@@ -222,6 +222,7 @@ class Hardware(Protocol):
         Raises:
             InvalidTargetError: The description cannot be used, or has no name.
             AlreadyExistsError: The name stands for something else, here or in the catalogue.
+            ResourceExhaustedError: The project has as many as it may.
         """
         ...
 

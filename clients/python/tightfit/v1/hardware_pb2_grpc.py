@@ -93,7 +93,8 @@ class HardwareServiceServicer:
 
         Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
         impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
-        catalogue); UNAVAILABLE (the store is down; retry).
+        catalogue); RESOURCE_EXHAUSTED (the project has as many as it may); UNAVAILABLE (the store is
+        down; retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,8 @@ class HardwareServiceStub:
 
     Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
     impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
-    catalogue); UNAVAILABLE (the store is down; retry).
+    catalogue); RESOURCE_EXHAUSTED (the project has as many as it may); UNAVAILABLE (the store is
+    down; retry).
     """
     DeleteHardwareTarget: _grpc.UnaryUnaryMultiCallable[_hardware_pb2.DeleteHardwareTargetRequest, _empty_pb2.Empty]
     """DeleteHardwareTarget removes a target of a project. Jobs that were created with it keep it.
@@ -94,7 +95,8 @@ class HardwareServiceAsyncStub(HardwareServiceStub):
 
     Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
     impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
-    catalogue); UNAVAILABLE (the store is down; retry).
+    catalogue); RESOURCE_EXHAUSTED (the project has as many as it may); UNAVAILABLE (the store is
+    down; retry).
     """
     DeleteHardwareTarget: _aio.UnaryUnaryMultiCallable[_hardware_pb2.DeleteHardwareTargetRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """DeleteHardwareTarget removes a target of a project. Jobs that were created with it keep it.
@@ -151,7 +153,8 @@ class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: OK; INVALID_ARGUMENT (malformed parent; names the field: no name, an unknown core,
         impossible figures); ALREADY_EXISTS (the name stands for another description, here or in the
-        catalogue); UNAVAILABLE (the store is down; retry).
+        catalogue); RESOURCE_EXHAUSTED (the project has as many as it may); UNAVAILABLE (the store is
+        down; retry).
         """
 
     @_abc_1.abstractmethod

@@ -33,6 +33,10 @@ NESTED: Mapping[str, type] = {
 }
 """Keys that hold mappings, and the values that these become."""
 
+MAX_TEXT = 500
+MAX_ITEMS = 100
+"""Characters of a text and items of a list: more is no description but an attack on memory."""
+
 _TEXT_LISTS = frozenset({"isa_features", "isp_features", "sources", "assumed_fields"})
 _WORD_LISTS: Mapping[str, type[enum.StrEnum]] = {
     "number_formats": NumberFormat,
@@ -120,12 +124,23 @@ def _value(path: str, value: Any) -> Any:
         kind = _WORD_LISTS[path]
         return tuple(_word(kind, item, path) for item in _list(path, value))
     if path in _TEXT_LISTS:
-        return tuple(str(item) for item in _list(path, value))
+        return tuple(_text(path, item) for item in _list(path, value))
     if path in _WORDS:
         return _word(_WORDS[path], value, path)
     if path in FIGURES:
         return _number(path, value)
-    return str(value)
+    return _text(path, value)
+
+
+def _text(path: str, value: Any) -> str:
+    text = str(value)
+    if len(text) > MAX_TEXT or not text.isprintable():
+        raise InvalidTargetError(
+            f"target.{path} is longer than {MAX_TEXT} characters or has some that cannot be printed",
+            field=f"target.{path}",
+            remedy="write one short line of text",
+        )
+    return text
 
 
 def _list(path: str, value: Any) -> Sequence[Any]:
@@ -134,6 +149,12 @@ def _list(path: str, value: Any) -> Sequence[Any]:
             f"target.{path} is {value!r}, not a list",
             field=f"target.{path}",
             remedy="write a list, such as [dsp, fpu]",
+        )
+    if len(value) > MAX_ITEMS:
+        raise InvalidTargetError(
+            f"target.{path} has {len(value)} items",
+            field=f"target.{path}",
+            remedy=f"give at most {MAX_ITEMS}",
         )
     return value
 
