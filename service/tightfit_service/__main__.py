@@ -1,4 +1,4 @@
-"""The command `python -m tightfit_service`: serve, or be a worker of a server."""
+"""The command `python -m tightfit_service`: serve, be a worker of a server, or pack a file."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     from tightfit_service import bootstrap
 
+    if arguments.command == "pack":
+        return _pack(arguments.file, arguments.output)
     if arguments.command == "worker":
         bootstrap.run_worker(settings)
         return 0
@@ -41,6 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TightfitError as error:
         sys.stderr.write(f"{error}\n")
         return UNAVAILABLE
+    return 0
+
+
+def _pack(source: Path, destination: Path) -> int:
+    from tightfit_service import bootstrap
+
+    try:
+        original, packed = bootstrap.pack_file(source, destination)
+    except (TightfitError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE_ERROR
+    sys.stdout.write(
+        f"{destination}: {packed} bytes, {original / packed:.2f} times smaller; "
+        f"restore it with `tightfit unpack`\n"
+    )
     return 0
 
 
@@ -75,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker = commands.add_parser("worker", help="run units of work for a server (started by it)")
     worker.add_argument("--data-dir", type=Path, help="folder of the caches")
+    pack = commands.add_parser("pack", help="pack a model file for download")
+    pack.add_argument("file", type=Path, help="model file of any format")
+    pack.add_argument("-o", "--output", type=Path, required=True, help="where the packed file goes")
     return parser
 
 

@@ -285,6 +285,22 @@ def run_worker(settings: Settings) -> None:
     serve_units(build_handlers(settings).table())
 
 
+def pack_file(source: Path, destination: Path) -> tuple[int, int]:
+    """Write the packed form of a model file, and return the sizes of both in bytes.
+
+    Raises:
+        TightfitError: The file is not what it is called, or too large.
+        OSError: A file cannot be read or written.
+    """
+    from tightfit_service.adapters.formats.packed import pack
+
+    data = source.read_bytes()
+    kinds = {".onnx": ModelFormat.ONNX, ".tflite": ModelFormat.TFLITE}
+    packed = pack(data, kinds.get(source.suffix.lower(), ModelFormat.EXECUTORCH))
+    destination.write_bytes(packed)
+    return len(data), len(packed)
+
+
 def build_handlers(settings: Settings) -> WorkHandlers:
     """Compose what runs in a worker; the heavy libraries are loaded here and nowhere in the server."""
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader

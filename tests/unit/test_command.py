@@ -1,0 +1,31 @@
+"""Tests of the service's command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes.networks import NETWORKS
+from tightfit.packed_file import unpack
+from tightfit_service.__main__ import main
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.bin"])
+def test_files_are_packed(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = NETWORKS["residual"](1).SerializeToString()
+    (tmp_path / name).write_bytes(data)
+    assert main(["pack", str(tmp_path / name), "-o", str(tmp_path / "model.packed")]) == 0
+    assert unpack((tmp_path / "model.packed").read_bytes()) == data
+    assert "times smaller" in capsys.readouterr().out
+
+
+def test_what_cannot_be_packed_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    output = str(tmp_path / "model.packed")
+    assert main(["pack", str(tmp_path / "model.onnx"), "-o", output]) == 2
+    assert main(["pack", str(tmp_path / "missing.onnx"), "-o", output]) == 2
+    assert "missing.onnx" in capsys.readouterr().err
+    assert not (tmp_path / "model.packed").exists()
