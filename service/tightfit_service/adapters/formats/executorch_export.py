@@ -101,7 +101,7 @@ def _check(used: AbstractSet[NumberFormat]) -> None:
     others = sorted(used - _OFFERED)
     if others:
         raise UnsupportedError(
-            f"ExecuTorch files in {others[0]} are not offered: XNNPACK has no kernels for it there",
+            f"ExecuTorch files in {others[0]} are not offered, only in int8 and float32",
             field="quantization.number_format",
             remedy="use int8 or float32, or export as TFLite",
         )
