@@ -3,7 +3,7 @@
 What was found is kept in `benchmarks/results/coverage.json`; the page is written from it. `--check`
 changes nothing and ends with 1 where the page differs from the results.
 
-Usage: python benchmarks/coverage.py [--check] [--jobs 2] [names]
+Usage: python benchmarks/coverage.py [--check | --page] [--jobs 2] [--steps onnx,tflite] [names]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,30 +40,32 @@ _STEP_NAMES = {
 }
 
 
-def measure(name: str) -> Result:
-    """Return what became of one architecture."""
+def measure(task: tuple[str, tuple[str, ...]]) -> Result:
+    """Return what became of one architecture in some steps, or in all where none are named."""
     import torch
 
     from architectures import ARCHITECTURES
-    from architectures.checks import check
+    from architectures.checks import STEPS, check
 
+    name, steps = task
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         # torch, LiteRT and their dependencies warn about one another.
         warnings.simplefilter("ignore")
         architecture = ARCHITECTURES[name]
-        result = asdict(check(architecture))
+        result = asdict(check(architecture, steps or STEPS))
     result["opset"] = architecture.opset
     result["exporter"] = architecture.exporter
     return result
 
 
-def measure_all(names: Sequence[str], jobs: int) -> Iterator[Result]:
+def measure_all(names: Sequence[str], steps: Sequence[str], jobs: int) -> Iterator[Result]:
     """Yield the results as they come, measured in processes of their own."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(jobs) as pool:
         begun = time.monotonic()
-        for result in pool.imap_unordered(measure, names):
+        tasks = [(name, tuple(steps)) for name in names]
+        for result in pool.imap_unordered(measure, tasks):
             failed = [step for step, item in result["outcomes"].items() if not item["works"]]
             what = f"fails at {', '.join(failed)}" if failed else "works"
             print(f"{time.monotonic() - begun:6.1f} s  {result['name']} {what}", flush=True)
@@ -79,6 +81,8 @@ def page(results: Sequence[Result]) -> str:
         if not item["works"]
     ]
     working = sum(not any(name == r["name"] for name, _, _ in failures) for r in results)
+    exporters = sorted({result["exporter"] for result in results})
+    opsets = sorted({result["opset"] for result in results})
     return "\n".join(
         [
             "# Coverage",
@@ -87,18 +91,24 @@ def page(results: Sequence[Result]) -> str:
             "[benchmarks/coverage.py](../benchmarks/coverage.py) from the networks in",
             "[tests/architectures](../tests/architectures); do not edit by hand.",
             "",
-            f"{len(results)} networks, small and with random weights, exported by torch as their users",
-            f"export them; {working} of them pass every step.",
+            f"{len(results)} networks, small and with random weights, as {_listed(exporters)} write",
+            f"them, at opsets {_listed(opsets)}; {working} of them pass every step.",
             "",
             "## Networks",
             "",
-            "*Prunable* is the share of the output channels of all layers that can be removed, the",
-            "model's own outputs not counted. *Parity* compares the imported graph with the file. *Exact* is the largest change of an output, relative to",
-            "its largest value, when channels that nothing reads are removed. *MACs left* is after",
-            "removing 30 % of the units of every group; *error left* is the part of the distance to the",
-            "original's outputs that 12 steps of training leave. The last columns compare the int8 files",
-            "with the float graph: agreement of the greatest output, and noise over variance. Weights",
-            "are random, so agreement is of answers with hardly any margin.",
+            "- *Parity*: the largest difference of an output between the imported graph and the file,",
+            "  relative to the output's largest value.",
+            "- *Prunable*: share of the output channels of all layers that can be removed, the model's",
+            "  own outputs not counted.",
+            "- *Exact*: the largest change of an output, relative to its largest value, when channels",
+            "  that nothing reads are removed.",
+            "- *MACs left*: after removing 30 % of the units of every group, chosen at random.",
+            "- *Error left*: the part of the distance to the original's outputs that three epochs over",
+            "  64 samples leave of what that removal cost.",
+            "- *ONNX int8, TFLite int8*: the pruned and trained network exported, reloaded in its runtime",
+            "  and compared with the float graph: agreement of the greatest output, and noise over",
+            "  variance of the outputs. Weights are random, so margins are narrower than in practice.",
+            "- *Back*: the original's float TFLite file, imported as a user would send it, against LiteRT.",
             "",
             *_networks(results),
             "",
@@ -106,12 +116,19 @@ def page(results: Sequence[Result]) -> str:
             "",
             *_failures(failures),
             "",
+            "## What is frozen",
+            "",
+            "No graph is refused because a pass does not know an operator: the channels that meet it",
+            "stay, everything else is pruned, and the report of a job says the same.",
+            "",
+            *_frozen(results),
+            "",
             "## Operators",
             "",
-            "*Imported*: networks above that have it. *Prunable*: channels pass it, or the operator",
-            "makes them. *Trainable* and the int8 columns are proven by a network above that was trained",
-            "or exported with it; `float` means that the int8 file computes it in float32. A dash: no",
-            "network here shows it.",
+            "In the order of how many networks have them. *Prunable*: channels pass the operator, or it",
+            "makes them; where it is `no`, the channels that meet it are frozen. *Trained* and the int8",
+            "columns are proven by a network above that was trained or exported with it; `float` means",
+            "that the int8 file computes it in float32.",
             "",
             *_operators(results),
             "",
@@ -119,60 +136,88 @@ def page(results: Sequence[Result]) -> str:
     )
 
 
+def _listed(items: Sequence[Any]) -> str:
+    *first, last = (str(item) for item in items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def _networks(results: Iterable[Result]) -> list[str]:
-    lines = [
-        "| network | opset | MACs | parity | prunable | exact | MACs left | error left | ONNX | TFLite |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "network",
+        "from",
+        "MACs",
+        "parity",
+        "prunable",
+        "exact",
+        "MACs left",
+        "error left",
+        "ONNX int8",
+        "TFLite int8",
+        "back",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for result in results:
-        figures = {step: item["figures"] for step, item in result["outcomes"].items()}
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    result["name"],
-                    str(result["opset"]),
-                    _shown(figures["profile"], "macs", lambda x: f"{x / 1e6:.2f} M"),
-                    _shown(figures["import"], "parity", _small),
-                    _shown(figures["space"], "prunable", lambda x: f"{x:.0%}"),
-                    _shown(figures["exact"], "difference", _small),
-                    _shown(figures["prune"], "macs_left", lambda x: f"{x:.0%}"),
-                    _shown(figures["train"], "error_left", lambda x: f"{x:.0%}"),
-                    _quantized(figures["onnx"]),
-                    _quantized(figures["tflite"]),
-                ]
-            )
-            + " |"
-        )
+        shown = [
+            _shown(result, "profile", "macs", lambda x: f"{x / 1e6:.2f} M"),
+            _shown(result, "import", "parity", _small),
+            _shown(result, "space", "prunable", _percent),
+            _shown(result, "exact", "difference", _small),
+            _shown(result, "prune", "macs_left", _percent),
+            _shown(result, "train", "error_left", _percent),
+            _quantized(result, "onnx"),
+            _quantized(result, "tflite"),
+            _shown(result, "back", "parity", _small),
+        ]
+        source = f"{result['exporter']} {result['opset']}"
+        lines.append(f"| {result['name']} | {source} | {' | '.join(shown)} |")
     return lines
 
 
-def _shown(figures: dict[str, float], key: str, form: Any) -> str:
-    return str(form(figures[key])) if key in figures else "**fails**"
+def _shown(result: Result, step: str, key: str, form: Callable[[float], str]) -> str:
+    outcome = result["outcomes"].get(step)
+    if outcome is None:
+        return "-"
+    return form(outcome["figures"][key]) if outcome["works"] else "**fails**"
 
 
 def _small(value: float) -> str:
     return "0" if value == 0 else f"{value:.0e}"
 
 
-def _quantized(figures: dict[str, float]) -> str:
-    if not figures:
-        return "**fails**"
-    noise = f"{figures['noise_ratio']:.1e}"
+def _percent(value: float) -> str:
+    return "under 1%" if 0 < value < 0.005 else f"{value:.0%}"
+
+
+def _quantized(result: Result, step: str) -> str:
+    noise = _shown(result, step, "noise_ratio", lambda x: f"{x:.1e}")
+    figures = result["outcomes"].get(step, {}).get("figures", {})
     if "top1_agreement" not in figures:
         return noise
     return f"{figures['top1_agreement']:.0%}, {noise}"
 
 
 def _failures(failures: Sequence[tuple[str, str, str]]) -> list[str]:
+    from architectures.gaps import KNOWN_GAPS
+
     if not failures:
         return ["Nothing of the above fails."]
-    lines = ["| network | step | reason |", "|---|---|---|"]
-    lines.extend(
-        f"| {name} | {_STEP_NAMES[step]} | {reason.replace('|', '/')} |"
-        for name, step, reason in failures
-    )
+    lines = ["| network | step | what is said | why |", "|---|---|---|---|"]
+    for name, step, reason in failures:
+        why = KNOWN_GAPS.get((name, step), "not known yet")
+        said = reason.replace("|", "/")
+        lines.append(f"| {name} | {_STEP_NAMES[step]} | {said} | {why} |")
     return lines
+
+
+def _frozen(results: Sequence[Result]) -> list[str]:
+    rows = [
+        f"| {result['name']} | {count} | {reason} |"
+        for result in results
+        for reason, count in result["frozen"].items()
+    ]
+    if not rows:
+        return ["Nothing is frozen in these networks."]
+    return ["| network | channels | why |", "|---|---|---|", *rows]
 
 
 def _operators(results: Sequence[Result]) -> list[str]:
@@ -183,23 +228,25 @@ def _operators(results: Sequence[Result]) -> list[str]:
         for operator in result["operators"]:
             seen.setdefault(operator, []).append(result)
     lines = [
-        "| operator | imported | prunable | trainable | ONNX int8 | TFLite int8 |",
+        "| operator | networks | prunable | trained | ONNX int8 | TFLite int8 |",
         "|---|---|---|---|---|---|",
     ]
-    for operator in sorted({*seen, *RULES}):
-        holders = seen.get(operator, [])
+    for operator, holders in sorted(seen.items(), key=lambda item: (-len(item[1]), item[0])):
         lines.append(
-            f"| {operator} | {len(holders) or '-'} | {'yes' if operator in RULES else 'no'} | "
+            f"| {operator} | {len(holders)} | {'yes' if operator in RULES else 'no'} | "
             f"{_proven(holders, 'train')} | "
             f"{_proven(holders, 'onnx', in_float=_always_float(holders, operator))} | "
             f"{_proven(holders, 'tflite', in_float=_noted_float(holders, operator))} |"
         )
-    return lines
+    others = sorted(set(RULES) - set(seen))
+    return [
+        *lines,
+        "",
+        f"Prunable by rule, but in no network above: {', '.join(others)}.",
+    ]
 
 
 def _proven(holders: Sequence[Result], step: str, *, in_float: bool = False) -> str:
-    if not holders:
-        return "-"
     if not any(result["outcomes"][step]["works"] for result in holders):
         return "no"
     return "float" if in_float else "yes"
@@ -218,21 +265,33 @@ def _noted_float(holders: Sequence[Result], operator: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare the page with the results")
+    parser.add_argument("--page", action="store_true", help="write the page from the results")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--steps", help="measure these only, which need no other, and keep the rest"
+    )
     parser.add_argument("names", nargs="*", help="measure these only and keep the other results")
     options = parser.parse_args(arguments)
     if options.check:
         fresh = page(json.loads(RESULTS.read_text())) == PAGE.read_text()
         if not fresh:
-            print("docs/coverage.md is not what the results say: run benchmarks/coverage.py")
+            print("docs/coverage.md is not what the results say: run benchmarks/coverage.py --page")
         return 0 if fresh else 1
     from architectures import ARCHITECTURES
 
     known: dict[str, Result] = {}
-    if options.names and RESULTS.exists():
+    if (options.names or options.steps or options.page) and RESULTS.exists():
         known = {result["name"]: result for result in json.loads(RESULTS.read_text())}
-    for result in measure_all(options.names or list(ARCHITECTURES), options.jobs):
-        known[result["name"]] = json.loads(json.dumps(result))
+    if options.page:
+        PAGE.write_text(page([known[name] for name in ARCHITECTURES if name in known]))
+        return 0
+    steps = ("import", *options.steps.split(",")) if options.steps else ()
+    for measured in measure_all(options.names or list(ARCHITECTURES), steps, options.jobs):
+        result = json.loads(json.dumps(measured))
+        if steps:
+            kept = known[result["name"]]
+            result = {**kept, "outcomes": {**kept["outcomes"], **result["outcomes"]}}
+        known[result["name"]] = result
         results = [known[name] for name in ARCHITECTURES if name in known]
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         PAGE.write_text(page(results))

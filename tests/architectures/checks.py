@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnx import TensorProto
 
 from architectures.exactness import with_copies
 from architectures.exporting import signals
@@ -338,19 +339,28 @@ def _distance(reference: bytes, graph: bytes, samples: Samples) -> float:
 
 
 def _computed_in_float(data: bytes) -> tuple[str, ...]:
-    """Return the operator types none of whose nodes reads dequantized activations."""
+    """Return the operator types of which no node stands between integers.
+
+    Such a node reads dequantized activations, has no weights in float, and is read rounded.
+    """
     model = load_model(data)
     nodes = model.graph.node
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     dequantized = {
         n.output[0]
         for n in nodes
         if n.op_type == "DequantizeLinear" and n.input[0] not in constants
     }
+    rounded = {n.input[0] for n in nodes if n.op_type == "QuantizeLinear"}
     types: dict[str, bool] = {}
     for node in nodes:
-        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
-            types[node.op_type] = types.get(node.op_type, False) or any(
-                name in dequantized for name in node.input
-            )
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        weights = (constants[name] for name in node.input if name in constants)
+        in_integers = (
+            any(name in dequantized for name in node.input)
+            and any(name in rounded for name in node.output)
+            and not any(w.data_type == TensorProto.FLOAT and np.prod(w.dims) > 1 for w in weights)
+        )
+        types[node.op_type] = types.get(node.op_type, False) or in_integers
     return tuple(sorted(name for name, in_integers in types.items() if not in_integers))

@@ -181,5 +181,5 @@ _ALL = (
 
 ARCHITECTURES: Mapping[str, Architecture] = {item.name: item for item in _ALL}
 
-FAST = ("resnet_padded", "mobilenet_v3", "shufflenet_v2", "unet", "vit_fused", "gru")
+FAST = ("mobilenet_v3", "shufflenet_v2", "unet", "vit_fused", "gru")
 """Few that cover most rules, for every run of the tests."""

@@ -6,17 +6,28 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from architectures import ARCHITECTURES, Architecture
+from architectures import ARCHITECTURES, FAST, Architecture
 from architectures.exactness import with_copies
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
-pytestmark = pytest.mark.slow
 pruning = StructuredPruningPass()
+_CASES = [
+    pytest.param(name, marks=pytest.mark.slow if name in FAST else pytest.mark.long)
+    for name in ARCHITECTURES
+]
+_WITHOUT_RULE = {
+    "caffe_alexnet": {"LRN has no pruning rule"},
+    "cbam": {"Mul broadcasts it over other channels"},
+    "crnn": {"Mul broadcasts it over other channels"},
+    "detector_top_boxes": {"GatherElements has no pruning rule"},
+    "spatial_transformer": {"GridSample has no pruning rule"},
+}
+"""Why some networks have channels, other than their outputs, that stay."""
 
 
-@pytest.fixture(params=list(ARCHITECTURES))
+@pytest.fixture(params=_CASES)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return ARCHITECTURES[request.param]
 
@@ -38,7 +49,8 @@ def test_copies_that_nothing_reads_can_go(architecture: Architecture) -> None:
     graph, keep = with_copies(OnnxImporter().import_model(architecture.export()).graph)
     space = pruning.space(graph)
     assert keep
-    assert {item.reason for item in space.frozen} == {"its channels are the model's output"}
+    reasons = {item.reason for item in space.frozen} - {"its channels are the model's output"}
+    assert reasons == _WITHOUT_RULE.get(architecture.name, set())
     pruned = pruning.apply(graph, keep)
     expected, found = _run(graph, architecture), _run(pruned, architecture)
     for before, after in zip(expected, found, strict=True):
