@@ -39,6 +39,7 @@ from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.adapters.telemetry.prometheus import MetricsPort, PrometheusTelemetry
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.assets import AssetLibrary
+from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
@@ -191,6 +192,9 @@ def build_server(settings: Settings) -> Server:
         clock=clock,
         telemetry=telemetry,
         tool_versions=tool_versions(),
+        measurements=DeviceMeasurements(
+            measurer=runners, results=store, telemetry=telemetry.runners
+        ),
     )
     scheduler = JobScheduler(
         store=store,

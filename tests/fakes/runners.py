@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fakes.clock import FakeClock
-from tightfit_service.application.ports import MeasurementOrder
+from tightfit_service.application.ports import MeasurementOrder, NoteCallback, no_notes
 from tightfit_service.application.runner_sessions import PROTOCOL_VERSION, RunnerHello
 from tightfit_service.application.runners import RunnerDesk
-from tightfit_service.domain.errors import NotFoundError
+from tightfit_service.domain.errors import NotFoundError, TightfitError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
 from tightfit_service.domain.measurement import DeviceDescription, DeviceRuntime, Measurement
 
@@ -115,3 +115,21 @@ def make_measurement(**changes: Any) -> Measurement:
         noise_ratio=0.01,
     )
     return replace(measurement, **changes)
+
+
+class Measurer:
+    """Implements `DeviceMeasurer`: gives the answers in turn, the last of them for ever."""
+
+    def __init__(self, *answers: Measurement | TightfitError) -> None:
+        self._answers = list(answers)
+        self.orders: list[MeasurementOrder] = []
+
+    async def measure(
+        self, order: MeasurementOrder, *, on_note: NoteCallback = no_notes
+    ) -> Measurement:
+        self.orders.append(order)
+        on_note("measured on bench")
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, TightfitError):
+            raise answer
+        return answer

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from fakes.clock import FakeClock
 from fakes.linear_emulator import LinearEmulator
+from fakes.runners import RecordingRunnerTelemetry
 from fakes.scripted_work import ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.application.compression import CompressionRun
 from tightfit_service.application.costing import CostModel
+from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.journal import EventHub, JobJournal
+from tightfit_service.application.ports import DeviceMeasurer
 from tightfit_service.application.trial_book import RunContext
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
 from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
 from tightfit_service.domain.job import Job, JobSpec, JobState
+from tightfit_service.domain.measurement import Verification
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Trial
 
@@ -37,6 +41,8 @@ class Bench:
         objective: Quantity = Quantity.ACCURACY,
         max_trials: int = 8,
         recipe: Recipe | None = None,
+        verification: Verification = Verification.NONE,
+        measurer: DeviceMeasurer | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.store = InMemoryStore()
@@ -53,6 +59,10 @@ class Bench:
             objective=Objective(quantity=objective),
             search_limits=SearchLimits(max_trials=max_trials, max_seconds=600),
             recipe=recipe,
+            verification=verification,
+        )
+        self.measurements = measurer and DeviceMeasurements(
+            measurer=measurer, results=self.store, telemetry=RecordingRunnerTelemetry()
         )
         now = self.clock.now()
         self.store.create_job(
@@ -87,6 +97,7 @@ class Bench:
             facts=facts(),
             graph_digest="9" * 64,
             tool_versions={},
+            measurements=self.measurements,
         )
         await CompressionRun(journal, context).run()
         return self.store.get_job("p", "j")

@@ -79,6 +79,7 @@ def build_result(
             else None,
         },
         "seed": spec.seed,
+        "verification": words.verification_word(spec.verification),
         "baseline": metrics_content(outcome.baseline) if outcome.HasField("baseline") else None,
         "baseline_int8": metrics_content(outcome.baseline_int8)
         if outcome.HasField("baseline_int8")
@@ -109,6 +110,7 @@ def metrics_content(metrics: metrics_pb2.Metrics) -> dict[str, Any]:
     content: dict[str, Any] = {key: _optional(metrics, key) for key in _ACCURACIES}
     content |= cost_content(metrics.cost if metrics.HasField("cost") else None)
     content["file_bytes"] = metrics.file_bytes or None
+    content["measured"] = _measured(metrics.measured) if metrics.HasField("measured") else None
     return content
 
 
@@ -189,6 +191,22 @@ def target_content(spec: hardware_pb2.HardwareSpec) -> dict[str, Any]:
         "power_active_mw": _optional(power, "active_mw"),
         "assumed_fields": list(spec.assumed_fields),
         "sources": list(spec.sources),
+    }
+
+
+def _measured(measured: metrics_pb2.MeasuredCost) -> dict[str, Any]:
+    return {
+        "measured_latency_ms_p50": measured.measured_latency_ms_p50,
+        "measured_latency_ms_p90": measured.measured_latency_ms_p90,
+        "measured_latency_ms_p99": _optional(measured, "measured_latency_ms_p99"),
+        "measured_energy_mj": _optional(measured, "measured_energy_mj"),
+        "measured_peak_ram_bytes": _optional(measured, "measured_peak_ram_bytes"),
+        "run_count": measured.run_count,
+        "settled": measured.settled,
+        "noise_ratio": measured.noise_ratio,
+        "throttled": measured.throttled,
+        "runner": measured.runner,
+        "runtime": measured.runtime,
     }
 
 

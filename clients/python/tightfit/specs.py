@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 
 from tightfit.names import target_name
 from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2
-from tightfit.words import format_value, quantity_value
+from tightfit.words import format_value, quantity_value, verification_value
 
 
 def compression_spec(
@@ -24,6 +24,7 @@ def compression_spec(
     output_format: str = "",
     seed: int = 0,
     techniques: Sequence[str] = (),
+    verify: str = "none",
 ) -> job_pb2.CompressionSpec:
     """Return the message that `create_job` and `check` take.
 
@@ -38,9 +39,10 @@ def compression_spec(
         output_format: One of `tightfit.words.FORMATS`, or "" for what the target's runtime loads.
         seed: Of every random choice.
         techniques: Names of what the search may use; empty leaves the choice to it.
+        verify: Whether candidates are measured on a device: one of `tightfit.words.VERIFICATIONS`.
 
     Raises:
-        InvalidInputError: An unknown objective or format.
+        InvalidInputError: An unknown objective, format or verification.
     """
     spec = job_pb2.CompressionSpec(
         model=model,
@@ -49,6 +51,7 @@ def compression_spec(
         objective=budget_pb2.Objective(quantity=quantity_value(objective)),
         seed=seed,
         techniques=techniques,
+        verification=verification_value(verify),
     )
     if isinstance(target, str):
         spec.hardware_target = target_name(target)

@@ -22,6 +22,8 @@ TECHNIQUES = (
     "resolution",
     "depth_pruning",
 )
+VERIFICATIONS = ("none", "if-available", "required")
+"""Whether candidates are measured on a device before the winner is declared."""
 
 
 def quantity_word(value: int) -> str:
@@ -44,6 +46,19 @@ def format_value(word: str) -> hardware_pb2.ModelFormat.ValueType:
     """Return MODEL_FORMAT_TFLITE for `tflite`. Raises InvalidInputError for an unknown word."""
     check_word(word, FORMATS, field="--format")
     return hardware_pb2.ModelFormat.Value(f"MODEL_FORMAT_{word.upper()}")
+
+
+def verification_value(word: str) -> job_pb2.Verification.ValueType:
+    """Return VERIFICATION_REQUIRED for `required`. Raises InvalidInputError for an unknown word."""
+    check_word(word, VERIFICATIONS, field="--verify")
+    return job_pb2.Verification.Value(f"VERIFICATION_{word.upper().replace('-', '_')}")
+
+
+def verification_word(value: int) -> str:
+    """Return `required` for VERIFICATION_REQUIRED, `none` for the unspecified one."""
+    return (
+        _word(job_pb2.Verification, value, "VERIFICATION_").replace("_", "-") if value else "none"
+    )
 
 
 def number_format_word(value: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -22,8 +21,7 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import MeasurementFailedError, NoRunnerError
-from tightfit_service.domain.measurement import Measurement
-from tightfit_service.domain.quantities import Interval
+from tightfit_service.domain.measurement import Measurement, Verification
 
 log = structlog.get_logger(__name__)
 
@@ -33,17 +31,6 @@ REQUIRED_WAIT_SECONDS = 600.0
 """For which a job that requires verification waits for a runner of its target to connect."""
 
 
-class Verification(enum.StrEnum):
-    """Whether candidates are measured on a device before the winner is declared."""
-
-    NONE = "none"
-    """Estimates decide."""
-    IF_AVAILABLE = "if-available"
-    """Measured where a runner of the target is connected; else estimates decide, and the job says so."""
-    REQUIRED = "required"
-    """Nothing counts as fitting that was not measured."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class VerificationOutcome:
     """What verification brought: a measurement, or why there is none."""
@@ -51,6 +38,7 @@ class VerificationOutcome:
     measurement: Measurement | None
     note: str
     """For the user: what was measured where, or why it was not."""
+    error: NoRunnerError | MeasurementFailedError | None = None
 
 
 class DeviceMeasurements:
@@ -119,9 +107,11 @@ class DeviceMeasurements:
         except (NoRunnerError, MeasurementFailedError) as error:
             log.info("not verified on a device", target=order.target.name, reason=error.message)
             return VerificationOutcome(
-                measurement=None, note=f"not measured, the figures are estimates: {error.message}"
+                measurement=None,
+                note=f"not measured, the figures are estimates: {error.message}",
+                error=error,
             )
-        return VerificationOutcome(measurement=measurement, note=_told(measurement))
+        return VerificationOutcome(measurement=measurement, note=measurement.summary)
 
     def _count_residuals(
         self, order: MeasurementOrder, measurement: Measurement, estimate: CostEstimate
@@ -139,24 +129,6 @@ class DeviceMeasurements:
                 )
 
 
-def measured_cost(estimate: CostEstimate, measurement: Measurement) -> CostEstimate:
-    """Return the cost with the estimates replaced by what was measured, for holding it against a budget.
-
-    Latency runs from the median to the 90th percentile: a limit is met when nine of ten inferences meet
-    it. Energy is the sensor's mean. Peak RAM is replaced where the device told it, flash never is: it is
-    known from the file. Layers keep their estimates.
-    """
-    p50, p90 = measurement.measured_latency_ms_p50, measurement.measured_latency_ms_p90
-    energy, ram = measurement.energy, measurement.measured_peak_ram_bytes
-    return replace(
-        estimate,
-        latency_ms=Interval(value=p50, low=p50, high=p90),
-        energy_mj=estimate.energy_mj if energy is None else Interval.exact(energy.energy_mj),
-        peak_ram_bytes=estimate.peak_ram_bytes if not ram else Interval.exact(float(ram)),
-        provenance=_told(measurement),
-    )
-
-
 def order_digest(order: MeasurementOrder) -> str:
     """Return the identity of a measurement: file, format, target with its runtime, labels, least effort."""
     identity = {
@@ -172,14 +144,3 @@ def order_digest(order: MeasurementOrder) -> str:
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _told(measurement: Measurement) -> str:
-    runtime = f"{measurement.runtime_name} {measurement.runtime_version}".strip()
-    unrest = "" if measurement.settled else f", unsettled by {measurement.noise_ratio:.0%}"
-    throttled = ", throttled" if measurement.throttled else ""
-    return (
-        f"measured on {measurement.runner} with {runtime}: "
-        f"{measurement.measured_latency_ms_p50:.4g} ms, p90 {measurement.measured_latency_ms_p90:.4g} ms "
-        f"over {measurement.run_count} runs{unrest}{throttled}"
-    )

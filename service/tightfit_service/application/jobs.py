@@ -144,6 +144,7 @@ class JobDesk:
                 output_format=output_format,
                 seed=request.seed,
                 techniques=techniques,
+                verification=request.verification,
                 recipe=request.recipe,
             ),
             state=JobState.QUEUED,

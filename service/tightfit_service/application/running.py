@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tightfit_service.application.compression import CompressionRun
+from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.ports import Clock, Executor, JobStore, Telemetry
@@ -23,6 +24,7 @@ class JobRunner:
         clock: Clock,
         telemetry: Telemetry,
         tool_versions: Mapping[str, str],
+        measurements: DeviceMeasurements,
     ) -> None:
         self._store = store
         self._hardware = hardware
@@ -30,6 +32,7 @@ class JobRunner:
         self._clock = clock
         self._telemetry = telemetry
         self._tool_versions = tool_versions
+        self._measurements = measurements
 
     async def __call__(self, journal: JobJournal) -> None:
         """Run the job of the journal.
@@ -48,5 +51,6 @@ class JobRunner:
             facts=facts,
             graph_digest=graph_digest,
             tool_versions=self._tool_versions,
+            measurements=self._measurements,
         )
         await CompressionRun(journal, context).run()

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from tightfit_service.application.choice import best_trial, summary
 from tightfit_service.application.costing import CostModel
+from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     Clock,
     Executor,
     JobStore,
+    MeasurementOrder,
     Telemetry,
     WorkResult,
     WorkUnit,
@@ -25,10 +27,18 @@ from tightfit_service.application.recipe_work import (
 )
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.work import TRIAL, ModelFacts, unit_digest
-from tightfit_service.domain.budget import Budget
-from tightfit_service.domain.errors import TightfitError
+from tightfit_service.domain.budget import Budget, Quantity
+from tightfit_service.domain.errors import MeasurementFailedError, TightfitError
+from tightfit_service.domain.measurement import Verification
 from tightfit_service.domain.recipe import Recipe
-from tightfit_service.domain.trial import Metrics, Trial, TrialRole, TrialState, violations
+from tightfit_service.domain.trial import (
+    Metrics,
+    Trial,
+    TrialRole,
+    TrialState,
+    Violation,
+    violations,
+)
 
 MAX_FAILURES = 3
 """Failed trials after which the job gives up: the cause is then not one candidate."""
@@ -48,6 +58,8 @@ class RunContext:
     facts: ModelFacts
     graph_digest: str
     tool_versions: Mapping[str, str]
+    measurements: DeviceMeasurements | None = None
+    """Where jobs that ask for it have their candidates measured."""
 
 
 class TrialBook:
@@ -145,6 +157,11 @@ class TrialBook:
             return await self._failed(trial, error)
         if trial.state is not TrialState.COMPLETED:
             trial = self._completed(trial, result)
+            if evaluate:
+                try:
+                    trial = await self._verified(trial)
+                except MeasurementFailedError as error:
+                    return await self._failed(trial, error)
             await self._journal.trial(trial, f"trial {index}: {summary(trial)}")
             self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
         self._trials[index] = trial
@@ -168,6 +185,65 @@ class TrialBook:
         if failures >= MAX_FAILURES or trial.role is TrialRole.BASELINE_INT8:
             raise error
         return failed
+
+    async def _verified(self, trial: Trial) -> Trial:
+        """Measure a candidate on a device as far as the job asks, and judge it by what was seen.
+
+        Raises:
+            MeasurementFailedError: The job requires a measurement, and runners could not make it.
+            NoRunnerError: The job requires one, and there is nobody to make it; no other candidate
+                would fare better.
+        """
+        policy, service = self._spec.verification, self._context.measurements
+        metrics = trial.metrics
+        if policy is Verification.NONE or service is None or metrics is None:
+            return trial
+        if not self._may_fit(trial, metrics):
+            return trial
+        job_id = self._journal.job.job_id
+        outcome = await service.verify(
+            MeasurementOrder(
+                project=self._journal.job.project,
+                job_id=job_id,
+                artifact_digest=trial.artifacts["model"],
+                format=self._spec.format,
+                target=self._spec.target,
+                macs=metrics.cost.macs,
+            ),
+            policy,
+            estimate=metrics.cost,
+        )
+        if outcome.error is not None and policy is Verification.REQUIRED:
+            raise type(outcome.error)(
+                f"the job requires a measurement: {outcome.error.message}",
+                field="verification",
+                remedy="start tightfit-runner on the device, or ask for --verify if-available",
+            )
+        metrics = replace(metrics, measured=outcome.measurement)
+        return replace(
+            trial,
+            metrics=metrics,
+            violations=self._violations(metrics),
+            notes=(*trial.notes, outcome.note),
+        )
+
+    def _may_fit(self, trial: Trial, metrics: Metrics) -> bool:
+        """Whether a measurement could find the budget met: no limit lies below an estimate's interval."""
+        lowest = {
+            Quantity.LATENCY: metrics.cost.latency_ms.low,
+            Quantity.ENERGY: metrics.cost.energy_mj.low,
+            Quantity.RAM: metrics.cost.peak_ram_bytes.low,
+        }
+        return all(
+            missed.quantity in lowest and lowest[missed.quantity] <= missed.limit
+            for missed in trial.violations
+        )
+
+    def _violations(self, metrics: Metrics) -> tuple[Violation, ...]:
+        baseline = self.baseline.accuracy if self.baseline else None
+        return violations(
+            metrics, self._budget, baseline_accuracy=baseline.value if baseline else None
+        )
 
     def _unit(self, trial: Trial, *, evaluate: bool) -> WorkUnit:
         data = self._spec.dataset_digest or "synthetic"
@@ -198,15 +274,12 @@ class TrialBook:
             accuracy=outcome.accuracy,
             selection_accuracy=outcome.selection_accuracy,
         )
-        baseline = self.baseline.accuracy if self.baseline else None
         return replace(
             trial,
             state=TrialState.COMPLETED,
             recipe=as_carried_out(trial.recipe, outcome.epochs),
             metrics=metrics,
-            violations=violations(
-                metrics, self._budget, baseline_accuracy=baseline.value if baseline else None
-            ),
+            violations=self._violations(metrics),
             artifacts=dict(result.outputs),
             stage_seconds=dict(outcome.stage_seconds),
             notes=outcome.notes,

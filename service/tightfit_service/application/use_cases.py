@@ -17,7 +17,7 @@ from tightfit_service.domain.budget import Budget, Objective, SearchLimits
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, Runtime
 from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
-from tightfit_service.domain.measurement import FailureKind, Measurement
+from tightfit_service.domain.measurement import FailureKind, Measurement, Verification
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, Violation
 
@@ -117,6 +117,7 @@ class JobRequest:
     """Names of the passes that the search may use; empty leaves the choice to the search."""
     recipe: Recipe | None = None
     """Applied as it is, without any search."""
+    verification: Verification = Verification.NONE
     request_id: str = ""
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from tightfit_service.domain.budget import Budget, Objective, Quantity, SearchLimits
 from tightfit_service.domain.errors import PreconditionError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.measurement import Verification
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics
 
@@ -82,6 +83,7 @@ class JobSpec:
     """Names of the passes that the search may use; empty leaves the choice to the search."""
     recipe: Recipe | None = None
     """Applied as it is, without any search."""
+    verification: Verification = Verification.NONE
 
     @property
     def format(self) -> ModelFormat:

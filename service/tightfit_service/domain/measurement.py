@@ -27,6 +27,17 @@ class ImplausibleReportError(InvalidRequestError):
     reason = "RUNNER_IMPLAUSIBLE"
 
 
+class Verification(enum.StrEnum):
+    """Whether candidates are measured on a device before the winner is declared."""
+
+    NONE = "none"
+    """Estimates decide."""
+    IF_AVAILABLE = "if-available"
+    """Measured where a runner of the target is connected; else estimates decide, and the job says so."""
+    REQUIRED = "required"
+    """Nothing counts as fitting that was not measured."""
+
+
 class FailureKind(enum.StrEnum):
     """Why there is no measurement."""
 
@@ -139,6 +150,17 @@ class Measurement:
     runtime_version: str = ""
     notes: tuple[str, ...] = ()
     runner: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Where and how fast, in one line for people."""
+        runtime = f"{self.runtime_name} {self.runtime_version}".strip()
+        unrest = "" if self.settled else f", unsettled by {self.noise_ratio:.0%}"
+        throttled = ", throttled" if self.throttled else ""
+        return (
+            f"measured on {self.runner} with {runtime}: {self.measured_latency_ms_p50:.4g} ms, "
+            f"p90 {self.measured_latency_ms_p90:.4g} ms over {self.run_count} runs{unrest}{throttled}"
+        )
 
     def check(self, *, device: DeviceDescription, macs: int, elapsed_seconds: float) -> None:
         """Refuse what cannot be true.

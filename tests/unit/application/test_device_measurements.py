@@ -6,23 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from fakes.runners import PI, RecordingRunnerTelemetry, make_measurement, make_order
+from fakes.runners import (
+    PI,
+    Measurer,
+    RecordingRunnerTelemetry,
+    make_measurement,
+    make_order,
+)
 from fakes.stores import InMemoryStore
 from fakes.use_cases import make_cost
 from tightfit_service.application.device_measurements import (
     REQUIRED_WAIT_SECONDS,
     DeviceMeasurements,
-    Verification,
-    measured_cost,
     order_digest,
 )
-from tightfit_service.application.ports import MeasurementOrder, NoteCallback, no_notes
 from tightfit_service.domain.budget import Budget, Constraint, Quantity
 from tightfit_service.domain.errors import MeasurementFailedError, NoRunnerError, TightfitError
 from tightfit_service.domain.hardware import ModelFormat, Runtime
-from tightfit_service.domain.measurement import EnergyReading, Measurement
-from tightfit_service.domain.quantities import Interval
-from tightfit_service.domain.trial import Metrics, violations
+from tightfit_service.domain.measurement import EnergyReading, Measurement, Verification
+from tightfit_service.domain.trial import Metrics, cost_of, violations
 
 ENERGY = EnergyReading(energy_mj=1.2, mean_power_mw=600.0, source="a meter")
 SEEN = make_measurement(
@@ -32,24 +34,6 @@ SEEN = make_measurement(
     energy=ENERGY,
     measured_peak_ram_bytes=2_048,
 )
-
-
-class Measurer:
-    """Implements `DeviceMeasurer`: gives the answers in turn."""
-
-    def __init__(self, *answers: Measurement | TightfitError) -> None:
-        self._answers = list(answers)
-        self.orders: list[MeasurementOrder] = []
-
-    async def measure(
-        self, order: MeasurementOrder, *, on_note: NoteCallback = no_notes
-    ) -> Measurement:
-        self.orders.append(order)
-        on_note("measured on bench")
-        answer = self._answers.pop(0)
-        if isinstance(answer, TightfitError):
-            raise answer
-        return answer
 
 
 @pytest.fixture
@@ -143,21 +127,31 @@ async def test_required_waits_for_a_runner_and_none_asks_nobody(
 def test_a_budget_that_is_missed_on_the_device_is_missed(limit_ms: float, is_missed: bool) -> None:
     budget = Budget(constraints=(Constraint(quantity=Quantity.LATENCY, limit=limit_ms),))
     estimate = make_cost(0.5)
-    cost = measured_cost(estimate, SEEN)
     met = Metrics(cost=estimate, file_bytes=1)
 
     assert violations(met, budget, baseline_accuracy=None) == ()
-    missed = violations(replace(met, cost=cost), budget, baseline_accuracy=None)
-    assert bool(missed) is is_missed
-    assert cost.energy_mj == Interval.exact(1.2)
-    assert cost.peak_ram_bytes == Interval.exact(2_048)
-    assert cost.flash_bytes == estimate.flash_bytes
-    assert cost.provenance.startswith("measured on bench")
+    missed = violations(replace(met, measured=SEEN), budget, baseline_accuracy=None)
+    assert [violation.actual for violation in missed] == ([2.2] if is_missed else [])
 
 
-def test_what_was_not_measured_stays_an_estimate() -> None:
-    estimate = make_cost(5.0)
-    bare = measured_cost(estimate, make_measurement(settled=False, noise_ratio=0.3, throttled=True))
-    assert bare.energy_mj == estimate.energy_mj
-    assert bare.peak_ram_bytes == estimate.peak_ram_bytes
-    assert bare.provenance.endswith("unsettled by 30%, throttled")
+def test_a_budget_that_only_the_interval_misses_is_met_when_the_device_meets_it() -> None:
+    budget = Budget(constraints=(Constraint(quantity=Quantity.LATENCY, limit=3.0),))
+    wide = Metrics(cost=make_cost(2.0), file_bytes=1)
+    assert violations(wide, budget, baseline_accuracy=None)
+    assert not violations(replace(wide, measured=SEEN), budget, baseline_accuracy=None)
+
+
+def test_each_quantity_is_held_against_what_was_measured_of_it() -> None:
+    metrics = Metrics(cost=make_cost(50.0), file_bytes=4_096, measured=SEEN)
+    assert cost_of(metrics, Quantity.LATENCY) == 2.2
+    assert cost_of(metrics, Quantity.ENERGY) == 1.2
+    assert cost_of(metrics, Quantity.RAM) == 2_048
+    assert cost_of(metrics, Quantity.SIZE) == 4_096
+    bare = replace(metrics, measured=make_measurement())
+    assert cost_of(bare, Quantity.ENERGY) == metrics.cost.energy_mj.high
+    assert cost_of(bare, Quantity.RAM) == metrics.cost.peak_ram_bytes.high
+
+
+def test_unrest_is_told() -> None:
+    restless = make_measurement(settled=False, noise_ratio=0.3, throttled=True)
+    assert restless.summary.endswith("unsettled by 30%, throttled")

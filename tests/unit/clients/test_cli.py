@@ -540,3 +540,22 @@ def test_what_is_not_packed_is_not_unpacked(
     assert run("unpack", "net.onnx", "-o", "restored.onnx") == 2
     assert not (folder / "restored.onnx").exists()
     assert "try:" in capsys.readouterr().err
+
+
+def test_verification_is_asked_for_and_what_was_measured_is_in_the_result(
+    run: Run, fake: FakeTightfit, folder: Path
+) -> None:
+    load(fake, results.succeeded())
+    best = fake.state.trials[-1].metrics.measured
+    best.measured_latency_ms_p50 = 15.0
+    best.measured_latency_ms_p90 = 16.0
+    best.runner = "bench"
+    assert run(*COMPRESS, "--verify", "required", "-o", "out") == 0
+
+    spec = fake.state.created[0].job.spec
+    assert spec.verification == job_pb2.VERIFICATION_REQUIRED
+    trials = json.loads((folder / "out" / "result.json").read_text())["trials"]
+    assert trials[-1]["measured"]["measured_latency_ms_p90"] == 16.0
+    assert trials[-1]["measured"]["measured_energy_mj"] is None
+    assert trials[0]["measured"] is None
+    assert run(*COMPRESS, "--verify", "perhaps") == 2

@@ -17,7 +17,7 @@ from tightfit.client import Client
 from tightfit.names import last_segment
 from tightfit.specs import compression_spec
 from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2
-from tightfit.words import FORMATS, QUANTITIES, TECHNIQUES, check_word
+from tightfit.words import FORMATS, QUANTITIES, TECHNIQUES, VERIFICATIONS, check_word
 
 _SEARCH = "Search"
 
@@ -80,6 +80,14 @@ def compress(
             help="Format of the result.  [default: what the target's runtime loads]",
         ),
     ] = None,
+    verify: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(VERIFICATIONS),
+            help="Measure candidates on a connected device before one wins.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = "none",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -110,6 +118,7 @@ def compress(
     check_word(objective, QUANTITIES, field="--objective")
     for name in technique or ():
         check_word(name, TECHNIQUES, field="--technique")
+    check_word(verify, VERIFICATIONS, field="--verify")
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     seconds = quantities.parse_duration_s(max_time, option="--max-time") if max_time else None
@@ -130,6 +139,7 @@ def compress(
             output_format=format_ or "",
             seed=seed,
             techniques=technique or (),
+            verify=verify,
         )
         device = job.spec.hardware_spec.name or target
         title = f"{model.name} for {device}, job {last_segment(job.name)}"
@@ -160,6 +170,7 @@ def _create(
     output_format: str,
     seed: int,
     techniques: Sequence[str],
+    verify: str,
 ) -> job_pb2.CompressionJob:
     """Upload what is needed and queue the job."""
     if isinstance(target, str):
@@ -181,5 +192,6 @@ def _create(
             output_format=output_format,
             seed=seed,
             techniques=techniques,
+            verify=verify,
         )
     )

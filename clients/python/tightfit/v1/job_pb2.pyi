@@ -25,6 +25,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Verification:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VerificationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verification.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VERIFICATION_UNSPECIFIED: _Verification.ValueType  # 0
+    """As NONE."""
+    VERIFICATION_NONE: _Verification.ValueType  # 1
+    """Estimates decide."""
+    VERIFICATION_IF_AVAILABLE: _Verification.ValueType  # 2
+    """Measured where a runner of the target is connected; else estimates decide, and the trial's notes say so."""
+    VERIFICATION_REQUIRED: _Verification.ValueType  # 3
+    """Nothing counts as fitting that was not measured. The job waits up to ten minutes for a runner."""
+
+class Verification(_Verification, metaclass=_VerificationEnumTypeWrapper):
+    """Verification says whether candidates are measured on a device before the winner is declared."""
+
+VERIFICATION_UNSPECIFIED: Verification.ValueType  # 0
+"""As NONE."""
+VERIFICATION_NONE: Verification.ValueType  # 1
+"""Estimates decide."""
+VERIFICATION_IF_AVAILABLE: Verification.ValueType  # 2
+"""Measured where a runner of the target is connected; else estimates decide, and the trial's notes say so."""
+VERIFICATION_REQUIRED: Verification.ValueType  # 3
+"""Nothing counts as fitting that was not measured. The job waits up to ten minutes for a runner."""
+Global___Verification: _TypeAlias = Verification  # noqa: Y015
+
 @_typing.final
 class CompressionJob(_message.Message):
     """CompressionJob is one request for compression, with its state and its result."""
@@ -171,6 +199,7 @@ class CompressionSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     TECHNIQUES_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
+    VERIFICATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Resource name of the model."""
     dataset: _builtins.str
@@ -181,6 +210,8 @@ class CompressionSpec(_message.Message):
     """Format of the exported file. Unspecified means the one that the target's runtime loads."""
     seed: _builtins.int
     """Seed of every random choice; at least 0. The same inputs and seed give the same result."""
+    verification: Global___Verification.ValueType
+    """Whether candidates are measured on a device. A budget that is missed on the device is missed."""
     @_builtins.property
     def hardware_spec(self) -> _hardware_pb2.HardwareSpec:
         """A description of a device, which may be partial. On output always this one, complete: the
@@ -223,10 +254,11 @@ class CompressionSpec(_message.Message):
         seed: _builtins.int = ...,
         techniques: _abc.Iterable[_builtins.str] | None = ...,
         recipe: _recipe_pb2.Recipe | None = ...,
+        verification: Global___Verification.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "objective", b"objective", "recipe", b"recipe", "search_limits", b"search_limits", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "techniques", b"techniques"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["hardware_target", "hardware_spec"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

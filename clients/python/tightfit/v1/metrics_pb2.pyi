@@ -217,6 +217,7 @@ class Metrics(_message.Message):
     SELECTION_ACCURACY_LOW_FIELD_NUMBER: _builtins.int
     SELECTION_ACCURACY_HIGH_FIELD_NUMBER: _builtins.int
     SELECTION_ACCURACY_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
     file_bytes: _builtins.int
     """Size of the exported file, in bytes."""
     accuracy: _builtins.float
@@ -241,6 +242,10 @@ class Metrics(_message.Message):
     def cost(self) -> Global___CostEstimate:
         """Predicted cost on the target."""
 
+    @_builtins.property
+    def measured(self) -> Global___MeasuredCost:
+        """What a device measured of the file; limits are held against it. Absent where none was asked or answered."""
+
     def __init__(
         self,
         *,
@@ -254,10 +259,11 @@ class Metrics(_message.Message):
         selection_accuracy_low: _builtins.float | None = ...,
         selection_accuracy_high: _builtins.float | None = ...,
         selection_accuracy_sample_count: _builtins.int = ...,
+        measured: Global___MeasuredCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "cost", b"cost", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "cost", b"cost", "measured", b"measured", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "accuracy_sample_count", b"accuracy_sample_count", "cost", b"cost", "file_bytes", b"file_bytes", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low", "selection_accuracy_sample_count", b"selection_accuracy_sample_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "accuracy_sample_count", b"accuracy_sample_count", "cost", b"cost", "file_bytes", b"file_bytes", "measured", b"measured", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low", "selection_accuracy_sample_count", b"selection_accuracy_sample_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
@@ -285,6 +291,79 @@ class Metrics(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__selection_accuracy_low) -> _WhichOneofReturnType__selection_accuracy_low | None: ...
 
 Global___Metrics: _TypeAlias = Metrics  # noqa: Y015
+
+@_typing.final
+class MeasuredCost(_message.Message):
+    """MeasuredCost is what a runner measured of one model file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASURED_LATENCY_MS_P50_FIELD_NUMBER: _builtins.int
+    MEASURED_LATENCY_MS_P90_FIELD_NUMBER: _builtins.int
+    MEASURED_LATENCY_MS_P99_FIELD_NUMBER: _builtins.int
+    MEASURED_ENERGY_MJ_FIELD_NUMBER: _builtins.int
+    MEASURED_PEAK_RAM_BYTES_FIELD_NUMBER: _builtins.int
+    RUN_COUNT_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    NOISE_RATIO_FIELD_NUMBER: _builtins.int
+    THROTTLED_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    measured_latency_ms_p50: _builtins.float
+    """Median latency of one inference, in milliseconds."""
+    measured_latency_ms_p90: _builtins.float
+    """90th percentile of the latency, in milliseconds: what a limit on the latency is held against."""
+    measured_latency_ms_p99: _builtins.float
+    """99th percentile of the latency, in milliseconds. Absent with fewer than 100 inferences."""
+    measured_energy_mj: _builtins.float
+    """Mean energy of one inference, in millijoules. Absent without a sensor."""
+    measured_peak_ram_bytes: _builtins.int
+    """Memory that the model added to its process at the peak, in bytes. Absent where unknown."""
+    run_count: _builtins.int
+    """Inferences behind the percentiles."""
+    settled: _builtins.bool
+    """Whether the latency was steady."""
+    noise_ratio: _builtins.float
+    """Spread of the medians of successive parts of the measurement, relative to the median."""
+    throttled: _builtins.bool
+    """Whether the device lowered its clock meanwhile."""
+    runner: _builtins.str
+    """Id of the runner."""
+    runtime: _builtins.str
+    """Runtime that ran the model, with its version."""
+    def __init__(
+        self,
+        *,
+        measured_latency_ms_p50: _builtins.float = ...,
+        measured_latency_ms_p90: _builtins.float = ...,
+        measured_latency_ms_p99: _builtins.float | None = ...,
+        measured_energy_mj: _builtins.float | None = ...,
+        measured_peak_ram_bytes: _builtins.int | None = ...,
+        run_count: _builtins.int = ...,
+        settled: _builtins.bool = ...,
+        noise_ratio: _builtins.float = ...,
+        throttled: _builtins.bool = ...,
+        runner: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_energy_mj", b"_measured_energy_mj", "_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "measured_energy_mj", b"measured_energy_mj", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_energy_mj", b"_measured_energy_mj", "_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "measured_energy_mj", b"measured_energy_mj", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "noise_ratio", b"noise_ratio", "run_count", b"run_count", "runner", b"runner", "runtime", b"runtime", "settled", b"settled", "throttled", b"throttled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__measured_energy_mj: _TypeAlias = _typing.Literal["measured_energy_mj"]  # noqa: Y015
+    _WhichOneofArgType__measured_energy_mj: _TypeAlias = _typing.Literal["_measured_energy_mj", b"_measured_energy_mj"]  # noqa: Y015
+    _WhichOneofReturnType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["measured_latency_ms_p99"]  # noqa: Y015
+    _WhichOneofArgType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99"]  # noqa: Y015
+    _WhichOneofReturnType__measured_peak_ram_bytes: _TypeAlias = _typing.Literal["measured_peak_ram_bytes"]  # noqa: Y015
+    _WhichOneofArgType__measured_peak_ram_bytes: _TypeAlias = _typing.Literal["_measured_peak_ram_bytes", b"_measured_peak_ram_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_energy_mj) -> _WhichOneofReturnType__measured_energy_mj | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_latency_ms_p99) -> _WhichOneofReturnType__measured_latency_ms_p99 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_peak_ram_bytes) -> _WhichOneofReturnType__measured_peak_ram_bytes | None: ...
+
+Global___MeasuredCost: _TypeAlias = MeasuredCost  # noqa: Y015
 
 @_typing.final
 class Violation(_message.Message):

@@ -32,6 +32,7 @@ from tightfit_service.domain.job import (
     PreflightNote,
     Relaxation,
 )
+from tightfit_service.domain.measurement import Verification
 
 MAX_REQUEST_ID_LENGTH = 128
 
@@ -106,6 +107,8 @@ def request_from_proto(
         techniques=tuple(spec.techniques),
         recipe=None if recipe is None else recipe_from_proto(recipe),
         request_id=request_id,
+        verification=enums.VERIFICATION.optional(spec.verification, field="verification")
+        or Verification.NONE,
     )
 
 
@@ -172,6 +175,7 @@ def _spec_to_proto(spec: JobSpec, *, project_id: str) -> job_pb2.CompressionSpec
         seed=spec.seed,
         techniques=spec.techniques,
         recipe=None if spec.recipe is None else recipe_to_proto(spec.recipe),
+        verification=enums.VERIFICATION.to_proto(spec.verification),
     )
 
 

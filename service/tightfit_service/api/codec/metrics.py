@@ -5,6 +5,7 @@ from __future__ import annotations
 from tightfit.v1 import metrics_pb2
 from tightfit_service.api.codec import enums
 from tightfit_service.domain.cost import CostEstimate, OperatorCost
+from tightfit_service.domain.measurement import Measurement
 from tightfit_service.domain.quantities import Interval
 from tightfit_service.domain.trial import Metrics, Violation
 
@@ -43,6 +44,8 @@ def metrics_to_proto(metrics: Metrics) -> metrics_pb2.Metrics:
         message.selection_accuracy_low = selection.low
         message.selection_accuracy_high = selection.high
         message.selection_accuracy_sample_count = selection.sample_count
+    if metrics.measured is not None:
+        message.measured.CopyFrom(_measured_to_proto(metrics.measured))
     return message
 
 
@@ -52,6 +55,23 @@ def violation_to_proto(violation: Violation) -> metrics_pb2.Violation:
         quantity=enums.QUANTITY.to_proto(violation.quantity),
         limit=violation.limit,
         actual=violation.actual,
+    )
+
+
+def _measured_to_proto(measured: Measurement) -> metrics_pb2.MeasuredCost:
+    energy = measured.energy
+    return metrics_pb2.MeasuredCost(
+        measured_latency_ms_p50=measured.measured_latency_ms_p50,
+        measured_latency_ms_p90=measured.measured_latency_ms_p90,
+        measured_latency_ms_p99=measured.measured_latency_ms_p99,
+        measured_energy_mj=None if energy is None else energy.energy_mj,
+        measured_peak_ram_bytes=measured.measured_peak_ram_bytes,
+        run_count=measured.run_count,
+        settled=measured.settled,
+        noise_ratio=measured.noise_ratio,
+        throttled=measured.throttled,
+        runner=measured.runner,
+        runtime=f"{measured.runtime_name} {measured.runtime_version}".strip(),
     )
 
 
