@@ -116,11 +116,10 @@ class DeviceMeasurements:
     def _count_residuals(
         self, order: MeasurementOrder, measurement: Measurement, estimate: CostEstimate
     ) -> None:
-        energy, ram = measurement.energy, measurement.measured_peak_ram_bytes
+        energy = measurement.energy
         pairs = (
             ("latency", measurement.measured_latency_ms_p50, estimate.latency_ms.value),
             ("energy", None if energy is None else energy.energy_mj, estimate.energy_mj.value),
-            ("ram", ram, estimate.peak_ram_bytes.value),
         )
         for quantity, measured, estimated in pairs:
             if measured is not None and estimated > 0:

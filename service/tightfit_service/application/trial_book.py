@@ -232,7 +232,6 @@ class TrialBook:
         lowest = {
             Quantity.LATENCY: metrics.cost.latency_ms.low,
             Quantity.ENERGY: metrics.cost.energy_mj.low,
-            Quantity.RAM: metrics.cost.peak_ram_bytes.low,
         }
         return all(
             missed.quantity in lowest and lowest[missed.quantity] <= missed.limit

@@ -77,6 +77,7 @@ def cost_of(metrics: Metrics, quantity: Quantity) -> float:
     """Return what a limit on a cost quantity is held against: measured, or else the estimate's upper end.
 
     A measured latency is the 90th percentile: a limit is met when nine of ten inferences meet it.
+    Memory stays an estimate: what a process holds has the runtime's own in it, which emulators leave out.
     For SIZE that is the larger of the flash occupied and the exported file: runtimes that compile the
     model keep less than the file, but who limits the size of a model expects the file to meet it.
     """
@@ -100,7 +101,6 @@ def _measured(measurement: Measurement | None, quantity: Quantity) -> float | No
     return {
         Quantity.LATENCY: measurement.measured_latency_ms_p90,
         Quantity.ENERGY: None if energy is None else energy.energy_mj,
-        Quantity.RAM: measurement.measured_peak_ram_bytes or None,
     }.get(quantity)
 
 
