@@ -218,7 +218,24 @@ def _accuracy_cell(figures: Figures, floor: Limit | None) -> Cell:
     return Cell(format_percent(value), detail, met)
 
 
+def _measured_cell(figures: Figures, cost: CostFigure, limit: Limit | None) -> Cell | None:
+    """Return what a device measured of a cost, which limits are then held against; None where none did."""
+    seen = figures.get("measured") or {}
+    values = {
+        "latency": (seen.get("measured_latency_ms_p50"), seen.get("measured_latency_ms_p90")),
+        "energy": (seen.get("measured_energy_mj"),) * 2,
+    }
+    value, judged = values.get(cost.quantity, (None, None))
+    if value is None or judged is None:
+        return None
+    detail = "measured" if judged == value else f"measured, p90 {cost.show(judged)}"
+    return Cell(cost.show(value), detail, None if limit is None else judged <= limit.value)
+
+
 def _cost_cell(figures: Figures, cost: CostFigure, limit: Limit | None) -> Cell:
+    measured = _measured_cell(figures, cost, limit)
+    if measured is not None:
+        return measured
     estimate = figures.get(cost.metric)
     if not estimate:
         return Cell("unknown")
@@ -239,7 +256,8 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
     state, target = result["state"], result["target"].get("name") or "the target"
     shown = shown_trial(result)
     if state == "SUCCEEDED" and result.get("best"):
-        return f"Fits {target}", _gain(result, result["best"])
+        sentences = (_gain(result, result["best"]), measured_sentence(result["best"]))
+        return f"Fits {target}", " ".join(filter(None, sentences))
     if state == "INFEASIBLE":
         reasons = (result.get("infeasibility") or {}).get("explanation") or ""
         return f"Nothing found fits {target} within the budget", reasons
@@ -249,6 +267,21 @@ def verdict(result: Mapping[str, Any]) -> tuple[str, str]:
         kept = "The best trial so far is kept below." if shown else "No trial had finished."
         return "The job was cancelled", kept
     return f"The job is {state.lower()}", "These are its figures so far."
+
+
+def measured_sentence(figures: Figures) -> str:
+    """Say what a device measured of a model; "" where none did."""
+    seen = figures.get("measured")
+    if not seen:
+        return ""
+    p50, p90 = seen["measured_latency_ms_p50"], seen["measured_latency_ms_p90"]
+    energy = seen.get("measured_energy_mj")
+    parts = [f"{format_latency(p50)}, nine of ten within {format_latency(p90)}"]
+    if energy is not None:
+        parts.append(format_energy(energy))
+    if not seen["settled"]:
+        parts.append(f"unsettled by {seen['noise_ratio']:.0%}")
+    return f"Measured on {seen['runner']}: {', '.join(parts)}."
 
 
 def _gain(result: Mapping[str, Any], best: Figures) -> str:

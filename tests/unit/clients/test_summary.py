@@ -104,3 +104,32 @@ def test_a_command_is_repeated_with_one_limit_replaced() -> None:
         "tightfit compress 'my net.onnx' --max-latency 1ms --max-accuracy-drop 0.01"
     )
     assert rerun_command([], "--max-ram 2KiB") == "--max-ram 2KiB"
+
+
+def test_what_a_device_measured_stands_in_the_table_and_decides() -> None:
+    result = results.succeeded()
+    measured = {
+        "measured_latency_ms_p50": 14.0,
+        "measured_latency_ms_p90": 21.0,
+        "measured_latency_ms_p99": None,
+        "measured_energy_mj": 3.0,
+        "measured_peak_ram_bytes": 1 << 20,
+        "run_count": 500,
+        "settled": False,
+        "noise_ratio": 0.2,
+        "throttled": False,
+        "runner": "bench",
+        "runtime": "tflm",
+    }
+    estimated = {row.quantity: row.cells[-1] for row in summary_table(result).rows}
+    result["best"]["measured"] = measured
+    shown = {row.quantity: row.cells[-1] for row in summary_table(result).rows}
+
+    assert estimated["latency"].met
+    assert (shown["latency"].text, shown["latency"].detail) == ("14.0 ms", "measured, p90 21.0 ms")
+    assert shown["latency"].met is False
+    assert (shown["energy"].text, shown["energy"].detail) == ("3.00 mJ", "measured")
+    assert shown["ram"] == estimated["ram"]
+    assert verdict(result)[1].endswith(
+        "Measured on bench: 14.0 ms, nine of ten within 21.0 ms, 3.00 mJ, unsettled by 20%."
+    )
