@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.layer_tables import LayerTable
 from benchmarks.mcu_fitting import table_for
 from benchmarks.measured_rows import MeasuredRow
 from scipy.optimize import minimize
 
 from tightfit_service.adapters.emulators.mcu_latency import runtime_path
 from tightfit_service.adapters.emulators.memory_plan import ArenaStyle, memory_points
+from tightfit_service.domain.layer_table import LayerTable
 from tightfit_service.domain.network import NetworkProfile
 
 FloatArray = npt.NDArray[np.float64]
@@ -82,7 +82,7 @@ def _measured_ram(
     return list(found.values())
 
 
-def style_of(values: Sequence[float]) -> ArenaStyle:
+def style_of(values: Sequence[float] | FloatArray) -> ArenaStyle:
     """Return the arena style of a parameter vector in the order of PARAMETERS."""
     patch, row, constant = (round(abs(float(v)), 3) for v in values)
     return ArenaStyle(
@@ -207,7 +207,7 @@ def ratios_of(pairs: Pairs) -> list[float]:
     rows_of = Counter(row.family for row, _ in pairs)
     ratios = [(row.activation_bytes / plan, 1 / rows_of[row.family]) for row, plan in pairs]
     # One more family, of which nothing is known, stands beyond either end.
-    total = len(rows_of) + 1
+    total = len(rows_of) + 1.0
 
     def bound(ordered: Sequence[tuple[float, float]]) -> float:
         below = total

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison import Comparison, summarise
-from benchmarks.layer_tables import LayerTable, read_layer_tables
+from benchmarks.layer_tables import read_layer_tables
 from benchmarks.mcu_fitting import table_for
 from benchmarks.measured_rows import MeasuredRow, device_of, read_devices, read_mlperf
 from benchmarks.other_devices import other_devices
@@ -31,6 +31,7 @@ from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.mcu_latency import board_of
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.layer_table import LayerTable
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "emulators.md"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks.layer_tables import LayerTable, with_head
+from benchmarks.layer_tables import with_head
 from benchmarks.measured_rows import MeasuredRow
 
 from tightfit_service.adapters.emulators.mcu_latency import (
@@ -22,6 +22,7 @@ from tightfit_service.adapters.emulators.mcu_latency import (
     prior_kind,
     runtime_path,
 )
+from tightfit_service.domain.layer_table import LayerTable
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from benchmarks.comparison import Comparison
 from benchmarks.known_networks import known_network
-from benchmarks.layer_tables import LayerTable, Row, number, read_rows
+from benchmarks.layer_tables import number, read_rows
 from benchmarks.measured_rows import core_of
 
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.bootstrap import emulators
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat, Runtime
+from tightfit_service.domain.layer_table import LayerTable, Row
 from tightfit_service.domain.network import NetworkProfile
 
 PLATFORMS = (

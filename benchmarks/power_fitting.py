@@ -103,31 +103,47 @@ def _means(rows: Sequence[PowerRow], key: Callable[[PowerRow], str]) -> dict[str
     return {name: round(float(np.mean(values)), 4) for name, values in sorted(groups.items())}
 
 
-def power_errors(rows: Sequence[PowerRow]) -> Mapping[str, list[float]]:
-    """Return relative errors of power: models left out on known boards and runtimes, and boards left out."""
-    known: list[float] = []
-    unseen: list[float] = []
+@dataclass(frozen=True, kw_only=True)
+class PowerMiss:
+    """A row whose power was predicted without it.
+
+    Attributes:
+        log_error: Log of predicted over measured.
+    """
+
+    row: MeasuredRow
+    log_error: float
+
+
+def power_misses(rows: Sequence[PowerRow]) -> Mapping[str, list[PowerMiss]]:
+    """Return the misses of models left out on `known` boards and runtimes, and of boards `unseen`."""
+    known: list[PowerMiss] = []
+    unseen: list[PowerMiss] = []
     for row in rows:
-        others = [r for r in rows if r.row.model != row.row.model]
-        model = fit_power(others)
+        model = fit_power([r for r in rows if r.row.model != row.row.model])
         if row.setup in model.setups:
-            known.append(math.exp(model.setups[row.setup] - row.log_rate) - 1)
+            miss = model.setups[row.setup] - row.log_rate
+            known.append(PowerMiss(row=row.row, log_error=miss))
         # All rows of a chip go out together, with and without its step-down converter.
         elsewhere = fit_power([r for r in rows if r.row.device != row.row.device])
-        unseen.append(math.exp(elsewhere.cores[row.row.core] - row.log_rate) - 1)
+        miss = elsewhere.cores[row.row.core] - row.log_rate
+        unseen.append(PowerMiss(row=row.row, log_error=miss))
     return {"known": known, "unseen": unseen}
 
 
-def spread_of(errors: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return standard deviations of log power whose normal 90 % interval holds 90 % of the errors."""
+def spread_of(misses: Mapping[str, Sequence[PowerMiss]]) -> dict[str, float]:
+    """Return standard deviations of log power whose normal 90 % interval holds 90 % of the misses."""
     known, unseen = (
-        float(np.percentile(np.abs(np.log1p(errors[k])), 90)) / 1.645 for k in ("known", "unseen")
+        float(np.percentile([abs(m.log_error) for m in misses[kind]], 90)) / 1.645
+        for kind in ("known", "unseen")
     )
     # Few boards have energy rows, so the spread over boards is not taken to be below that of the fit.
     return {"known": round(known, 3), "assumed": round(max(BOARD_LOG_SD, unseen), 3)}
 
 
-def plain_power(model: PowerModel, log_sd: Mapping[str, float]) -> dict[str, Any]:
+def plain_power(
+    model: PowerModel, log_sd: Mapping[str, float], width_scale: Mapping[str, float]
+) -> dict[str, Any]:
     """Return the model as the coefficients file has it."""
     return {
         "setups": dict(model.setups),
@@ -135,4 +151,5 @@ def plain_power(model: PowerModel, log_sd: Mapping[str, float]) -> dict[str, Any
         "cores": {core: round(rate, 4) for core, rate in model.cores.items()},
         "supplies": dict(model.supplies),
         "log_sd": dict(log_sd),
+        "width_scale": dict(width_scale),
     }

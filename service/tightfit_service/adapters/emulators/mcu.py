@@ -159,7 +159,7 @@ class McuEmulator:
             *(ASSUMED_LATENCY_SD.get(name, 0.0) for name in target.assumed_fields),
         )
         width = half_width_at(fitted.half_width[knowledge], latency_sd)
-        energy_width = math.hypot(width, NORMAL_90 * fitted.power.deviation(target))
+        energy_width = fitted.power.energy_width(target, width)
         points = self.memory_points(network, target)
         peak = max(points, key=_point_bytes)
         is_float = any(op.activation_bits >= FLOAT_BITS for op in network.operators)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tightfit_service.domain.hardware import HardwareSpec
 
+NORMAL_90 = 1.645
 TYPICAL_SUPPLY_V = 3.0
 CONVERTED_VOLTS = 1.2 / 0.85
 """A step-down converter draws the power of the core's supply (1.2 V at high clocks) at its efficiency,
@@ -36,6 +37,8 @@ class PowerModel:
         cores: By core class.
         supplies: Volts at which a board was measured.
         log_sd: Standard deviation of log power where the board is `known`, and where it is `assumed`.
+        width_scale: What the half width of log energy is multiplied by so that 90 % of held-out rows are
+            within: misses of latency and of power are not independent.
     """
 
     setups: Mapping[str, float]
@@ -43,6 +46,7 @@ class PowerModel:
     cores: Mapping[str, float]
     supplies: Mapping[str, float]
     log_sd: Mapping[str, float]
+    width_scale: Mapping[str, float] = field(default_factory=dict)
 
     def active_mw(self, target: HardwareSpec, runtime: Sequence[str]) -> float:
         """Return the power while a network runs: the target's own figure where it states one.
@@ -65,8 +69,16 @@ class PowerModel:
 
     def deviation(self, target: HardwareSpec) -> float:
         """Return the standard deviation of the log of `active_mw`."""
+        return self.log_sd[self._knowledge(target)]
+
+    def energy_width(self, target: HardwareSpec, latency_width: float) -> float:
+        """Return the half width of the 90 % interval of log energy, given that of log latency."""
+        scale = self.width_scale.get(self._knowledge(target), 1.0)
+        return scale * math.hypot(latency_width, NORMAL_90 * self.deviation(target))
+
+    def _knowledge(self, target: HardwareSpec) -> str:
         known = target.power.active_mw is not None or power_key(target.display_name) in self.boards
-        return self.log_sd["known" if known else "assumed"]
+        return "known" if known else "assumed"
 
 
 def power_key(display_name: str) -> str:
