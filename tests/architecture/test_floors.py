@@ -12,7 +12,11 @@ ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service" / "tightfit_service"
 MODULES = sorted(
     path
-    for folder in (SERVICE, ROOT / "clients" / "python" / "tightfit")
+    for folder in (
+        SERVICE,
+        ROOT / "clients" / "python" / "tightfit",
+        ROOT / "clients" / "runner" / "tightfit_runner",
+    )
     for path in folder.rglob("*.py")
     if "v1" not in path.parts
 )

@@ -14,7 +14,7 @@ from tightfit.cli.inputs import check_files
 from tightfit.names import last_segment
 from tightfit.recipe_file import read_recipe_file
 from tightfit.specs import compression_spec
-from tightfit.words import FORMATS, check_word, format_word
+from tightfit.words import FORMATS, VERIFICATIONS, check_word, format_word
 
 
 def apply(
@@ -48,6 +48,7 @@ def apply(
             help="Format of the result.  [default: the recipe's format]",
         ),
     ] = None,
+    verify: options.Verify = "none",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +79,7 @@ def apply(
         min_accuracy=min_accuracy,
         max_accuracy_drop=max_accuracy_drop,
     )
+    check_word(verify, VERIFICATIONS, field="--verify")
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     steps = read_recipe_file(recipe)
@@ -99,6 +101,7 @@ def apply(
             budget=budget,
             output_format=format_ or format_word(steps.output_format),
             seed=steps.seed,
+            verify=verify,
         )
         job = client.apply_recipe(spec, steps)
         title = f"{recipe.name} on {model.name}, job {last_segment(job.name)}"

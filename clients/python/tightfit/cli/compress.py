@@ -80,14 +80,7 @@ def compress(
             help="Format of the result.  [default: what the target's runtime loads]",
         ),
     ] = None,
-    verify: Annotated[
-        str,
-        typer.Option(
-            metavar="|".join(VERIFICATIONS),
-            help="Measure candidates on a connected device before one wins.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = "none",
+    verify: options.Verify = "none",
     output: Annotated[
         Path | None,
         typer.Option(

@@ -17,6 +17,7 @@ from tightfit.errors import InvalidInputError
 from tightfit.local_server import default_data_dir, local_server
 from tightfit.target_file import is_target_file, read_target_file
 from tightfit.v1 import budget_pb2, hardware_pb2
+from tightfit.words import VERIFICATIONS
 
 _WHERE = "Where it runs"
 _BUDGET = "Budget: limits on the result"
@@ -84,6 +85,14 @@ MaxAccuracyDrop = Annotated[
         metavar="0.01",
         help="Greatest loss of accuracy; 0.01 is one percentage point.",
         rich_help_panel=_BUDGET,
+    ),
+]
+Verify = Annotated[
+    str,
+    typer.Option(
+        "--verify",
+        metavar="|".join(VERIFICATIONS),
+        help="Measure candidates on a connected device before one wins.",
     ),
 ]
 
