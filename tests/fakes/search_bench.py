@@ -61,8 +61,12 @@ class Bench:
             recipe=recipe,
             verification=verification,
         )
-        self.measurements = measurer and DeviceMeasurements(
-            measurer=measurer, results=self.store, telemetry=RecordingRunnerTelemetry()
+        self.measurements = (
+            None
+            if measurer is None
+            else DeviceMeasurements(
+                measurer=measurer, results=self.store, telemetry=RecordingRunnerTelemetry()
+            )
         )
         now = self.clock.now()
         self.store.create_job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -538,6 +539,54 @@ async def test_runtimes_are_matched_by_family_and_format(desk: RunnerDesk) -> No
 
     assert (await offered(session)).runtime == "onnxruntime"
     task.cancel()
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_no_order_is_lost_or_answered_twice_whatever_runners_do(
+    desk: RunnerDesk, clock: FakeClock, seed: int
+) -> None:
+    chance = random.Random(seed)
+    tasks = [
+        await begin(desk.measure(make_order(job_id=f"job-{i % 3}", macs=i, wait_seconds=1e9)))
+        for i in range(12)
+    ]
+    sessions: dict[str, RunnerSession] = {}
+    for _ in range(200):
+        clock.advance(chance.choice([0.1, 5.0, 40.0]))
+        name = chance.choice("abc")
+        session = sessions.get(name)
+        if session is None or not session.is_open:
+            sessions[name] = await desk.connect("default", name, make_hello(name))
+            continue
+        orders = sorted(session.order_ids)
+        match chance.randrange(6):
+            case 0:
+                desk.disconnect(session)
+            case 1 if orders:
+                desk.measured(session, orders[0], make_measurement(run_count=1))
+            case 2 if orders:
+                desk.failed(session, orders[0], FailureKind.DEVICE_LOST, "pulled the plug")
+            case 3 if orders:
+                desk.accepted(session, orders[0])
+            case 4:
+                desk.sweep()
+            case _:
+                desk.heartbeat(session, chance.sample(orders, chance.randint(0, len(orders))))
+        await settle()
+    steady = await desk.connect("default", "steady", make_hello("steady"))
+    for _ in range(200):
+        for order_id in sorted(steady.order_ids):
+            desk.measured(steady, order_id, make_measurement(run_count=1))
+        clock.advance(1.0)
+        desk.heartbeat(steady, sorted(steady.order_ids))
+        desk.sweep()
+        await settle()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert all(isinstance(o, (Measurement, MeasurementFailedError)) for o in outcomes)
+    assert any(isinstance(o, Measurement) for o in outcomes)
+    for session in (*sessions.values(), steady):
+        assert is_idle(session)
 
 
 async def test_time_passes_by_itself_once_the_desk_is_started(
