@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -11,6 +13,7 @@ from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.ports import (
     Executor,
     JobStore,
+    NoteCallback,
     Telemetry,
     WorkResult,
     WorkUnit,
@@ -25,6 +28,8 @@ PROGRESS_SECONDS = 2.0
 """A long unit writes its progress this often; each event is a row in the database."""
 
 ATTEMPTS = 5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,23 @@ class Stages:
                 telemetry=self._telemetry,
                 on_progress=report,
             )
+        finally:
+            teller.cancel()
+            await asyncio.gather(teller, return_exceptions=True)
+
+    async def told(self, work: Callable[[NoteCallback], Awaitable[T]]) -> T:
+        """Await something that says what it waits for, and tell it to those who watch the job."""
+        notes: asyncio.Queue[str] = asyncio.Queue()
+
+        async def tell() -> None:
+            while True:
+                await self._journal.event(
+                    JobEventKind.PROGRESS, await notes.get(), fraction=self._span.at(1.0)
+                )
+
+        teller = asyncio.create_task(tell())
+        try:
+            return await work(notes.put_nowait)
         finally:
             teller.cancel()
             await asyncio.gather(teller, return_exceptions=True)

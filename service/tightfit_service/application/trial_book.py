@@ -200,18 +200,17 @@ class TrialBook:
             return trial
         if not self._may_fit(trial, metrics):
             return trial
-        job_id = self._journal.job.job_id
-        outcome = await service.verify(
-            MeasurementOrder(
-                project=self._journal.job.project,
-                job_id=job_id,
-                artifact_digest=trial.artifacts["model"],
-                format=self._spec.format,
-                target=self._spec.target,
-                macs=metrics.cost.macs,
-            ),
-            policy,
-            estimate=metrics.cost,
+        order = MeasurementOrder(
+            project=self._journal.job.project,
+            job_id=self._journal.job.job_id,
+            artifact_digest=trial.artifacts["model"],
+            format=self._spec.format,
+            target=self._spec.target,
+            macs=metrics.cost.macs,
+        )
+        estimate = metrics.cost
+        outcome = await self._stages.told(
+            lambda on_note: service.verify(order, policy, estimate=estimate, on_note=on_note)
         )
         if outcome.error is not None and policy is Verification.REQUIRED:
             raise type(outcome.error)(

@@ -6,6 +6,8 @@ import pytest
 
 from fakes.runners import Measurer, make_measurement
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
+from fakes.waiting import until
+from tightfit_service.application.ports import MeasurementOrder, NoteCallback, no_notes
 from tightfit_service.domain.errors import MeasurementFailedError, NoRunnerError
 from tightfit_service.domain.job import JobState
 from tightfit_service.domain.measurement import Measurement, Verification
@@ -39,6 +41,27 @@ async def test_the_winner_is_measured_and_carries_what_was_seen() -> None:
     assert order.artifact_digest == best.artifacts["model"]
     assert (order.project, order.job_id, order.target) == ("p", "j", TARGET)
     assert order.macs == best.metrics.cost.macs
+
+
+async def test_those_who_watch_a_job_learn_what_it_waits_for() -> None:
+    class Slow(Measurer):
+        async def measure(
+            self, order: MeasurementOrder, *, on_note: NoteCallback = no_notes
+        ) -> Measurement:
+            on_note("waiting for a runner of board, 2 measurements ahead")
+            await until(
+                lambda: any(
+                    "2 measurements ahead" in e.message
+                    for e in bench.store.list_events("j", after=0, limit=1_000)
+                )
+            )
+            return await super().measure(order, on_note=on_note)
+
+    measurer = Slow(seen(0.9 * LIMIT_MS))
+    bench = Bench(latency(LIMIT_MS), verification=Verification.IF_AVAILABLE, measurer=measurer)
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert len(measurer.orders) == 1
 
 
 async def test_a_budget_that_the_device_misses_is_missed() -> None:
