@@ -169,6 +169,8 @@ def _processor(row: Row) -> HardwareSpec:
         "core_count": int(number(row["threads"]) or 1),
         "runtime": {"name": row["runtime"] or "not stated", "version": row["runtime_version"]},
     }
+    if known is not None and known.core == partial["core"]:
+        partial["isa_features"] = known.isa_features
     if re.search(r"celeron|atom", row["device"].lower()):
         partial["isa_features"] = ["sse4.2"]
     return _catalogue().complete(partial)
@@ -178,7 +180,8 @@ def _processor(row: Row) -> HardwareSpec:
 def _known_board(device: str) -> HardwareSpec | None:
     text = re.sub(r"[^a-z0-9]+", "-", device.lower().replace("+", " plus"))
     names = sorted((s.name for s in _catalogue().list()), key=len, reverse=True)
-    return next((_catalogue().get(name) for name in names if text.startswith(name)), None)
+    found = [n for n in names if text.startswith(n) or n.startswith(f"{text.strip('-')}-")]
+    return _catalogue().get(found[0]) if found and text.strip("-") else None
 
 
 def _network(row: Row, tables: Mapping[str, LayerTable]) -> NetworkProfile | None:
