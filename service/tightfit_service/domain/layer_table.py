@@ -115,7 +115,7 @@ def parse_one_network(text: str) -> NetworkProfile:
         raise InvalidModelError(
             f"the layer table holds {len(tables)} networks: {some}, ...",
             field="layers.model",
-            remedy="choose one by its name in the column `model`",
+            remedy="send the rows of one (`tightfit estimate --network NAME`)",
         )
     return next(iter(tables.values())).profile
 
