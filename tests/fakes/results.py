@@ -249,6 +249,9 @@ def succeeded() -> dict[str, Any]:
                 "channels_before": before,
                 "channels_after": after,
                 "accuracy_cost": None if before == after else 0.0031 * (before - after) / before,
+                "number_format": "int8",
+                "format_cost": 0.0012 if op_type == "Conv" else None,
+                "changes": ["low rank spatial rank 8"] if after < before else [],
             }
             for name, op_type, before, after, macs in NODES
         ],
