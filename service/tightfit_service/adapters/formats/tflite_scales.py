@@ -49,6 +49,9 @@ class ScaleGroups:
         for item in (*inputs, *made):
             if is_float(file, item) and item not in tied:
                 self.sources.add(item)
+        decided = {self._root(item) for item in self.sources} | set(self._fixed)
+        # What joins only tensors of fixed scales, and different ones, has a range of its own.
+        self.sources.update(item for item in tied if self._root(item) not in decided)
 
     def ranges(
         self, calibrated: Mapping[int, TensorRange], given: Mapping[int, TensorRange]
@@ -100,9 +103,11 @@ class ScaleGroups:
             if item >= 0 and is_float(self._file, int(item)) and not self._is_constant(int(item))
         ]
         outputs = [int(item) for item in operator.outputs]  # type: ignore[attr-defined]
+        kinds = {self._fixed.get(self._root(item)) for item in inputs}
+        is_alike = len(kinds) == 1
         for item in inputs if is_joint else inputs[:1]:
             # What has a scale of its own is rescaled before it is joined with others.
-            if len(inputs) == 1 or not is_joint or self._root(item) not in self._fixed:
+            if is_alike or not is_joint or self._root(item) not in self._fixed:
                 for output in outputs:
                     self._unite(item, output)
 
