@@ -62,5 +62,5 @@ def test_way_of_every_other_architecture(name: str) -> None:
 def test_known_gaps_name_architectures_and_steps() -> None:
     for name, step in KNOWN_GAPS:
         assert name in ARCHITECTURES
-        assert name not in FAST
+        assert name not in FAST or step == "back"  # which the fast tests leave out
         assert step in STEPS
