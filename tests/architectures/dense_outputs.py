@@ -113,6 +113,7 @@ class BestBoxes(nn.Module):
         # Most cells show nothing, and scores are far from each other, as after training
         # (the prior of Lin et al., ICCV 2017): which are best must not hang on rounding alone.
         for head in (detector.head1, detector.head2):
+            assert head.bias is not None
             nn.init.normal_(head.weight[4:], std=0.5)
             nn.init.constant_(head.bias[4:], -4.6)
 

@@ -44,7 +44,8 @@ class AttentionModule(nn.Module):
         weights = self.dense(x.mean((2, 3))) + self.dense(x.amax((2, 3)))
         x = x * weights.sigmoid()[:, :, None, None]
         seen = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
-        return x * self.place(seen).sigmoid()
+        y: Tensor = x * self.place(seen).sigmoid()
+        return y
 
 
 def cbam() -> nn.Module:
