@@ -37,6 +37,10 @@ _OPTION_SUFFIX = ":way"
 MAX_LEVELS = 16
 """Widths offered to the solver per group; finer steps change latency by less than estimates err."""
 
+SOLVER_SHARE = 0.995
+"""Share of a limit that the solver may use: networks as made come out up to half a percent dearer than
+the sum of their layers, where several techniques change neighbouring ones."""
+
 BITS = {
     NumberFormat.INT4: (4, 8),
     NumberFormat.INT8: (8, 8),
@@ -236,7 +240,7 @@ class ProblemBuilder:
             memory=self._memory_rows(profile),
             fixed_costs={q: interval_of(whole, q).value - total for q, total in sums.items()},
             limits={
-                quantity: limit / margins.get(quantity, 1.0)
+                quantity: SOLVER_SHARE * limit / margins.get(quantity, 1.0)
                 for quantity in COST_QUANTITIES
                 if (limit := budget.limit_of(quantity)) is not None
             },
