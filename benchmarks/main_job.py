@@ -221,7 +221,7 @@ def _uniform(
         "steps": [],
         "space": plain_facts["space"],
         "techniques": [],
-        "target": target,
+        "target": to_plain(bootstrap.catalogue().get(target)),
         "number_format": None,
     }
     scored = from_plain(
