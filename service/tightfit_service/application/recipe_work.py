@@ -44,6 +44,21 @@ CLUSTERING_STEP = "clustering"
 RECOVERY_STEP = "recovery"
 QUANTIZATION_STEP = "quantization"
 
+RECOVERY_RANGES: Mapping[str, tuple[float, float]] = {
+    "epochs": (0, 100_000),
+    "max_seconds": (0, 1e9),
+    "batch_size": (1, 65_536),
+    "learning_rate": (1e-9, 10),
+    "weight_decay": (0, 1),
+    "distillation_weight": (0, 1),
+    "temperature": (0.01, 100),
+    "feature_weight": (0, 1e6),
+    "mixed": (0, 1),
+}
+"""Values of `RecoverySettings` that make sense; NaN is in no range."""
+
+AUGMENTATIONS = ("auto", "none", "flip-crop")
+
 _RECOVERY_SHARE = 0.75
 """Share of a trial's progress that training fills."""
 
@@ -83,7 +98,7 @@ class GraphSteps:
         """
         for step in recipe.steps:
             if step.pass_name == RECOVERY_STEP:
-                from_plain(RecoverySettings, step.parameters)
+                check_recovery(from_plain(RecoverySettings, step.parameters))
             elif step.pass_name == QUANTIZATION_STEP:
                 from_plain(QuantizationSettings, step.parameters)
             elif step.pass_name != PRUNING_STEP:
@@ -306,6 +321,28 @@ class RecipeWork:
         except UnsupportedError as error:
             return None, [f"not trained: {error.message}"]
         return result, result.notes
+
+
+def check_recovery(settings: RecoverySettings) -> None:
+    """Refuse training that cannot be meant.
+
+    Raises:
+        InvalidRequestError: A value out of its range; `field` names it.
+    """
+    for name, (low, high) in RECOVERY_RANGES.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise InvalidRequestError(
+                f"{name} is {value}",
+                field=f"recipe.steps.{RECOVERY_STEP}.{name}",
+                remedy=f"give a number from {low:g} to {high:g}",
+            )
+    if settings.augmentation not in AUGMENTATIONS:
+        raise InvalidRequestError(
+            f"there is no augmentation {settings.augmentation!r}",
+            field=f"recipe.steps.{RECOVERY_STEP}.augmentation",
+            remedy=f"choose from {', '.join(AUGMENTATIONS)}",
+        )
 
 
 def recovery_of(step: PassStep, done: Sequence[PassStep]) -> RecoverySettings:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from fakes.scripted_work import network, pruning_space
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.recipe_making import RecipeMaker, is_in
-from tightfit_service.application.recipe_work import as_carried_out, quantization_of, recovery_of
+from tightfit_service.application.recipe_work import (
+    as_carried_out,
+    check_recovery,
+    quantization_of,
+    recovery_of,
+)
 from tightfit_service.application.techniques import check_techniques, network_passes, node_passes
 from tightfit_service.application.work import MeasuredAlternative, VariantOutcome
 from tightfit_service.domain.budget import Budget
@@ -195,3 +202,20 @@ def test_training_does_not_undo_what_was_done_to_weights(
 ) -> None:
     settings = recovery_of(PassStep(pass_name="recovery"), [PassStep(pass_name=before)])
     assert (settings.keep_zeros, settings.share_values) == (keep_zeros, share_values)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"epochs": -1.0}, "epochs"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"mixed": 1.5}, "mixed"),
+        ({"augmentation": "blur"}, "augmentation"),
+    ],
+)
+def test_training_out_of_range_is_refused_by_name(values: dict[str, Any], field: str) -> None:
+    check_recovery(RecoverySettings())
+    with pytest.raises(InvalidRequestError) as caught:
+        check_recovery(replace(RecoverySettings(), **values))
+    assert caught.value.field == f"recipe.steps.recovery.{field}"
