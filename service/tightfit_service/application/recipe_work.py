@@ -53,7 +53,6 @@ RECOVERY_RANGES: Mapping[str, tuple[float, float]] = {
     "distillation_weight": (0, 1),
     "temperature": (0.01, 100),
     "feature_weight": (0, 1e6),
-    "mixed": (0, 1),
 }
 """Values of `RecoverySettings` that make sense; NaN is in no range."""
 

@@ -210,7 +210,6 @@ def test_training_does_not_undo_what_was_done_to_weights(
         ({"epochs": -1.0}, "epochs"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"batch_size": 0}, "batch_size"),
-        ({"mixed": 1.5}, "mixed"),
         ({"augmentation": "blur"}, "augmentation"),
     ],
 )
