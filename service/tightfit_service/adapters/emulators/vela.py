@@ -85,7 +85,9 @@ class VelaCompiler:
     @staticmethod
     def is_installed() -> bool:
         """Whether Vela is there."""
-        return importlib.util.find_spec("ethosu.vela") is not None
+        # a submodule cannot be looked for where its package is missing
+        has_package = importlib.util.find_spec("ethosu") is not None
+        return has_package and importlib.util.find_spec("ethosu.vela") is not None
 
     def supports(self, target: HardwareSpec) -> bool:
         """Whether Vela is there and compiles for the target's accelerator."""
