@@ -32,7 +32,11 @@ class Emulator(Protocol):
         ...
 
     def operator_cost(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
-        """Return the cost of one operator; the sum over a network plus a constant gives `estimate`'s value."""
+        """Return the cost of one operator.
+
+        The sum over a network plus a constant gives `estimate`'s value; on targets with an accelerator
+        calls and transfers come on top, which depend on how the network is parted.
+        """
         ...
 
     def memory_points(
