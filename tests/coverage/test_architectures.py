@@ -30,6 +30,15 @@ _CONVERTED = (
 """Networks whose files show what those of the others do not; benchmarks/coverage.py converts all."""
 
 
+_EXPORTS = ("_opset11", "_opset13", "_opset20", "_dynamo", "_fixed_batch", "_softmax")
+_OTHERWISE_EXPORTED = tuple(name for name in ARCHITECTURES if name.endswith(_EXPORTS))
+"""What export changes shows in their graphs; what comes later is that of the network they are of."""
+_OTHERS = tuple(
+    name for name in ARCHITECTURES if name not in (*FAST, *_CONVERTED, *_OTHERWISE_EXPORTED)
+)
+_OF_GRAPHS = ("import", "profile", "space", "exact", "prune")
+
+
 def _assert_as_known(name: str, steps: Sequence[str]) -> None:
     report = check(ARCHITECTURES[name], steps)
     failed = {
@@ -54,9 +63,15 @@ def test_way_of_networks_with_something_of_their_own(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in (*FAST, *_CONVERTED)])
+@pytest.mark.parametrize("name", _OTHERS)
 def test_way_of_every_other_architecture(name: str) -> None:
     _assert_as_known(name, [step for step in STEPS if step not in _TFLITE])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", _OTHERWISE_EXPORTED)
+def test_way_of_networks_exported_otherwise(name: str) -> None:
+    _assert_as_known(name, _OF_GRAPHS)
 
 
 def test_known_gaps_name_architectures_and_steps() -> None:
