@@ -139,7 +139,6 @@ class Bench:
             "model": to_plain(self.facts),
             "seed": 0,
             "shares": [0.25, 0.5],
-            "steps": [],
             "space": to_plain(space),
             "techniques": list(passes),
             "target": to_plain(target),

@@ -218,7 +218,6 @@ def _uniform(
         "model": plain_facts,
         "seed": 0,
         "shares": [],
-        "steps": [],
         "space": plain_facts["space"],
         "techniques": [],
         "target": to_plain(bootstrap.catalogue().get(target)),

@@ -378,7 +378,7 @@ class CompressionRun:
         losses, space = PredictedLosses(), self._facts.space
         if self._portfolio is not None:
             losses = self._portfolio.losses_of(trial)
-            space = self._portfolio.form_of(trial).space
+            space = self._portfolio.prepared_of(trial).form.space
         return attribute_layers(
             before=self._facts.profile,
             before_cost=self._costs.estimate(self._facts.profile, self._format),

@@ -112,7 +112,6 @@ class FormFinder:
                 {
                     "seed": self._spec.seed,
                     "shares": list(SENSITIVITY_SHARES),
-                    "steps": [],
                     "space": to_plain(space),
                     "techniques": list(techniques),
                     "number_format": str(self._format) if PRECISION in techniques else None,

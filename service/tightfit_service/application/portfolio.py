@@ -102,7 +102,7 @@ class Portfolio:
 
     def reachable(self) -> Mapping[Quantity, float]:
         """Return the least upper end of each cost that any form can reach by estimate."""
-        found = [p.proposer.reachable() for p in self.prepared]
+        found = [p.proposer.reachable for p in self.prepared]
         return {quantity: min(costs[quantity] for costs in found) for quantity in found[0]}
 
     def needed(self, max_loss: float | None) -> Mapping[Quantity, float | None]:
@@ -119,15 +119,14 @@ class Portfolio:
             result[quantity] = min(known, default=None)
         return result
 
-    def form_of(self, trial: Trial) -> NetworkForm:
-        """Return the form of a trial's network."""
-        return next((p.form for p in self.prepared if p.form.made(trial)), self.prepared[0].form)
+    def prepared_of(self, trial: Trial) -> Prepared:
+        """Return the form of a trial's network, with what proposes candidates in it."""
+        return next((p for p in self.prepared if p.form.made(trial)), self.prepared[0])
 
     def losses_of(self, trial: Trial) -> PredictedLosses:
         """Return what each change of a trial is predicted to cost."""
-        form = self.form_of(trial)
-        proposer = next(p.proposer for p in self.prepared if p.form is form)
-        return proposer.losses_of(trial.recipe, form.sensitivity.precision_costs)
+        found = self.prepared_of(trial)
+        return found.proposer.losses_of(trial.recipe, found.form.sensitivity.precision_costs)
 
     def _screened(
         self, tried: Sequence[Trial], trials: Sequence[Trial]
@@ -146,8 +145,7 @@ class Portfolio:
         seen = [t for t in trials if t.metrics is not None and t.metrics.selection_accuracy]
         searched = [t for t in seen if t.role is not TrialRole.BASELINE_INT8]
         if searched:
-            form = self.form_of(max(searched, key=_selected))
-            return next(p for p in self.prepared if p.form is form)
+            return self.prepared_of(max(searched, key=_selected))
         within = [p for p in self.prepared if not p.proposer.out_of_reach()]
         return (within or self.prepared)[0]
 

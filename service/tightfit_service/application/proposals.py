@@ -11,6 +11,7 @@ blended    the mean of both
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ class Proposer:
 
     def out_of_reach(self) -> list[str]:
         """Return a sentence for each limit that even the smallest widths miss by estimate."""
-        reachable = self.reachable()
+        reachable = self.reachable
         return [
             f"the {quantity} limit of {limit:.4g} is out of reach: the smallest network that pruning "
             f"can make needs {reachable[quantity]:.4g}"
@@ -152,8 +153,9 @@ class Proposer:
             and reachable[quantity] > limit
         ]
 
+    @functools.cached_property
     def reachable(self) -> Mapping[Quantity, float]:
-        """Return the least upper end of each cost that pruning can reach by estimate."""
+        """The least upper end of each cost that pruning can reach by estimate; no trial changes it."""
         least = smallest_costs(self._problem(self._measured_losses()))
         return {q: value * self._margins.get(q, 1.0) for q, value in least.items()}
 

@@ -329,13 +329,14 @@ class WorkHandlers:
         """Score every prunable unit, then measure what cutting each group alone costs.
 
         Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `seed`, `shares` (shares
-        of a group to cut for the measured points), `steps` (of the recipe, that come first), `space`
-        (what can be pruned after them), `techniques` (node passes to consider), `target`, and
+        of a group to cut for the measured points), `space` (what can be pruned), `techniques` (node
+        passes to consider), `target`, and
         `number_format` where it is to be measured what that costs layer by layer, else None.
         Payload of the result: `SensitivityOutcome`.
         """
         del output_dir
-        graph, splits = self._after_steps(payload, inputs)
+        graph = inputs["graph"].read_bytes()
+        splits = Splits(dataset=self._open(payload, inputs, graph))
         space = from_plain(PruningSpace, payload["space"])
         selection = splits.need(SplitName.SELECTION)
         scored_on = splits.get(SplitName.TRAIN) or selection
@@ -536,18 +537,6 @@ class WorkHandlers:
             on_progress=on_progress,
         )
         return to_plain(outcome), files
-
-    def _after_steps(
-        self, payload: Mapping[str, Any], inputs: Mapping[str, Path]
-    ) -> tuple[bytes, Splits]:
-        """Return the graph after the payload's steps, and the dataset as it then wants it."""
-        graph = inputs["graph"].read_bytes()
-        dataset = self._open(payload, inputs, graph)
-        steps = [from_plain(PassStep, step) for step in payload["steps"]]
-        context = PassContext(calibration=dataset.samples(SplitName.CALIBRATION))
-        for step in steps:
-            graph = self.steps.apply(graph, step, context)
-        return graph, Splits.of(dataset, steps)
 
     def _open(
         self, payload: Mapping[str, Any], inputs: Mapping[str, Path], graph: bytes
