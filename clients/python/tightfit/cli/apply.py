@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tightfit.cli import exit_codes, options, outputs, watching
-from tightfit.cli.display import TransferLine
-from tightfit.cli.inputs import check_files
+from tightfit.cli import options, outputs, watching
+from tightfit.cli.inputs import check_files, upload_inputs
 from tightfit.names import last_segment
 from tightfit.recipe_file import read_recipe_file
 from tightfit.specs import compression_spec
@@ -49,15 +47,7 @@ def apply(
         ),
     ] = None,
     verify: options.Verify = "none",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            help="Folder for model, recipe.json, result.json and report.html.",
-        ),
-    ] = None,
+    output: options.Output = None,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,
@@ -88,14 +78,9 @@ def apply(
     if output is not None:
         outputs.prepare(output)
     with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
-        if isinstance(wanted, str):
-            client.get_target(wanted)
-        uploaded = client.upload_model(model, on_progress=TransferLine("model"))
-        dataset = ""
-        if data is not None:
-            dataset = client.upload_dataset(data, on_progress=TransferLine("dataset")).name
+        uploaded, dataset = upload_inputs(client, model, data, target=wanted)
         spec = compression_spec(
-            model=uploaded.name,
+            model=uploaded,
             target=wanted,
             dataset=dataset,
             budget=budget,
@@ -105,15 +90,13 @@ def apply(
         )
         job = client.apply_recipe(spec, steps)
         title = f"{recipe.name} on {model.name}, job {last_segment(job.name)}"
-        with watching.cancelling_on_interrupt(client, job.name) as interruption:
-            events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
-        code = watching.finish(
+        code = watching.follow(
             client,
-            job.name,
-            events,
+            job,
+            title=title,
             model_file=model.name,
             folder=output,
             is_json=json_,
-            command=["tightfit", *sys.argv[1:]],
+            verbose=verbose,
         )
-    raise typer.Exit(exit_codes.INTERRUPTED if interruption.was_asked else code)
+    raise typer.Exit(code)

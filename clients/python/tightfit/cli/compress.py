@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tightfit import quantities
-from tightfit.cli import exit_codes, options, outputs, watching
-from tightfit.cli.display import TransferLine
-from tightfit.cli.inputs import check_files
-from tightfit.client import Client
+from tightfit.cli import options, outputs, watching
+from tightfit.cli.inputs import check_files, upload_inputs
 from tightfit.names import last_segment
 from tightfit.specs import compression_spec
-from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2
 from tightfit.words import FORMATS, QUANTITIES, TECHNIQUES, VERIFICATIONS, check_word
 
 _SEARCH = "Search"
@@ -81,15 +76,7 @@ def compress(
         ),
     ] = None,
     verify: options.Verify = "none",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            help="Folder for model, recipe.json, result.json and report.html.",
-        ),
-    ] = None,
+    output: options.Output = None,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,
@@ -120,71 +107,31 @@ def compress(
     if output is not None:
         outputs.prepare(output)
     with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
-        job = _create(
-            client,
-            model,
-            data,
-            target=wanted,
-            budget=budget,
-            objective=objective,
-            max_trials=max_trials,
-            max_seconds=seconds,
-            output_format=format_ or "",
-            seed=seed,
-            techniques=technique or (),
-            verify=verify,
+        uploaded, dataset = upload_inputs(client, model, data, target=wanted)
+        job = client.create_job(
+            compression_spec(
+                model=uploaded,
+                target=wanted,
+                dataset=dataset,
+                budget=budget,
+                objective=objective,
+                max_trials=max_trials,
+                max_seconds=seconds,
+                output_format=format_ or "",
+                seed=seed,
+                techniques=technique or (),
+                verify=verify,
+            )
         )
         device = job.spec.hardware_spec.name or target
         title = f"{model.name} for {device}, job {last_segment(job.name)}"
-        with watching.cancelling_on_interrupt(client, job.name) as interruption:
-            events = watching.watch(client, job, title=title, is_json=json_, verbose=verbose)
-        code = watching.finish(
+        code = watching.follow(
             client,
-            job.name,
-            events,
+            job,
+            title=title,
             model_file=model.name,
             folder=output,
             is_json=json_,
-            command=["tightfit", *sys.argv[1:]],
+            verbose=verbose,
         )
-    raise typer.Exit(exit_codes.INTERRUPTED if interruption.was_asked else code)
-
-
-def _create(
-    client: Client,
-    model: Path,
-    data: Path | None,
-    *,
-    target: str | hardware_pb2.HardwareSpec,
-    budget: budget_pb2.Budget,
-    objective: str,
-    max_trials: int | None,
-    max_seconds: float | None,
-    output_format: str,
-    seed: int,
-    techniques: Sequence[str],
-    verify: str,
-) -> job_pb2.CompressionJob:
-    """Upload what is needed and queue the job."""
-    if isinstance(target, str):
-        # an unknown target is known before hundreds of megabytes are sent
-        client.get_target(target)
-    uploaded = client.upload_model(model, on_progress=TransferLine("model"))
-    dataset = ""
-    if data is not None:
-        dataset = client.upload_dataset(data, on_progress=TransferLine("dataset")).name
-    return client.create_job(
-        compression_spec(
-            model=uploaded.name,
-            target=target,
-            dataset=dataset,
-            budget=budget,
-            objective=objective,
-            max_trials=max_trials,
-            max_seconds=max_seconds,
-            output_format=output_format,
-            seed=seed,
-            techniques=techniques,
-            verify=verify,
-        )
-    )
+    raise typer.Exit(code)

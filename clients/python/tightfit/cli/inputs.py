@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tightfit.cli.display import TransferLine
+from tightfit.client import Client
 from tightfit.dataset_file import read_dataset_file
 from tightfit.errors import InvalidInputError
+from tightfit.v1 import hardware_pb2
 
 
 def check_files(model: Path, data: Path | None) -> None:
@@ -18,3 +21,19 @@ def check_files(model: Path, data: Path | None) -> None:
         raise InvalidInputError(f"there is no file {model}", field="MODEL", remedy="check the path")
     if data is not None:
         read_dataset_file(data)
+
+
+def upload_inputs(
+    client: Client, model: Path, data: Path | None, *, target: str | hardware_pb2.HardwareSpec
+) -> tuple[str, str]:
+    """Send a model and its dataset, and return their resource names; that of no dataset is empty.
+
+    Raises:
+        NotFoundError: There is no such target: said before hundreds of megabytes are sent.
+    """
+    if isinstance(target, str):
+        client.get_target(target)
+    uploaded = client.upload_model(model, on_progress=TransferLine("model"))
+    if data is None:
+        return uploaded.name, ""
+    return uploaded.name, client.upload_dataset(data, on_progress=TransferLine("dataset")).name

@@ -96,6 +96,16 @@ Verify = Annotated[
     ),
 ]
 
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="Folder for model, recipe.json, result.json and report.html.",
+    ),
+]
+
 
 @contextmanager
 def connected(

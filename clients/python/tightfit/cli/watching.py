@@ -81,6 +81,31 @@ def finish(
     return exit_codes.code_for_state(result["state"])
 
 
+def follow(
+    client: Client,
+    job: job_pb2.CompressionJob,
+    *,
+    title: str,
+    model_file: str,
+    folder: Path | None,
+    is_json: bool,
+    verbose: bool,
+) -> int:
+    """Show a job that this command queued to its end, cancel it on interrupt; return the exit code."""
+    with cancelling_on_interrupt(client, job.name) as interruption:
+        events = watch(client, job, title=title, is_json=is_json, verbose=verbose)
+    code = finish(
+        client,
+        job.name,
+        events,
+        model_file=model_file,
+        folder=folder,
+        is_json=is_json,
+        command=["tightfit", *sys.argv[1:]],
+    )
+    return exit_codes.INTERRUPTED if interruption.was_asked else code
+
+
 def result_of(
     client: Client, job_name: str, events: Sequence[job_pb2.JobEvent], *, model_file: str
 ) -> dict[str, Any]:
