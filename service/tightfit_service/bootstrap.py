@@ -30,8 +30,8 @@ from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena
 from tightfit_service.adapters.emulators.vela import VelaCompiler
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.storage.database import open_database, upgrade
-from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
-from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
+from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
@@ -44,7 +44,7 @@ from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
 from tightfit_service.application.ports import (
-    ArtifactStore,
+    ArtifactStores,
     Emulator,
     GraphPass,
     NetworkPass,
@@ -445,10 +445,10 @@ def _lock(data_dir: Path) -> TextIO:
     return opened
 
 
-def _artifacts(settings: Settings) -> ArtifactStore:
+def _artifacts(settings: Settings) -> ArtifactStores:
     if settings.artifact_store == "folder":
-        return FolderArtifacts(root=settings.data_dir / "artifacts", link_sources=True)
-    bucket = S3Artifacts(
+        return FolderArtifactStores(root=settings.data_dir / "artifacts", link_sources=True)
+    bucket = S3ArtifactStores(
         url=settings.s3_url,
         bucket=settings.s3_bucket,
         access_key=settings.s3_access_key,

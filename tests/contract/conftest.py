@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fakes.artifacts import InMemoryArtifactStore
+from fakes.artifacts import InMemoryArtifactStores
 from fakes.s3_gateway import S3Gateway, find_s3_gateway
 from fakes.stores import InMemoryStore, RecordStore
 from tightfit_service.adapters.storage.database import open_database, upgrade
-from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
-from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
+from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
 from tightfit_service.adapters.storage.sql_store import SqlStore
-from tightfit_service.application.ports import ArtifactStore
+from tightfit_service.application.ports import ArtifactStore, ArtifactStores
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -43,20 +43,26 @@ def s3_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Gateway]:
 @pytest.fixture(
     params=["memory", "folder", "folder-linking", pytest.param("s3", marks=pytest.mark.debian)]
 )
-def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
-    """Every implementation of the artifact port, empty."""
+def artifact_stores(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStores:
+    """Every implementation of the artifact ports, empty."""
     if request.param == "memory":
-        return InMemoryArtifactStore()
+        return InMemoryArtifactStores()
     if request.param == "s3":
         gateway: S3Gateway = request.getfixturevalue("s3_gateway")
         return open_s3(gateway)
     root = tmp_path / "artifacts"
-    return FolderArtifacts(root=root, link_sources=request.param == "folder-linking")
+    return FolderArtifactStores(root=root, link_sources=request.param == "folder-linking")
 
 
-def open_s3(gateway: S3Gateway) -> S3Artifacts:
+@pytest.fixture
+def artifacts(artifact_stores: ArtifactStores) -> ArtifactStore:
+    """The store of one project."""
+    return artifact_stores.of("default")
+
+
+def open_s3(gateway: S3Gateway) -> S3ArtifactStores:
     """Return a store of its own on the gateway."""
-    store = S3Artifacts(
+    store = S3ArtifactStores(
         url=gateway.url,
         bucket="tightfit-test",
         access_key=gateway.access_key,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tightfit_service.application.ports import ArtifactStore
+from tightfit_service.application.ports import ArtifactStore, ArtifactStores
 from tightfit_service.domain.errors import IntegrityError, InvalidRequestError, NotFoundError
 
 MISSING = "0" * 64
@@ -167,5 +167,24 @@ def test_a_range_that_cannot_be_is_refused(artifacts: ArtifactStore) -> None:
         artifacts.read(MISSING, chunk_bytes=0)
 
 
-def test_a_healthy_store_passes_its_check(artifacts: ArtifactStore) -> None:
-    artifacts.check()
+def test_a_healthy_store_passes_its_check(artifact_stores: ArtifactStores) -> None:
+    artifact_stores.check()
+
+
+def test_projects_see_nothing_of_each_other(
+    artifact_stores: ArtifactStores, write_file: WriteFile
+) -> None:
+    mine, theirs = artifact_stores.of("mine"), artifact_stores.of("theirs")
+    mine.put(write_file(b"secret"), digest_of(b"secret"))
+    assert theirs.size(digest_of(b"secret")) is None
+    with pytest.raises(NotFoundError):
+        list(theirs.read(digest_of(b"secret")))
+    theirs.put(write_file(b"secret"), digest_of(b"secret"))
+    theirs.delete(digest_of(b"secret"))
+    assert b"".join(mine.read(digest_of(b"secret"))) == b"secret"
+
+
+@pytest.mark.parametrize("project", ["", "..", "../other", "a/b", ".hidden", "x" * 129])
+def test_what_is_no_project_has_no_store(artifact_stores: ArtifactStores, project: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        artifact_stores.of(project)

@@ -51,18 +51,19 @@ def test_assets_are_listed_by_id_page_by_page(store: RecordStore) -> None:
 
 def test_a_deleted_asset_is_returned_and_gone(store: RecordStore) -> None:
     record = store.add_asset(make_asset())
-    assert store.is_digest_used(record.digest)
+    assert store.is_digest_used("default", record.digest)
     assert store.delete_asset("default", "model", "asset") == record
-    assert not store.is_digest_used(record.digest)
+    assert not store.is_digest_used("default", record.digest)
     with pytest.raises(NotFoundError):
         store.delete_asset("default", "model", "asset")
 
 
-def test_bytes_shared_with_another_project_stay_in_use(store: RecordStore) -> None:
+def test_each_project_uses_its_own_bytes(store: RecordStore) -> None:
     record = store.add_asset(make_asset())
     store.add_asset(make_asset(project="other"))
     store.delete_asset("default", "model", "asset")
-    assert store.is_digest_used(record.digest)
+    assert not store.is_digest_used("default", record.digest)
+    assert store.is_digest_used("other", record.digest)
 
 
 @pytest.mark.parametrize(("kind", "content"), [("model", "model"), ("dataset", "dataset")])
@@ -81,11 +82,11 @@ def test_an_asset_stays_while_an_unfinished_job_uses_it(
 
 def test_the_inputs_of_an_unfinished_job_are_in_use(store: RecordStore) -> None:
     job = store.create_job(make_job())
-    assert store.is_digest_used(digest_of("model"))
-    assert store.is_digest_used(digest_of("dataset"))
-    assert not store.is_digest_used(digest_of("nothing"))
+    assert store.is_digest_used("default", digest_of("model"))
+    assert store.is_digest_used("default", digest_of("dataset"))
+    assert not store.is_digest_used("default", digest_of("nothing"))
     store.update_job(replace(job, state=JobState.CANCELLED))
-    assert not store.is_digest_used(digest_of("model"))
+    assert not store.is_digest_used("default", digest_of("model"))
 
 
 def test_a_job_without_dataset_uses_no_dataset(store: RecordStore) -> None:

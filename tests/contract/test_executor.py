@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from fakes import worker_main
-from fakes.artifacts import InMemoryArtifactStore
+from fakes.artifacts import InMemoryArtifactStore, InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution.inline import InlineExecutor
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
@@ -57,12 +57,14 @@ async def executor(
     made: Executor
     if request.param == "inline":
         made = InlineExecutor(
-            handlers=worker_main.HANDLERS, artifacts=artifacts, scratch_dir=scratch_dir
+            handlers=worker_main.HANDLERS,
+            artifacts=InMemoryArtifactStores(artifacts),
+            scratch_dir=scratch_dir,
         )
     else:
         made = LocalProcessExecutor(
             command=[sys.executable, worker_main.__file__],
-            artifacts=artifacts,
+            artifacts=InMemoryArtifactStores(artifacts),
             scratch_dir=scratch_dir,
             telemetry=RecordingTelemetry(),
             environment={"PYTHONPATH": ":".join(sys.path)},
@@ -73,7 +75,7 @@ async def executor(
 
 
 def echo(payload: object = None, **inputs: str) -> WorkUnit:
-    return WorkUnit(kind="echo", payload={"x": payload}, inputs=inputs)
+    return WorkUnit(project="default", kind="echo", payload={"x": payload}, inputs=inputs)
 
 
 async def test_payload_inputs_and_outputs_travel(
@@ -118,7 +120,7 @@ async def test_an_input_is_fetched_once_for_many_units(
 async def test_errors_of_the_domain_arrive_as_themselves(
     executor: Executor, kind: str, error: type[Exception]
 ) -> None:
-    unit = WorkUnit(kind="domain_error", payload={"kind": kind}, inputs={})
+    unit = WorkUnit(project="default", kind="domain_error", payload={"kind": kind}, inputs={})
     with pytest.raises(error) as caught:
         await executor.run(unit, on_progress=ignore_progress)
     assert type(caught.value) is error
@@ -128,7 +130,9 @@ async def test_errors_of_the_domain_arrive_as_themselves(
 async def test_other_errors_become_failed_work_that_names_unit_and_cause(
     executor: Executor,
 ) -> None:
-    unit = WorkUnit(kind="other_error", payload={}, inputs={}, label="job 7 trial 3")
+    unit = WorkUnit(
+        project="default", kind="other_error", payload={}, inputs={}, label="job 7 trial 3"
+    )
     with pytest.raises(WorkFailedError, match=r"job 7 trial 3.*ZeroDivisionError: one by zero"):
         await executor.run(unit, on_progress=ignore_progress)
     assert (await executor.run(echo(), on_progress=ignore_progress)).payload
@@ -137,13 +141,17 @@ async def test_other_errors_become_failed_work_that_names_unit_and_cause(
 @pytest.mark.parametrize("kind", ["stray_output", "not_plain"])
 async def test_a_result_that_cannot_travel_is_failed_work(executor: Executor, kind: str) -> None:
     with pytest.raises(WorkFailedError):
-        await executor.run(WorkUnit(kind=kind, payload={}, inputs={}), on_progress=ignore_progress)
+        await executor.run(
+            WorkUnit(project="default", kind=kind, payload={}, inputs={}),
+            on_progress=ignore_progress,
+        )
 
 
 async def test_an_unknown_kind_is_unsupported(executor: Executor) -> None:
     with pytest.raises(UnsupportedError):
         await executor.run(
-            WorkUnit(kind="unheard of", payload={}, inputs={}), on_progress=ignore_progress
+            WorkUnit(project="default", kind="unheard of", payload={}, inputs={}),
+            on_progress=ignore_progress,
         )
 
 
@@ -155,7 +163,9 @@ async def test_a_missing_input_is_not_found(executor: Executor) -> None:
 async def test_an_input_name_that_is_no_file_name_is_refused(
     executor: Executor, artifacts: InMemoryArtifactStore
 ) -> None:
-    unit = WorkUnit(kind="echo", payload={}, inputs={"../model": artifacts.add(b"x")})
+    unit = WorkUnit(
+        project="default", kind="echo", payload={}, inputs={"../model": artifacts.add(b"x")}
+    )
     with pytest.raises(InvalidRequestError):
         await executor.run(unit, on_progress=ignore_progress)
 

@@ -149,7 +149,7 @@ def test_deletion_takes_trials_and_events_along(store: RecordStore) -> None:
         store.get_job("default", "job")
     assert not store.list_trials("job")
     assert not store.list_events("job", after=0, limit=9)
-    assert not store.is_digest_used(digest_of("result"))
+    assert not store.is_digest_used("default", digest_of("result"))
     store.create_job(job)
     assert store.append_event(make_event()).sequence == 1
 
@@ -169,12 +169,14 @@ def test_deletion_drops_cached_results_that_no_other_job_stands_for(store: Recor
         store.save_trial(name, make_trial(input_digest="shared"))
     store.save_trial("a", make_trial(1, input_digest="own"))
     for key in ("shared", "own", "free"):
-        store.store_result(key, WorkResult(payload={}, outputs={"model": digest_of(key)}))
+        store.store_result(
+            "default", key, WorkResult(payload={}, outputs={"model": digest_of(key)})
+        )
     store.delete_job("default", "a")
-    kept = {key for key in ("shared", "own", "free") if store.cached_result(key)}
+    kept = {key for key in ("shared", "own", "free") if store.cached_result("default", key)}
     assert kept == {"shared", "free"}
-    assert store.is_digest_used(digest_of("shared"))
-    assert not store.is_digest_used(digest_of("own"))
+    assert store.is_digest_used("default", digest_of("shared"))
+    assert not store.is_digest_used("default", digest_of("own"))
 
 
 def test_trials_are_replaced_by_index(store: RecordStore) -> None:
@@ -185,8 +187,8 @@ def test_trials_are_replaced_by_index(store: RecordStore) -> None:
     for trial in (running, first, done):
         store.save_trial("job", trial)
     assert store.list_trials("job") == [first, done]
-    assert store.is_digest_used(digest_of("new"))
-    assert not store.is_digest_used(digest_of("old"))
+    assert store.is_digest_used("default", digest_of("new"))
+    assert not store.is_digest_used("default", digest_of("old"))
 
 
 def test_trials_are_listed_page_by_page_in_order_of_number(store: RecordStore) -> None:
@@ -226,11 +228,13 @@ def test_racing_events_leave_no_gap(store: RecordStore) -> None:
 
 
 def test_results_are_cached_by_their_inputs(store: RecordStore) -> None:
-    assert store.cached_result("key") is None
+    assert store.cached_result("default", "key") is None
+    store.store_result("other", "key", WorkResult(payload={"of": "another project"}))
+    assert store.cached_result("default", "key") is None
     old = WorkResult(payload={"a": 1}, outputs={"x": digest_of("x")})
     new = WorkResult(payload={"a": [1.5, None, "b"]}, outputs={"y": digest_of("y")})
     for result in (old, new):
-        store.store_result("key", result)
-        assert store.cached_result("key") == result
-    assert store.is_digest_used(digest_of("y"))
-    assert not store.is_digest_used(digest_of("x"))
+        store.store_result("default", "key", result)
+        assert store.cached_result("default", "key") == result
+    assert store.is_digest_used("default", digest_of("y"))
+    assert not store.is_digest_used("default", digest_of("x"))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from tightfit_service.adapters.storage.content import check_project
 from tightfit_service.domain.errors import (
     IntegrityError,
     InvalidRequestError,
@@ -68,10 +69,6 @@ class InMemoryArtifactStore:
         self._check_usable(digest)
         self.contents.pop(digest, None)
 
-    def check(self) -> None:
-        if self.is_down:
-            raise UnavailableError("the artifact store is down")
-
     def _stored(self, digest: str) -> bytes:
         self._check_usable(digest)
         data = self.contents.get(digest)
@@ -80,6 +77,27 @@ class InMemoryArtifactStore:
         return data
 
     def _check_usable(self, digest: str) -> None:
-        self.check()
+        if self.is_down:
+            raise UnavailableError("the artifact store is down")
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise InvalidRequestError(f"{digest!r} is not a sha-256 digest", field="digest")
+
+
+class InMemoryArtifactStores:
+    """Implements `ArtifactStores`; `default` is the store that most tests use."""
+
+    def __init__(self, default: InMemoryArtifactStore | None = None) -> None:
+        self.stores = {"default": default or InMemoryArtifactStore()}
+
+    @property
+    def default(self) -> InMemoryArtifactStore:
+        """The store of the project `default`."""
+        return self.of("default")
+
+    def of(self, project: str) -> InMemoryArtifactStore:
+        check_project(project)
+        return self.stores.setdefault(project, InMemoryArtifactStore())
+
+    def check(self) -> None:
+        if any(store.is_down for store in self.stores.values()):
+            raise UnavailableError("the artifact store is down")

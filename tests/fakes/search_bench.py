@@ -91,6 +91,7 @@ class Bench:
         if journal.job.state is JobState.QUEUED:
             await journal.enter(JobState.RUNNING, "started")
         context = RunContext(
+            project="p",
             store=self.store,
             executor=self.executor,
             telemetry=self.telemetry,

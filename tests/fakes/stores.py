@@ -46,7 +46,7 @@ class InMemoryStore:
         self.jobs: dict[str, Job] = {}
         self.trials: dict[str, dict[int, Trial]] = {}
         self.events: dict[str, list[JobEvent]] = {}
-        self.results: dict[str, WorkResult] = {}
+        self.results: dict[tuple[str, str], WorkResult] = {}
         self.assets: dict[tuple[str, str, str], AssetRecord] = {}
 
     @_transaction
@@ -104,9 +104,9 @@ class InMemoryStore:
             raise PreconditionError("a job that is not final cannot be deleted", field="name")
         del self.jobs[job_id], self.events[job_id]
         gone = {trial.input_digest for trial in self.trials.pop(job_id).values()}
-        kept = {trial.input_digest for trial in self._all_trials()}
+        kept = {trial.input_digest for trial in self._all_trials(project)}
         for input_digest in gone - kept:
-            self.results.pop(input_digest, None)
+            self.results.pop((project, input_digest), None)
 
     @_transaction
     def unfinished_jobs(self) -> Sequence[Job]:
@@ -147,12 +147,12 @@ class InMemoryStore:
         return [event for event in events if event.sequence > after][:limit]
 
     @_transaction
-    def cached_result(self, input_digest: str) -> WorkResult | None:
-        return self.results.get(input_digest)
+    def cached_result(self, project: str, input_digest: str) -> WorkResult | None:
+        return self.results.get((project, input_digest))
 
     @_transaction
-    def store_result(self, input_digest: str, result: WorkResult) -> None:
-        self.results[input_digest] = result
+    def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
+        self.results[project, input_digest] = result
 
     @_transaction
     def add_asset(self, record: AssetRecord) -> AssetRecord:
@@ -188,19 +188,28 @@ class InMemoryStore:
         return self.assets.pop((project, kind, asset_id))
 
     @_transaction
-    def is_digest_used(self, digest: str) -> bool:
+    def is_digest_used(self, project: str, digest: str) -> bool:
         return (
-            any(record.digest == digest for record in self.assets.values())
-            or any(digest in trial.artifacts.values() for trial in self._all_trials())
-            or any(digest in result.outputs.values() for result in self.results.values())
+            any(r.project == project and r.digest == digest for r in self.assets.values())
+            or any(digest in trial.artifacts.values() for trial in self._all_trials(project))
             or any(
-                digest in (job.spec.model_digest, job.spec.dataset_digest)
+                key[0] == project and digest in result.outputs.values()
+                for key, result in self.results.items()
+            )
+            or any(
+                job.project == project
+                and digest in (job.spec.model_digest, job.spec.dataset_digest)
                 for job in self.unfinished_jobs()
             )
         )
 
-    def _all_trials(self) -> list[Trial]:
-        return [trial for trials in self.trials.values() for trial in trials.values()]
+    def _all_trials(self, project: str) -> list[Trial]:
+        return [
+            trial
+            for job_id, trials in self.trials.items()
+            if self.jobs[job_id].project == project
+            for trial in trials.values()
+        ]
 
     def _known(self, job_id: str) -> None:
         if job_id not in self.jobs:

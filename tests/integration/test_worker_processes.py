@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fakes import worker_main
-from fakes.artifacts import InMemoryArtifactStore
+from fakes.artifacts import InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.application.ports import WorkUnit
@@ -23,7 +23,7 @@ from tightfit_service.domain.errors import UnavailableError, WorkFailedError
 
 Make = Callable[..., LocalProcessExecutor]
 
-ECHO = WorkUnit(kind="echo", payload={}, inputs={})
+ECHO = WorkUnit(project="default", kind="echo", payload={}, inputs={})
 PATIENCE_SECONDS = 20.0
 
 
@@ -44,7 +44,7 @@ async def make(tmp_path: Path, telemetry: RecordingTelemetry) -> AsyncIterator[M
     def factory(**settings: Any) -> LocalProcessExecutor:
         values: dict[str, Any] = {
             "command": [sys.executable, worker_main.__file__],
-            "artifacts": InMemoryArtifactStore(),
+            "artifacts": InMemoryArtifactStores(),
             "scratch_dir": tmp_path / "scratch",
             "telemetry": telemetry,
             "environment": {"PYTHONPATH": ":".join(sys.path)},
@@ -77,7 +77,7 @@ async def start_hanging(
 ) -> tuple[asyncio.Task[Any], list[int]]:
     """Start a unit that never ends; return its task, and its process with two children."""
     begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    unit = WorkUnit(kind="hang", payload={}, inputs={}, **settings)
+    unit = WorkUnit(project="default", kind="hang", payload={}, inputs={}, **settings)
     task = asyncio.create_task(
         executor.run(unit, on_progress=lambda _, message: begun.set_result(message))
     )
@@ -117,7 +117,10 @@ async def test_a_crash_is_failed_work_and_the_next_unit_runs(
     await executor.start()
     before = await worker_pid(executor)
     with pytest.raises(WorkFailedError, match=ending) as caught:
-        await executor.run(WorkUnit(kind=kind, payload={}, inputs={}), on_progress=ignore_progress)
+        await executor.run(
+            WorkUnit(project="default", kind=kind, payload={}, inputs={}),
+            on_progress=ignore_progress,
+        )
     if kind == "exit_status":
         assert "last words" in str(caught.value)
     assert "echo prints" not in str(caught.value)
@@ -128,7 +131,7 @@ async def test_a_crash_is_failed_work_and_the_next_unit_runs(
 async def test_a_failure_shows_what_the_handler_printed(make: Make) -> None:
     executor = make()
     await executor.start()
-    unit = WorkUnit(kind="other_error", payload={}, inputs={})
+    unit = WorkUnit(project="default", kind="other_error", payload={}, inputs={})
     with pytest.raises(WorkFailedError) as caught:
         await executor.run(unit, on_progress=ignore_progress)
     assert "about to fail" in str(caught.value)
@@ -198,7 +201,13 @@ async def test_a_unit_that_takes_too_much_memory_is_killed(
 ) -> None:
     executor = make(memory_limit_bytes=200 << 20)
     await executor.start()
-    unit = WorkUnit(kind="hog", payload={"step_bytes": 32 << 20}, inputs={}, timeout_seconds=60)
+    unit = WorkUnit(
+        project="default",
+        kind="hog",
+        payload={"step_bytes": 32 << 20},
+        inputs={},
+        timeout_seconds=60,
+    )
     with pytest.raises(WorkFailedError, match="MiB of memory, limit 200 MiB"):
         await executor.run(unit, on_progress=ignore_progress)
     assert await worker_pid(executor)
@@ -280,19 +289,19 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 from fakes import worker_main
-from fakes.artifacts import InMemoryArtifactStore
+from fakes.artifacts import InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.application.ports import WorkUnit
 
 async def main():
     executor = LocalProcessExecutor(
-        command=[sys.executable, worker_main.__file__], artifacts=InMemoryArtifactStore(),
+        command=[sys.executable, worker_main.__file__], artifacts=InMemoryArtifactStores(),
         scratch_dir=Path(sys.argv[1]), telemetry=RecordingTelemetry(),
         environment={"PYTHONPATH": ":".join(sys.path)},
     )
     await executor.start()
-    unit = WorkUnit(kind="hang", payload={"pid_file": sys.argv[2]}, inputs={})
+    unit = WorkUnit(project="default", kind="hang", payload={"pid_file": sys.argv[2]}, inputs={})
     await executor.run(unit, on_progress=lambda *_: None)
 
 asyncio.run(main())

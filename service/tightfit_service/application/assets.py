@@ -10,7 +10,7 @@ from typing import Any
 
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
-    ArtifactStore,
+    ArtifactStores,
     AssetRecord,
     AssetStore,
     Clock,
@@ -52,7 +52,7 @@ class AssetLibrary:
         self,
         *,
         staging: UploadStaging,
-        artifacts: ArtifactStore,
+        artifacts: ArtifactStores,
         records: AssetStore,
         results: JobStore,
         executor: Executor,
@@ -125,15 +125,16 @@ class AssetLibrary:
         """Verify, check the content in a worker, store bytes and record."""
         ticket, _ = await asyncio.to_thread(self._own_ticket, project, upload_id)
         path = await asyncio.to_thread(self._staging.complete, upload_id)
-        was_stored = await asyncio.to_thread(self._artifacts.size, ticket.digest) is not None
+        artifacts = self._artifacts.of(project)
+        was_stored = await asyncio.to_thread(artifacts.size, ticket.digest) is not None
         # The digest was computed while the bytes arrived, so they need not be read once more.
-        await asyncio.to_thread(self._artifacts.put, path, ticket.digest, is_verified=True)
+        await asyncio.to_thread(artifacts.put, path, ticket.digest, is_verified=True)
         if not was_stored:
             self._telemetry.artifact_bytes("stored", ticket.size_bytes)
         try:
             description = await self._describe(ticket)
         except TightfitError:
-            await self._forget(ticket.digest)
+            await self._forget(project, ticket.digest)
             raise
         finally:
             await asyncio.to_thread(self._staging.discard, upload_id)
@@ -165,12 +166,11 @@ class AssetLibrary:
     async def delete(self, project: str, kind: str, asset_id: str) -> None:
         """Remove a record, and the bytes when nothing refers to them any more."""
         record = await asyncio.to_thread(self._records.delete_asset, project, kind, asset_id)
-        await self._forget(record.digest)
+        await self._forget(project, record.digest)
 
     async def artifact_size(self, project: str, digest: str) -> int:
         """Return the size of an artifact."""
-        del project
-        size = await asyncio.to_thread(self._artifacts.size, digest)
+        size = await asyncio.to_thread(self._artifacts.of(project).size, digest)
         if size is None:
             raise NotFoundError(
                 f"no artifact {digest}", field="name", remedy="take names from a job's trials"
@@ -181,7 +181,7 @@ class AssetLibrary:
         """Yield the bytes of an artifact from `offset` on."""
         await self.artifact_size(project, digest)
         chunks: Iterator[bytes] = await asyncio.to_thread(
-            self._artifacts.read, digest, offset=offset
+            self._artifacts.of(project).read, digest, offset=offset
         )
         while True:
             chunk = await asyncio.to_thread(next, chunks, None)
@@ -207,11 +207,12 @@ class AssetLibrary:
     async def _describe(self, ticket: UploadTicket) -> dict[str, Any]:
         """Check the content in a worker, so that no hostile file is parsed in this process."""
         if ticket.kind == MODEL:
-            result = await self._run(import_unit(ticket.digest))
+            result = await self._run(import_unit(ticket.project, ticket.digest))
             facts = from_plain(ModelFacts, result.payload)
             return describe_model(facts, result)
         result = await self._run(
             WorkUnit(
+                project=ticket.project,
                 kind=CHECK_DATASET,
                 payload={},
                 inputs={"dataset": ticket.digest},
@@ -229,17 +230,19 @@ class AssetLibrary:
             telemetry=self._telemetry,
         )
 
-    async def _forget(self, digest: str) -> None:
-        if await asyncio.to_thread(self._records.is_digest_used, digest):
+    async def _forget(self, project: str, digest: str) -> None:
+        if await asyncio.to_thread(self._records.is_digest_used, project, digest):
             return
-        size = await asyncio.to_thread(self._artifacts.size, digest)
-        await asyncio.to_thread(self._artifacts.delete, digest)
+        artifacts = self._artifacts.of(project)
+        size = await asyncio.to_thread(artifacts.size, digest)
+        await asyncio.to_thread(artifacts.delete, digest)
         self._telemetry.artifact_bytes("deleted", size or 0)
 
 
-def import_unit(digest: str) -> WorkUnit:
+def import_unit(project: str, digest: str) -> WorkUnit:
     """Return the unit of work that imports an uploaded model."""
     return WorkUnit(
+        project=project,
         kind=IMPORT_MODEL,
         payload={},
         inputs={"model": digest},

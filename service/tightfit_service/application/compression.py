@@ -141,6 +141,7 @@ class CompressionRun:
         await self._stages.enter("baseline", "measuring the model as it came", begin=0.02, end=0.05)
         result = await self._stages.run(
             WorkUnit(
+                project=self._context.project,
                 kind=BASELINE,
                 payload={"model": to_plain(self._facts)},
                 inputs={

@@ -75,7 +75,7 @@ class DeviceMeasurements:
             MeasurementFailedError: Runners tried and could not.
         """
         digest = order_digest(order)
-        known = await asyncio.to_thread(self._results.cached_result, digest)
+        known = await asyncio.to_thread(self._results.cached_result, order.project, digest)
         if known is not None:
             return from_plain(Measurement, known.payload)
         measurement = await self._measurer.measure(order, on_note=on_note)
@@ -83,7 +83,7 @@ class DeviceMeasurements:
             self._count_residuals(order, measurement, estimate)
         if measurement.settled:
             result = WorkResult(payload=to_plain(measurement))
-            await asyncio.to_thread(self._results.store_result, digest, result)
+            await asyncio.to_thread(self._results.store_result, order.project, digest, result)
         return measurement
 
     async def verify(

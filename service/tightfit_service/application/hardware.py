@@ -13,7 +13,7 @@ from tightfit_service.application.assets import MODEL, import_unit
 from tightfit_service.application.costing import CostModel, select_emulator
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
-    ArtifactStore,
+    ArtifactStores,
     AssetStore,
     Clock,
     Emulator,
@@ -64,7 +64,7 @@ class HardwareLibrary:
         executor: Executor,
         clock: Clock,
         telemetry: Telemetry,
-        artifacts: ArtifactStore | None = None,
+        artifacts: ArtifactStores | None = None,
         file_emulators: Sequence[FileEmulator] = (),
     ) -> None:
         self._catalogue = catalogue
@@ -182,13 +182,13 @@ class HardwareLibrary:
     async def model_facts(self, project: str, model: str) -> tuple[str, ModelFacts, str]:
         """Return the digest of a model's file, its facts, and the digest of its working graph."""
         record = await asyncio.to_thread(self._records.get_asset, project, MODEL, model)
-        facts, graph_digest = await self.facts_of_digest(record.digest)
+        facts, graph_digest = await self.facts_of_digest(project, record.digest)
         return record.digest, facts, graph_digest
 
-    async def facts_of_digest(self, digest: str) -> tuple[ModelFacts, str]:
+    async def facts_of_digest(self, project: str, digest: str) -> tuple[ModelFacts, str]:
         """Return the facts of an uploaded model file and the digest of its working graph."""
         result = await run_cached(
-            import_unit(digest),
+            import_unit(project, digest),
             executor=self._executor,
             store=self._results,
             telemetry=self._telemetry,
@@ -225,19 +225,19 @@ class HardwareLibrary:
         formats = [NumberFormat.FLOAT32] if _takes_float(spec) else []
         if NumberFormat.INT8 in spec.number_formats:
             formats.append(NumberFormat.INT8)
-        own_format, size = await asyncio.to_thread(self._tflite_file, facts, digest)
+        own_format, size = await asyncio.to_thread(self._tflite_file, project, facts, digest)
         found = {
             str(f): costs.estimate(profile, f, file_bytes=size if f is own_format else None)
             for f in formats
         }
         if own_format is NumberFormat.INT8 and NumberFormat.INT8 in found:
             found[NumberFormat.INT8] = await asyncio.to_thread(
-                self._refined, digest, spec, found[NumberFormat.INT8]
+                self._refined, project, digest, spec, found[NumberFormat.INT8]
             )
         return spec, found
 
     def _tflite_file(
-        self, facts: ModelFacts | None, digest: str
+        self, project: str, facts: ModelFacts | None, digest: str
     ) -> tuple[NumberFormat | None, int | None]:
         """Return the number format and the bytes of a model that is a TFLite file, which runs as it is."""
         if (
@@ -247,14 +247,16 @@ class HardwareLibrary:
         ):
             return None, None
         own = NumberFormat.INT8 if facts.is_quantized else NumberFormat.FLOAT32
-        return own, self._artifacts.size(digest)
+        return own, self._artifacts.of(project).size(digest)
 
-    def _refined(self, digest: str, spec: HardwareSpec, cost: CostEstimate) -> CostEstimate:
+    def _refined(
+        self, project: str, digest: str, spec: HardwareSpec, cost: CostEstimate
+    ) -> CostEstimate:
         """Return the estimate with what the tools of the target's runtime make of the very file."""
         tools = [tool for tool in self._file_emulators if tool.supports(spec)]
         if not tools or self._artifacts is None:
             return cost
-        data = b"".join(self._artifacts.read(digest))
+        data = b"".join(self._artifacts.of(project).read(digest))
         for tool in tools:
             try:
                 cost = tool.refine(data, spec, cost)

@@ -122,12 +122,12 @@ class JobDesk:
                 self._records.get_asset, project, DATASET, request.dataset
             )
             dataset_digest = dataset.digest
-            await self._check_dataset(dataset.digest, facts, graph_digest)
+            await self._check_dataset(project, dataset.digest, facts, graph_digest)
         check_consistent(request, target)
         techniques = check_techniques(request.techniques)
         if request.recipe is not None:
             request.recipe.check_fits(facts.architecture)
-            await self._check_recipe(request.recipe, graph_digest)
+            await self._check_recipe(project, request.recipe, graph_digest)
         now = self._clock.now()
         return Job(
             job_id=uuid.uuid4().hex[:16],
@@ -162,7 +162,7 @@ class JobDesk:
             dataset = await asyncio.to_thread(
                 self._records.get_asset, project, DATASET, request.dataset
             )
-            await self._check_dataset(dataset.digest, facts, graph_digest)
+            await self._check_dataset(project, dataset.digest, facts, graph_digest)
         return check_report(request, costs=costs, facts=facts)
 
     async def get(self, project: str, job_id: str) -> Job:
@@ -197,9 +197,10 @@ class JobDesk:
         async for event in follow(self._jobs, self._hub, project, job_id, after=after):
             yield event
 
-    async def _check_recipe(self, recipe: Recipe, graph_digest: str) -> None:
+    async def _check_recipe(self, project: str, recipe: Recipe, graph_digest: str) -> None:
         await run_cached(
             WorkUnit(
+                project=project,
                 kind=CHECK_RECIPE,
                 payload={"recipe": to_plain(recipe)},
                 inputs={"graph": graph_digest},
@@ -211,9 +212,12 @@ class JobDesk:
             telemetry=self._telemetry,
         )
 
-    async def _check_dataset(self, digest: str, facts: ModelFacts, graph_digest: str) -> None:
+    async def _check_dataset(
+        self, project: str, digest: str, facts: ModelFacts, graph_digest: str
+    ) -> None:
         await run_cached(
             WorkUnit(
+                project=project,
                 kind=CHECK_DATASET,
                 payload={"model": to_plain(facts)},
                 inputs={"dataset": digest, "graph": graph_digest},

@@ -204,6 +204,7 @@ class FormFinder:
 
     def _unit(self, kind: str, payload: Mapping[str, object]) -> WorkUnit:
         return WorkUnit(
+            project=self._context.project,
             kind=kind,
             payload={
                 "model": to_plain(self._context.facts),

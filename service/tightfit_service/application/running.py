@@ -41,8 +41,11 @@ class JobRunner:
             TightfitError: The job cannot be run; the scheduler fails it.
         """
         spec = journal.job.spec
-        facts, graph_digest = await self._hardware.facts_of_digest(spec.model_digest)
+        facts, graph_digest = await self._hardware.facts_of_digest(
+            journal.job.project, spec.model_digest
+        )
         context = RunContext(
+            project=journal.job.project,
             store=self._store,
             executor=self._executor,
             telemetry=self._telemetry,

@@ -50,6 +50,7 @@ UNIT_TIMEOUT_SECONDS = 3_600.0
 class RunContext:
     """What a run works with besides its journal."""
 
+    project: str
     store: JobStore
     executor: Executor
     telemetry: Telemetry
@@ -171,7 +172,9 @@ class TrialBook:
     async def _result(self, trial: Trial, unit: WorkUnit) -> WorkResult:
         """Run the unit, or return what a completed trial's unit gave: its recipe has changed since."""
         if trial.state is TrialState.COMPLETED:
-            known = await asyncio.to_thread(self._context.store.cached_result, trial.input_digest)
+            known = await asyncio.to_thread(
+                self._context.store.cached_result, self._context.project, trial.input_digest
+            )
             if known is not None:
                 return known
         return await self._stages.run(unit)
@@ -246,6 +249,7 @@ class TrialBook:
     def _unit(self, trial: Trial, *, evaluate: bool) -> WorkUnit:
         data = self._spec.dataset_digest or "synthetic"
         return WorkUnit(
+            project=self._context.project,
             kind=TRIAL,
             payload={
                 "model": to_plain(self._context.facts),

@@ -1,4 +1,4 @@
-"""Running units of work with their results remembered by the digest of their inputs."""
+"""Running units of work with their results remembered, per project, by the digest of their inputs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def run_cached(
     Failures are not remembered: they may come from a full disk or a killed worker.
     """
     digest = unit_digest(unit)
-    remembered = await asyncio.to_thread(store.cached_result, digest)
+    remembered = await asyncio.to_thread(store.cached_result, unit.project, digest)
     telemetry.cache_lookup(hit=remembered is not None)
     if remembered is not None:
         return remembered
     result = await executor.run(unit, on_progress=on_progress)
-    await asyncio.to_thread(store.store_result, digest, result)
+    await asyncio.to_thread(store.store_result, unit.project, digest, result)
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fakes.artifacts import InMemoryArtifactStore
+from fakes.artifacts import InMemoryArtifactStores
 from fakes.clock import FakeClock
 from fakes.scripted_work import ScriptedExecutor
 from fakes.stores import InMemoryStore
@@ -28,7 +28,7 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 
 class Library:
     def __init__(self, root: Path) -> None:
-        self.artifacts = InMemoryArtifactStore()
+        self.artifacts = InMemoryArtifactStores()
         self.records = InMemoryStore()
         self.executor = ScriptedExecutor()
         self.telemetry = RecordingTelemetry()
@@ -83,7 +83,7 @@ async def test_content_that_cannot_be_used_leaves_nothing_behind(library: Librar
     library.executor.fail[1] = InvalidModelError("not ONNX", field="model", remedy="send ONNX")
     with pytest.raises(InvalidModelError):
         await library.upload()
-    assert library.artifacts.size(DIGEST) is None
+    assert library.artifacts.default.size(DIGEST) is None
     assert await library.assets.list("default", MODEL, Page(size=10)) == []
     assert (await library.upload()).digest == DIGEST, "the same file may be sent again"
 

@@ -231,7 +231,11 @@ async def test_tools_of_the_runtime_know_more_of_an_int8_file(
 
 
 class OneFile:
-    """An artifact store with one file."""
+    """Artifact stores with one file."""
+
+    def of(self, project: str) -> OneFile:
+        assert project == "p"
+        return self
 
     def read(self, digest: str) -> Iterator[bytes]:
         assert digest == "digest"

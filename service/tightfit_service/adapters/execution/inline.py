@@ -11,7 +11,7 @@ from tightfit_service.adapters.execution.staging import Staging, UnitFolder
 from tightfit_service.adapters.execution.worker import find_handler
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
-    ArtifactStore,
+    ArtifactStores,
     ProgressCallback,
     WorkHandler,
     WorkResult,
@@ -35,7 +35,7 @@ class InlineExecutor:
         self,
         *,
         handlers: Mapping[str, WorkHandler],
-        artifacts: ArtifactStore,
+        artifacts: ArtifactStores,
         scratch_dir: Path,
         worker_count: int = 1,
     ) -> None:
@@ -72,7 +72,7 @@ class InlineExecutor:
                 ) from error
 
     def _run(self, unit: WorkUnit, report: ProgressCallback) -> WorkResult:
-        folder = self._staging.open_unit(unit.inputs)
+        folder = self._staging.open_unit(unit.project, unit.inputs)
         try:
             return self._run_in(folder, unit, report)
         except TightfitError:

@@ -20,7 +20,7 @@ from tightfit_service.adapters.execution.staging import (
 )
 from tightfit_service.adapters.execution.worker_process import WorkerProcess
 from tightfit_service.application.ports import (
-    ArtifactStore,
+    ArtifactStores,
     ProgressCallback,
     Telemetry,
     WorkResult,
@@ -69,7 +69,7 @@ class LocalProcessExecutor:
         self,
         *,
         command: Sequence[str],
-        artifacts: ArtifactStore,
+        artifacts: ArtifactStores,
         scratch_dir: Path,
         telemetry: Telemetry,
         worker_count: int = 1,
@@ -326,7 +326,7 @@ class _RunningUnit:
             await asyncio.to_thread(self._staging.close_unit, self._folder)
 
     def _open(self) -> UnitFolder:
-        self._folder = self._staging.open_unit(self._unit.inputs)
+        self._folder = self._staging.open_unit(self._unit.project, self._unit.inputs)
         return self._folder
 
     async def _step(self, work: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tightfit_service.application.ports import ArtifactStore
+from tightfit_service.application.ports import ArtifactStores
 from tightfit_service.domain.errors import (
     InvalidRequestError,
     ResourceExhaustedError,
@@ -31,6 +31,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 class UnitFolder:
     """The files of one unit: read-only inputs by name, and an empty folder for outputs."""
 
+    project: str
     root: Path
     inputs: Mapping[str, Path]
     output_dir: Path
@@ -39,12 +40,12 @@ class UnitFolder:
 class Staging:
     """Prepares and clears folders of units below `root`, which belongs to this object alone.
 
-    Inputs are kept by digest in `root/cache` up to `cache_bytes` (the least recently used go
+    Inputs are kept by project and digest in `root/cache` up to `cache_bytes` (the least recently used go
     first), so that a dataset is fetched once and not for each trial. Safe for many threads.
     """
 
     def __init__(
-        self, *, artifacts: ArtifactStore, root: Path, cache_bytes: int = DEFAULT_CACHE_BYTES
+        self, *, artifacts: ArtifactStores, root: Path, cache_bytes: int = DEFAULT_CACHE_BYTES
     ) -> None:
         self._artifacts = artifacts
         self._root = root
@@ -52,7 +53,7 @@ class Staging:
         self._cache = root / "cache"
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
-        self._digest_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._key_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def reset(self) -> None:
         """Remove what an earlier life of the server left, and make the folders."""
@@ -61,7 +62,7 @@ class Staging:
             self._units.mkdir(parents=True)
             self._cache.mkdir()
 
-    def open_unit(self, inputs: Mapping[str, str]) -> UnitFolder:
+    def open_unit(self, project: str, inputs: Mapping[str, str]) -> UnitFolder:
         """Return a new folder with the inputs (name to digest) in it.
 
         Raises:
@@ -75,13 +76,13 @@ class Staging:
                 (root / "inputs").mkdir(parents=True)
                 (root / "outputs").mkdir()
                 paths = {
-                    name: self._stage(digest, root / "inputs" / _checked(name))
+                    name: self._stage(project, digest, root / "inputs" / _checked(name))
                     for name, digest in inputs.items()
                 }
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
             raise
-        return UnitFolder(root=root, inputs=paths, output_dir=root / "outputs")
+        return UnitFolder(project=project, root=root, inputs=paths, output_dir=root / "outputs")
 
     def collect(self, unit: UnitFolder, outputs: Mapping[str, str]) -> Mapping[str, str]:
         """Store output files (name to path) as artifacts and return their digests by name.
@@ -91,6 +92,7 @@ class Staging:
             UnavailableError, ResourceExhaustedError: From the artifact store.
         """
         digests: dict[str, str] = {}
+        artifacts = self._artifacts.of(unit.project)
         allowed = unit.output_dir.resolve()
         for name, path in outputs.items():
             file = Path(path).resolve()
@@ -101,30 +103,32 @@ class Staging:
                 )
             with file.open("rb") as opened:
                 digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
-            self._artifacts.put(file, digests[name])
+            artifacts.put(file, digests[name])
         return digests
 
     def close_unit(self, unit: UnitFolder) -> None:
         """Remove the folder of a unit."""
         shutil.rmtree(unit.root, ignore_errors=True)
 
-    def _stage(self, digest: str, target: Path) -> Path:
-        cached = self._cache / digest
+    def _stage(self, project: str, digest: str, target: Path) -> Path:
+        # a project that guesses a digest must not find another's bytes here
+        key = f"{project}-{digest}"
+        cached = self._cache / key
         # one thread fetches, the others link; the cache may let go of its link at any moment
-        with self._digest_lock(digest):
+        with self._lock_of(key):
             try:
                 os.link(cached, target)
             except FileNotFoundError:
-                self._artifacts.fetch(digest, target)
+                self._artifacts.of(project).fetch(digest, target)
                 target.chmod(0o444)
                 os.link(target, cached)
             os.utime(target)
         self._shrink_cache()
         return target
 
-    def _digest_lock(self, digest: str) -> threading.Lock:
+    def _lock_of(self, key: str) -> threading.Lock:
         with self._lock:
-            return self._digest_locks[digest]
+            return self._key_locks[key]
 
     def _shrink_cache(self) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from tightfit_service.domain.errors import IntegrityError, InvalidRequestError, 
 CHUNK_BYTES = 1 << 20
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
 def check_digest(digest: str) -> None:
@@ -24,6 +25,20 @@ def check_digest(digest: str) -> None:
             f"{digest[:80]!r} is not a sha-256 digest",
             field="digest",
             remedy="give 64 hexadecimal digits in lower case",
+        )
+
+
+def check_project(project: str) -> None:
+    """Refuse anything but the id of a project, before it becomes part of a path or a key.
+
+    Raises:
+        InvalidRequestError: It is something else.
+    """
+    if not _PROJECT.fullmatch(project):
+        raise InvalidRequestError(
+            f"{project[:80]!r} is not the id of a project",
+            field="project",
+            remedy="use letters, digits, dots, dashes, underscores; begin with a letter or digit",
         )
 
 

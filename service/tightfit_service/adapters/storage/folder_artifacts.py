@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import BinaryIO
 from tightfit_service.adapters.storage.content import (
     CHUNK_BYTES,
     check_digest,
+    check_project,
     check_range,
     mismatch,
     not_stored,
@@ -31,6 +33,56 @@ _STALE_SECONDS = 24 * 3600
 
 
 _Identity = tuple[int, int, int]
+
+
+class FolderArtifactStores:
+    """Implements `ArtifactStores`: a folder below `root` for each project.
+
+    Args:
+        root: Made if it is missing; may be shared by many processes.
+        link_sources: See `FolderArtifacts`.
+
+    Raises:
+        UnavailableError: The folder cannot be made.
+    """
+
+    def __init__(self, *, root: Path, link_sources: bool = False) -> None:
+        self._root = root
+        self._link_sources = link_sources
+        self._stores: dict[str, FolderArtifacts] = {}
+        self._lock = threading.Lock()
+        with _translated():
+            root.mkdir(parents=True, exist_ok=True)
+
+    def of(self, project: str) -> FolderArtifacts:
+        """See `ArtifactStores`."""
+        check_project(project)
+        with self._lock:
+            if project not in self._stores:
+                # a mount that went away must not be made anew as an empty folder
+                if not self._root.is_dir():
+                    raise _gone()
+                self._stores[project] = FolderArtifacts(
+                    root=self._root / project, link_sources=self._link_sources
+                )
+            return self._stores[project]
+
+    def check(self) -> None:
+        """See `ArtifactStores`. Writes, reads and removes a small file."""
+        content = uuid.uuid4().bytes
+        probe = self._root / f".check-{uuid.uuid4().hex}"
+        with _translated():
+            if not self._root.is_dir():
+                raise _gone()
+            try:
+                probe.write_bytes(content)
+                if probe.read_bytes() != content:
+                    raise UnavailableError("the artifact folder does not keep what is written")
+            except OSError as error:
+                raise _unusable(error) from error
+            finally:
+                with suppress(OSError):
+                    probe.unlink(missing_ok=True)
 
 
 class FolderArtifacts:
@@ -145,19 +197,6 @@ class FolderArtifacts:
         with _translated():
             self._path(digest).unlink(missing_ok=True)
 
-    def check(self) -> None:
-        """See `ArtifactStore`. Writes, reads and removes a small file."""
-        probe = uuid.uuid4().bytes
-        with _translated():
-            self._check_root()
-            try:
-                with self._temporary() as temporary:
-                    temporary.write_bytes(probe)
-                    if temporary.read_bytes() != probe:
-                        raise UnavailableError("the artifact folder does not keep what is written")
-            except OSError as error:
-                raise _unusable(error) from error
-
     def _path(self, digest: str) -> Path:
         return self._root / digest[:2] / digest[2:4] / digest
 
@@ -180,10 +219,7 @@ class FolderArtifacts:
 
     def _check_root(self) -> None:
         if not self._incoming.is_dir():
-            raise UnavailableError(
-                "the artifact folder is gone",
-                remedy="mount or restore the data folder, then try again",
-            )
+            raise _gone()
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -258,4 +294,11 @@ def _unusable(error: OSError) -> TightfitError:
     return UnavailableError(
         f"the artifact folder cannot be used ({reason})",
         remedy="check that the data folder is mounted and writable",
+    )
+
+
+def _gone() -> UnavailableError:
+    return UnavailableError(
+        "the artifact folder is gone",
+        remedy="mount or restore the data folder, then try again",
     )

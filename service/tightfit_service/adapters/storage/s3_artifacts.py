@@ -19,6 +19,7 @@ from minio.error import MinioException, S3Error
 from tightfit_service.adapters.storage.content import (
     CHUNK_BYTES,
     check_digest,
+    check_project,
     check_range,
     mismatch,
     not_stored,
@@ -38,15 +39,13 @@ _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expi
 _READ_ATTEMPTS = 4
 
 
-class S3Artifacts:
-    """Implements `ArtifactStore`: one object `prefix/ab/abcd...` for each digest.
-
-    Large files go up in parts and become visible when the last part has proved the digest right.
+class S3ArtifactStores:
+    """Implements `ArtifactStores` in one bucket: a prefix for each project.
 
     Args:
         url: `http://HOST:PORT` or `https://HOST:PORT` of the store.
         bucket: Must exist, or see `ensure_bucket`.
-        prefix: Start of all keys, such as `tightfit/`.
+        prefix: Start of all keys, such as `tightfit/`; that of a project goes on with its id.
         ca_file: Certificates to trust instead of the usual authorities.
         timeout_seconds: For connecting (5 at most), and for each wait for bytes.
         retry_seconds: Wait before the first of three repetitions of a failed request; doubles each time.
@@ -96,6 +95,41 @@ class S3Artifacts:
         with _translated():
             if not self._client.bucket_exists(self._bucket):
                 self._client.make_bucket(self._bucket)
+
+    def of(self, project: str) -> S3Artifacts:
+        """See `ArtifactStores`."""
+        check_project(project)
+        return S3Artifacts(
+            client=self._client, bucket=self._bucket, prefix=f"{self._prefix}{project}/"
+        )
+
+    def check(self) -> None:
+        """See `ArtifactStores`. Writes, reads and removes a small object."""
+        key = f"{self._prefix}check/{uuid.uuid4().hex}"
+        probe = uuid.uuid4().bytes
+        with _translated():
+            try:
+                self._client.put_object(self._bucket, key, io.BytesIO(probe), len(probe))
+                with closing(self._client.get_object(self._bucket, key)) as answer:
+                    kept = answer.read() == probe
+                    answer.release_conn()
+                self._client.remove_object(self._bucket, key)
+            except S3Error as error:
+                raise _unusable(error) from error
+        if not kept:
+            raise UnavailableError("the object store does not keep what is written")
+
+
+class S3Artifacts:
+    """Implements `ArtifactStore`: one object `prefix/ab/abcd...` for each digest.
+
+    Large files go up in parts and become visible when the last part has proved the digest right.
+    """
+
+    def __init__(self, *, client: Minio, bucket: str, prefix: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = prefix
 
     def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """See `ArtifactStore`. All bytes pass through here and are verified in any case."""
@@ -158,22 +192,6 @@ class S3Artifacts:
         check_digest(digest)
         with _translated():
             self._client.remove_object(self._bucket, self._key(digest))
-
-    def check(self) -> None:
-        """See `ArtifactStore`. Writes, reads and removes a small object."""
-        key = f"{self._prefix}check/{uuid.uuid4().hex}"
-        probe = uuid.uuid4().bytes
-        with _translated():
-            try:
-                self._client.put_object(self._bucket, key, io.BytesIO(probe), len(probe))
-                with closing(self._client.get_object(self._bucket, key)) as answer:
-                    kept = answer.read() == probe
-                    answer.release_conn()
-                self._client.remove_object(self._bucket, key)
-            except S3Error as error:
-                raise _unusable(error) from error
-        if not kept:
-            raise UnavailableError("the object store does not keep what is written")
 
     def _key(self, digest: str) -> str:
         return f"{self._prefix}{digest[:2]}/{digest}"

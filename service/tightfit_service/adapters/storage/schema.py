@@ -11,6 +11,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -101,6 +102,7 @@ job_events = Table(
 work_results = Table(
     "work_results",
     metadata,
+    Column("project", _NAME, primary_key=True),
     Column("input_digest", String(128), primary_key=True),
     Column("document", JSON, nullable=False),
 )
@@ -108,14 +110,15 @@ work_results = Table(
 work_outputs = Table(
     "work_outputs",
     metadata,
-    Column(
-        "input_digest",
-        String(128),
-        ForeignKey(work_results.c.input_digest, ondelete="CASCADE"),
-        primary_key=True,
-    ),
+    Column("project", _NAME, primary_key=True),
+    Column("input_digest", String(128), primary_key=True),
     Column("output_name", _NAME, primary_key=True),
     Column("digest", _DIGEST, nullable=False, index=True),
+    ForeignKeyConstraint(
+        ["project", "input_digest"],
+        [work_results.c.project, work_results.c.input_digest],
+        ondelete="CASCADE",
+    ),
 )
 
 assets = Table(

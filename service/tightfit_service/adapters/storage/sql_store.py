@@ -165,10 +165,16 @@ class SqlStore:
                     remedy="cancel it first, or wait for its end",
                 )
             own = select(trials.c.input_digest).where(trials.c.job_id == job_id)
-            others = select(trials.c.input_digest).where(trials.c.job_id != job_id)
+            others = (
+                select(trials.c.input_digest)
+                .join(jobs, jobs.c.job_id == trials.c.job_id)
+                .where(trials.c.job_id != job_id, jobs.c.project == project)
+            )
             connection.execute(
                 delete(work_results).where(
-                    work_results.c.input_digest.in_(own), work_results.c.input_digest.not_in(others)
+                    work_results.c.project == project,
+                    work_results.c.input_digest.in_(own),
+                    work_results.c.input_digest.not_in(others),
                 )
             )
             connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
@@ -261,27 +267,28 @@ class SqlStore:
             documents = connection.execute(query).scalars().all()
         return [from_plain(JobEvent, document) for document in documents]
 
-    def cached_result(self, input_digest: str) -> WorkResult | None:
+    def cached_result(self, project: str, input_digest: str) -> WorkResult | None:
         """See `JobStore`."""
-        query = select(work_results.c.document).filter_by(input_digest=input_digest)
+        query = select(work_results.c.document).filter_by(
+            project=project, input_digest=input_digest
+        )
         with transaction(self._engine, writes=False) as connection:
             document = connection.execute(query).scalar()
         return None if document is None else from_plain(WorkResult, document)
 
     @_repeated_after_race
-    def store_result(self, input_digest: str, result: WorkResult) -> None:
+    def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
         """See `JobStore`. A result stored before is replaced."""
+        key = {"project": project, "input_digest": input_digest}
         with transaction(self._engine, writes=True) as connection:
             for table in (work_outputs, work_results):
-                connection.execute(delete(table).filter_by(input_digest=input_digest))
-            connection.execute(
-                insert(work_results).values(input_digest=input_digest, document=to_plain(result))
-            )
+                connection.execute(delete(table).filter_by(**key))
+            connection.execute(insert(work_results).values(document=to_plain(result), **key))
             insert_all(
                 connection,
                 work_outputs,
                 [
-                    {"input_digest": input_digest, "output_name": name, "digest": digest}
+                    {"output_name": name, "digest": digest, **key}
                     for name, digest in result.outputs.items()
                 ],
             )
@@ -364,14 +371,19 @@ class SqlStore:
             )
         return asset_from(row)
 
-    def is_digest_used(self, digest: str) -> bool:
+    def is_digest_used(self, project: str, digest: str) -> bool:
         """See `AssetStore`. The model and the dataset of an unfinished job count as used."""
         query = select(
             or_(
-                exists().where(assets.c.digest == digest),
-                exists().where(trial_artifacts.c.digest == digest),
-                exists().where(work_outputs.c.digest == digest),
+                exists().where(assets.c.project == project, assets.c.digest == digest),
                 exists().where(
+                    trial_artifacts.c.digest == digest,
+                    trial_artifacts.c.job_id == jobs.c.job_id,
+                    jobs.c.project == project,
+                ),
+                exists().where(work_outputs.c.project == project, work_outputs.c.digest == digest),
+                exists().where(
+                    jobs.c.project == project,
                     jobs.c.state.in_(_UNFINISHED),
                     or_(jobs.c.model_digest == digest, jobs.c.dataset_digest == digest),
                 ),

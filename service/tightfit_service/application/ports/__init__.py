@@ -5,7 +5,12 @@ batch normalised by the importer, every node uniquely named. A port never change
 Unless a port says otherwise it may be called from several threads at once.
 """
 
-from tightfit_service.application.ports.artifacts import ArtifactStore, UploadStaging, UploadTicket
+from tightfit_service.application.ports.artifacts import (
+    ArtifactStore,
+    ArtifactStores,
+    UploadStaging,
+    UploadTicket,
+)
 from tightfit_service.application.ports.datasets import DatasetReader, DataSynthesizer, OpenDataset
 from tightfit_service.application.ports.execution import (
     Clock,
@@ -61,6 +66,7 @@ from tightfit_service.application.ports.techniques import (
 __all__ = [
     "AccuracyOf",
     "ArtifactStore",
+    "ArtifactStores",
     "AssetRecord",
     "AssetStore",
     "Clock",

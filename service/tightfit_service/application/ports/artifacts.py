@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class ArtifactStore(Protocol):
-    """Immutable bytes by digest (lower-case hex sha-256). Safe for many threads and processes.
+    """Immutable bytes of one project by digest (lower-case hex sha-256). Safe for many threads and processes.
 
     All methods raise UnavailableError when the store is down and ResourceExhaustedError when it is full.
     """
@@ -51,8 +51,16 @@ class ArtifactStore(Protocol):
         """Remove the bytes; removing what is not there does nothing."""
         ...
 
+
+class ArtifactStores(Protocol):
+    """The artifacts of all projects, each apart from the others."""
+
+    def of(self, project: str) -> ArtifactStore:
+        """Return the store of a project; it sees nothing of what others stored, equal bytes included."""
+        ...
+
     def check(self) -> None:
-        """Raise UnavailableError unless the store can be read and written now."""
+        """Raise UnavailableError unless artifacts can be read and written now."""
         ...
 
 

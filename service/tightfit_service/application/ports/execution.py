@@ -18,12 +18,14 @@ class WorkUnit:
     """A pure unit of work: the same kind, payload and inputs give the same result.
 
     Attributes:
+        project: Whose artifacts it reads and writes.
         kind: Which handler runs it (see `application.work`).
         payload: Plain JSON data.
         inputs: Name to digest; the executor provides them to the worker as files.
         timeout_seconds: The worker is killed after this.
     """
 
+    project: str
     kind: str
     payload: Mapping[str, Any]
     inputs: Mapping[str, str]

@@ -68,8 +68,8 @@ class AssetStore(Protocol):
         """
         ...
 
-    def is_digest_used(self, digest: str) -> bool:
-        """Whether any asset, trial or cached result still refers to the bytes."""
+    def is_digest_used(self, project: str, digest: str) -> bool:
+        """Whether any asset, trial or cached result of the project still refers to the bytes."""
         ...
 
 
@@ -140,10 +140,10 @@ class JobStore(Protocol):
         """Return events with a sequence number greater than `after`, in order."""
         ...
 
-    def cached_result(self, input_digest: str) -> WorkResult | None:
-        """Return the stored result of a unit of work with these inputs, or None."""
+    def cached_result(self, project: str, input_digest: str) -> WorkResult | None:
+        """Return the project's stored result of a unit of work with these inputs, or None."""
         ...
 
-    def store_result(self, input_digest: str, result: WorkResult) -> None:
-        """Store the result of a unit of work."""
+    def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
+        """Store the result of a unit of work of the project."""
         ...

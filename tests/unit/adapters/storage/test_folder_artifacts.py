@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tightfit_service.adapters.storage import folder_artifacts
-from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts, FolderArtifactStores
 from tightfit_service.domain.errors import (
     IntegrityError,
     ResourceExhaustedError,
@@ -80,10 +80,10 @@ def test_a_disk_that_fails_in_the_middle_leaves_nothing(
 
 
 def test_a_full_disk_is_found_by_the_check(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(root=root)
+    stores = FolderArtifactStores(root=root)
     monkeypatch.setattr(Path, "write_bytes", failing(errno.ENOSPC))
     with pytest.raises(ResourceExhaustedError):
-        store.check()
+        stores.check()
 
 
 def test_linking_takes_over_the_blocks_and_copying_does_not(root: Path, source: Path) -> None:
@@ -139,7 +139,6 @@ def test_damaged_bytes_are_noticed(root: Path, source: Path, tmp_path: Path) -> 
         lambda store, source: store.put(source, DIGEST),
         lambda store, _: store.size(DIGEST),
         lambda store, _: store.read(DIGEST),
-        lambda store, _: store.check(),
     ],
 )
 def test_a_folder_that_went_away_is_unavailable(
@@ -149,6 +148,15 @@ def test_a_folder_that_went_away_is_unavailable(
     root.rename(root.with_name("elsewhere"))
     with pytest.raises(UnavailableError):
         call(store, source)
+    assert not root.exists()
+
+
+def test_a_root_that_went_away_is_not_made_again(root: Path) -> None:
+    stores = FolderArtifactStores(root=root)
+    root.rename(root.with_name("elsewhere"))
+    for call in (stores.check, lambda: stores.of("default")):
+        with pytest.raises(UnavailableError):
+            call()
     assert not root.exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts
+from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts, S3ArtifactStores
 from tightfit_service.domain.errors import (
     IntegrityError,
     InvalidRequestError,
@@ -83,19 +83,24 @@ def script() -> Script:
 
 
 @pytest.fixture
-def store(script: Script) -> Iterator[S3Artifacts]:
+def stores(script: Script) -> Iterator[S3ArtifactStores]:
     handler = type("ScriptedHandler", (Handler,), {"script": script})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield make_store(f"http://127.0.0.1:{server.server_port}")
+    yield make_stores(f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def make_store(url: str) -> S3Artifacts:
-    return S3Artifacts(
+@pytest.fixture
+def store(stores: S3ArtifactStores) -> S3Artifacts:
+    return stores.of("default")
+
+
+def make_stores(url: str) -> S3ArtifactStores:
+    return S3ArtifactStores(
         url=url,
         bucket="bucket",
         access_key="key",
@@ -113,10 +118,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_store_that_does_not_answer_is_unavailable(source: Path, tmp_path: Path) -> None:
-    store = make_store("http://127.0.0.1:9")
+    stores = make_stores("http://127.0.0.1:9")
+    store = stores.of("default")
     for call in (
-        store.check,
-        store.ensure_bucket,
+        stores.check,
+        stores.ensure_bucket,
         lambda: store.put(source, DIGEST),
         lambda: store.size(DIGEST),
         lambda: store.read(DIGEST),
@@ -140,7 +146,7 @@ def test_a_store_that_does_not_answer_is_unavailable(source: Path, tmp_path: Pat
     ],
 )
 def test_refusals_of_the_store_become_errors_of_the_domain(
-    store: S3Artifacts,
+    stores: S3ArtifactStores,
     script: Script,
     status: int,
     code: str,
@@ -149,7 +155,7 @@ def test_refusals_of_the_store_become_errors_of_the_domain(
 ) -> None:
     script.error = (status, code)
     with pytest.raises(error, match=words) as caught:
-        store.check()
+        stores.check()
     assert caught.value.remedy
 
 
@@ -179,5 +185,5 @@ def test_damaged_bytes_are_noticed(store: S3Artifacts, script: Script, tmp_path:
 @pytest.mark.parametrize("url", ["", "127.0.0.1:9000", "ftp://host", "http://host:1/bucket"])
 def test_an_address_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        make_store(url)
+        make_stores(url)
     assert caught.value.field == "artifact_url"
