@@ -1,4 +1,4 @@
-"""The command `python -m tightfit_service`: serve, be a worker of a server, or pack a file."""
+"""The command `python -m tightfit_service`: serve, be a worker, pack a file, show public keys."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.command == "pack":
         return _pack(arguments.file, arguments.output)
+    if arguments.command == "public-keys":
+        return _public_keys(settings)
     if arguments.command == "worker":
         bootstrap.run_worker(settings)
         return 0
@@ -58,6 +60,17 @@ def _pack(source: Path, destination: Path) -> int:
         f"{destination}: {packed} bytes, {original / packed:.2f} times smaller; "
         f"restore it with `tightfit unpack`\n"
     )
+    return 0
+
+
+def _public_keys(settings: Settings) -> int:
+    from tightfit_service import bootstrap
+
+    keys = bootstrap.public_keys(settings)
+    if not keys:
+        sys.stderr.write(f"no server has signed anything in {settings.data_dir} yet\n")
+        return USAGE_ERROR
+    sys.stdout.write(keys.decode())
     return 0
 
 
@@ -92,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     worker = commands.add_parser("worker", help="run units of work for a server (started by it)")
     worker.add_argument("--data-dir", type=Path, help="folder of the caches")
+    keys = commands.add_parser(
+        "public-keys", help="print the public keys that signed results can be verified with"
+    )
+    keys.add_argument("--data-dir", type=Path, help="folder of all state")
     pack = commands.add_parser("pack", help="pack a model file for download")
     pack.add_argument("file", type=Path, help="model file of any format")
     pack.add_argument("-o", "--output", type=Path, required=True, help="where the packed file goes")

@@ -29,6 +29,9 @@ from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena
 from tightfit_service.adapters.emulators.vela import VelaCompiler
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.provenance.dsse import Ed25519Signer
+from tightfit_service.adapters.provenance.file_digests import ZipFileSets
+from tightfit_service.adapters.provenance.signing_key import kept_public_keys, open_signing_key
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
 from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
@@ -36,7 +39,8 @@ from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.adapters.telemetry.prometheus import MetricsPort, PrometheusTelemetry
+from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
+from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.device_measurements import DeviceMeasurements
@@ -51,6 +55,7 @@ from tightfit_service.application.ports import (
     NodePass,
     TargetCatalogue,
 )
+from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
@@ -195,6 +200,19 @@ def build_server(settings: Settings) -> Server:
         measurements=DeviceMeasurements(
             measurer=runners, results=store, telemetry=telemetry.runners
         ),
+        provenance=Provenance(
+            signer=Ed25519Signer(
+                open_signing_key(
+                    _keys_dir(settings),
+                    key_file=Path(settings.provenance_key_file)
+                    if settings.provenance_key_file
+                    else None,
+                )
+            ),
+            artifacts=artifacts,
+            file_sets=ZipFileSets(),
+            scratch_dir=settings.data_dir.resolve() / "scratch",
+        ),
     )
     scheduler = JobScheduler(
         store=store,
@@ -303,6 +321,15 @@ def pack_file(source: Path, destination: Path) -> tuple[int, int]:
     packed = pack(data, kinds.get(source.suffix.lower(), ModelFormat.EXECUTORCH))
     destination.write_bytes(packed)
     return len(data), len(packed)
+
+
+def public_keys(settings: Settings) -> bytes:
+    """Return the public keys that results of this deployment can be verified with, as PEM."""
+    return kept_public_keys(_keys_dir(settings))
+
+
+def _keys_dir(settings: Settings) -> Path:
+    return settings.data_dir / "keys"
 
 
 def build_handlers(settings: Settings) -> WorkHandlers:

@@ -53,6 +53,8 @@ class Settings:
     """Jobs that run at a time; their trials share the workers."""
     max_upload_bytes: int = 4 << 30
     """Largest model or dataset that is accepted."""
+    provenance_key_file: str = ""
+    """PEM file of the Ed25519 private key that signs results; empty makes one below data_dir."""
     drain_seconds: float = 30.0
     """How long running calls may go on after a stop was asked for."""
     log_format: str = "json"

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 
 from tightfit_service.application.attribution import PredictedLosses, attribute_layers
 from tightfit_service.application.choice import closest_trial, summary
@@ -32,6 +33,7 @@ from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.portfolio import Candidate, Portfolio
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal
+from tightfit_service.application.provenance import ARTIFACT_NAME, MODEL, Outcome
 from tightfit_service.application.recipe_making import RecipeMaker
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import PRECISION, network_passes
@@ -42,6 +44,7 @@ from tightfit_service.application.work import (
     BaselineOutcome,
 )
 from tightfit_service.domain.budget import Quantity
+from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import (
     JobResult,
@@ -320,15 +323,16 @@ class CompressionRun:
 
     async def _finish(self) -> None:
         await self._stages.enter("package", "choosing the winner", begin=0.97, end=1.0)
-        result = self._result()
+        result, end_time = self._result(), self._context.clock.now()
         if result.best_trial is not None:
             best = self._book.get(result.best_trial)
             assert best is not None
+            await self._sign(best.index, JobState.SUCCEEDED, end_time)
             await self._journal.enter(
                 JobState.SUCCEEDED,
                 f"trial {best.index} fits: {summary(best)}",
-                result=result,
-                end_time=self._context.clock.now(),
+                result=replace(result, notes=self._notes.all),
+                end_time=end_time,
             )
             return
         reachable, needed = await asyncio.to_thread(self._estimated_needs)
@@ -339,12 +343,34 @@ class CompressionRun:
             reachable=reachable,
             needed=needed,
         )
+        for index in infeasibility.closest_trials[:1]:
+            await self._sign(index, JobState.INFEASIBLE, end_time)
         await self._journal.enter(
             JobState.INFEASIBLE,
             infeasibility.explanation,
-            result=replace(result, infeasibility=infeasibility),
-            end_time=self._context.clock.now(),
+            result=replace(result, infeasibility=infeasibility, notes=self._notes.all),
+            end_time=end_time,
         )
+
+    async def _sign(self, index: int, state: JobState, end_time: datetime) -> None:
+        """Have the origin of the shown trial's model signed; without a store, hours of search still count."""
+        trial, provenance = self._book.get(index), self._context.provenance
+        if provenance is None or trial is None or trial.metrics is None:
+            return
+        if MODEL not in trial.artifacts:
+            return
+        outcome = Outcome(
+            job=self._journal.job,
+            state=state,
+            end_time=end_time,
+            trial=trial,
+            tool_versions=self._context.tool_versions,
+            baseline=self._book.baseline,
+        )
+        try:
+            await self._book.attach(index, ARTIFACT_NAME, await provenance.attest(outcome))
+        except TightfitError as error:
+            await self._notes.add("NOT_SIGNED", f"the origin of the result is not signed: {error}")
 
     def _estimated_needs(
         self,

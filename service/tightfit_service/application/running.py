@@ -9,6 +9,7 @@ from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.ports import Clock, Executor, JobStore, Telemetry
+from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.trial_book import RunContext
 
 
@@ -25,6 +26,7 @@ class JobRunner:
         telemetry: Telemetry,
         tool_versions: Mapping[str, str],
         measurements: DeviceMeasurements,
+        provenance: Provenance | None = None,
     ) -> None:
         self._store = store
         self._hardware = hardware
@@ -33,6 +35,7 @@ class JobRunner:
         self._telemetry = telemetry
         self._tool_versions = tool_versions
         self._measurements = measurements
+        self._provenance = provenance
 
     async def __call__(self, journal: JobJournal) -> None:
         """Run the job of the journal.
@@ -55,5 +58,6 @@ class JobRunner:
             graph_digest=graph_digest,
             tool_versions=self._tool_versions,
             measurements=self._measurements,
+            provenance=self._provenance,
         )
         await CompressionRun(journal, context).run()

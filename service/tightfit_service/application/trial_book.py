@@ -20,6 +20,7 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
+from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.recipe_work import (
     TrialOutcome,
     as_carried_out,
@@ -61,6 +62,8 @@ class RunContext:
     tool_versions: Mapping[str, str]
     measurements: DeviceMeasurements | None = None
     """Where jobs that ask for it have their candidates measured."""
+    provenance: Provenance | None = None
+    """Who signs what a finished job found; None leaves results unsigned."""
 
 
 class TrialBook:
@@ -118,6 +121,13 @@ class TrialBook:
     def outcome(self, index: int) -> TrialOutcome | None:
         """Return what a completed trial produced."""
         return self._outcomes.get(index)
+
+    async def attach(self, index: int, name: str, digest: str) -> None:
+        """Store one more artifact with a trial of this life."""
+        trial = self._trials[index]
+        trial = replace(trial, artifacts={**trial.artifacts, name: digest})
+        await asyncio.to_thread(self._context.store.save_trial, self._journal.job.job_id, trial)
+        self._trials[index] = trial
 
     def dataset_inputs(self) -> Mapping[str, str]:
         """Return the job's dataset as the input of a unit; nothing where there is none."""
