@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+
 from tightfit_service.domain.job import Job, JobState
 from tightfit_service.domain.trial import Trial
 
@@ -11,6 +14,12 @@ class RecordingTelemetry:
 
     def __init__(self) -> None:
         self.job_states: list[tuple[JobState | None, JobState]] = []
+        self.waits: list[float] = []
+        self.progressed: list[str] = []
+        self.queues: list[tuple[Mapping[JobState, int], float]] = []
+        self.units: list[tuple[str, str]] = []
+        self.dependencies: list[tuple[str, bool]] = []
+        self.certificates: dict[str, datetime] = {}
         self.trials: list[tuple[str, Trial]] = []
         self.best: list[tuple[str, Trial | None]] = []
         self.emulator_calls: list[tuple[str, float]] = []
@@ -20,6 +29,24 @@ class RecordingTelemetry:
 
     def job_state(self, job: Job, before: JobState | None) -> None:
         self.job_states.append((before, job.state))
+
+    def job_waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def job_progressed(self, job_id: str) -> None:
+        self.progressed.append(job_id)
+
+    def queue_seen(self, counts: Mapping[JobState, int], *, oldest_seconds: float) -> None:
+        self.queues.append((dict(counts), oldest_seconds))
+
+    def unit_finished(self, kind: str, result: str, seconds: float) -> None:
+        self.units.append((kind, result))
+
+    def dependency_checked(self, dependency: str, *, is_up: bool, seconds: float) -> None:
+        self.dependencies.append((dependency, is_up))
+
+    def certificate_expires(self, certificate: str, end: datetime) -> None:
+        self.certificates[certificate] = end
 
     def trial_finished(self, job_id: str, trial: Trial) -> None:
         self.trials.append((job_id, trial))

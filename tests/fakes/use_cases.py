@@ -353,6 +353,10 @@ class RecordingRpcMetrics:
 
     def __init__(self) -> None:
         self.finished: list[tuple[str, str]] = []
+        self.refused: list[str] = []
+
+    def rpc_refused(self, reason: str) -> None:
+        self.refused.append(reason)
 
     def rpc_finished(self, method: str, code: str, seconds: float) -> None:
         assert seconds >= 0

@@ -34,6 +34,10 @@ class RpcMetrics(Protocol):
         """
         ...
 
+    def rpc_refused(self, reason: str) -> None:
+        """Report an error of the contract that a call ended with, by its reason."""
+        ...
+
 
 class BoundaryInterceptor(grpc.aio.ServerInterceptor):
     """The outermost layer of every RPC, and the only place of the API that catches what it does not know."""
@@ -108,6 +112,7 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
                 name = getattr(request, "name", "") or getattr(request, "parent", "")
                 status = to_status(error, resource_name=str(name), request_id=request_id)
                 code = _CODES[status.code].name
+                self._metrics.rpc_refused(error.reason)
                 _log.info("rpc refused", code=code, reason=error.reason, error=str(error))
                 await _abort(context, status, request_id)
             except grpc.aio.AbortError:

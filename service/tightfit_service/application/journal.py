@@ -116,6 +116,8 @@ class JobJournal:
                 fraction=fraction,
             ),
         )
+        if kind in (JobEventKind.STAGE, JobEventKind.PROGRESS, JobEventKind.TRIAL):
+            self._telemetry.job_progressed(self.job.job_id)
         self._hub.announce(self.job.job_id)
 
     async def update(self, **changes: Any) -> Job:
@@ -133,11 +135,13 @@ class JobJournal:
         Raises:
             PreconditionError: The job cannot go there.
         """
-        before = self.job.state
+        before, since = self.job.state, self.job.update_time
         check_transition(before, state)
         await self.event(JobEventKind.STATE, message, state=state)
         await self.update(state=state, **changes)
         self._telemetry.job_state(self.job, before)
+        if before is JobState.QUEUED and state is JobState.RUNNING:
+            self._telemetry.job_waited((self.job.update_time - since).total_seconds())
         self._hub.announce(self.job.job_id)
         return self.job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from tightfit_service.application.ports import (
     Executor,
@@ -13,6 +14,7 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.work import unit_digest
+from tightfit_service.domain.errors import TightfitError, UnavailableError, WorkFailedError
 
 
 def _quiet(_share: float, _text: str) -> None:
@@ -36,6 +38,24 @@ async def run_cached(
     telemetry.cache_lookup(hit=remembered is not None)
     if remembered is not None:
         return remembered
-    result = await executor.run(unit, on_progress=on_progress)
+    result = await _timed(unit, executor, telemetry, on_progress)
     await asyncio.to_thread(store.store_result, unit.project, digest, result)
+    return result
+
+
+async def _timed(
+    unit: WorkUnit, executor: Executor, telemetry: Telemetry, on_progress: ProgressCallback
+) -> WorkResult:
+    start, outcome = time.perf_counter(), "cancelled"
+    try:
+        result = await executor.run(unit, on_progress=on_progress)
+        outcome = "ok"
+    except (WorkFailedError, UnavailableError):
+        outcome = "failed"
+        raise
+    except TightfitError:
+        outcome = "refused"
+        raise
+    finally:
+        telemetry.unit_finished(unit.kind, outcome, time.perf_counter() - start)
     return result

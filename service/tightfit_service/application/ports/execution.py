@@ -99,12 +99,28 @@ class Telemetry(Protocol):
         """Report a new job (`before` None) or a change of state."""
         ...
 
+    def job_waited(self, seconds: float) -> None:
+        """Report how long a job that starts to run was in the queue."""
+        ...
+
+    def job_progressed(self, job_id: str) -> None:
+        """Report that a running job goes on: a stage, a step of training, a trial."""
+        ...
+
+    def queue_seen(self, counts: Mapping[JobState, int], *, oldest_seconds: float) -> None:
+        """Report how many jobs the database holds by state, and how long the oldest queued one waits."""
+        ...
+
     def trial_finished(self, job_id: str, trial: Trial) -> None:
         """Report a trial's end with its stage times."""
         ...
 
     def best_so_far(self, job_id: str, trial: Trial | None) -> None:
         """Report the best trial of a running job; None when the job has ended and its series can go."""
+        ...
+
+    def unit_finished(self, kind: str, result: str, seconds: float) -> None:
+        """Report a unit of work that was run: `ok`, `refused` (bad input), `failed`, `cancelled`."""
         ...
 
     def emulator_called(self, emulator: str, seconds: float) -> None:
@@ -121,4 +137,12 @@ class Telemetry(Protocol):
 
     def cache_lookup(self, *, hit: bool) -> None:
         """Report a look-up in the cache of work results."""
+        ...
+
+    def dependency_checked(self, dependency: str, *, is_up: bool, seconds: float) -> None:
+        """Report a check of the `database` or of `artifacts`, and how long it took."""
+        ...
+
+    def certificate_expires(self, certificate: str, end: datetime) -> None:
+        """Report until when a certificate in use (`server`, `client_ca`) is valid."""
         ...

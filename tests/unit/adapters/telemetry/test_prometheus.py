@@ -6,7 +6,8 @@ import re
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fakes.records import make_job, make_trial
 from fakes.use_cases import make_cost
-from tightfit_service.adapters.telemetry.prometheus import MetricsPort, PrometheusTelemetry
+from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
+from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
+from tightfit_service.adapters.telemetry.series import BoundedLabel
 from tightfit_service.domain.errors import UnavailableError
 from tightfit_service.domain.job import Job, JobState
 from tightfit_service.domain.quantities import Accuracy
@@ -86,39 +89,94 @@ def test_rpcs_are_counted_by_method_and_code(
     assert scrape(bucket, method="tightfit.v1.A/B", le="+Inf") == 3
 
 
-def test_jobs_move_between_states_and_end_in_an_outcome(
-    telemetry: PrometheusTelemetry, scrape: Scrape
-) -> None:
-    _walk(telemetry, make_job("waits"))
+def test_jobs_end_in_an_outcome(telemetry: PrometheusTelemetry, scrape: Scrape) -> None:
     _walk(telemetry, make_job("works"), JobState.RUNNING)
     _walk(telemetry, make_job("done"), JobState.RUNNING, JobState.SUCCEEDED)
     _walk(telemetry, make_job("dropped"), JobState.CANCELLED)
 
-    assert scrape("tightfit_jobs", state="queued") == 1
-    assert scrape("tightfit_jobs", state="running") == 1
     assert scrape("tightfit_jobs_finished_total", outcome="succeeded") == 1
     assert scrape("tightfit_jobs_finished_total", outcome="cancelled") == 1
     assert scrape("tightfit_jobs_finished_total", outcome="failed") == 0
 
 
-def test_the_wait_in_the_queue_is_measured_each_time(
+def test_the_queue_is_shown_as_the_database_has_it(
     telemetry: PrometheusTelemetry, scrape: Scrape
 ) -> None:
-    _walk(telemetry, make_job("j"), JobState.RUNNING, JobState.QUEUED, JobState.RUNNING)
-    _walk(telemetry, make_job("never-ran"), JobState.CANCELLED)
+    telemetry.queue_seen({JobState.QUEUED: 3, JobState.RUNNING: 1}, oldest_seconds=12.5)
 
-    assert scrape("tightfit_job_queue_wait_seconds_count") == 2
-    assert scrape("tightfit_job_queue_wait_seconds_sum") == 10
-
-
-def test_a_job_found_running_after_a_restart_leaves_the_gauges_right(
-    telemetry: PrometheusTelemetry, scrape: Scrape
-) -> None:
-    job = make_job("j", state=JobState.RUNNING)
-    _walk(telemetry, job, JobState.QUEUED, JobState.RUNNING, JobState.FAILED)
-
+    assert scrape("tightfit_jobs", state="queued") == 3
+    assert scrape("tightfit_jobs", state="running") == 1
+    assert scrape("tightfit_oldest_queued_job_age_seconds") == 12.5
+    telemetry.queue_seen({}, oldest_seconds=0.0)
     assert scrape("tightfit_jobs", state="queued") == 0
     assert scrape("tightfit_jobs", state="running") == 0
+
+
+def test_waits_in_the_queue_are_counted(telemetry: PrometheusTelemetry, scrape: Scrape) -> None:
+    telemetry.job_waited(5.0)
+    telemetry.job_waited(-0.5)
+
+    assert scrape("tightfit_job_queue_wait_seconds_count") == 2
+    assert scrape("tightfit_job_queue_wait_seconds_sum") == 5
+
+
+def test_progress_of_a_running_job_is_a_time_that_goes_with_the_job(
+    telemetry: PrometheusTelemetry, scrape: Scrape
+) -> None:
+    telemetry.job_progressed("j1")
+    told = scrape("tightfit_job_last_progress_timestamp_seconds", job_id="j1")
+
+    assert told is not None
+    assert told > datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    telemetry.best_so_far("j1", make_trial())
+    assert scrape("tightfit_job_last_progress_timestamp_seconds", job_id="j1") == told
+    telemetry.best_so_far("j1", None)
+    assert scrape("tightfit_job_last_progress_timestamp_seconds", job_id="j1") is None
+
+
+def test_dependencies_certificates_and_units_are_shown(
+    telemetry: PrometheusTelemetry, scrape: Scrape
+) -> None:
+    telemetry.dependency_checked("database", is_up=True, seconds=0.002)
+    telemetry.dependency_checked("artifacts", is_up=True, seconds=0.2)
+    telemetry.dependency_checked("artifacts", is_up=False, seconds=5.0)
+    telemetry.certificate_expires("server", datetime(2030, 1, 1, tzinfo=UTC))
+    telemetry.unit_finished("trial", "failed", 3.0)
+    telemetry.rpc_refused("RESOURCE_EXHAUSTED")
+
+    assert scrape("tightfit_dependency_up", dependency="database") == 1
+    assert scrape("tightfit_dependency_up", dependency="artifacts") == 0
+    failed = {"dependency": "artifacts", "result": "failed"}
+    assert scrape("tightfit_dependency_check_duration_seconds_count", **failed) == 1
+    end = scrape("tightfit_certificate_not_after_timestamp_seconds", certificate="server")
+    assert end == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+    assert scrape("tightfit_work_unit_duration_seconds_sum", kind="trial", result="failed") == 3
+    assert scrape("tightfit_rpcs_refused_total", reason="RESOURCE_EXHAUSTED") == 1
+
+
+def test_the_version_is_a_label(telemetry: PrometheusTelemetry, scrape: Scrape) -> None:
+    assert scrape("tightfit_build_info", version=metadata.version("tightfit-service")) == 1
+
+
+def test_labels_beyond_the_bound_become_other() -> None:
+    bounded = BoundedLabel(most=2)
+
+    assert [bounded(value) for value in ("a", "b", "c", "a", "d")] == [
+        "a",
+        "b",
+        "other",
+        "a",
+        "other",
+    ]
+
+
+def test_calls_of_many_methods_open_no_more_series_than_allowed(
+    telemetry: PrometheusTelemetry, text: Callable[[], str]
+) -> None:
+    for number in range(500):
+        telemetry.rpc_finished(f"tightfit.v1.A/M{number}", "OK", 0.1)
+
+    assert len(re.findall(r"^tightfit_rpcs_total\{", text(), re.MULTILINE)) == 101
 
 
 @pytest.mark.parametrize(
@@ -146,14 +204,16 @@ def test_the_best_of_a_running_job_is_shown_and_goes_with_the_job(
     telemetry.best_so_far("j1", make_trial(metrics=_metrics(0.9)))
     telemetry.best_so_far("j2", make_trial(metrics=_metrics(0.7)))
 
-    assert scrape("tightfit_job_best_accuracy_ratio", job="j1") == 0.9
-    assert scrape("tightfit_job_best_estimated_latency_seconds", job="j1") == pytest.approx(0.008)
-    assert scrape("tightfit_job_best_estimated_energy_joules", job="j1") == pytest.approx(0.0008)
-    assert scrape("tightfit_job_best_estimated_peak_ram_bytes", job="j1") == 1024
-    assert scrape("tightfit_job_best_flash_bytes", job="j1") == 2048
+    assert scrape("tightfit_job_best_accuracy_ratio", job_id="j1") == 0.9
+    assert scrape("tightfit_job_best_estimated_latency_seconds", job_id="j1") == pytest.approx(
+        0.008
+    )
+    assert scrape("tightfit_job_best_estimated_energy_joules", job_id="j1") == pytest.approx(0.0008)
+    assert scrape("tightfit_job_best_estimated_peak_ram_bytes", job_id="j1") == 1024
+    assert scrape("tightfit_job_best_flash_bytes", job_id="j1") == 2048
     telemetry.best_so_far("j1", None)
-    assert 'job="j1"' not in text()
-    assert scrape("tightfit_job_best_accuracy_ratio", job="j2") == 0.7
+    assert 'job_id="j1"' not in text()
+    assert scrape("tightfit_job_best_accuracy_ratio", job_id="j2") == 0.7
     telemetry.best_so_far("never-seen", None)
 
 
@@ -162,7 +222,7 @@ def test_a_best_trial_without_metrics_shows_nothing(
 ) -> None:
     telemetry.best_so_far("j", make_trial())
 
-    assert 'job="j"' not in text()
+    assert 'job_id="j"' not in text()
 
 
 def test_work_is_counted(telemetry: PrometheusTelemetry, scrape: Scrape) -> None:
