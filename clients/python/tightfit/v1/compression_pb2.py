@@ -25,6 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from tightfit.v1 import access_options_pb2 as tightfit_dot_v1_dot_access__options__pb2
 from tightfit.v1 import hardware_pb2 as tightfit_dot_v1_dot_hardware__pb2
 from tightfit.v1 import job_pb2 as tightfit_dot_v1_dot_job__pb2
 from tightfit.v1 import metrics_pb2 as tightfit_dot_v1_dot_metrics__pb2
@@ -32,7 +33,7 @@ from tightfit.v1 import recipe_pb2 as tightfit_dot_v1_dot_recipe__pb2
 from tightfit.v1 import trial_pb2 as tightfit_dot_v1_dot_trial__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtightfit/v1/compression.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1atightfit/v1/hardware.proto\x1a\x15tightfit/v1/job.proto\x1a\x19tightfit/v1/metrics.proto\x1a\x18tightfit/v1/recipe.proto\x1a\x17tightfit/v1/trial.proto\"\xaf\x01\n\x10\x43reateJobRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12.\n\x03job\x18\x02 \x01(\x0b\x32\x1b.tightfit.v1.CompressionJobB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"C\n\rGetJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\"\xb3\x01\n\x0fListJobsRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x37\n\x06states\x18\x04 \x03(\x0e\x32!.tightfit.v1.CompressionJob.StateB\x04\xe2\x41\x01\x01\"b\n\x10ListJobsResponse\x12/\n\x04jobs\x18\x01 \x03(\x0b\x32\x1b.tightfit.v1.CompressionJobB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"c\n\x0fWatchJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"F\n\x10\x43\x61ncelJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\"F\n\x10\x44\x65leteJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\"y\n\x0f\x43heckJobRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.tightfit.v1.CompressionSpecB\x04\xe2\x41\x01\x02\"\xbc\x02\n\x10\x43heckJobResponse\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecB\x04\xe2\x41\x01\x03\x12,\n\x08\x62\x61seline\x18\x02 \x01(\x0b\x32\x14.tightfit.v1.MetricsB\x04\xe2\x41\x01\x03\x12\x31\n\rbaseline_int8\x18\x03 \x01(\x0b\x32\x14.tightfit.v1.MetricsB\x04\xe2\x41\x01\x03\x12\x30\n\nviolations\x18\x04 \x03(\x0b\x32\x16.tightfit.v1.ViolationB\x04\xe2\x41\x01\x03\x12/\n\x05notes\x18\x05 \x03(\x0b\x32\x1a.tightfit.v1.PreflightNoteB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x66its_already\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x17\n\treachable\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x03\"s\n\x11ListTrialsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Trial\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x12ListTrialsResponse\x12(\n\x06trials\x18\x01 \x03(\x0b\x32\x12.tightfit.v1.TrialB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"<\n\x0fGetTrialRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Trial\"\xc1\x01\n\x12\x41pplyRecipeRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.tightfit.v1.CompressionSpecB\x04\xe2\x41\x01\x02\x12)\n\x06recipe\x18\x03 \x01(\x0b\x32\x13.tightfit.v1.RecipeB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x32\xdc\x05\n\x12\x43ompressionService\x12G\n\tCreateJob\x12\x1d.tightfit.v1.CreateJobRequest\x1a\x1b.tightfit.v1.CompressionJob\x12\x41\n\x06GetJob\x12\x1a.tightfit.v1.GetJobRequest\x1a\x1b.tightfit.v1.CompressionJob\x12G\n\x08ListJobs\x12\x1c.tightfit.v1.ListJobsRequest\x1a\x1d.tightfit.v1.ListJobsResponse\x12\x41\n\x08WatchJob\x12\x1c.tightfit.v1.WatchJobRequest\x1a\x15.tightfit.v1.JobEvent0\x01\x12G\n\tCancelJob\x12\x1d.tightfit.v1.CancelJobRequest\x1a\x1b.tightfit.v1.CompressionJob\x12\x42\n\tDeleteJob\x12\x1d.tightfit.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12G\n\x08\x43heckJob\x12\x1c.tightfit.v1.CheckJobRequest\x1a\x1d.tightfit.v1.CheckJobResponse\x12M\n\nListTrials\x12\x1e.tightfit.v1.ListTrialsRequest\x1a\x1f.tightfit.v1.ListTrialsResponse\x12<\n\x08GetTrial\x12\x1c.tightfit.v1.GetTrialRequest\x1a\x12.tightfit.v1.Trial\x12K\n\x0b\x41pplyRecipe\x12\x1f.tightfit.v1.ApplyRecipeRequest\x1a\x1b.tightfit.v1.CompressionJobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtightfit/v1/compression.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/hardware.proto\x1a\x15tightfit/v1/job.proto\x1a\x19tightfit/v1/metrics.proto\x1a\x18tightfit/v1/recipe.proto\x1a\x17tightfit/v1/trial.proto\"\xaf\x01\n\x10\x43reateJobRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12.\n\x03job\x18\x02 \x01(\x0b\x32\x1b.tightfit.v1.CompressionJobB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"C\n\rGetJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\"\xb3\x01\n\x0fListJobsRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x37\n\x06states\x18\x04 \x03(\x0e\x32!.tightfit.v1.CompressionJob.StateB\x04\xe2\x41\x01\x01\"b\n\x10ListJobsResponse\x12/\n\x04jobs\x18\x01 \x03(\x0b\x32\x1b.tightfit.v1.CompressionJobB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"c\n\x0fWatchJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"F\n\x10\x43\x61ncelJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\"F\n\x10\x44\x65leteJobRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1btightfit.dev/CompressionJob\"y\n\x0f\x43heckJobRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.tightfit.v1.CompressionSpecB\x04\xe2\x41\x01\x02\"\xbc\x02\n\x10\x43heckJobResponse\x12/\n\x06target\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.HardwareSpecB\x04\xe2\x41\x01\x03\x12,\n\x08\x62\x61seline\x18\x02 \x01(\x0b\x32\x14.tightfit.v1.MetricsB\x04\xe2\x41\x01\x03\x12\x31\n\rbaseline_int8\x18\x03 \x01(\x0b\x32\x14.tightfit.v1.MetricsB\x04\xe2\x41\x01\x03\x12\x30\n\nviolations\x18\x04 \x03(\x0b\x32\x16.tightfit.v1.ViolationB\x04\xe2\x41\x01\x03\x12/\n\x05notes\x18\x05 \x03(\x0b\x32\x1a.tightfit.v1.PreflightNoteB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x66its_already\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x17\n\treachable\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x03\"s\n\x11ListTrialsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Trial\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x12ListTrialsResponse\x12(\n\x06trials\x18\x01 \x03(\x0b\x32\x12.tightfit.v1.TrialB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"<\n\x0fGetTrialRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Trial\"\xc1\x01\n\x12\x41pplyRecipeRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1btightfit.dev/CompressionJob\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.tightfit.v1.CompressionSpecB\x04\xe2\x41\x01\x02\x12)\n\x06recipe\x18\x03 \x01(\x0b\x32\x13.tightfit.v1.RecipeB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x32\xbe\x06\n\x12\x43ompressionService\x12R\n\tCreateJob\x12\x1d.tightfit.v1.CreateJobRequest\x1a\x1b.tightfit.v1.CompressionJob\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12J\n\x06GetJob\x12\x1a.tightfit.v1.GetJobRequest\x1a\x1b.tightfit.v1.CompressionJob\"\x07\x82\xfb\x18\x03\n\x01\x01\x12P\n\x08ListJobs\x12\x1c.tightfit.v1.ListJobsRequest\x1a\x1d.tightfit.v1.ListJobsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12J\n\x08WatchJob\x12\x1c.tightfit.v1.WatchJobRequest\x1a\x15.tightfit.v1.JobEvent\"\x07\x82\xfb\x18\x03\n\x01\x01\x30\x01\x12R\n\tCancelJob\x12\x1d.tightfit.v1.CancelJobRequest\x1a\x1b.tightfit.v1.CompressionJob\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12M\n\tDeleteJob\x12\x1d.tightfit.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12P\n\x08\x43heckJob\x12\x1c.tightfit.v1.CheckJobRequest\x1a\x1d.tightfit.v1.CheckJobResponse\"\x07\x82\xfb\x18\x03\n\x01\x02\x12V\n\nListTrials\x12\x1e.tightfit.v1.ListTrialsRequest\x1a\x1f.tightfit.v1.ListTrialsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12\x45\n\x08GetTrial\x12\x1c.tightfit.v1.GetTrialRequest\x1a\x12.tightfit.v1.Trial\"\x07\x82\xfb\x18\x03\n\x01\x01\x12V\n\x0b\x41pplyRecipe\x12\x1f.tightfit.v1.ApplyRecipeRequest\x1a\x1b.tightfit.v1.CompressionJob\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -107,32 +108,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPLYRECIPEREQUEST'].fields_by_name['recipe']._serialized_options = b'\342A\001\002'
   _globals['_APPLYRECIPEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_APPLYRECIPEREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
-  _globals['_CREATEJOBREQUEST']._serialized_start=265
-  _globals['_CREATEJOBREQUEST']._serialized_end=440
-  _globals['_GETJOBREQUEST']._serialized_start=442
-  _globals['_GETJOBREQUEST']._serialized_end=509
-  _globals['_LISTJOBSREQUEST']._serialized_start=512
-  _globals['_LISTJOBSREQUEST']._serialized_end=691
-  _globals['_LISTJOBSRESPONSE']._serialized_start=693
-  _globals['_LISTJOBSRESPONSE']._serialized_end=791
-  _globals['_WATCHJOBREQUEST']._serialized_start=793
-  _globals['_WATCHJOBREQUEST']._serialized_end=892
-  _globals['_CANCELJOBREQUEST']._serialized_start=894
-  _globals['_CANCELJOBREQUEST']._serialized_end=964
-  _globals['_DELETEJOBREQUEST']._serialized_start=966
-  _globals['_DELETEJOBREQUEST']._serialized_end=1036
-  _globals['_CHECKJOBREQUEST']._serialized_start=1038
-  _globals['_CHECKJOBREQUEST']._serialized_end=1159
-  _globals['_CHECKJOBRESPONSE']._serialized_start=1162
-  _globals['_CHECKJOBRESPONSE']._serialized_end=1478
-  _globals['_LISTTRIALSREQUEST']._serialized_start=1480
-  _globals['_LISTTRIALSREQUEST']._serialized_end=1595
-  _globals['_LISTTRIALSRESPONSE']._serialized_start=1597
-  _globals['_LISTTRIALSRESPONSE']._serialized_end=1690
-  _globals['_GETTRIALREQUEST']._serialized_start=1692
-  _globals['_GETTRIALREQUEST']._serialized_end=1752
-  _globals['_APPLYRECIPEREQUEST']._serialized_start=1755
-  _globals['_APPLYRECIPEREQUEST']._serialized_end=1948
-  _globals['_COMPRESSIONSERVICE']._serialized_start=1951
-  _globals['_COMPRESSIONSERVICE']._serialized_end=2683
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['CreateJob']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['CreateJob']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['GetJob']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['GetJob']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['ListJobs']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['ListJobs']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['WatchJob']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['WatchJob']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['CancelJob']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['DeleteJob']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['DeleteJob']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['CheckJob']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['CheckJob']._serialized_options = b'\202\373\030\003\n\001\002'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['ListTrials']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['ListTrials']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['GetTrial']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['GetTrial']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['ApplyRecipe']._loaded_options = None
+  _globals['_COMPRESSIONSERVICE'].methods_by_name['ApplyRecipe']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_CREATEJOBREQUEST']._serialized_start=299
+  _globals['_CREATEJOBREQUEST']._serialized_end=474
+  _globals['_GETJOBREQUEST']._serialized_start=476
+  _globals['_GETJOBREQUEST']._serialized_end=543
+  _globals['_LISTJOBSREQUEST']._serialized_start=546
+  _globals['_LISTJOBSREQUEST']._serialized_end=725
+  _globals['_LISTJOBSRESPONSE']._serialized_start=727
+  _globals['_LISTJOBSRESPONSE']._serialized_end=825
+  _globals['_WATCHJOBREQUEST']._serialized_start=827
+  _globals['_WATCHJOBREQUEST']._serialized_end=926
+  _globals['_CANCELJOBREQUEST']._serialized_start=928
+  _globals['_CANCELJOBREQUEST']._serialized_end=998
+  _globals['_DELETEJOBREQUEST']._serialized_start=1000
+  _globals['_DELETEJOBREQUEST']._serialized_end=1070
+  _globals['_CHECKJOBREQUEST']._serialized_start=1072
+  _globals['_CHECKJOBREQUEST']._serialized_end=1193
+  _globals['_CHECKJOBRESPONSE']._serialized_start=1196
+  _globals['_CHECKJOBRESPONSE']._serialized_end=1512
+  _globals['_LISTTRIALSREQUEST']._serialized_start=1514
+  _globals['_LISTTRIALSREQUEST']._serialized_end=1629
+  _globals['_LISTTRIALSRESPONSE']._serialized_start=1631
+  _globals['_LISTTRIALSRESPONSE']._serialized_end=1724
+  _globals['_GETTRIALREQUEST']._serialized_start=1726
+  _globals['_GETTRIALREQUEST']._serialized_end=1786
+  _globals['_APPLYRECIPEREQUEST']._serialized_start=1789
+  _globals['_APPLYRECIPEREQUEST']._serialized_end=1982
+  _globals['_COMPRESSIONSERVICE']._serialized_start=1985
+  _globals['_COMPRESSIONSERVICE']._serialized_end=2815
 # @@protoc_insertion_point(module_scope)

@@ -27,10 +27,11 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tightfit.v1 import access_options_pb2 as tightfit_dot_v1_dot_access__options__pb2
 from tightfit.v1 import transfer_pb2 as tightfit_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tightfit/v1/dataset.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atightfit/v1/transfer.proto\"\xa3\x02\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:S\xea\x41P\n\x14tightfit.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"o\n\rDatasetUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\"\xaf\x01\n\x19StartDatasetUploadRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"[\n\x14UploadDatasetRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"E\n\x17GetDatasetUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"@\n\x11GetDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset\"w\n\x13ListDatasetsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x14ListDatasetsResponse\x12,\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"C\n\x14\x44\x65leteDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset2\xf7\x03\n\x0e\x44\x61tasetService\x12X\n\x12StartDatasetUpload\x12&.tightfit.v1.StartDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\x12P\n\rUploadDataset\x12!.tightfit.v1.UploadDatasetRequest\x1a\x1a.tightfit.v1.DatasetUpload(\x01\x12T\n\x10GetDatasetUpload\x12$.tightfit.v1.GetDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\x12\x42\n\nGetDataset\x12\x1e.tightfit.v1.GetDatasetRequest\x1a\x14.tightfit.v1.Dataset\x12S\n\x0cListDatasets\x12 .tightfit.v1.ListDatasetsRequest\x1a!.tightfit.v1.ListDatasetsResponse\x12J\n\rDeleteDataset\x12!.tightfit.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tightfit/v1/dataset.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\xa3\x02\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:S\xea\x41P\n\x14tightfit.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"o\n\rDatasetUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\"\xaf\x01\n\x19StartDatasetUploadRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"[\n\x14UploadDatasetRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"E\n\x17GetDatasetUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"@\n\x11GetDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset\"w\n\x13ListDatasetsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x14ListDatasetsResponse\x12,\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"C\n\x14\x44\x65leteDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset2\xb3\x04\n\x0e\x44\x61tasetService\x12\x63\n\x12StartDatasetUpload\x12&.tightfit.v1.StartDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12[\n\rUploadDataset\x12!.tightfit.v1.UploadDatasetRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01(\x01\x12]\n\x10GetDatasetUpload\x12$.tightfit.v1.GetDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\x07\x82\xfb\x18\x03\n\x01\x02\x12K\n\nGetDataset\x12\x1e.tightfit.v1.GetDatasetRequest\x1a\x14.tightfit.v1.Dataset\"\x07\x82\xfb\x18\x03\n\x01\x01\x12\\\n\x0cListDatasets\x12 .tightfit.v1.ListDatasetsRequest\x1a!.tightfit.v1.ListDatasetsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12U\n\rDeleteDataset\x12!.tightfit.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -83,24 +84,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDATASETSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_DELETEDATASETREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEDATASETREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\026\n\024tightfit.dev/Dataset'
-  _globals['_DATASET']._serialized_start=223
-  _globals['_DATASET']._serialized_end=514
-  _globals['_DATASETUPLOAD']._serialized_start=516
-  _globals['_DATASETUPLOAD']._serialized_end=627
-  _globals['_STARTDATASETUPLOADREQUEST']._serialized_start=630
-  _globals['_STARTDATASETUPLOADREQUEST']._serialized_end=805
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=807
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=898
-  _globals['_GETDATASETUPLOADREQUEST']._serialized_start=900
-  _globals['_GETDATASETUPLOADREQUEST']._serialized_end=969
-  _globals['_GETDATASETREQUEST']._serialized_start=971
-  _globals['_GETDATASETREQUEST']._serialized_end=1035
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1037
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1156
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1158
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1257
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1259
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1326
-  _globals['_DATASETSERVICE']._serialized_start=1329
-  _globals['_DATASETSERVICE']._serialized_end=1832
+  _globals['_DATASETSERVICE'].methods_by_name['StartDatasetUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['StartDatasetUpload']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_DATASETSERVICE'].methods_by_name['UploadDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['UploadDataset']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_DATASETSERVICE'].methods_by_name['GetDatasetUpload']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetDatasetUpload']._serialized_options = b'\202\373\030\003\n\001\002'
+  _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['GetDataset']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['ListDatasets']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._loaded_options = None
+  _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_DATASET']._serialized_start=257
+  _globals['_DATASET']._serialized_end=548
+  _globals['_DATASETUPLOAD']._serialized_start=550
+  _globals['_DATASETUPLOAD']._serialized_end=661
+  _globals['_STARTDATASETUPLOADREQUEST']._serialized_start=664
+  _globals['_STARTDATASETUPLOADREQUEST']._serialized_end=839
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=841
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=932
+  _globals['_GETDATASETUPLOADREQUEST']._serialized_start=934
+  _globals['_GETDATASETUPLOADREQUEST']._serialized_end=1003
+  _globals['_GETDATASETREQUEST']._serialized_start=1005
+  _globals['_GETDATASETREQUEST']._serialized_end=1069
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1071
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1190
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1192
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1291
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1293
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1360
+  _globals['_DATASETSERVICE']._serialized_start=1363
+  _globals['_DATASETSERVICE']._serialized_end=1926
 # @@protoc_insertion_point(module_scope)

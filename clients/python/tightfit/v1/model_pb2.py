@@ -27,10 +27,11 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tightfit.v1 import access_options_pb2 as tightfit_dot_v1_dot_access__options__pb2
 from tightfit.v1 import transfer_pb2 as tightfit_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tightfit/v1/model.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1atightfit/v1/transfer.proto\"\x97\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:I\xea\x41\x46\n\x12tightfit.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"\xb9\x01\n\x0bModelUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03:N\xea\x41K\n\x13tightfit.dev/Upload\x12#projects/{project}/uploads/{upload}*\x07uploads2\x06upload\"\xab\x01\n\x17StartModelUploadRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x12UploadModelRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"C\n\x15GetModelUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"<\n\x0fGetModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model\"s\n\x11ListModelsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"?\n\x12\x44\x65leteModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model2\xd3\x03\n\x0cModelService\x12R\n\x10StartModelUpload\x12$.tightfit.v1.StartModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\x12J\n\x0bUploadModel\x12\x1f.tightfit.v1.UploadModelRequest\x1a\x18.tightfit.v1.ModelUpload(\x01\x12N\n\x0eGetModelUpload\x12\".tightfit.v1.GetModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\x12<\n\x08GetModel\x12\x1c.tightfit.v1.GetModelRequest\x1a\x12.tightfit.v1.Model\x12M\n\nListModels\x12\x1e.tightfit.v1.ListModelsRequest\x1a\x1f.tightfit.v1.ListModelsResponse\x12\x46\n\x0b\x44\x65leteModel\x12\x1f.tightfit.v1.DeleteModelRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tightfit/v1/model.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\x97\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:I\xea\x41\x46\n\x12tightfit.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"\xb9\x01\n\x0bModelUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03:N\xea\x41K\n\x13tightfit.dev/Upload\x12#projects/{project}/uploads/{upload}*\x07uploads2\x06upload\"\xab\x01\n\x17StartModelUploadRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x12UploadModelRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"C\n\x15GetModelUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"<\n\x0fGetModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model\"s\n\x11ListModelsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"?\n\x12\x44\x65leteModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model2\x8f\x04\n\x0cModelService\x12]\n\x10StartModelUpload\x12$.tightfit.v1.StartModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12U\n\x0bUploadModel\x12\x1f.tightfit.v1.UploadModelRequest\x1a\x18.tightfit.v1.ModelUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01(\x01\x12W\n\x0eGetModelUpload\x12\".tightfit.v1.GetModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\"\x07\x82\xfb\x18\x03\n\x01\x02\x12\x45\n\x08GetModel\x12\x1c.tightfit.v1.GetModelRequest\x1a\x12.tightfit.v1.Model\"\x07\x82\xfb\x18\x03\n\x01\x01\x12V\n\nListModels\x12\x1e.tightfit.v1.ListModelsRequest\x1a\x1f.tightfit.v1.ListModelsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12Q\n\x0b\x44\x65leteModel\x12\x1f.tightfit.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -85,24 +86,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_DELETEMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\024\n\022tightfit.dev/Model'
-  _globals['_MODEL']._serialized_start=221
-  _globals['_MODEL']._serialized_end=500
-  _globals['_MODELUPLOAD']._serialized_start=503
-  _globals['_MODELUPLOAD']._serialized_end=688
-  _globals['_STARTMODELUPLOADREQUEST']._serialized_start=691
-  _globals['_STARTMODELUPLOADREQUEST']._serialized_end=862
-  _globals['_UPLOADMODELREQUEST']._serialized_start=864
-  _globals['_UPLOADMODELREQUEST']._serialized_end=953
-  _globals['_GETMODELUPLOADREQUEST']._serialized_start=955
-  _globals['_GETMODELUPLOADREQUEST']._serialized_end=1022
-  _globals['_GETMODELREQUEST']._serialized_start=1024
-  _globals['_GETMODELREQUEST']._serialized_end=1084
-  _globals['_LISTMODELSREQUEST']._serialized_start=1086
-  _globals['_LISTMODELSREQUEST']._serialized_end=1201
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1203
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1296
-  _globals['_DELETEMODELREQUEST']._serialized_start=1298
-  _globals['_DELETEMODELREQUEST']._serialized_end=1361
-  _globals['_MODELSERVICE']._serialized_start=1364
-  _globals['_MODELSERVICE']._serialized_end=1831
+  _globals['_MODELSERVICE'].methods_by_name['StartModelUpload']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['StartModelUpload']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_MODELSERVICE'].methods_by_name['UploadModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['UploadModel']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_MODELSERVICE'].methods_by_name['GetModelUpload']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModelUpload']._serialized_options = b'\202\373\030\003\n\001\002'
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\373\030\003\n\001\001'
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
+  _globals['_MODEL']._serialized_start=255
+  _globals['_MODEL']._serialized_end=534
+  _globals['_MODELUPLOAD']._serialized_start=537
+  _globals['_MODELUPLOAD']._serialized_end=722
+  _globals['_STARTMODELUPLOADREQUEST']._serialized_start=725
+  _globals['_STARTMODELUPLOADREQUEST']._serialized_end=896
+  _globals['_UPLOADMODELREQUEST']._serialized_start=898
+  _globals['_UPLOADMODELREQUEST']._serialized_end=987
+  _globals['_GETMODELUPLOADREQUEST']._serialized_start=989
+  _globals['_GETMODELUPLOADREQUEST']._serialized_end=1056
+  _globals['_GETMODELREQUEST']._serialized_start=1058
+  _globals['_GETMODELREQUEST']._serialized_end=1118
+  _globals['_LISTMODELSREQUEST']._serialized_start=1120
+  _globals['_LISTMODELSREQUEST']._serialized_end=1235
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1237
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1330
+  _globals['_DELETEMODELREQUEST']._serialized_start=1332
+  _globals['_DELETEMODELREQUEST']._serialized_end=1395
+  _globals['_MODELSERVICE']._serialized_start=1398
+  _globals['_MODELSERVICE']._serialized_end=1925
 # @@protoc_insertion_point(module_scope)
