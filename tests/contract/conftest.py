@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes.artifacts import InMemoryArtifactStores
+from fakes.postgres_server import PostgresServer, reason_missing, running_postgres
 from fakes.s3_gateway import S3Gateway, find_s3_gateway
 from fakes.stores import InMemoryStore, RecordStore
 from tightfit_service.adapters.storage.database import open_database, upgrade
@@ -18,13 +19,26 @@ from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.application.ports import ArtifactStore, ArtifactStores
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL; tests that need one are skipped where there is none."""
+    if reason := reason_missing():
+        pytest.skip(reason)
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.debian)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStore]:
     """Every implementation of the record ports."""
     if request.param == "memory":
         yield InMemoryStore()
         return
-    engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
+    if request.param == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        engine = open_database(postgres.database())
+    else:
+        engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
     upgrade(engine)
     sql_store = SqlStore(engine=engine)
     yield sql_store

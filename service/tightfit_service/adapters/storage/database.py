@@ -1,45 +1,123 @@
-"""Opening a database, bringing its schema up to date, and translating its errors."""
+"""Opening a database, bringing its schema up to date, and the transactions of the stores."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import util
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from tightfit_service.adapters.storage.sql_errors import translated
 from tightfit_service.domain.errors import (
+    InvalidRequestError,
     PreconditionError,
-    ResourceExhaustedError,
-    TightfitError,
     UnavailableError,
+    UnsupportedError,
 )
 
 _MIGRATIONS = "tightfit_service.adapters.storage:migrations"
 _WRITES = "tightfit_writes"
 
+POSTGRESQL = "postgresql"
 
-def open_database(url: str, *, busy_seconds: float = 10.0) -> Engine:
-    """Return an engine for `url`, such as `sqlite:////var/lib/tightfit/state.db`.
+_MIGRATION_LOCK = 0x7469676874666974
+"""Key of PostgreSQL's advisory lock around migrations: the letters `tightfit`."""
+
+_DDL_LOCK_SECONDS = 10
+"""How long a migration waits for a table: everybody else waits behind it meanwhile."""
+
+
+def open_database(
+    url: str,
+    *,
+    busy_seconds: float = 10.0,
+    pool_size: int = 10,
+    statement_seconds: float = 30.0,
+) -> Engine:
+    """Return an engine for `url`: `sqlite:////var/lib/tightfit/state.db`, `postgresql://user:word@host/name`.
 
     Nothing is connected yet. On SQLite every connection uses write-ahead logging, so that readers
     never wait for a writer, and full synchronisation, so that what was committed survives a power cut.
+    On PostgreSQL a connection is tried before it is used, and one whose server has gone silent is
+    given up after `busy_seconds`.
 
     Args:
         url: SQLAlchemy URL.
         busy_seconds: How long a statement waits for another writer before UnavailableError.
+        pool_size: Connections that are held on PostgreSQL; as many more are opened under load.
+        statement_seconds: A statement that takes longer is ended by PostgreSQL.
+
+    Raises:
+        InvalidRequestError: The URL cannot be read or names an unknown database.
+        UnsupportedError: The driver of the database is not installed.
     """
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name == "sqlite":
+    address = _address(url)
+    if address.get_backend_name() == "sqlite":
+        engine = create_engine(address)
         _set_up_sqlite(engine, busy_seconds)
-    return engine
+        return engine
+    if util.find_spec("psycopg") is None:
+        raise UnsupportedError(
+            "what talks to PostgreSQL is not installed where this server runs",
+            field="database_url",
+            remedy="install tightfit-service[postgres]",
+        )
+    return create_engine(
+        address,
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=busy_seconds,
+        connect_args=_postgresql_options(busy_seconds, statement_seconds),
+    )
+
+
+def _address(url: str) -> URL:
+    try:
+        address = make_url(url)
+        name = address.get_backend_name()
+        if name == POSTGRESQL:
+            return address.set(drivername="postgresql+psycopg")
+        if name == "sqlite":
+            return address
+    except (ArgumentError, NoSuchModuleError) as error:
+        # the URL is not shown: it may hold a password
+        raise InvalidRequestError(
+            "the URL of the database cannot be read",
+            field="database_url",
+            remedy="write postgresql://user:password@host:5432/name or sqlite:////path",
+        ) from error
+    raise InvalidRequestError(
+        f"{name} is not a database that tightfit works on",
+        field="database_url",
+        remedy="use PostgreSQL or SQLite",
+    )
+
+
+def _postgresql_options(busy_seconds: float, statement_seconds: float) -> dict[str, Any]:
+    busy = int(busy_seconds * 1000)
+    return {
+        "connect_timeout": max(2, int(busy_seconds)),
+        # a server that vanished without a word is noticed after busy_seconds, not after TCP's minutes
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": busy,
+        "application_name": "tightfit",
+        "options": (
+            f"-c statement_timeout={int(statement_seconds * 1000)} -c lock_timeout={busy} "
+            f"-c idle_in_transaction_session_timeout={int(statement_seconds * 1000)}"
+        ),
+    }
 
 
 def _set_up_sqlite(engine: Engine, busy_seconds: float) -> None:
@@ -68,6 +146,7 @@ def upgrade(engine: Engine, *, revision: str = "head") -> None:
         UnavailableError, ResourceExhaustedError: See `transaction`.
     """
     with transaction(engine, writes=True) as connection:
+        _wait_for_migrations(connection)
         config = migration_config(connection)
         present = MigrationContext.configure(connection).get_current_revision()
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -83,7 +162,18 @@ def upgrade(engine: Engine, *, revision: str = "head") -> None:
 def downgrade(engine: Engine, *, revision: str) -> None:
     """Take the schema back to `revision` (`base` removes all tables and what is in them)."""
     with transaction(engine, writes=True) as connection:
+        _wait_for_migrations(connection)
         command.downgrade(migration_config(connection), revision)
+
+
+def _wait_for_migrations(connection: Connection) -> None:
+    """Let one process at a time change the schema; SQLite's write lock does that by itself."""
+    if connection.dialect.name != POSTGRESQL:
+        return
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    connection.execute(text(f"SET LOCAL lock_timeout = '{_DDL_LOCK_SECONDS}s'"))
 
 
 def migration_config(connection: Connection) -> Config:
@@ -113,31 +203,7 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
             "all connections to the database are busy", remedy="try again in a moment"
         ) from error
     except DBAPIError as error:
-        known = _translated(error)
+        known = translated(error)
         if known is None:
             raise
         raise known from error
-
-
-def _translated(error: DBAPIError) -> TightfitError | None:
-    """Return the error of the domain for a failure of the database, None for a fault of ours."""
-    cause: Any = error.orig
-    sqlite_name = str(getattr(cause, "sqlite_errorname", ""))
-    sql_state = str(getattr(cause, "sqlstate", "") or "")
-    if sqlite_name == "SQLITE_FULL" or sql_state in {"53100", "53200"}:
-        return ResourceExhaustedError(
-            "the database has no room left",
-            remedy="free disk space or delete jobs, models and datasets",
-        )
-    if sqlite_name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return UnavailableError("the database is locked", remedy="try again in a moment")
-    if sqlite_name in {"SQLITE_CORRUPT", "SQLITE_NOTADB"}:
-        return UnavailableError(
-            "the database file is damaged", remedy="restore the data folder from a backup"
-        )
-    if error.connection_invalidated or isinstance(error, OperationalError):
-        return UnavailableError(
-            "the database cannot be used at present",
-            remedy="try again; check the server's log and its data folder",
-        )
-    return None

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -19,6 +20,8 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    false,
+    text,
 )
 
 # names of constraints must not differ between databases, or migrations could not drop them
@@ -67,10 +70,41 @@ jobs = Table(
     Column("last_sequence", Integer, nullable=False),
     Column("model_digest", _DIGEST, nullable=False),
     Column("dataset_digest", _DIGEST),
+    # minus the priority, so that one ascending index holds the order of the queue; the default is
+    # for replicas of the version before, which do not know the column
+    Column("queue_rank", Integer, nullable=False, server_default=text("0")),
     Column("document", JSON, nullable=False),
     UniqueConstraint("project", "request_id"),
     Index(None, "project", "create_time", "job_id"),
     Index(None, "state", "create_time"),
+    Index(None, "state", "project", "queue_rank", "create_time", "job_id"),
+)
+
+job_leases = Table(
+    # apart from `jobs`, because heartbeats write these rows every few seconds and those are wide
+    "job_leases",
+    metadata,
+    Column("job_id", _NAME, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    # grows with every claim; who writes with an older one has lost the job
+    Column("token", Integer, nullable=False),
+    Column("owner", _NAME, nullable=False),
+    Column("claim_time", UtcTime),
+    # by the database's clock; NULL when nobody holds the job
+    Column("expire_time", UtcTime, index=True),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    # lives of the job that ended without an orderly stop, in a row on one unit of work
+    Column("losses", JSON, nullable=False),
+)
+
+project_quotas = Table(
+    "project_quotas",
+    metadata,
+    Column("project", _NAME, primary_key=True),
+    # NULL takes the deployment's default, 0 is none
+    Column("running_jobs", BigInteger),
+    Column("queued_jobs", BigInteger),
+    Column("trials", BigInteger),
+    Column("stored_bytes", BigInteger),
 )
 
 trials = Table(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ParamSpec, TypeVar
 
 from sqlalchemy import (
     Engine,
@@ -18,7 +16,6 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.exc import IntegrityError
 
 from tightfit_service.adapters.storage.database import transaction
 from tightfit_service.adapters.storage.rows import (
@@ -42,6 +39,7 @@ from tightfit_service.adapters.storage.schema import (
     work_outputs,
     work_results,
 )
+from tightfit_service.adapters.storage.sql_errors import repeated
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import AssetRecord, Page, WorkResult
 from tightfit_service.domain.errors import (
@@ -52,26 +50,6 @@ from tightfit_service.domain.job import Job, JobEvent, JobState, check_transitio
 from tightfit_service.domain.trial import Trial
 
 _UNFINISHED = [state.value for state in JobState if not state.is_final]
-
-
-Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
-
-
-def _repeated_after_race(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run a method again that found no row and then failed to insert it: another had been faster.
-
-    SQLite's writers queue and never get there; those of other databases do.
-    """
-
-    @functools.wraps(method)
-    def repeat(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return method(*args, **kwargs)
-        except IntegrityError:
-            return method(*args, **kwargs)
-
-    return repeat
 
 
 class SqlStore:
@@ -92,7 +70,7 @@ class SqlStore:
         """Close all connections."""
         self._engine.dispose()
 
-    @_repeated_after_race
+    @repeated
     def create_job(self, job: Job) -> Job:
         """See `JobStore`. Two racing calls with one request_id get the same job."""
         with transaction(self._engine, writes=True) as connection:
@@ -276,7 +254,7 @@ class SqlStore:
             document = connection.execute(query).scalar()
         return None if document is None else from_plain(WorkResult, document)
 
-    @_repeated_after_race
+    @repeated
     def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
         """See `JobStore`. A result stored before is replaced."""
         key = {"project": project, "input_digest": input_digest}
@@ -293,7 +271,7 @@ class SqlStore:
                 ],
             )
 
-    @_repeated_after_race
+    @repeated
     def add_asset(self, record: AssetRecord) -> AssetRecord:
         """See `AssetStore`."""
         key = (record.project, record.kind, record.asset_id)
