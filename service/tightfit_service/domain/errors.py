@@ -10,6 +10,11 @@ TightfitError
 ├── NotFoundError                the named resource does not exist (carries near names)
 ├── AlreadyExistsError           the resource exists with other contents
 ├── PreconditionError            the resource is in a state that forbids the operation
+├── UnauthenticatedError         nobody knows who is calling
+│   ├── InvalidCredentialsError  a token that nobody made, or that was changed
+│   ├── ExpiredCredentialsError  a token whose time is over
+│   └── RevokedCredentialsError  a token that was taken back
+├── PermissionDeniedError        the caller is known, and may not do this
 ├── UnsupportedError             understood, but not offered (by this version, pass or target)
 ├── ResourceExhaustedError       a quota, the disk or a size limit
 ├── IntegrityError               bytes do not match their digest
@@ -17,6 +22,7 @@ TightfitError
 │   └── NoRunnerError            no runner of the target is connected
 ├── CancelledError               the user cancelled the job
 └── WorkFailedError              a unit of work failed or its process died
+    ├── WorkerDiedError          the process that ran it crashed or took too much memory
     ├── ParityError              a converted or exported model does not compute what its source does
     ├── DivergedError            training diverged beyond what rollback could repair
     └── MeasurementFailedError   runners tried to measure and could not
@@ -112,6 +118,36 @@ class PreconditionError(TightfitError):
     reason = "FAILED_PRECONDITION"
 
 
+class UnauthenticatedError(TightfitError):
+    """The caller says nothing about who calls."""
+
+    reason = "CREDENTIALS_MISSING"
+
+
+class InvalidCredentialsError(UnauthenticatedError):
+    """The credentials are malformed, unknown, or not signed by whom they name."""
+
+    reason = "CREDENTIALS_INVALID"
+
+
+class ExpiredCredentialsError(UnauthenticatedError):
+    """The credentials were good once."""
+
+    reason = "CREDENTIALS_EXPIRED"
+
+
+class RevokedCredentialsError(UnauthenticatedError):
+    """The credentials were taken back."""
+
+    reason = "CREDENTIALS_REVOKED"
+
+
+class PermissionDeniedError(TightfitError):
+    """The caller is known and lacks the role."""
+
+    reason = "PERMISSION_DENIED"
+
+
 class UnsupportedError(TightfitError):
     """The request is understood but not offered."""
 
@@ -152,6 +188,12 @@ class WorkFailedError(TightfitError):
     """A unit of work failed, or the process that ran it died."""
 
     reason = "WORK_FAILED"
+
+
+class WorkerDiedError(WorkFailedError):
+    """The process that ran a unit of work crashed, or was killed for the memory it held."""
+
+    reason = "WORKER_DIED"
 
 
 class ParityError(WorkFailedError):
