@@ -13,6 +13,7 @@ from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import DeviceMeasurer
+from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.trial_book import RunContext
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
 from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
@@ -43,8 +44,10 @@ class Bench:
         recipe: Recipe | None = None,
         verification: Verification = Verification.NONE,
         measurer: DeviceMeasurer | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self.clock = FakeClock()
+        self.provenance = provenance
         self.store = InMemoryStore()
         self.executor = ScriptedExecutor()
         self.telemetry = RecordingTelemetry()
@@ -103,6 +106,7 @@ class Bench:
             graph_digest="9" * 64,
             tool_versions={},
             measurements=self.measurements,
+            provenance=self.provenance,
         )
         await CompressionRun(journal, context).run()
         return self.store.get_job("p", "j")

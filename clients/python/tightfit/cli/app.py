@@ -22,6 +22,7 @@ from tightfit.cli import (
     serve,
     targets,
     unpack,
+    verify,
 )
 from tightfit.errors import TightfitError
 
@@ -37,6 +38,7 @@ app.command("compress")(compress.compress)
 app.command("apply")(apply.apply)
 app.add_typer(recipe.app, name="recipe")
 app.command("unpack")(unpack.unpack)
+app.command("verify")(verify.verify)
 app.command("estimate")(estimate.estimate)
 app.command("check")(check.check)
 app.add_typer(targets.app, name="targets")

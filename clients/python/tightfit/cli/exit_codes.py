@@ -12,6 +12,8 @@ USAGE = 2
 """An option, a file or a name cannot be used."""
 BUDGET_NOT_MET = 3
 """No model that meets the budget was found (`compress`), or can be by estimate (`check`)."""
+NOT_AS_SIGNED = 3
+"""A result is not what was signed (`verify`)."""
 JOB_FAILED = 4
 """The job failed or was cancelled by someone else, or the server broke."""
 UNAVAILABLE = 5

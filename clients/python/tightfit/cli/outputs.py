@@ -12,6 +12,7 @@ from tightfit.errors import InvalidInputError
 from tightfit.file_set import unpack_files
 from tightfit.report import write_report
 from tightfit.summary import shown_trial
+from tightfit.verification import PROVENANCE_FILE
 from tightfit.words import FILE_SETS, FILE_SUFFIXES, FORMATS
 
 _CLOSEST = "closest"
@@ -31,6 +32,7 @@ _OWN_FILES = (
     "recipe.json",
     "result.json",
     "report.html",
+    PROVENANCE_FILE,
 )
 
 
@@ -79,6 +81,9 @@ def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
                 )
             _write_json(folder / "recipe.json", trial["recipe"])
             written.append("recipe.json")
+            if signed := trial["artifacts"].get("provenance"):
+                client.download_artifact(signed, folder / PROVENANCE_FILE)
+                written.append(PROVENANCE_FILE)
         _write_json(folder / "result.json", result)
         write_report(result, folder / "report.html")
     except OSError as error:

@@ -1,0 +1,387 @@
+"""Checking results: whether files are those that a deployment vouched for, and what it said of them.
+
+A result's folder holds `provenance.dsse.json`: an in-toto statement in a signed DSSE envelope. See
+`docs/provenance.md` for what it says and for what a signature does and does not prove. Signatures are
+checked by the library `cryptography`, which `pip install 'tightfit[verify]'` brings.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tightfit.errors import InvalidInputError, UnsupportedError
+from tightfit.summary import shown_trial
+
+PROVENANCE_FILE = "provenance.dsse.json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://tightfit.dev/provenance/compression/v1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MAX_ENVELOPE_BYTES = 64 << 20
+_BLOCK_BYTES = 1 << 20
+_CLAIMED_FIGURES = ("latency_ms", "energy_mj", "peak_ram_bytes")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found out about a result's folder.
+
+    Attributes:
+        key_id: Of the key that signed; "" where no signature was valid.
+        is_trusted: Whether that key is one of those that the caller trusts.
+        mismatches: What is not as it was signed, each in one line; empty when all is well.
+        covered: Files that are as they were signed.
+        uncovered: Files in the folder of which the statement says nothing.
+        claims: The predicate of the statement.
+    """
+
+    key_id: str
+    is_trusted: bool
+    mismatches: tuple[str, ...]
+    covered: tuple[str, ...]
+    uncovered: tuple[str, ...]
+    claims: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether everything that was signed is as it was signed."""
+        return not self.mismatches
+
+
+@dataclass(frozen=True)
+class _Signature:
+    key_id: str
+    value: bytes
+    public_key: bytes
+
+
+@dataclass(frozen=True)
+class _Envelope:
+    payload_type: str
+    payload: bytes
+    signatures: tuple[_Signature, ...]
+
+
+def verify_folder(folder: Path, *, trusted_keys: bytes = b"") -> Verification:
+    """Check a result's folder against its signed statement.
+
+    Args:
+        folder: As `tightfit compress -o` wrote it.
+        trusted_keys: Public keys in PEM, one after the other. Without any, the key that the statement
+            brings along is used: this shows that nothing was changed since it was signed, not by whom.
+
+    Raises:
+        InvalidInputError: No statement there, or one that cannot be read; keys that cannot be read.
+        UnsupportedError: `cryptography` is not installed.
+    """
+    envelope = _read_envelope(folder / PROVENANCE_FILE)
+    key_id, why_not = _check_signatures(envelope, trusted_keys)
+    if why_not:
+        return Verification(
+            key_id="",
+            is_trusted=False,
+            mismatches=(why_not,),
+            covered=(),
+            uncovered=_files(folder),
+        )
+    statement = _statement(envelope)
+    claims = statement["predicate"]
+    digests = {name: _digest(folder / name) for name in _files(folder)}
+    mismatches, covered = _check_subjects(statement["subject"], digests)
+    for name, check in (("recipe.json", _check_recipe), ("result.json", _check_result)):
+        if name in digests:
+            found = check(_read_json(folder / name), claims)
+            mismatches.extend(f"{name}: {line}" for line in found)
+            if not found:
+                covered.append(name)
+    return Verification(
+        key_id=key_id,
+        is_trusted=bool(trusted_keys),
+        mismatches=tuple(mismatches),
+        covered=tuple(sorted(covered)),
+        uncovered=tuple(
+            sorted(set(digests) - set(covered) - {line.partition(":")[0] for line in mismatches})
+        ),
+        claims=claims,
+    )
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one spelling of plain JSON data: sorted keys, no spaces, UTF-8, whole floats as integers."""
+    return json.dumps(
+        _whole(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _whole(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_whole(item) for item in value]
+    return value
+
+
+def _read_envelope(path: Path) -> _Envelope:
+    content = _read_json(path)
+    try:
+        return _Envelope(
+            payload_type=str(content["payloadType"]),
+            payload=base64.b64decode(content["payload"], validate=True),
+            signatures=tuple(
+                _Signature(
+                    key_id=str(item.get("keyid", "")),
+                    value=base64.b64decode(item["sig"], validate=True),
+                    public_key=str(item.get("public_key", "")).encode(),
+                )
+                for item in content["signatures"]
+            ),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, binascii.Error) as error:
+        raise _unreadable(path, "a DSSE envelope") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_ENVELOPE_BYTES:
+            raise _unreadable(path, f"a file of less than {MAX_ENVELOPE_BYTES} bytes")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InvalidInputError(
+            f"there is no {path.name} in {path.parent}",
+            field="DIR",
+            remedy="give the folder that `tightfit compress -o` wrote, from a server that signs",
+        ) from error
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot read {path}: {error.strerror or error}",
+            field="DIR",
+            remedy="give a folder that can be read",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, "JSON") from error
+
+
+def _unreadable(path: Path, kind: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} is not {kind}",
+        field=path.name,
+        remedy="fetch the result again with `tightfit jobs show JOB -o DIR`",
+    )
+
+
+def _statement(envelope: _Envelope) -> dict[str, Any]:
+    """Return the signed statement.
+
+    Raises:
+        InvalidInputError: It is signed, but says something of another kind.
+    """
+    try:
+        statement = json.loads(envelope.payload)
+        is_ours = (
+            envelope.payload_type == PAYLOAD_TYPE
+            and statement["_type"] == STATEMENT_TYPE
+            and statement["predicateType"] == PREDICATE_TYPE
+            and isinstance(statement["predicate"], dict)
+            and bool(statement["subject"])
+            and all(item["name"] and item["digest"]["sha256"] for item in statement["subject"])
+            and bool(_signed(statement["predicate"]))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise InvalidInputError(
+            f"{PROVENANCE_FILE} is signed, but is no statement about a compressed model",
+            field=PROVENANCE_FILE,
+            remedy="update the client; it reads " + PREDICATE_TYPE,
+        )
+    return dict(statement)
+
+
+def _check_signatures(envelope: _Envelope, trusted_keys: bytes) -> tuple[str, str]:
+    """Return the id of the key that signed, or "" and what is wrong."""
+    signed = (
+        f"DSSEv1 {len(envelope.payload_type.encode())} {envelope.payload_type} "
+        f"{len(envelope.payload)} "
+    ).encode() + envelope.payload
+    trusted = _load_keys(trusted_keys) if trusted_keys else {}
+    for signature in envelope.signatures:
+        keys = trusted if trusted_keys else _embedded(signature.public_key)
+        # key ids are hints in DSSE: a key that fits counts, whatever it is called
+        for key_id, key in keys.items():
+            if _is_valid(key, signature.value, signed):
+                return key_id, ""
+    if trusted_keys:
+        named = ", ".join(item.key_id[:16] for item in envelope.signatures) or "none"
+        return "", f"{PROVENANCE_FILE}: no signature by a given key (signed by: {named})"
+    return "", f"{PROVENANCE_FILE}: the signature does not fit what is signed"
+
+
+def _embedded(pem: bytes) -> Mapping[str, Any]:
+    try:
+        return _load_keys(pem)
+    except InvalidInputError:
+        return {}
+
+
+def _load_keys(pem: bytes) -> dict[str, Any]:
+    """Return Ed25519 public keys by id, from PEM blocks one after the other.
+
+    Raises:
+        InvalidInputError: A block is no such key, or there is none.
+        UnsupportedError: `cryptography` is not installed.
+    """
+    serialization, kind = _crypto()
+    keys = {}
+    end = b"-----END PUBLIC KEY-----"
+    for block in pem.split(end)[:-1]:
+        try:
+            key = serialization.load_pem_public_key(block.lstrip() + end + b"\n")
+        except Exception as error:  # the library has several of its own for bad keys
+            raise _bad_keys() from error
+        if not isinstance(key, kind):
+            raise _bad_keys()
+        der = key.public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        keys[hashlib.sha256(der).hexdigest()] = key
+    if not keys:
+        raise _bad_keys()
+    return keys
+
+
+def _bad_keys() -> InvalidInputError:
+    return InvalidInputError(
+        "the keys are not Ed25519 public keys in PEM",
+        field="--key",
+        remedy="`tightfit-service public-keys` prints those of a server",
+    )
+
+
+def _is_valid(key: Any, signature: bytes, signed: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(signature, signed)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _crypto() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError as error:
+        raise UnsupportedError(
+            "signatures cannot be checked: the library cryptography is not installed",
+            remedy="pip install 'tightfit[verify]'",
+        ) from error
+    return serialization, Ed25519PublicKey
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    """Return all files below the folder but the statement itself, by their path in it."""
+    return tuple(
+        sorted(
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and path.relative_to(folder).as_posix() != PROVENANCE_FILE
+        )
+    )
+
+
+def _digest(path: Path) -> str:
+    running = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            running.update(block)
+    return running.hexdigest()
+
+
+def _check_subjects(
+    subjects: Sequence[Mapping[str, Any]], digests: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return what is missing or changed, and the files that are as they were signed."""
+    mismatches, covered = [], []
+    for subject in subjects:
+        name, wanted = str(subject["name"]), str(subject["digest"]["sha256"])
+        if digests.get(name) == wanted:
+            covered.append(name)
+        elif name in digests:
+            mismatches.append(f"{name}: has sha-256 {digests[name]}, signed was {wanted}")
+        else:
+            renamed = [path for path, digest in digests.items() if digest == wanted]
+            covered.extend(renamed)
+            if not renamed:
+                mismatches.append(f"{name}: is missing (signed was sha-256 {wanted})")
+    return mismatches, covered
+
+
+def _check_recipe(recipe: Any, claims: Mapping[str, Any]) -> list[str]:
+    wanted = (claims.get("recipe") or {}).get("content")
+    return [] if canonical(recipe) == canonical(wanted) else ["differs from the recipe signed"]
+
+
+def _check_result(result: Any, claims: Mapping[str, Any]) -> list[str]:
+    """Return where result.json says something else than what was signed."""
+    try:
+        stated, signed = _stated(result), _signed(claims)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return ["is not a result as this client writes it"]
+    return [
+        f"{key} is {_brief(stated[key])}, signed was {_brief(value)}"
+        for key, value in signed.items()
+        if canonical(stated[key]) != canonical(value)
+    ]
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(_whole(value))[:120]
+
+
+def _stated(result: Mapping[str, Any]) -> dict[str, Any]:
+    shown = shown_trial(result)
+    trial: Mapping[str, Any] = shown[1] if shown else {}
+    return {
+        "job": result["job"]["name"],
+        "state": result["state"],
+        "model": result["model"]["digest"],
+        "dataset": (result["dataset"] or {}).get("digest"),
+        "target": result["target"]["name"],
+        "budget": {key: value for key, value in result["budget"].items() if value is not None},
+        "objective": result["objective"],
+        "seed": result["seed"],
+        "artifact": trial["artifacts"]["model"],
+        "accuracy": trial["accuracy"],
+        **{f"estimated_{key}": trial[f"estimated_{key}"] for key in _CLAIMED_FIGURES},
+        "flash_bytes": trial["flash_bytes"],
+        "measured_latency_ms_p90": (trial["measured"] or {}).get("measured_latency_ms_p90"),
+    }
+
+
+def _signed(claims: Mapping[str, Any]) -> dict[str, Any]:
+    estimated = claims["estimated"]
+    return {
+        "job": claims["job"]["name"],
+        "state": claims["job"]["state"],
+        "model": claims["model"]["digest"]["sha256"],
+        "dataset": claims["dataset"] and claims["dataset"]["digest"]["sha256"],
+        "target": claims["target"]["name"],
+        "budget": claims["budget"],
+        "objective": claims["objective"],
+        "seed": claims["seed"],
+        "artifact": claims["artifact"]["digest"]["sha256"],
+        "accuracy": claims["accuracy"] and claims["accuracy"]["value"],
+        **{f"estimated_{key}": estimated[key] for key in _CLAIMED_FIGURES},
+        "flash_bytes": estimated["flash_bytes"],
+        "measured_latency_ms_p90": claims["measured"]
+        and claims["measured"]["measured_latency_ms_p90"],
+    }
