@@ -28,7 +28,8 @@ from tightfit_service.adapters.emulators.npu import HEXAGON_EMULATOR, NPU_EMULAT
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena
 from tightfit_service.adapters.emulators.vela import VelaCompiler
-from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
+from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.provenance.dsse import Ed25519Signer
 from tightfit_service.adapters.provenance.file_digests import ZipFileSets
 from tightfit_service.adapters.provenance.signing_key import kept_public_keys, open_signing_key
@@ -50,6 +51,7 @@ from tightfit_service.application.journal import EventHub
 from tightfit_service.application.ports import (
     ArtifactStores,
     Emulator,
+    Executor,
     GraphPass,
     NetworkPass,
     NodePass,
@@ -109,7 +111,7 @@ class Server:
     settings: Settings
     grpc: GrpcServer
     metrics: MetricsPort | None
-    executor: LocalProcessExecutor
+    executor: Executor
     scheduler: JobScheduler
     runners: RunnerDesk
     store: SqlStore
@@ -156,22 +158,7 @@ def build_server(settings: Settings) -> Server:
     telemetry = PrometheusTelemetry()
     clock = SystemClock()
     hub = EventHub()
-    executor = LocalProcessExecutor(
-        command=[
-            sys.executable,
-            "-m",
-            "tightfit_service",
-            "worker",
-            "--data-dir",
-            str(settings.data_dir.resolve()),
-        ],
-        artifacts=artifacts,
-        scratch_dir=settings.data_dir.resolve() / "scratch",
-        telemetry=telemetry,
-        worker_count=settings.worker_count,
-        threads_per_worker=settings.worker_threads or None,
-        memory_limit_bytes=settings.worker_memory_bytes or None,
-    )
+    executor = make_executor(_executor_options(settings), artifacts=artifacts, telemetry=telemetry)
     hardware = HardwareLibrary(
         catalogue=catalogue(),
         targets=SqlTargetStore(engine=engine),
@@ -485,6 +472,22 @@ def _artifacts(settings: Settings) -> ArtifactStores:
     )
     bucket.ensure_bucket()
     return bucket
+
+
+def _executor_options(settings: Settings) -> ExecutorOptions:
+    return ExecutorOptions(
+        data_dir=settings.data_dir,
+        worker_count=settings.worker_count,
+        threads=settings.worker_threads or None,
+        limits=WorkerLimits(
+            memory_bytes=settings.worker_memory_bytes or None,
+            cpu_seconds=settings.worker_cpu_seconds or None,
+            disk_bytes=settings.worker_disk_bytes or None,
+            address_space_bytes=settings.worker_address_space_bytes or None,
+        ),
+        isolation=settings.worker_isolation,
+        user=settings.worker_user,
+    )
 
 
 def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:

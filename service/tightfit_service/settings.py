@@ -49,6 +49,17 @@ class Settings:
     """Threads per worker; 0 divides the machine's cores by the workers."""
     worker_memory_bytes: int = 8 << 30
     """Memory that a worker with its children may hold before it is killed; 0 for no limit."""
+    worker_cpu_seconds: float = 0.0
+    """Processor time, over all threads, that one unit of work may take; 0 for no limit."""
+    worker_disk_bytes: int = 32 << 30
+    """Files that one unit of work may write; 0 for no limit."""
+    worker_address_space_bytes: int = 0
+    """Address space of each worker process (RLIMIT_AS); 0 for no limit. Libraries reserve much more
+    than they use, so this is no measure of memory."""
+    worker_user: str = ""
+    """Unprivileged user that workers run as, where the service runs as root; empty for the service's own."""
+    worker_isolation: str = "auto"
+    """Cut workers off from the network: `auto` as far as the platform allows, `required` or `off`."""
     concurrent_jobs: int = 1
     """Jobs that run at a time; their trials share the workers."""
     max_upload_bytes: int = 4 << 30

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +90,45 @@ def hog(payload: Payload, *_: Any, **__: Any) -> Result:
         time.sleep(0.05)
 
 
+def burn(*_: Any, **__: Any) -> Result:
+    """Compute for ever."""
+    while True:
+        sum(range(10_000))
+
+
+def fill(payload: Payload, inputs: Inputs, output_dir: Path, *_: Any, **__: Any) -> Result:
+    """Write small files for ever."""
+    number = 0
+    while True:
+        (output_dir / str(number)).write_bytes(b"\1" * payload["step_bytes"])
+        number += 1
+        time.sleep(0.02)
+
+
+def probe(payload: Payload, *_: Any, **__: Any) -> Result:
+    """Tell what this process may do: read files, make sockets, become more."""
+    reports: dict[str, Any] = {
+        "uid": os.getuid(),
+        "environment": Path("/proc/self/environ").read_text(),
+    }
+    reports["interfaces"] = Path("/proc/net/dev").read_text().count(":")
+    reports["open_files"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    reports["core"] = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    try:
+        socket.socket().close()
+        reports["socket"] = "made"
+    except OSError as error:
+        reports["socket"] = errno.errorcode[error.errno or 0]
+    status = Path("/proc/self/status").read_text().splitlines()
+    reports["no_new_privs"] = "NoNewPrivs:\t1" in status
+    for path in payload["paths"]:
+        try:
+            reports[path] = str(len(Path(path).read_bytes()))
+        except OSError as error:
+            reports[path] = errno.errorcode[error.errno or 0]
+    return reports, {}
+
+
 def stray_output(payload: Payload, inputs: Inputs, output_dir: Path, *_: Any, **__: Any) -> Result:
     """Claim a file outside the output folder."""
     return {}, {"stray": output_dir.parent.parent / "secret"}
@@ -105,6 +147,9 @@ HANDLERS: dict[str, WorkHandler] = {
     "segfault": segfault,
     "hang": hang,
     "hog": hog,
+    "burn": burn,
+    "fill": fill,
+    "probe": probe,
     "stray_output": stray_output,
     "not_plain": not_plain,
 }

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -17,9 +21,16 @@ import pytest
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
+from tightfit_service.adapters.execution import sandbox
+from tightfit_service.adapters.execution.limits import DEFAULT_OPEN_FILES, WorkerLimits, WorkerUser
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.application.ports import WorkUnit
-from tightfit_service.domain.errors import UnavailableError, WorkFailedError
+from tightfit_service.domain.errors import (
+    InvalidRequestError,
+    UnavailableError,
+    WorkerDiedError,
+    WorkFailedError,
+)
 
 Make = Callable[..., LocalProcessExecutor]
 
@@ -116,7 +127,7 @@ async def test_a_crash_is_failed_work_and_the_next_unit_runs(
     executor = make()
     await executor.start()
     before = await worker_pid(executor)
-    with pytest.raises(WorkFailedError, match=ending) as caught:
+    with pytest.raises(WorkerDiedError, match=f"{ending}.* MiB at most") as caught:
         await executor.run(
             WorkUnit(project="default", kind=kind, payload={}, inputs={}),
             on_progress=ignore_progress,
@@ -199,7 +210,7 @@ async def test_a_unit_out_of_time_is_killed(make: Make, telemetry: RecordingTele
 async def test_a_unit_that_takes_too_much_memory_is_killed(
     make: Make, telemetry: RecordingTelemetry
 ) -> None:
-    executor = make(memory_limit_bytes=200 << 20)
+    executor = make(limits=WorkerLimits(memory_bytes=200 << 20))
     await executor.start()
     unit = WorkUnit(
         project="default",
@@ -212,6 +223,130 @@ async def test_a_unit_that_takes_too_much_memory_is_killed(
         await executor.run(unit, on_progress=ignore_progress)
     assert await worker_pid(executor)
     assert telemetry.worker_restarts == ["memory"]
+
+
+async def test_a_unit_that_computes_or_writes_too_much_is_killed(
+    make: Make, telemetry: RecordingTelemetry
+) -> None:
+    executor = make(limits=WorkerLimits(cpu_seconds=0.5, disk_bytes=8 << 20))
+    await executor.start()
+    payload = {"step_bytes": 1 << 20}
+    for kind, words in (
+        ("burn", r"s of processor time, limit 0\.5 s.*worker_cpu_seconds"),
+        ("fill", r"MiB, limit 8 MiB.*worker_disk_bytes"),
+    ):
+        unit = WorkUnit(
+            project="default", kind=kind, payload=payload, inputs={}, timeout_seconds=60
+        )
+        with pytest.raises(WorkFailedError, match=words):
+            await executor.run(unit, on_progress=ignore_progress)
+    assert await worker_pid(executor)
+    assert telemetry.worker_restarts == ["cpu", "disk"]
+
+
+async def probe(executor: LocalProcessExecutor, *paths: str) -> dict[str, Any]:
+    unit = WorkUnit(project="default", kind="probe", payload={"paths": list(paths)}, inputs={})
+    return dict((await executor.run(unit, on_progress=ignore_progress)).payload)
+
+
+async def test_a_worker_reaches_no_network_and_not_its_server(make: Make) -> None:
+    environment_of_server = f"/proc/{os.getpid()}/environ"
+    executor = make(isolation="required")
+    await executor.start()
+    seen = await probe(executor, environment_of_server)
+    assert seen["socket"] == "EPERM"
+    assert seen["no_new_privs"]
+    assert seen["core"] == 0
+    assert seen["open_files"] == min(
+        DEFAULT_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    )
+    if "user+namespace" in executor.isolation:
+        assert seen[environment_of_server] == "EACCES"
+        assert seen["interfaces"] == 1
+
+
+async def test_isolation_can_be_turned_off(make: Make) -> None:
+    executor = make(isolation="off")
+    await executor.start()
+    assert (await probe(executor))["socket"] == "made"
+
+
+async def test_a_platform_that_cannot_isolate_is_refused_where_it_is_required(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    helpless = tmp_path / "sandbox.py"
+    source = inspect.getsource(sandbox)
+    helpless.write_text(source.replace('sys.platform == "linux"', 'sys.platform == "plan9"'))
+    monkeypatch.setattr(sandbox, "__file__", str(helpless))
+    executor = make(isolation="required")
+    await executor.start()
+    with pytest.raises(UnavailableError, match="refuses network namespaces"):
+        await worker_pid(executor)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter: pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory(prefix="tightfit-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start workers as another user")
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="other users need a Python too")
+async def test_workers_with_a_user_of_their_own_cannot_read_the_state(
+    make: Make, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts, database = open_folder / "artifacts", open_folder / "state.db"
+    artifacts.mkdir()
+    secrets = [artifacts / "model", database]
+    for secret in secrets:
+        secret.write_text("secret")
+    monkeypatch.setenv("TIGHTFIT_S3_SECRET_KEY", "hush-hush")
+    user = WorkerUser.named("nobody")
+    user.shut_out(open_folder, except_for=("scratch",))
+    stores = InMemoryArtifactStores()
+    executor = make(
+        artifacts=stores,
+        # the interpreter of the tests may lie where no other user can go
+        command=["/usr/bin/python3", worker_main.__file__],
+        scratch_dir=open_folder / "scratch",
+        user="nobody",
+    )
+    await executor.start()
+    result = await executor.run(
+        WorkUnit(
+            project="default",
+            kind="echo",
+            payload={},
+            inputs={"model": stores.default.add(b"bytes")},
+        ),
+        on_progress=ignore_progress,
+    )
+    assert stores.default.contents[result.outputs["model"]] == b"setyb"
+    environment_of_server = f"/proc/{os.getpid()}/environ"
+    seen = await probe(executor, *map(str, secrets), environment_of_server)
+    assert seen["uid"] == user.uid
+    assert {seen[str(path)] for path in (*secrets, environment_of_server)} == {"EACCES"}
+    assert "hush-hush" not in seen["environment"]
+    assert not re.findall(r"TIGHTFIT_(?!WORKER_)", seen["environment"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start workers as another user")
+async def test_a_data_folder_that_workers_cannot_enter_is_refused(
+    make: Make, open_folder: Path
+) -> None:
+    closed = open_folder / "closed"
+    closed.mkdir(mode=0o700)
+    executor = make(scratch_dir=closed / "scratch", user="nobody")
+    with pytest.raises(UnavailableError, match=r"cannot enter .*closed.*chmod o\+x"):
+        await executor.start()
+
+
+@pytest.mark.parametrize(("name", "words"), [("root", "as root"), ("no-such-user", "no user")])
+def test_a_user_that_cannot_confine_is_refused(name: str, words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        WorkerUser.named(name)
 
 
 async def test_a_worker_that_died_idle_is_replaced_unnoticed(
@@ -291,6 +426,8 @@ from pathlib import Path
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
+from tightfit_service.adapters.execution import sandbox
+from tightfit_service.adapters.execution.limits import DEFAULT_OPEN_FILES, WorkerLimits, WorkerUser
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.application.ports import WorkUnit
 

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
+
 from tightfit_service.adapters.execution.environment import worker_environment
+from tightfit_service.adapters.execution.failures import (
+    STOPPING,
+    died,
+    failed,
+    last_output,
+    not_running,
+    out_of_memory,
+)
 from tightfit_service.adapters.execution.guard import Guard
+from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser, sandboxed
 from tightfit_service.adapters.execution.messages import Message, error_from
+from tightfit_service.adapters.execution.running_unit import RunningUnit
 from tightfit_service.adapters.execution.staging import (
     DEFAULT_CACHE_BYTES,
     Staging,
     UnitFolder,
 )
-from tightfit_service.adapters.execution.worker_process import WorkerProcess
+from tightfit_service.adapters.execution.worker_process import Usage, WorkerProcess
 from tightfit_service.application.ports import (
     ArtifactStores,
     ProgressCallback,
@@ -26,15 +38,12 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
-from tightfit_service.domain.errors import (
-    TightfitError,
-    UnavailableError,
-    WorkFailedError,
-)
+from tightfit_service.domain.errors import UnavailableError
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_STOPPING = "stopping"
 _RECYCLED = "recycled"
 _START_SECONDS = 120.0
 _KILL_SECONDS = 1.0
@@ -59,10 +68,16 @@ class LocalProcessExecutor:
         telemetry: Told when a worker had to be replaced.
         worker_count: Units that run at the same time.
         threads_per_worker: Threads of numeric libraries; None shares the machine's cores evenly.
-        memory_limit_bytes: A worker whose processes together hold more is killed; None for no limit.
+        limits: What a worker with its children may use.
+        isolation: `auto` cuts workers off from the network as far as the platform allows, `required`
+            refuses to start where it does not, `off` leaves them connected.
+        user: Name of the unprivileged user that workers run as; empty for the server's own.
         units_per_worker: A worker is replaced after so many units, against slow leaks.
         input_cache_bytes: How much of the inputs is kept between units.
         environment: Variables for workers, besides `environment.INHERITED_VARIABLES`.
+
+    Attributes:
+        isolation: What cut the last worker off, such as `namespace,seccomp`; None before there was one.
     """
 
     def __init__(
@@ -74,17 +89,26 @@ class LocalProcessExecutor:
         telemetry: Telemetry,
         worker_count: int = 1,
         threads_per_worker: int | None = None,
-        memory_limit_bytes: int | None = None,
+        limits: WorkerLimits | None = None,
+        isolation: str = "auto",
+        user: str = "",
         units_per_worker: int = 100,
         input_cache_bytes: int = DEFAULT_CACHE_BYTES,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._command = list(command)
+        self._limits = limits or WorkerLimits()
+        self._isolation = isolation
+        self._user = WorkerUser.named(user) if user else None
+        self._command = sandboxed(
+            command, limits=self._limits, isolation=isolation, user=self._user
+        )
         self._telemetry = telemetry
-        self._memory_limit_bytes = memory_limit_bytes
         self._units_per_worker = units_per_worker
         self._staging = Staging(
-            artifacts=artifacts, root=scratch_dir / "staging", cache_bytes=input_cache_bytes
+            artifacts=artifacts,
+            root=scratch_dir / "staging",
+            cache_bytes=input_cache_bytes,
+            owner=self._user,
         )
         threads = threads_per_worker or max(1, (os.cpu_count() or 1) // worker_count)
         self._environment = worker_environment(threads=threads, extra=environment or {})
@@ -93,6 +117,7 @@ class LocalProcessExecutor:
         self._free: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
         self._background: set[asyncio.Task[Any]] = set()
         self._guard = Guard()
+        self.isolation: str | None = None
         self._is_running = False
 
     async def start(self) -> None:
@@ -103,6 +128,8 @@ class LocalProcessExecutor:
             ResourceExhaustedError: The disk is full.
         """
         await asyncio.to_thread(self._staging.reset)
+        if self._user is not None:
+            await asyncio.to_thread(self._user.check_reachable, self._workers_dir)
         await asyncio.to_thread(shutil.rmtree, self._workers_dir, ignore_errors=True)
         self._free = asyncio.LifoQueue()
         self._is_running = True
@@ -115,7 +142,7 @@ class LocalProcessExecutor:
         self._is_running = False
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         for worker in workers:
-            worker.kill(_STOPPING)
+            worker.kill(STOPPING)
         for worker in workers:
             await worker.wait_gone()
         while self._background:
@@ -132,7 +159,7 @@ class LocalProcessExecutor:
             NotFoundError: An input is not stored.
         """
         slot = await self._take_slot()
-        job = _RunningUnit(self._staging, unit)
+        job = RunningUnit(self._staging, unit)
         try:
             return await self._run_in(slot, job, unit, on_progress)
         finally:
@@ -140,7 +167,7 @@ class LocalProcessExecutor:
             self._give_back(slot)
 
     async def _run_in(
-        self, slot: _Slot, job: _RunningUnit, unit: WorkUnit, on_progress: ProgressCallback
+        self, slot: _Slot, job: RunningUnit, unit: WorkUnit, on_progress: ProgressCallback
     ) -> WorkResult:
         folder = await job.open()
         worker = await self._ready_worker(slot)
@@ -150,15 +177,14 @@ class LocalProcessExecutor:
             worker = await self._ready_worker(slot)
             reply = await self._converse(worker, unit, folder, on_progress)
         if reply is None:
-            raise _failed(unit, "two workers died before they began", await worker.log_tail())
+            raise failed(unit, "two workers died before they began", await worker.log_tail())
         if reply["type"] == "error":
             raise error_from(reply)
         if reply["type"] == "failure":
             # whatever went wrong may have left something behind in the process
             worker.units_done = self._units_per_worker
-            raise _failed(
-                unit, reply["error"], await worker.log_tail(), is_memory=reply["is_memory"]
-            )
+            tell = out_of_memory if reply["is_memory"] else failed
+            raise tell(unit, reply["error"], await worker.log_tail())
         return WorkResult(payload=reply["payload"], outputs=await job.collect(reply["outputs"]))
 
     async def _take_slot(self) -> _Slot:
@@ -168,24 +194,25 @@ class LocalProcessExecutor:
                 return slot
             # stopped meanwhile: wake the next one that waits
             self._free.put_nowait(slot)
-        raise _stopping()
+        raise not_running()
 
     async def _ready_worker(self, slot: _Slot) -> WorkerProcess:
         if not self._is_running:
-            raise _stopping()
+            raise not_running()
         worker = await self._worker_of(slot)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 if await worker.wait_ready():
+                    self._note_isolation(worker)
                     return worker
                 ending = await worker.ending()
         except TimeoutError:
             worker.kill("timeout")
             ending = f"no answer after {_START_SECONDS:.0f} s"
         if not self._is_running:
-            raise _stopping()
+            raise not_running()
         raise UnavailableError(
-            f"a worker process does not start: {ending}{_last_output(await worker.log_tail())}",
+            f"a worker process does not start: {ending}{last_output(await worker.log_tail())}",
             remedy="check the installation of the service",
         )
 
@@ -198,9 +225,9 @@ class LocalProcessExecutor:
     ) -> Message | None:
         """Give the unit to the worker and return its final message; None if it died before it began."""
         timer = asyncio.get_running_loop().call_later(unit.timeout_seconds, worker.kill, "timeout")
-        memory = _Memory(self._memory_limit_bytes)
+        usage = Usage()
         watch = asyncio.create_task(
-            worker.watch(memory_limit_bytes=self._memory_limit_bytes, on_pass=memory.note)
+            worker.watch(self._limits, usage, (folder.output_dir, worker.directory))
         )
         request = {
             "kind": unit.kind,
@@ -229,7 +256,21 @@ class LocalProcessExecutor:
             watch.cancel()
         if not has_begun and not worker.kill_reason:
             return None
-        raise _died(unit, worker.kill_reason, ending, memory, await worker.log_tail())
+        raise died(
+            unit,
+            reason=worker.kill_reason,
+            ending=ending,
+            usage=usage,
+            limits=self._limits,
+            tail=await worker.log_tail(),
+        )
+
+    def _note_isolation(self, worker: WorkerProcess) -> None:
+        if worker.isolation != self.isolation:
+            self.isolation = worker.isolation
+            held = worker.isolation or "nothing"
+            tell = log.info if worker.isolation or self._isolation == "off" else log.warning
+            tell("workers.isolation", cut_off_by=held, asked=self._isolation)
 
     def _give_back(self, slot: _Slot) -> None:
         if slot.worker is not None and slot.worker.units_done >= self._units_per_worker:
@@ -257,7 +298,7 @@ class LocalProcessExecutor:
 
     async def _start_worker(self, slot: _Slot) -> WorkerProcess:
         try:
-            await asyncio.to_thread(_empty, slot.directory)
+            await asyncio.to_thread(_empty, slot.directory, self._user)
             worker = await WorkerProcess.start(
                 self._command,
                 environment={**self._environment, "TMPDIR": str(slot.directory)},
@@ -269,7 +310,7 @@ class LocalProcessExecutor:
                 remedy="check the installation of the service and the machine's limits",
             ) from error
         if not self._is_running:
-            worker.kill(_STOPPING)
+            worker.kill(STOPPING)
         slot.worker = worker
         self._guard.watch(worker.pid)
         self._in_background(self._after_exit(worker))
@@ -279,7 +320,7 @@ class LocalProcessExecutor:
         await worker.wait_gone()
         self._guard.forget(worker.pid)
         reason = worker.kill_reason or "crashed"
-        if reason not in {_STOPPING, _RECYCLED}:
+        if reason not in {STOPPING, _RECYCLED}:
             self._telemetry.worker_restarted(reason)
 
     def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -295,85 +336,8 @@ class LocalProcessExecutor:
             task.exception()
 
 
-class _RunningUnit:
-    """The folder of a unit, whose steps run in threads that a cancellation cannot stop."""
-
-    def __init__(self, staging: Staging, unit: WorkUnit) -> None:
-        self._staging = staging
-        self._unit = unit
-        self._steps: list[asyncio.Future[Any]] = []
-        self._folder: UnitFolder | None = None
-
-    async def open(self) -> UnitFolder:
-        """Fetch the inputs."""
-        return await self._step(self._open)
-
-    async def collect(self, outputs: Mapping[str, str]) -> Mapping[str, str]:
-        """Store the outputs."""
-        folder = self._folder
-        assert folder is not None
-        return await self._step(lambda: self._staging.collect(folder, outputs))
-
-    async def close(self) -> None:
-        """Remove the folder once the last step has ended."""
-        if self._steps:
-            await asyncio.wait(self._steps)
-        for step in self._steps:
-            # looked at here, so that a failure after a cancellation is not reported as forgotten
-            if not step.cancelled():
-                step.exception()
-        if self._folder is not None:
-            await asyncio.to_thread(self._staging.close_unit, self._folder)
-
-    def _open(self) -> UnitFolder:
-        self._folder = self._staging.open_unit(self._unit.project, self._unit.inputs)
-        return self._folder
-
-    async def _step(self, work: Callable[[], T]) -> T:
-        step = asyncio.ensure_future(asyncio.to_thread(work))
-        self._steps.append(step)
-        return await asyncio.shield(step)
-
-
-class _Memory:
-    """The largest measurement of a unit's memory, for the error."""
-
-    def __init__(self, limit_bytes: int | None) -> None:
-        self.limit_bytes = limit_bytes or 0
-        self.peak_bytes = 0
-
-    def note(self, used_bytes: int) -> None:
-        self.peak_bytes = max(self.peak_bytes, used_bytes)
-
-
-def _empty(directory: Path) -> None:
+def _empty(directory: Path, user: WorkerUser | None) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-
-
-def _died(
-    unit: WorkUnit, kill_reason: str, ending: str, memory: _Memory, tail: str
-) -> TightfitError:
-    if kill_reason == _STOPPING:
-        return _stopping()
-    if kill_reason == "timeout":
-        return _failed(unit, f"took longer than {unit.timeout_seconds:g} s", tail)
-    if kill_reason == "memory":
-        what = f"held {memory.peak_bytes >> 20} MiB of memory, limit {memory.limit_bytes >> 20} MiB"
-        return _failed(unit, what, tail, is_memory=True)
-    return _failed(unit, f"its process died ({ending})", tail)
-
-
-def _stopping() -> UnavailableError:
-    return UnavailableError(
-        "the executor is not running", remedy="try again when the server has started"
-    )
-
-
-def _failed(unit: WorkUnit, what: str, tail: str, *, is_memory: bool = False) -> WorkFailedError:
-    remedy = "use a smaller batch, or allow workers more memory" if is_memory else ""
-    return WorkFailedError(f"{unit.label or unit.kind}: {what}{_last_output(tail)}", remedy=remedy)
-
-
-def _last_output(tail: str) -> str:
-    return f"; its last output:\n{tail}" if tail else ""
+    if user is not None:
+        user.own(directory)

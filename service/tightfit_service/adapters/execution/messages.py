@@ -54,7 +54,8 @@ def error_message(error: TightfitError) -> Message:
 
 def error_from(message: Message) -> TightfitError:
     """Return the error that `error_message` described."""
-    kinds = {kind.reason: kind for kind in _kinds(TightfitError)}
+    # a class without a reason of its own travels as the one it narrows
+    kinds = {kind.reason: kind for kind in _kinds(TightfitError) if "reason" in vars(kind)}
     kind = kinds.get(message["reason"], WorkFailedError)
     return kind(message["message"], field=message["field"], remedy=message["remedy"])
 

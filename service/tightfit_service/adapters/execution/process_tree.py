@@ -1,4 +1,4 @@
-"""Which processes belong to a worker, and how much memory they hold, read from Linux' /proc."""
+"""Which processes belong to a worker, and what they use, read from Linux' /proc."""
 
 from __future__ import annotations
 
@@ -55,6 +55,21 @@ def memory_bytes(pids: Iterable[int]) -> int:
     return sum(_own_memory(pid) for pid in pids)
 
 
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the processor time that these processes and their children that ended have used."""
+    return sum(_own_cpu(pid) for pid in pids)
+
+
+def file_bytes(folders: Iterable[Path]) -> int:
+    """Return the disk space of all files below some folders."""
+    return sum(
+        _blocks(Path(root) / name)
+        for top in folders
+        for root, _, names in os.walk(top)
+        for name in names
+    )
+
+
 def _stats() -> Iterator[tuple[int, int, int]]:
     """Yield (pid, parent, session) of all processes."""
     for entry in _PROC.iterdir() if _PROC.is_dir() else ():
@@ -73,4 +88,17 @@ def _own_memory(pid: int) -> int:
             for line in lines
             if line.startswith(("RssAnon:", "RssShmem:"))
         )
+    return 0
+
+
+def _own_cpu(pid: int) -> float:
+    with suppress(OSError):
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _blocks(file: Path) -> int:
+    with suppress(OSError):
+        return file.lstat().st_blocks * 512
     return 0

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tightfit_service.adapters.execution.limits import WorkerUser
 from tightfit_service.application.ports import ArtifactStores
 from tightfit_service.domain.errors import (
     InvalidRequestError,
@@ -41,12 +42,19 @@ class Staging:
     """Prepares and clears folders of units below `root`, which belongs to this object alone.
 
     Inputs are kept by project and digest in `root/cache` up to `cache_bytes` (the least recently used go
-    first), so that a dataset is fetched once and not for each trial. Safe for many threads.
+    first), so that a dataset is fetched once and not for each trial. Safe for many threads. Folders for
+    outputs belong to `owner`, where workers have a user of their own.
     """
 
     def __init__(
-        self, *, artifacts: ArtifactStores, root: Path, cache_bytes: int = DEFAULT_CACHE_BYTES
+        self,
+        *,
+        artifacts: ArtifactStores,
+        root: Path,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        owner: WorkerUser | None = None,
     ) -> None:
+        self._owner = owner
         self._artifacts = artifacts
         self._root = root
         self._units = root / "units"
@@ -61,6 +69,10 @@ class Staging:
         with _disk_errors():
             self._units.mkdir(parents=True)
             self._cache.mkdir()
+            if self._owner is not None:
+                # units find their own inputs by paths that they are told, and nobody else's
+                self._units.chmod(0o711)
+                self._cache.chmod(0o700)
 
     def open_unit(self, project: str, inputs: Mapping[str, str]) -> UnitFolder:
         """Return a new folder with the inputs (name to digest) in it.
@@ -75,6 +87,8 @@ class Staging:
             with _disk_errors():
                 (root / "inputs").mkdir(parents=True)
                 (root / "outputs").mkdir()
+                if self._owner is not None:
+                    self._owner.own(root / "outputs")
                 paths = {
                     name: self._stage(project, digest, root / "inputs" / _checked(name))
                     for name, digest in inputs.items()

@@ -25,6 +25,7 @@ from tightfit_service.adapters.execution.messages import (
     encode,
     error_message,
 )
+from tightfit_service.adapters.execution.sandbox import ISOLATION_VARIABLE
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import WorkHandler
 from tightfit_service.domain.errors import TightfitError, UnsupportedError
@@ -46,7 +47,7 @@ def serve(handlers: Mapping[str, WorkHandler]) -> None:
     requests, replies = _take_channels(int(os.environ.pop(REPLY_VARIABLE)))
     units: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read_units, args=(requests, units), daemon=True).start()
-    replies.send({"type": "ready"})
+    replies.send({"type": "ready", "isolation": os.environ.pop(ISOLATION_VARIABLE, "")})
     while (unit := units.get()) is not None:
         replies.send({"type": "taken"})
         replies.send(_run(handlers, unit, replies))

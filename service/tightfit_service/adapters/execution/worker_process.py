@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.execution.messages import (
     PARENT_VARIABLE,
     REPLY_VARIABLE,
@@ -18,6 +20,8 @@ from tightfit_service.adapters.execution.messages import (
     encode,
 )
 from tightfit_service.adapters.execution.process_tree import (
+    cpu_seconds,
+    file_bytes,
     kill_all,
     kill_left_behind,
     members,
@@ -32,11 +36,22 @@ _SETTLE_SECONDS = 0.05
 _WATCH_SECONDS = 0.25
 
 
+@dataclass
+class Usage:
+    """What a unit of work has used so far: the most memory and disk at a time, all processor time."""
+
+    memory_bytes: int = 0
+    cpu_seconds: float = 0.0
+    disk_bytes: int = 0
+
+
 class WorkerProcess:
     """A child in a session of its own. All methods belong to the event loop that started it.
 
     Attributes:
+        directory: Where it runs, and its temporary files lie.
         kill_reason: Why the server killed it (`killed`, `timeout`, `memory`, ...), or "" while it did not.
+        isolation: What cuts it off from the network, as it said itself; known once it is ready.
     """
 
     def __init__(
@@ -44,8 +59,11 @@ class WorkerProcess:
         process: asyncio.subprocess.Process,
         replies: asyncio.StreamReader,
         reply_pipe: asyncio.BaseTransport,
+        directory: Path,
     ) -> None:
+        self.directory = directory
         self.kill_reason = ""
+        self.isolation = ""
         self.units_done = 0
         self._process = process
         self._replies = replies
@@ -90,7 +108,7 @@ class WorkerProcess:
         reply_pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(replies), os.fdopen(read_end, "rb", buffering=0)
         )
-        return cls(process, replies, reply_pipe)
+        return cls(process, replies, reply_pipe, directory)
 
     @property
     def pid(self) -> int:
@@ -105,7 +123,9 @@ class WorkerProcess:
     async def wait_ready(self) -> bool:
         """Wait for its first word; False when it ended without one."""
         if not self._is_ready:
-            self._is_ready = await self.receive() is not None
+            hello = await self.receive()
+            self._is_ready = hello is not None
+            self.isolation = (hello or {}).get("isolation", "")
         return self._is_ready
 
     async def send(self, message: Message) -> None:
@@ -153,20 +173,34 @@ class WorkerProcess:
         text = b"".join(self._log).decode(errors="replace").strip()
         return text[-_TAIL_CHARS:]
 
-    async def watch(
-        self, *, memory_limit_bytes: int | None, on_pass: Callable[[int], None]
-    ) -> None:
-        """Kill it with reason `memory` when it and its children hold more than the limit.
+    async def watch(self, limits: WorkerLimits, usage: Usage, folders: Sequence[Path]) -> None:
+        """Kill it when it and its children use more than the limits; runs until cancelled.
 
-        `on_pass` gets each measurement, in bytes. Runs until cancelled.
+        The reason is then `memory`, `cpu` or `disk`.
+
+        Args:
+            limits: What is allowed from now on.
+            usage: Kept up to date.
+            folders: Whose files count.
         """
-        while memory_limit_bytes is not None:
-            used = await asyncio.to_thread(lambda: memory_bytes(members(self.pid)))
-            on_pass(used)
-            if used > memory_limit_bytes:
-                self.kill("memory")
-                return
+        before = await asyncio.to_thread(lambda: cpu_seconds(members(self.pid)))
+        while True:
+            await asyncio.to_thread(self._measure, usage, before, folders)
+            for reason, used, limit in (
+                ("memory", usage.memory_bytes, limits.memory_bytes),
+                ("cpu", usage.cpu_seconds, limits.cpu_seconds),
+                ("disk", usage.disk_bytes, limits.disk_bytes),
+            ):
+                if limit is not None and used > limit:
+                    self.kill(reason)
+                    return
             await asyncio.sleep(_WATCH_SECONDS)
+
+    def _measure(self, usage: Usage, cpu_before: float, folders: Sequence[Path]) -> None:
+        pids = members(self.pid)
+        usage.memory_bytes = max(usage.memory_bytes, memory_bytes(pids))
+        usage.cpu_seconds = max(usage.cpu_seconds, cpu_seconds(pids) - cpu_before)
+        usage.disk_bytes = max(usage.disk_bytes, file_bytes(folders))
 
     async def _wait_exit(self) -> None:
         await self._process.wait()
