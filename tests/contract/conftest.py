@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.postgres_server import PostgresServer, reason_missing, running_postgres
@@ -43,6 +44,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStor
     sql_store = SqlStore(engine=engine)
     yield sql_store
     sql_store.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.debian)])
+def access_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database of its own on every system, with the schema of today."""
+    if request.param == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        engine = open_database(postgres.database())
+    else:
+        engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
+    upgrade(engine)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -176,3 +176,35 @@ hardware_targets = Table(
     Column("create_time", UtcTime, nullable=False),
     Column("document", JSON, nullable=False),
 )
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("secret_hash", _DIGEST, nullable=False),
+    Column("display_name", String, nullable=False),
+    Column("grants", JSON, nullable=False),
+    Column("creator", _NAME, nullable=False),
+    Column("create_time", UtcTime, nullable=False),
+    Column("expire_time", UtcTime),
+    Column("revoke_time", UtcTime),
+    Column("last_use_time", UtcTime),
+)
+
+audit_events = Table(
+    # a trigger of the migration refuses to change or delete what is in it
+    "audit_events",
+    metadata,
+    # SQLite counts rows by itself in a column of exactly this type
+    Column("event_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("event_time", UtcTime, nullable=False),
+    Column("principal", _NAME, nullable=False),
+    Column("method", _NAME, nullable=False),
+    Column("project", _NAME, nullable=False),
+    Column("resource", String(1024), nullable=False),
+    Column("code", String(32), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("address", _NAME, nullable=False),
+    Index(None, "project", "event_id"),
+    Index(None, "principal", "event_id"),
+)

@@ -1,0 +1,1 @@
+"""Who may come in: roles from a file, tokens of an identity provider, certificates of the port."""

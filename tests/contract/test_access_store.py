@@ -1,0 +1,127 @@
+"""What API key stores and audit stores promise, on every database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+from tightfit_service.adapters.storage.sql_access import SqlApiKeyStore, SqlAuditStore
+from tightfit_service.application.ports import Page
+from tightfit_service.application.ports.access import AuditEvent
+from tightfit_service.domain.access import ApiKey, Grant, Role, hash_secret
+from tightfit_service.domain.errors import AlreadyExistsError, InvalidRequestError
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def _key(key_id: str = "00aa", **changes: object) -> ApiKey:
+    key = ApiKey(
+        key_id=key_id,
+        secret_hash=hash_secret("s"),
+        display_name="nightly",
+        grants=(Grant("vision", Role.SUBMITTER), Grant("*", Role.VIEWER)),
+        creator="key:root",
+        create_time=NOW,
+    )
+    return replace(key, **changes)  # type: ignore[arg-type]  # of the right types above
+
+
+def _event(**changes: str) -> AuditEvent:
+    event = AuditEvent(
+        event_time=NOW,
+        principal="key:1",
+        method="tightfit.v1.CompressionService/CreateJob",
+        project="vision",
+        resource="projects/vision/jobs/1",
+        code="OK",
+        request_id="r1",
+        address="127.0.0.1:1",
+    )
+    return replace(event, **changes)  # type: ignore[arg-type]  # texts only
+
+
+@pytest.fixture
+def keys(access_engine: Engine) -> SqlApiKeyStore:
+    return SqlApiKeyStore(engine=access_engine)
+
+
+@pytest.fixture
+def audit(access_engine: Engine) -> SqlAuditStore:
+    return SqlAuditStore(engine=access_engine)
+
+
+def test_a_key_comes_back_as_it_was_stored(keys: SqlApiKeyStore) -> None:
+    key = _key(expire_time=NOW + timedelta(days=1))
+    keys.add_key(key)
+    assert keys.get_key("00aa") == key
+    assert keys.get_key("00ab") is None
+    with pytest.raises(AlreadyExistsError):
+        keys.add_key(_key())
+
+
+def test_keys_are_listed_by_id_in_pages(keys: SqlApiKeyStore) -> None:
+    for key_id in ("0c", "0a", "0b"):
+        keys.add_key(_key(key_id))
+    first = keys.list_keys(Page(size=2))
+    assert [key.key_id for key in first] == ["0a", "0b"]
+    assert [key.key_id for key in keys.list_keys(Page(size=2, after="0b"))] == ["0c"]
+
+
+def test_a_key_is_revoked_once(keys: SqlApiKeyStore) -> None:
+    keys.add_key(_key())
+    revoked = keys.revoke_key("00aa", NOW)
+    assert revoked is not None
+    assert revoked.revoke_time == NOW
+    again = keys.revoke_key("00aa", NOW + timedelta(hours=1))
+    assert again == revoked
+    assert keys.revoke_key("none", NOW) is None
+
+
+def test_the_time_of_a_use_never_goes_back(keys: SqlApiKeyStore) -> None:
+    keys.add_key(_key())
+    for minutes in (5, 3):
+        keys.key_used("00aa", NOW + timedelta(minutes=minutes))
+    key = keys.get_key("00aa")
+    assert key is not None
+    assert key.last_use_time == NOW + timedelta(minutes=5)
+
+
+def test_events_are_listed_newest_first_in_pages(audit: SqlAuditStore) -> None:
+    audit.append_events([_event(request_id=f"r{n}") for n in range(3)])
+    audit.append_events([_event(project="audio", principal="key:2", request_id="r3")])
+    newest = audit.list_events(None, "", Page(size=2))
+    assert [event.request_id for event in newest] == ["r3", "r2"]
+    rest = audit.list_events(None, "", Page(size=9, after=str(newest[-1].event_id)))
+    assert [event.request_id for event in rest] == ["r1", "r0"]
+    assert [e.request_id for e in audit.list_events("audio", "", Page(size=9))] == ["r3"]
+    assert [e.project for e in audit.list_events(None, "key:2", Page(size=9))] == ["audio"]
+    assert replace(newest[1], event_id=0) == _event(request_id="r2")
+    with pytest.raises(InvalidRequestError):
+        audit.list_events(None, "", Page(size=1, after="1 or 1"))
+
+
+def test_hostile_names_are_cut_to_the_columns(audit: SqlAuditStore) -> None:
+    audit.append_events([_event(resource="x" * 9_000, project="p\0" * 400)])
+    (event,) = audit.list_events(None, "", Page(size=1))
+    assert len(event.resource) == 1024
+    assert len(event.project) == 255
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit_events SET principal = 'nobody'", "DELETE FROM audit_events"]
+)
+def test_the_database_refuses_to_change_events(
+    audit: SqlAuditStore, access_engine: Engine, statement: str
+) -> None:
+    audit.append_events([_event()])
+    with pytest.raises(DBAPIError, match="append-only"), access_engine.begin() as connection:
+        connection.execute(text(statement))
+    assert len(audit.list_events(None, "", Page(size=9))) == 1
+
+
+def test_looking_a_key_up_is_by_index(keys: SqlApiKeyStore, access_engine: Engine) -> None:
+    assert inspect(access_engine).get_pk_constraint("api_keys")["constrained_columns"] == ["key_id"]
