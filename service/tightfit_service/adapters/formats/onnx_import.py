@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
@@ -15,7 +14,6 @@ from tightfit_service.adapters.formats.layout import channels_first
 from tightfit_service.adapters.formats.onnx_execution import (
     LIBRARY_ERRORS,
     open_session,
-    relative_difference,
     run_original,
     run_working,
 )
@@ -24,11 +22,18 @@ from tightfit_service.adapters.formats.onnx_folding import (
     fold_fixed_shapes,
     fold_shape_chains,
 )
+from tightfit_service.adapters.formats.onnx_proof import (
+    compared,
+    is_quantized,
+    prove_batch,
+    quantized_warning,
+)
 from tightfit_service.application.ports import ImportedModel, TensorSignature
 from tightfit_service.application.samples import FloatArray
 from tightfit_service.domain.errors import InvalidModelError, ParityError
 from tightfit_service.graph import normal_form
 from tightfit_service.graph.batch_expansion import drop_zero_states
+from tightfit_service.graph.batch_propagation import spread_over_batch
 from tightfit_service.graph.bias_folding import fold_biases_before_norms
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import (
@@ -44,7 +49,6 @@ from tightfit_service.graph.model_file import (
 )
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.graph.structure import (
-    Array,
     declared_shape,
     default_opset,
     first_line,
@@ -63,28 +67,7 @@ WORKING_OPSET = 17
 _WORKING_IR = 8
 """The IR version that opset 17 was published with; every runtime of the last years reads it."""
 
-PARITY_LIMIT = 2e-4
-"""Largest difference, relative to the largest output, that float32 rounding is allowed to explain.
-
-Reordered sums of a deep network differ by some 1e-5; a wrong operator differs by more than 1e-2.
-"""
-QUANTIZED_PARITY_LIMIT = 0.05
-"""For quantized models a value may round to the neighbouring level."""
-
 BATCH_WAS_FIXED = "the batch was fixed at 1 and has been made free"
-
-_QUANTIZED = frozenset(
-    [
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "ConvInteger",
-        "MatMulInteger",
-        "MatMulNBits",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-    ]
-)
 
 
 class OnnxImporter:
@@ -131,7 +114,7 @@ class OnnxImporter:
                 f"the model does not run on these inputs: {first_line(error)}",
                 remedy="check that onnxruntime runs the model on inputs of the declared shape",
             ) from error
-        return _compared(working, expected, found)
+        return compared(working, expected, found)
 
     def _import(self, data: bytes) -> ImportedModel:
         source = load_model(data, limits=self._limits)
@@ -145,14 +128,7 @@ class OnnxImporter:
         if original_opset < WORKING_OPSET:
             converted = _converted(model)
             candidates = [model] if converted is None else [converted, model]
-        for index, candidate in enumerate(candidates):
-            try:
-                was_fixed = self._normalise(candidate)
-                self._prove_batch(source, candidate)
-                break
-            except (ParityError, InvalidModelError, *LIBRARY_ERRORS):
-                if index == len(candidates) - 1:
-                    raise
+        candidate, was_fixed = self._in_working_form(source, candidates)
         working = self._simplified(source, candidate)
         if default_opset(working) < WORKING_OPSET:
             warnings.append(
@@ -162,6 +138,33 @@ class OnnxImporter:
         if was_fixed:
             warnings.append(BATCH_WAS_FIXED)
         return self._described(working, warnings)
+
+    def _in_working_form(
+        self, source: ModelProto, candidates: Sequence[ModelProto]
+    ) -> tuple[ModelProto, bool]:
+        """Return the first graph that is proven, and whether its batch was fixed.
+
+        A fixed batch is first looked for where files mostly have it, which leaves their nodes as
+        they are; if that does not do, it is followed through each node.
+        """
+        ways = [
+            (candidate, node_by_node)
+            for candidate in candidates
+            for node_by_node in (
+                (False, True) if normal_form.batch_is_fixed(candidate) else (False,)
+            )
+        ]
+        for index, (candidate, node_by_node) in enumerate(ways):
+            model = copy_model(candidate)
+            try:
+                was_fixed = self._normalise(model, node_by_node=node_by_node)
+                prove_batch(source, model)
+            except (ParityError, InvalidModelError, *LIBRARY_ERRORS):
+                if index == len(ways) - 1:
+                    raise
+            else:
+                return model, was_fixed
+        raise AssertionError("there is at least one candidate")
 
     def _simplified(self, source: ModelProto, model: ModelProto) -> ModelProto:
         """Return the graph without the changes of layout that converters from channels last leave.
@@ -177,7 +180,7 @@ class OnnxImporter:
             fold_biases_before_norms(result)
             del result.graph.value_info[:]
             _declare_shapes(result)
-            self._prove_batch(source, result)
+            prove_batch(source, result)
         except (ParityError, InvalidModelError, *LIBRARY_ERRORS):
             return model
         return result
@@ -229,8 +232,11 @@ class OnnxImporter:
                     remedy="send a smaller model",
                 )
 
-    def _normalise(self, model: ModelProto) -> bool:
-        """Bring a checked model into working form, in place; return whether its batch was fixed."""
+    def _normalise(self, model: ModelProto, *, node_by_node: bool) -> bool:
+        """Bring a checked model into working form, in place; return whether its batch was fixed.
+
+        `node_by_node` says that its fixed batch is followed through the nodes.
+        """
         del model.graph.value_info[:]
         normal_form.constants_to_initializers(model)
         normal_form.name_nodes(model)
@@ -242,40 +248,17 @@ class OnnxImporter:
         if normal_form.batch_is_fixed(model):
             fold_fixed_shapes(model)
             drop_zero_states(model)
+        if node_by_node:
+            spread_over_batch(model, tensor_shapes(model))
+            normal_form.remove_identities(model)
         was_fixed = normal_form.free_input_batch(model)
-        normal_form.free_constant_batch(model, tensor_shapes(model))
+        if not node_by_node:
+            normal_form.free_constant_batch(model, tensor_shapes(model))
         fold_shape_chains(model)
         remove_dead_code(model)
         self._check_activations(model)
         _declare_shapes(model)
         return was_fixed
-
-    def _prove_batch(self, source: ModelProto, model: ModelProto) -> None:
-        """Run two samples at once and compare with the original, so that the free batch is real.
-
-        The outputs' shapes are declared as seen.
-        """
-        rng = np.random.default_rng(0)
-        shapes = tensor_shapes(model, batch=2)
-        inputs = [
-            rng.uniform(0.0, 1.0, shapes[name]).astype(np.float32) for name in graph_inputs(model)
-        ]
-        expected = run_original(source, inputs)
-        for name, value in zip(graph_outputs(model), expected, strict=True):
-            if np.shape(value)[:1] != (2,):
-                raise invalid(
-                    f"output {shown(name)} has no batch axis",
-                    remedy="export the model so that axis 0 of every output is the batch",
-                )
-        try:
-            _compared(model, expected, run_working(model, inputs))
-        except (ParityError, *LIBRARY_ERRORS) as error:
-            told = error.message if isinstance(error, ParityError) else first_line(error)
-            raise invalid(
-                f"the batch of the model cannot be made free: {told}",
-                remedy="export the model with a free (dynamic) batch axis",
-            ) from error
-        _declare_outputs(model, expected)
 
     def _described(self, model: ModelProto, warnings: list[str]) -> ImportedModel:
         graph = save_model(model)
@@ -304,47 +287,6 @@ class OnnxImporter:
             is_quantized=quantized,
             warnings=tuple(warnings),
         )
-
-
-def _compared(model: ModelProto, expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return the largest relative difference between the outputs of the original and of the graph."""
-    limit = QUANTIZED_PARITY_LIMIT if is_quantized(model) else PARITY_LIMIT
-    worst = 0.0
-    for name, reference, value in zip(graph_outputs(model), expected, found, strict=True):
-        if value.shape != reference.shape:
-            raise ParityError(
-                f"output {shown(name)} of the imported graph has shape {value.shape}, the "
-                f"original's has {reference.shape}",
-                field="model",
-                remedy="export the model with a free (dynamic) batch axis",
-            )
-        difference = relative_difference(reference, value)
-        if difference > limit:
-            raise ParityError(
-                f"output {shown(name)} of the imported graph differs from the original's by "
-                f"{difference:.3g} of its largest value (at most {limit:g} is rounding)",
-                field="model",
-                remedy="report the model; a newer export (opset 17) may import correctly",
-            )
-        worst = max(worst, difference)
-    return worst
-
-
-def quantized_warning() -> str:
-    """Return what users should know about a model that came quantized."""
-    return (
-        "the model is quantized: it can be checked, estimated and evaluated, but not compressed, "
-        "for its weights are rounded already; to compress it, send the float model that it was "
-        "made from"
-    )
-
-
-def is_quantized(model: ModelProto) -> bool:
-    """Return whether a model holds quantized operators (QDQ, QLinear, integer products)."""
-    return any(
-        node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
-        for node in model.graph.node
-    )
 
 
 def _require_ends(model: ModelProto) -> None:
@@ -419,16 +361,6 @@ def _declare_shapes(model: ModelProto) -> None:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     del model.graph.value_info[:]
     model.graph.value_info.extend(inferred.graph.value_info)
-
-
-def _declare_outputs(model: ModelProto, values: Sequence[Array]) -> None:
-    """Write the shapes that the outputs were seen to have into the model, axis 0 as the batch."""
-    for output, value in zip(model.graph.output, values, strict=True):
-        shape = output.type.tensor_type.shape
-        shape.Clear()
-        shape.dim.add(dim_param=normal_form.BATCH)
-        for size in value.shape[1:]:
-            shape.dim.add(dim_value=size)
 
 
 def _signatures(model: ModelProto, names: Sequence[str]) -> tuple[TensorSignature, ...]:

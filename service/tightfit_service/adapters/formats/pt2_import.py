@@ -13,11 +13,8 @@ from tightfit_service.adapters.formats.onnx_execution import (
     relative_difference,
     run_working,
 )
-from tightfit_service.adapters.formats.onnx_import import (
-    BATCH_WAS_FIXED,
-    PARITY_LIMIT,
-    OnnxImporter,
-)
+from tightfit_service.adapters.formats.onnx_import import BATCH_WAS_FIXED, OnnxImporter
+from tightfit_service.adapters.formats.onnx_proof import PARITY_LIMIT
 from tightfit_service.adapters.formats.pt2_archive import read_archive
 from tightfit_service.application.ports import ImportedModel
 from tightfit_service.application.samples import FloatArray

@@ -14,11 +14,8 @@ from tightfit_service.adapters.formats.onnx_execution import (
     run_original,
     run_working,
 )
-from tightfit_service.adapters.formats.onnx_import import (
-    PARITY_LIMIT,
-    OnnxImporter,
-    quantized_warning,
-)
+from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+from tightfit_service.adapters.formats.onnx_proof import PARITY_LIMIT, quantized_warning
 from tightfit_service.adapters.formats.tflite_execution import LitertReference, first_difference
 from tightfit_service.adapters.formats.tflite_literal import LiteralGraph, literal_graph
 from tightfit_service.adapters.formats.tflite_reader import TfliteTensor, read_tflite

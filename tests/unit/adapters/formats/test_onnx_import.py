@@ -120,6 +120,20 @@ class TestNormalForm:
         assert result.inputs[0].shape[0] == -1
         assert "the batch was fixed at 1 and has been made free" in result.warnings
 
+    def test_fixed_batch_is_followed_through_the_nodes(self) -> None:
+        """Where samples would mix in a sum over axis 0, or meet a constant of one sample."""
+        b = Builder()
+        x = b.gemm("fc", b.input("input", (4,)), 4, 3)
+        x = b.node("join", "Concat", [x, b.weight("token", (1, 3), fan_in=3)], axis=1)
+        halves = [b.node("twice", "Concat", [x, x], axis=0), b.ints("axes", [0])]
+        total = b.node("total", "ReduceSum", halves, keepdims=1)
+        model = with_batch(b.model({b.node("sum", "Add", [x, total]): (6,)}), 1)
+        data = model.SerializeToString()
+        result = importer.import_model(data)
+        assert result.inputs[0].shape == (-1, 4)
+        inputs = [np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)]
+        assert importer.check_parity(data, result.graph, inputs) < 1e-6
+
     def test_old_opset_is_converted_and_names_stay(self) -> None:
         result = importer.import_model(opset_8(0).SerializeToString())
         assert result.opset == 17
@@ -251,10 +265,21 @@ class TestRefused:
 
     def test_batch_that_cannot_be_freed(self) -> None:
         b = Builder()
-        x = b.gemm("fc", b.input("input", (4,)), 4, 3)
-        x = b.node("join", "Concat", [x, b.weight("token", (1, 3), fan_in=3)], axis=1)
-        error = refused(with_batch(b.model({x: (6,)}), 1))
+        x = b.node(
+            "joined", "Concat", [b.input("input", (4,)), b.weight("c", (1, 3), fan_in=3)], axis=1
+        )
+        x = b.node("turned", "Einsum", [x, b.weight("w", (7, 2), fan_in=7)], equation="ij,jk->ik")
+        error = refused(with_batch(b.model({x: (2,)}), 1))
         assert "batch of the model cannot be made free" in error.message
+        assert 'node "turned" ("Einsum")' in error.message
+
+    def test_samples_that_mix_in_a_small_term(self) -> None:
+        b = Builder()
+        x = b.gemm("fc", b.input("input", (4,)), 4, 3)
+        total = b.node("total", "ReduceSum", [x, b.ints("axes", [0])], keepdims=1)
+        total = b.node("small", "Mul", [total, b.constant("little", 1e-5, dtype=np.float32)])
+        error = refused(b.model({b.node("sum", "Add", [x, total]): (3,)}))
+        assert "depends on other samples" in error.message
 
     @pytest.mark.parametrize("dtype", [TensorProto.UINT8, TensorProto.INT64, TensorProto.FLOAT16])
     def test_inputs_of_other_types(self, dtype: int) -> None:
