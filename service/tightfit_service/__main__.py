@@ -37,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         bootstrap.run_worker(settings)
         return 0
     try:
-        asyncio.run(
-            bootstrap.serve(
-                settings, ready_file=arguments.ready_file, parent_pid=arguments.parent_pid
+        if arguments.command == "migrate":
+            bootstrap.migrate(settings)
+        else:
+            asyncio.run(
+                bootstrap.serve(
+                    settings, ready_file=arguments.ready_file, parent_pid=arguments.parent_pid
+                )
             )
-        )
     except TightfitError as error:
         sys.stderr.write(f"{error}\n")
         return UNAVAILABLE
@@ -109,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "public-keys", help="print the public keys that signed results can be verified with"
     )
     keys.add_argument("--data-dir", type=Path, help="folder of all state")
+    migrate = commands.add_parser("migrate", help="bring the database up to date, and end")
+    migrate.add_argument("--data-dir", type=Path, help="folder of all state")
+    migrate.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
     pack = commands.add_parser("pack", help="pack a model file for download")
     pack.add_argument("file", type=Path, help="model file of any format")
     pack.add_argument("-o", "--output", type=Path, required=True, help="where the packed file goes")

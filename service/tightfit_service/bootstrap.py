@@ -238,7 +238,7 @@ def build_server(settings: Settings) -> Server:
             hardware=hardware,
             runners=runners,
             metrics=telemetry,
-            options=ServerOptions(listen=settings.listen),
+            options=ServerOptions(listen=settings.listen, health_listen=settings.health_listen),
         ),
         metrics=_metrics_port(settings, telemetry),
         executor=executor,
@@ -285,6 +285,22 @@ async def _stop_with(pid: int, stop: asyncio.Event) -> None:
     while os.getppid() == pid:  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(PARENT_POLL_SECONDS)
     stop.set()
+
+
+def migrate(settings: Settings) -> None:
+    """Bring the database up to date.
+
+    Raises:
+        TightfitError: The database cannot be used, or a newer version wrote it.
+    """
+    configure_logging(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engine = open_database(
+        settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}"
+    )
+    upgrade(engine)
+    engine.dispose()
+    log.info("database is up to date")
 
 
 def run_worker(settings: Settings) -> None:

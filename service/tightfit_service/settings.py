@@ -25,6 +25,9 @@ class Settings:
     """Address of the gRPC port; port 0 takes a free one."""
     metrics_listen: str = "127.0.0.1:9464"
     """Address of the Prometheus port; port 0 takes a free one, empty turns it off."""
+    health_listen: str = ""
+    """Address of a port with the gRPC health service alone, for probes, which speak no TLS and have no
+    credentials; empty has none."""
     data_dir: Path = Path("tightfit-data")
     """Folder of the database, artifacts, unfinished uploads and worker caches."""
     database_url: str = ""

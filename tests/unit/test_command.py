@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,24 @@ def test_what_cannot_be_packed_ends_with_2(
     assert main(["pack", str(tmp_path / "missing.onnx"), "-o", output]) == 2
     assert "missing.onnx" in capsys.readouterr().err
     assert not (tmp_path / "model.packed").exists()
+
+
+def test_the_database_is_brought_up_to_date(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    for _ in range(2):
+        assert main(["migrate", "--data-dir", str(tmp_path), "--database-url", url]) == 0
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        tables = {name for (name,) in connection.execute("select name from sqlite_master")}
+    connection.close()
+    assert {"jobs", "trials", "alembic_version"} <= tables
+
+
+def test_a_database_of_a_newer_version_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["migrate", "--data-dir", str(tmp_path)]) == 0
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    connection.close()
+    assert main(["migrate", "--data-dir", str(tmp_path)]) == 5
+    assert "9999" in capsys.readouterr().err

@@ -63,16 +63,23 @@ class ServerOptions:
         max_receive_bytes: Greatest message from a client. Uploads come in parts of up to 4 MiB.
         keepalive_seconds: Idle connections are probed this often, so that dead clients are noticed.
         credentials: TLS of the port; None serves without, for loopback and for meshes that bring it.
+        health_listen: `host:port` of a second port with the health service alone, without TLS and
+            credentials, because the probes of Kubernetes have neither; empty for none.
     """
 
     listen: str = "127.0.0.1:50051"
     max_receive_bytes: int = 8 << 20
     keepalive_seconds: float = 60.0
     credentials: grpc.ServerCredentials | None = None
+    health_listen: str = ""
 
 
 class GrpcServer:
-    """Serves the use cases over gRPC, with health and reflection. Lives on one event loop."""
+    """Serves the use cases over gRPC, with health and reflection. Lives on one event loop.
+
+    Attributes:
+        health_address: `host:port` of the port for probes, once started; empty without one.
+    """
 
     def __init__(
         self,
@@ -93,6 +100,8 @@ class GrpcServer:
         self._drain = Drain()
         self._health = DrainingHealthServicer(drain=self._drain)
         self._server: grpc.aio.Server | None = None
+        self._probes: grpc.aio.Server | None = None
+        self.health_address = ""
 
     async def start(self) -> str:
         """Listen and serve; return the address as `host:port` with the port that was bound.
@@ -106,8 +115,13 @@ class GrpcServer:
             options=self._channel_options(),
         )
         self._add_services(server)
-        address = self._bind(server)
+        address = _bind(server, self._options.listen, self._options.credentials, field="listen")
         await server.start()
+        try:
+            self._probes = await self._start_probes()
+        except UnavailableError:
+            await server.stop(None)
+            raise
         self._server = server
         serving = health_pb2.HealthCheckResponse.SERVING
         await asyncio.gather(*(self._health.set(name, serving) for name in ("", *SERVICES)))
@@ -128,7 +142,20 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         self._drain.begin()
         await server.stop(grace_seconds)
+        if self._probes is not None:
+            await self._probes.stop(None)
         _log.info("stopped")
+
+    async def _start_probes(self) -> grpc.aio.Server | None:
+        if not self._options.health_listen:
+            return None
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self.health_address = _bind(
+            server, self._options.health_listen, None, field="health_listen"
+        )
+        await server.start()
+        return server
 
     def _channel_options(self) -> list[tuple[str, int]]:
         keepalive_ms = round(self._options.keepalive_seconds * 1000)
@@ -168,17 +195,24 @@ class GrpcServer:
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
 
-    def _bind(self, server: grpc.aio.Server) -> str:
-        listen, credentials = self._options.listen, self._options.credentials
-        try:
-            if credentials is None:
-                port = server.add_insecure_port(listen)
-            else:
-                port = server.add_secure_port(listen, credentials)
-        except RuntimeError as error:
-            raise UnavailableError(
-                f"cannot listen on {listen}",
-                field="listen",
-                remedy="choose a free port, or 0 for any, on an address of this machine",
-            ) from error
-        return f"{listen.rpartition(':')[0]}:{port}"
+
+def _bind(
+    server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None, *, field: str
+) -> str:
+    """Bind an address; return it with the port that was bound.
+
+    Raises:
+        UnavailableError: It cannot be bound.
+    """
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"cannot listen on {listen}",
+            field=field,
+            remedy="choose a free port, or 0 for any, on an address of this machine",
+        ) from error
+    return f"{listen.rpartition(':')[0]}:{port}"

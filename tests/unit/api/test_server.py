@@ -112,6 +112,49 @@ async def test_a_port_in_use_is_refused(service: Service) -> None:
     assert caught.value.field == "listen"
 
 
+async def test_probes_have_a_port_of_their_own_with_health_and_nothing_else() -> None:
+    server = GrpcServer(
+        assets=InMemoryAssets(),
+        jobs=InMemoryJobs(),
+        hardware=InMemoryHardware(),
+        runners=make_desk(FakeClock()),
+        metrics=RecordingRpcMetrics(),
+        options=ServerOptions(listen="127.0.0.1:0", health_listen="127.0.0.1:0"),
+    )
+    address = await server.start()
+    assert server.health_address not in ("", address)
+    async with grpc.aio.insecure_channel(server.health_address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await HardwareServiceStub(channel).ListHardwareTargets(
+                hardware_pb2.ListHardwareTargetsRequest()
+            )
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+        await server.stop(grace_seconds=0)
+
+        with pytest.raises(grpc.aio.AioRpcError) as gone:
+            await health.Check(health_pb2.HealthCheckRequest())
+        assert gone.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_port_for_probes_in_use_is_named(service: Service) -> None:
+    second = GrpcServer(
+        assets=InMemoryAssets(),
+        jobs=InMemoryJobs(),
+        hardware=InMemoryHardware(),
+        runners=make_desk(FakeClock()),
+        metrics=RecordingRpcMetrics(),
+        options=ServerOptions(listen="127.0.0.1:0", health_listen=service.address),
+    )
+
+    with pytest.raises(UnavailableError) as caught:
+        await second.start()
+
+    assert caught.value.field == "health_listen"
+
+
 async def test_draining_ends_watches_and_health_streams_at_once(service: Service) -> None:
     service.jobs.add("p", make_job("j", project="p"))
     stub = CompressionServiceStub(service.channel)
