@@ -42,6 +42,8 @@ from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
+from tightfit_service.api.limits import CallLimits
+from tightfit_service.api.request_shape import RequestShape
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.device_measurements import DeviceMeasurements
@@ -238,7 +240,12 @@ def build_server(settings: Settings) -> Server:
             hardware=hardware,
             runners=runners,
             metrics=telemetry,
-            options=ServerOptions(listen=settings.listen, health_listen=settings.health_listen),
+            options=ServerOptions(
+                listen=settings.listen,
+                health_listen=settings.health_listen,
+                max_receive_bytes=settings.max_message_bytes,
+                limits=_call_limits(settings),
+            ),
         ),
         metrics=_metrics_port(settings, telemetry),
         executor=executor,
@@ -503,6 +510,20 @@ def _executor_options(settings: Settings) -> ExecutorOptions:
         ),
         isolation=settings.worker_isolation,
         user=settings.worker_user,
+    )
+
+
+def _call_limits(settings: Settings) -> CallLimits:
+    return CallLimits(
+        requests_per_second=settings.limit_requests_per_second,
+        burst_requests=settings.limit_burst_requests,
+        concurrent_calls=settings.limit_concurrent_calls,
+        concurrent_watches=settings.limit_concurrent_watches,
+        concurrent_uploads=settings.limit_concurrent_uploads,
+        default_deadline_seconds=settings.default_deadline_seconds,
+        shape=RequestShape(
+            max_depth=settings.max_request_depth, max_items=settings.max_request_items
+        ),
     )
 
 

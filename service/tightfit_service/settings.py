@@ -67,6 +67,24 @@ class Settings:
     """Jobs that run at a time; their trials share the workers."""
     max_upload_bytes: int = 4 << 30
     """Largest model or dataset that is accepted."""
+    limit_requests_per_second: float = 1_000.0
+    """Calls of one project that may begin per second; 0 for no limit."""
+    limit_burst_requests: int = 2_000
+    """Calls of one project that may begin at once after a pause; 0 allows those of one second."""
+    limit_concurrent_calls: int = 1_000
+    """Calls of one project at work, watches and uploads aside; 0 for no limit."""
+    limit_concurrent_watches: int = 5_000
+    """Open watches of one project; 0 for no limit."""
+    limit_concurrent_uploads: int = 64
+    """Uploads of one project that are being received; 0 for no limit."""
+    default_deadline_seconds: float = 3_600.0
+    """Deadline of calls that come without one; watches have none. 0 for none."""
+    max_message_bytes: int = 8 << 20
+    """Largest message from a client; uploads come in parts of 1 MiB."""
+    max_request_depth: int = 64
+    """Messages within messages in a request; 0 for gRPC's own limit of 100."""
+    max_request_items: int = 500_000
+    """Messages and list entries in a request; 0 for no limit."""
     provenance_key_file: str = ""
     """PEM file of the Ed25519 private key that signs results; empty makes one below data_dir."""
     drain_seconds: float = 30.0
@@ -130,7 +148,16 @@ def _check(settings: Settings) -> None:
                     field=name,
                     remedy=f"set {ENVIRONMENT_PREFIX}{name.upper()}",
                 )
-    for name, least in (("worker_count", 1), ("concurrent_jobs", 1), ("max_upload_bytes", 1)):
+    for name, least in (
+        ("worker_count", 1),
+        ("concurrent_jobs", 1),
+        ("max_upload_bytes", 1),
+        ("max_message_bytes", 2 << 20),
+        *((field.name, 0) for field in fields(Settings) if field.name.startswith("limit_")),
+        ("default_deadline_seconds", 0),
+        ("max_request_depth", 0),
+        ("max_request_items", 0),
+    ):
         if getattr(settings, name) < least:
             raise InvalidRequestError(
                 f"{name} is {getattr(settings, name)}", field=name, remedy=f"at least {least}"

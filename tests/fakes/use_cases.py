@@ -354,9 +354,13 @@ class RecordingRpcMetrics:
     def __init__(self) -> None:
         self.finished: list[tuple[str, str]] = []
         self.refused: list[str] = []
+        self.limits: list[str] = []
 
     def rpc_refused(self, reason: str) -> None:
         self.refused.append(reason)
+
+    def limit_refused(self, limit: str) -> None:
+        self.limits.append(limit)
 
     def rpc_finished(self, method: str, code: str, seconds: float) -> None:
         assert seconds >= 0

@@ -16,8 +16,10 @@ from google.rpc import (  # type: ignore[import-untyped]  # ships no types
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     CancelledError,
+    DeadlineExceededError,
     IntegrityError,
     InvalidInputError,
+    LimitExceededError,
     NotFoundError,
     PermissionDeniedError,
     PreconditionError,
@@ -33,7 +35,7 @@ ERROR_DOMAIN = "tightfit.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 """Metadata key under which gRPC carries a serialized `google.rpc.Status`."""
 
-RETRY_SECONDS = 1
+RETRY_SECONDS = 1.0
 MAX_MESSAGE_CHARACTERS = 2_000
 """Trailing metadata is bounded (8 KiB by default in gRPC), and carries the message twice."""
 
@@ -46,6 +48,7 @@ STATUS_CODES: Mapping[type[TightfitError], grpc.StatusCode] = {
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
     IntegrityError: grpc.StatusCode.DATA_LOSS,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     CancelledError: grpc.StatusCode.CANCELLED,
@@ -90,9 +93,19 @@ def to_status(
                 resource_type=error.field, resource_name=resource_name, description=facts["remedy"]
             )
         )
-    if code is grpc.StatusCode.UNAVAILABLE:
-        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS)))
+    retry_seconds = _retry_seconds(error, code)
+    if retry_seconds is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(retry_seconds * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(code, message, details)
+
+
+def _retry_seconds(error: TightfitError, code: grpc.StatusCode) -> float | None:
+    """Return when it is worth while to ask again, None where it never is."""
+    if isinstance(error, LimitExceededError):
+        return error.retry_seconds
+    return RETRY_SECONDS if code is grpc.StatusCode.UNAVAILABLE else None
 
 
 def internal_status(*, request_id: str) -> status_pb2.Status:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import grpc
 import structlog
@@ -35,6 +36,7 @@ from tightfit_service.api.drain import Drain
 from tightfit_service.api.hardware_servicer import HardwareServicer
 from tightfit_service.api.health_servicer import DrainingHealthServicer
 from tightfit_service.api.interceptors import BoundaryInterceptor, RpcMetrics
+from tightfit_service.api.limits import CallLimits, LimitInterceptor, LimitMetrics
 from tightfit_service.api.runner_servicer import RunnerServicer
 from tightfit_service.application.use_cases import Assets, Hardware, Jobs, Runners
 from tightfit_service.domain.errors import UnavailableError
@@ -62,6 +64,7 @@ class ServerOptions:
         listen: `host:port`; port 0 takes a free one.
         max_receive_bytes: Greatest message from a client. Uploads come in parts of up to 4 MiB.
         keepalive_seconds: Idle connections are probed this often, so that dead clients are noticed.
+        limits: What one project may ask at a time.
         credentials: TLS of the port; None serves without, for loopback and for meshes that bring it.
         health_listen: `host:port` of a second port with the health service alone, without TLS and
             credentials, because the probes of Kubernetes have neither; empty for none.
@@ -71,7 +74,12 @@ class ServerOptions:
     max_receive_bytes: int = 8 << 20
     keepalive_seconds: float = 60.0
     credentials: grpc.ServerCredentials | None = None
+    limits: CallLimits = field(default_factory=CallLimits)
     health_listen: str = ""
+
+
+class ServerMetrics(RpcMetrics, LimitMetrics, Protocol):
+    """Where the server counts."""
 
 
 class GrpcServer:
@@ -88,7 +96,7 @@ class GrpcServer:
         jobs: Jobs,
         hardware: Hardware,
         runners: Runners,
-        metrics: RpcMetrics,
+        metrics: ServerMetrics,
         options: ServerOptions,
     ) -> None:
         self._assets = assets
@@ -111,7 +119,10 @@ class GrpcServer:
         """
         reuse_message_buffers()
         server = grpc.aio.server(
-            interceptors=[BoundaryInterceptor(metrics=self._metrics)],
+            interceptors=[
+                BoundaryInterceptor(metrics=self._metrics),
+                LimitInterceptor(self._options.limits, metrics=self._metrics),
+            ],
             options=self._channel_options(),
         )
         self._add_services(server)

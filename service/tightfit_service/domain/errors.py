@@ -17,6 +17,8 @@ TightfitError
 ├── PermissionDeniedError        the caller is known, and may not do this
 ├── UnsupportedError             understood, but not offered (by this version, pass or target)
 ├── ResourceExhaustedError       a quota, the disk or a size limit
+│   └── LimitExceededError       too much at a time; the same call passes later
+├── DeadlineExceededError        the call took longer than calls may
 ├── IntegrityError               bytes do not match their digest
 ├── UnavailableError             a store or worker cannot be reached now; retrying helps
 │   └── NoRunnerError            no runner of the target is connected
@@ -158,6 +160,28 @@ class ResourceExhaustedError(TightfitError):
     """A quota, the disk or a size limit is used up."""
 
     reason = "RESOURCE_EXHAUSTED"
+
+
+class LimitExceededError(ResourceExhaustedError):
+    """A project asks more at a time than it may; the same call passes later.
+
+    Attributes:
+        retry_seconds: After which it is worth while to ask again.
+    """
+
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(
+        self, message: str, *, field: str = "", remedy: str = "", retry_seconds: float = 1.0
+    ) -> None:
+        super().__init__(message, field=field, remedy=remedy)
+        self.retry_seconds = retry_seconds
+
+
+class DeadlineExceededError(TightfitError):
+    """A call took longer than calls without a deadline may."""
+
+    reason = "DEADLINE_EXCEEDED"
 
 
 class IntegrityError(TightfitError):

@@ -54,6 +54,10 @@ class PrometheusTelemetry:
         self._rpc.finished.labels(method=method, code=code).inc()
         self._rpc.seconds.labels(method=method).observe(seconds)
 
+    def limit_refused(self, limit: str) -> None:
+        """Count a call that was refused because its project is at a limit."""
+        self._rpc.limited.labels(limit=limit).inc()
+
     def rpc_refused(self, reason: str) -> None:
         """Count an error of the contract."""
         with self._lock:

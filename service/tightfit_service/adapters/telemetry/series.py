@@ -63,6 +63,12 @@ class RpcSeries:
             ("reason",),
             registry=registry,
         )
+        self.limited = Counter(
+            "tightfit_rpcs_limited",
+            "RPCs that were refused because their project was at a limit, by the limit.",
+            ("limit",),
+            registry=registry,
+        )
         self.seconds = Histogram(
             "tightfit_rpc_duration_seconds",
             "Time from the start of an RPC to its end; for streams, the life of the stream.",
