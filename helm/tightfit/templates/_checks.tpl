@@ -1,0 +1,30 @@
+{{/* What the schema cannot say, because it depends on the mode; every message names the value and the remedy. */}}
+
+{{- define "tightfit.checks" -}}
+{{- if and (eq .Values.mode "replicated") (not .Values.database.existingSecret) -}}
+{{- fail "database.existingSecret is needed in replicated mode: name a Secret with the URL of a PostgreSQL database, or set mode=embedded" -}}
+{{- end -}}
+{{- if and (eq .Values.mode "replicated") (ne (include "tightfit.artifactStore" .) "s3") -}}
+{{- fail "artifacts.store must be s3 in replicated mode, because servers share no folder: give artifacts.s3.url, or set mode=embedded" -}}
+{{- end -}}
+{{- if eq (include "tightfit.artifactStore" .) "s3" -}}
+{{- if not .Values.artifacts.s3.url -}}
+{{- fail "artifacts.s3.url is needed when artifacts live in S3: give the URL of the store, or set mode=embedded" -}}
+{{- end -}}
+{{- if not .Values.artifacts.s3.existingSecret -}}
+{{- fail "artifacts.s3.existingSecret is needed when artifacts live in S3: name a Secret with the keys of the store" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.ray.enabled (not .Values.ray.auth.existingSecret) -}}
+{{- fail "ray.auth.existingSecret is needed with ray.enabled: name a Secret with a random token, for Ray runs any code for who reaches it" -}}
+{{- end -}}
+{{- if and .Values.ray.enabled (not .Values.ray.address) (not .Values.ray.version) -}}
+{{- fail "ray.version is needed to make a RayCluster: give the version of Ray in the image" -}}
+{{- end -}}
+{{- if and (eq .Values.mode "embedded") (ne .Values.autoscaling.kind "none") -}}
+{{- fail "autoscaling.kind must be none in embedded mode, where one server holds the volume: set mode=replicated" -}}
+{{- end -}}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
+{{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas: lower the one or raise the other" -}}
+{{- end -}}
+{{- end -}}

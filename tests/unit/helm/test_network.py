@@ -1,0 +1,111 @@
+"""The network policies: calls and scrapes in from who is named, and out to what a server needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from helm_chart import Rendered, rendered
+
+CLIENTS = [{"podSelector": {"matchLabels": {"app": "ci"}}}]
+
+
+def policy(values: dict[str, Any], name: str = "demo-tightfit") -> dict[str, Any]:
+    spec = Rendered(values).one("NetworkPolicy", name)["spec"]
+    assert isinstance(spec, dict)
+    return spec
+
+
+def ports(rule: dict[str, Any]) -> list[Any]:
+    return [port["port"] for port in rule.get("ports", [])]
+
+
+def test_the_servers_are_what_the_policy_is_about() -> None:
+    chart = rendered("replicated")
+    spec = chart.one("NetworkPolicy", "demo-tightfit")["spec"]
+    assert spec["podSelector"]["matchLabels"] == chart.server["spec"]["selector"]["matchLabels"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_calls_come_from_clients_and_scrapes_from_monitoring() -> None:
+    grpc, metrics = policy({"networkPolicy": {"clients": CLIENTS}})["ingress"]
+    assert ports(grpc) == ["grpc"]
+    assert CLIENTS[0] in grpc["from"]
+    assert ports(metrics) == ["metrics"]
+    names = metrics["from"][0]["namespaceSelector"]["matchLabels"]
+    assert names == {"kubernetes.io/metadata.name": "monitoring"}
+
+
+def test_who_names_nobody_lets_in_only_the_test_of_the_release() -> None:
+    (only,) = policy({"networkPolicy": {"clients": [], "monitoring": []}})["ingress"]
+    (peer,) = only["from"]
+    assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
+
+
+def test_servers_reach_names_database_and_store_and_nothing_else() -> None:
+    dns, database, store = rendered("large").one("NetworkPolicy", "compress")["spec"]["egress"]
+    assert ports(dns) == [53, 53]
+    assert database == {
+        "to": [{"ipBlock": {"cidr": "10.20.0.0/24"}}],
+        "ports": [{"port": 5432, "protocol": "TCP"}],
+    }
+    assert store == {
+        "to": [{"ipBlock": {"cidr": "10.30.0.0/24"}}],
+        "ports": [{"port": 9443, "protocol": "TCP"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("https://s3.example.com", 443),
+        ("http://s3.example.com", 80),
+        ("http://s3.example.com:9000", 9000),
+        ("https://s3.example.com:9443/", 9443),
+    ],
+)
+def test_the_port_of_the_store_is_that_of_its_url(url: str, port: int) -> None:
+    *_, store = policy({"artifacts": {"s3": {"url": url}}})["egress"]
+    assert ports(store) == [port]
+
+
+def test_a_port_that_is_given_counts() -> None:
+    *_, store = policy({"networkPolicy": {"s3": {"port": 7480}}})["egress"]
+    assert ports(store) == [7480]
+
+
+def test_embedded_servers_reach_names_only() -> None:
+    spec = rendered("embedded").one("NetworkPolicy", "demo-tightfit")["spec"]
+    assert [ports(rule) for rule in spec["egress"]] == [[53, 53]]
+
+
+def test_more_egress_can_be_allowed() -> None:
+    rule = {"ports": [{"port": 443, "protocol": "TCP"}]}
+    assert policy({"networkPolicy": {"extraEgress": [rule]}})["egress"][-1] == rule
+
+
+def test_migrations_reach_the_database_and_nothing_reaches_them() -> None:
+    spec = policy({}, "demo-tightfit-migrate")
+    assert "ingress" not in spec
+    assert "Ingress" in spec["policyTypes"]
+    assert [ports(rule) for rule in spec["egress"]] == [[53, 53], [5432]]
+    job = rendered("replicated").one("Job")["spec"]["template"]["metadata"]["labels"]
+    assert spec["podSelector"]["matchLabels"].items() <= job.items()
+
+
+def test_a_ray_cluster_speaks_with_itself_the_servers_and_the_store() -> None:
+    chart = rendered("ray")
+    spec = chart.one("NetworkPolicy", "demo-tightfit-ray")["spec"]
+    cluster = {"podSelector": {"matchLabels": {"ray.io/cluster": "demo-tightfit-ray"}}}
+    servers = {"podSelector": {"matchLabels": chart.server["spec"]["selector"]["matchLabels"]}}
+    inside, scrapes = spec["ingress"]
+    assert inside == {"from": [cluster, servers]}
+    assert ports(scrapes) == [8080]
+    database = rendered("ray").one("NetworkPolicy", "demo-tightfit")["spec"]["egress"]
+    assert {"to": [cluster]} in database
+    assert [5432] not in [ports(rule) for rule in spec["egress"]]
+
+
+def test_policies_can_be_left_out() -> None:
+    assert "NetworkPolicy" not in rendered("ephemeral").kinds()
