@@ -23,6 +23,7 @@ from tightfit_service.graph.model_file import load_model, save_model
 from tightfit_service.passes.activation_values import activations, checked_inputs
 from tightfit_service.passes.bias_correction import corrected, with_biases
 from tightfit_service.passes.half_precision import to_float16, with_bfloat16_weights
+from tightfit_service.passes.joined_ranges import joined_with_loss
 from tightfit_service.passes.number_formats import INTEGER_FORMATS, formats_by_node
 from tightfit_service.passes.qdq import (
     activation_types,
@@ -162,6 +163,10 @@ def _in_integers(
     if settings.bias_correction:
         model = with_biases(model)
     spans = calibrated_ranges(model, formats, calibration, settings, ranges)
+    apart = [n for n in joined_with_loss(model, formats, spans) if n not in settings.node_formats]
+    if apart:
+        formats = {**formats, **dict.fromkeys(apart, NumberFormat.FLOAT32)}
+        notes.append(f"in float32, for they join values of other magnitudes: {', '.join(apart)}")
     result = with_qdq(model, formats, spans, per_channel=settings.per_channel)
     if needs_onnxruntime(result):
         notes.append(

@@ -118,6 +118,28 @@ def test_softmax_over_many_places_is_no_integer_kernel() -> None:
     assert np.mean((expected[0] - found[0]) ** 2) < 0.02 * np.var(expected[0])
 
 
+@pytest.mark.parametrize("factor", [2.0, 64.0])
+def test_scores_joined_with_boxes_keep_their_steps(factor: float) -> None:
+    b = Builder()
+    cells = b.conv("head", b.input("input", (3, 8, 8)), 3, 4, relu=False)
+    cells = b.node("squashed", "Sigmoid", [cells])
+    scores = b.node("split", "Split", [cells, b.ints("two", [1, 3])], outputs=2, axis=1)
+    size = b.constant("size", factor, dtype=np.float32)
+    boxes = b.node("scaled", "Mul", ["split_out1", size])
+    model = b.model({b.node("joined", "Concat", [scores, boxes], axis=1): (4, 8, 8)})
+    graph = model.SerializeToString()
+    calibration = samples_for(model)
+    result = PASS.quantize(graph, calibration=calibration, settings=QuantizationSettings())
+    feed = {"input": calibration.inputs(slice(0, 20))}
+    before, after = (
+        ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for data in (graph, result.graph)
+    )
+    noise = ((before - after)[:, 0] ** 2).mean() / before[:, 0].var()
+    assert noise < 0.01
+    assert any("other magnitudes: joined" in note for note in result.notes) == (factor == 64.0)
+
+
 def test_powers_keep_their_small_values_before_a_logarithm() -> None:
     b = Builder()
     b.input("input", (4, 6))
