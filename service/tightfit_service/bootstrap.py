@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import TextIO
 
 import structlog
 
+from tightfit_service.adapters.emulators.calibrated import ProcessFitter
 from tightfit_service.adapters.emulators.edge_tpu import EDGE_TPU_EMULATOR
 from tightfit_service.adapters.emulators.esp import EspEmulator
 from tightfit_service.adapters.emulators.ethos_u import ETHOS_U_EMULATOR
@@ -36,6 +38,12 @@ from tightfit_service.adapters.provenance.signing_key import kept_public_keys, o
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
 from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
+from tightfit_service.adapters.storage.s3_bucket import S3Bucket
+from tightfit_service.adapters.storage.s3_connection import S3Options
+from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
+from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
+from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
+from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
@@ -46,6 +54,7 @@ from tightfit_service.api.limits import CallLimits
 from tightfit_service.api.request_shape import RequestShape
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.assets import AssetLibrary
+from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
@@ -58,12 +67,14 @@ from tightfit_service.application.ports import (
     NetworkPass,
     NodePass,
     TargetCatalogue,
+    UploadStaging,
+    WorkHandler,
 )
 from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
-from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
 from tightfit_service.application.work import WorkHandlers
 from tightfit_service.domain.errors import UnavailableError
 from tightfit_service.domain.hardware import ModelFormat
@@ -155,7 +166,7 @@ def build_server(settings: Settings) -> Server:
     )
     upgrade(engine)
     store = SqlStore(engine=engine)
-    artifacts = _artifacts(settings)
+    artifacts, staging = _storage(settings)
     artifacts.check()
     telemetry = PrometheusTelemetry()
     clock = SystemClock()
@@ -172,12 +183,17 @@ def build_server(settings: Settings) -> Server:
         telemetry=telemetry,
         artifacts=artifacts,
         file_emulators=(VelaCompiler(), TflmArena()),
+        calibrations=SqlCalibrationStore(engine=engine),
+        fitter=ProcessFitter(),
     )
     runners = RunnerDesk(
         clock=clock,
         telemetry=telemetry.runners,
         resolve_target=catalogue().get,
         server_version=metadata.version("tightfit-service"),
+    )
+    measurements = DeviceMeasurements(
+        measurer=runners, results=store, telemetry=telemetry.runners
     )
     runner = JobRunner(
         store=store,
@@ -186,9 +202,7 @@ def build_server(settings: Settings) -> Server:
         clock=clock,
         telemetry=telemetry,
         tool_versions=tool_versions(),
-        measurements=DeviceMeasurements(
-            measurer=runners, results=store, telemetry=telemetry.runners
-        ),
+        measurements=measurements,
         provenance=Provenance(
             signer=Ed25519Signer(
                 open_signing_key(
@@ -205,14 +219,22 @@ def build_server(settings: Settings) -> Server:
     )
     scheduler = JobScheduler(
         store=store,
+        queue=SqlJobQueue(engine=engine),
         run_job=runner,
         hub=hub,
         clock=clock,
         telemetry=telemetry,
         concurrent_jobs=settings.concurrent_jobs,
+        replica=ReplicaOptions(
+            name=settings.replica_name or socket.gethostname(),
+            lease_seconds=settings.lease_seconds,
+            # the lock on the folder keeps every other server from the database in it
+            is_alone=not settings.database_url,
+            quota=default_quota(settings),
+        ),
     )
     assets = AssetLibrary(
-        staging=FolderUploadStaging(root=settings.data_dir / "uploads"),
+        staging=staging,
         artifacts=artifacts,
         records=store,
         results=store,
@@ -238,6 +260,16 @@ def build_server(settings: Settings) -> Server:
             assets=assets,
             jobs=jobs,
             hardware=hardware,
+            calibrations=DeviceCalibrator(
+                hardware=hardware,
+                executor=executor,
+                results=store,
+                measurements=measurements,
+                fitter=ProcessFitter(),
+                calibrations=SqlCalibrationStore(engine=engine),
+                clock=clock,
+                telemetry=telemetry,
+            ),
             runners=runners,
             metrics=telemetry,
             options=ServerOptions(
@@ -314,7 +346,7 @@ def run_worker(settings: Settings) -> None:
     """Run units of work until the server closes the channel."""
     from tightfit_service.adapters.execution.worker import serve as serve_units
 
-    serve_units(build_handlers(settings).table())
+    serve_units(handler_table(settings))
 
 
 def pack_file(source: Path, destination: Path) -> tuple[int, int]:
@@ -340,6 +372,21 @@ def public_keys(settings: Settings) -> bytes:
 
 def _keys_dir(settings: Settings) -> Path:
     return settings.data_dir / "keys"
+
+
+def handler_table(settings: Settings) -> dict[str, WorkHandler]:
+    """Return everything that a worker can run, by the kind of unit."""
+    from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
+    from tightfit_service.application.calibration_work import CalibrationWork
+
+    handlers = build_handlers(settings)
+    calibration = CalibrationWork(
+        networks=DesignedNetworks(),
+        importer=handlers.importer,
+        inspector=handlers.inspector,
+        exporters=handlers.recipes.exporters,
+    )
+    return {**handlers.table(), **calibration.table()}
 
 
 def build_handlers(settings: Settings) -> WorkHandlers:
@@ -482,21 +529,6 @@ def _lock(data_dir: Path) -> TextIO:
     return opened
 
 
-def _artifacts(settings: Settings) -> ArtifactStores:
-    if settings.artifact_store == "folder":
-        return FolderArtifactStores(root=settings.data_dir / "artifacts", link_sources=True)
-    bucket = S3ArtifactStores(
-        url=settings.s3_url,
-        bucket=settings.s3_bucket,
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key,
-        prefix=settings.s3_prefix,
-        region=settings.s3_region or None,
-    )
-    bucket.ensure_bucket()
-    return bucket
-
-
 def _executor_options(settings: Settings) -> ExecutorOptions:
     return ExecutorOptions(
         data_dir=settings.data_dir,
@@ -525,6 +557,30 @@ def _call_limits(settings: Settings) -> CallLimits:
             max_depth=settings.max_request_depth, max_items=settings.max_request_items
         ),
     )
+
+
+def _storage(settings: Settings) -> tuple[ArtifactStores, UploadStaging]:
+    if settings.artifact_store == "folder":
+        folder = FolderArtifactStores(root=settings.data_dir / "artifacts", link_sources=True)
+        return folder, FolderUploadStaging(root=settings.data_dir / "uploads", artifacts=folder)
+    options = S3Options(
+        url=settings.s3_url,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        access_key_file=settings.s3_access_key_file or None,
+        secret_key_file=settings.s3_secret_key_file or None,
+        region=settings.s3_region,
+        ca_file=settings.s3_ca_file or None,
+        addressing=settings.s3_addressing,
+        encryption=settings.s3_encryption,
+        kms_key_id=settings.s3_kms_key_id,
+        public_url=settings.s3_public_url,
+    )
+    bucket = S3Bucket(options=options, name=settings.s3_bucket)
+    bucket.ensure(prefix=settings.s3_prefix)
+    offers_urls = settings.s3_presigned_urls
+    stores = S3ArtifactStores(bucket=bucket, prefix=settings.s3_prefix, offers_urls=offers_urls)
+    return stores, S3UploadStaging(artifacts=stores, offers_urls=offers_urls)
 
 
 def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:

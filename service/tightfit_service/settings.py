@@ -41,11 +41,37 @@ class Settings:
     s3_prefix: str = ""
     """Prefix of all object names in the bucket."""
     s3_access_key: str = ""
-    """Access key of the S3 store."""
+    """Access key of the S3 store. Without it and its file the credentials of the environment count:
+    AWS_ACCESS_KEY_ID and so on, or the role of the machine or the pod."""
     s3_secret_key: str = ""
     """Secret key of the S3 store."""
+    s3_access_key_file: str = ""
+    """File with the access key, such as a mounted secret; read again when it changes."""
+    s3_secret_key_file: str = ""
+    """File with the secret key, such as a mounted secret; read again when it changes."""
     s3_region: str = ""
-    """Region of the S3 store; empty lets the client ask."""
+    """Region of the S3 store; empty means us-east-1."""
+    s3_ca_file: str = ""
+    """File with the certificates to trust for the S3 store, instead of the usual authorities."""
+    s3_addressing: str = "auto"
+    """Where the bucket's name goes: `path`, `virtual` (into the host), or `auto` by the host."""
+    s3_encryption: str = ""
+    """Encryption that the S3 store is asked for: `sse-s3`, `sse-kms`, or empty for the bucket's own."""
+    s3_kms_key_id: str = ""
+    """Key for `sse-kms`; empty takes the store's default key."""
+    s3_presigned_urls: bool = False
+    """Whether clients send and fetch bytes directly at the S3 store, at signed addresses that are valid
+    for 15 minutes. They must then reach it."""
+    s3_public_url: str = ""
+    """URL at which clients reach the S3 store; empty takes s3_url."""
+    gc_interval_seconds: float = 21_600.0
+    """Time between two collections of what nothing refers to; 0 leaves it to `tightfit-service gc`."""
+    gc_grace_seconds: float = 86_400.0
+    """How old bytes must be before they are set aside, and how long they are then kept; an hour at least."""
+    gc_upload_seconds: float = 86_400.0
+    """Time after which an upload that nobody goes on with is given up."""
+    gc_result_seconds: float = 2_592_000.0
+    """Time after which a cached result that nobody asked for is forgotten; those of trials are kept."""
     worker_count: int = 1
     """Worker processes; each runs one unit of work at a time."""
     worker_threads: int = 0
@@ -141,7 +167,12 @@ def _check(settings: Settings) -> None:
             remedy="choose folder or s3",
         )
     if settings.artifact_store == "s3":
-        for name in ("s3_url", "s3_bucket", "s3_access_key", "s3_secret_key"):
+        needed = ["s3_url", "s3_bucket"]
+        if settings.s3_access_key:
+            needed.append("s3_secret_key")
+        if settings.s3_access_key_file or settings.s3_secret_key_file:
+            needed += ["s3_access_key_file", "s3_secret_key_file"]
+        for name in needed:
             if not getattr(settings, name):
                 raise InvalidRequestError(
                     f"{name} is needed when artifacts live in S3",

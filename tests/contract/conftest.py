@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,22 @@ from sqlalchemy import Engine
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.postgres_server import PostgresServer, reason_missing, running_postgres
 from fakes.s3_gateway import S3Gateway, find_s3_gateway
+from fakes.s3_stores import Uploads, open_s3
 from fakes.stores import InMemoryStore, RecordStore
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
-from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
+from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
+from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
+from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
 from tightfit_service.adapters.storage.sql_store import SqlStore
-from tightfit_service.application.ports import ArtifactStore, ArtifactStores
+from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
+from tightfit_service.application.ports import (
+    ArtifactStore,
+    ArtifactStores,
+    JobQueue,
+    QuotaStore,
+    UploadStaging,
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +39,21 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@dataclass(frozen=True)
+class Records:
+    """The record ports of one database."""
+
+    store: RecordStore
+    queue: JobQueue
+    quotas: QuotaStore
+
+
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.debian)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStore]:
+def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]:
     """Every implementation of the record ports."""
     if request.param == "memory":
-        yield InMemoryStore()
+        memory = InMemoryStore()
+        yield Records(memory, memory, memory)
         return
     if request.param == "postgresql":
         postgres: PostgresServer = request.getfixturevalue("postgres")
@@ -41,9 +61,26 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RecordStor
     else:
         engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
     upgrade(engine)
-    sql_store = SqlStore(engine=engine)
-    yield sql_store
-    sql_store.close()
+    yield Records(SqlStore(engine=engine), SqlJobQueue(engine=engine), SqlQuotaStore(engine=engine))
+    engine.dispose()
+
+
+@pytest.fixture
+def store(records: Records) -> RecordStore:
+    """Jobs and assets."""
+    return records.store
+
+
+@pytest.fixture
+def queue(records: Records) -> JobQueue:
+    """Who runs the jobs of `store`."""
+    return records.queue
+
+
+@pytest.fixture
+def quotas(records: Records) -> QuotaStore:
+    """Quotas in the database of `store`."""
+    return records.quotas
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.debian)])
@@ -88,14 +125,20 @@ def artifacts(artifact_stores: ArtifactStores) -> ArtifactStore:
     return artifact_stores.of("default")
 
 
-def open_s3(gateway: S3Gateway) -> S3ArtifactStores:
-    """Return a store of its own on the gateway."""
-    store = S3ArtifactStores(
-        url=gateway.url,
-        bucket="tightfit-test",
-        access_key=gateway.access_key,
-        secret_key=gateway.secret_key,
-        prefix=f"{uuid.uuid4().hex}/",
-    )
-    store.ensure_bucket()
-    return store
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.debian)])
+def uploads(request: pytest.FixtureRequest, tmp_path: Path) -> Uploads:
+    """Every implementation of the staging of uploads, empty."""
+    if request.param == "s3":
+        gateway: S3Gateway = request.getfixturevalue("s3_gateway")
+        stores = open_s3(gateway)
+
+        def reopen_s3() -> UploadStaging:
+            return S3UploadStaging(artifacts=stores, offers_urls=True)
+
+        return Uploads(stores, reopen_s3, reopen_s3(), finds_partial=False)
+    folder = FolderArtifactStores(root=tmp_path / "artifacts", link_sources=True)
+
+    def reopen_folder() -> UploadStaging:
+        return FolderUploadStaging(root=tmp_path / "uploads", artifacts=folder)
+
+    return Uploads(folder, reopen_folder, reopen_folder(), finds_partial=True)

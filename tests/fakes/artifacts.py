@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tightfit_service.adapters.storage.content import check_project
+from tightfit_service.application.ports import SignedUrl, StoredArtifact
 from tightfit_service.domain.errors import (
     IntegrityError,
     InvalidRequestError,
@@ -15,6 +18,8 @@ from tightfit_service.domain.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+
+_EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 class InMemoryArtifactStore:
@@ -25,6 +30,10 @@ class InMemoryArtifactStore:
         self.is_down = False
         self.capacity_bytes = capacity_bytes
         self.fetch_count = 0
+        self.aside: dict[str, tuple[bytes, datetime]] = {}
+        self.put_times: dict[str, datetime] = {}
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self.public_url = ""
         self._lock = threading.Lock()
 
     def add(self, data: bytes) -> str:
@@ -46,6 +55,7 @@ class InMemoryArtifactStore:
             if self.capacity_bytes is not None and used + len(data) > self.capacity_bytes:
                 raise ResourceExhaustedError("the artifact store is full")
             self.contents[digest] = data
+            self.put_times[digest] = self.clock()
 
     def size(self, digest: str) -> int | None:
         self._check_usable(digest)
@@ -59,6 +69,8 @@ class InMemoryArtifactStore:
         return (data[at : at + chunk_bytes] for at in range(offset, len(data), chunk_bytes))
 
     def fetch(self, digest: str, destination: Path) -> None:
+        if digest not in self.contents:
+            self.restore(digest)
         data = self._stored(digest)
         if hashlib.sha256(data).hexdigest() != digest:
             raise IntegrityError("stored bytes do not match their digest", field="digest")
@@ -68,6 +80,57 @@ class InMemoryArtifactStore:
     def delete(self, digest: str) -> None:
         self._check_usable(digest)
         self.contents.pop(digest, None)
+        for handle in [name for name in self.aside if name.startswith(f"{digest}.")]:
+            del self.aside[handle]
+
+    def list_stored(self) -> Iterator[StoredArtifact]:
+        self._check_usable("0" * 64)
+        for digest, data in list(self.contents.items()):
+            yield StoredArtifact(
+                digest=digest, size_bytes=len(data), modify_time=self.put_times.get(digest, _EPOCH)
+            )
+
+    def set_aside(self, digest: str) -> int:
+        self._check_usable(digest)
+        with self._lock:
+            data = self.contents.pop(digest, None)
+            if data is None:
+                return 0
+            handle = f"{digest}.{len(self.aside)}.{uuid.uuid4().hex}"
+            self.aside[handle] = (data, self.clock())
+            return len(data)
+
+    def list_set_aside(self) -> Iterator[StoredArtifact]:
+        self._check_usable("0" * 64)
+        for handle, (data, when) in list(self.aside.items()):
+            yield StoredArtifact(
+                digest=handle.partition(".")[0],
+                size_bytes=len(data),
+                modify_time=when,
+                handle=handle,
+            )
+
+    def restore(self, digest: str) -> bool:
+        with self._lock:
+            for handle in [name for name in self.aside if name.startswith(f"{digest}.")]:
+                self.contents[digest], _ = self.aside.pop(handle)
+                self.put_times[digest] = self.clock()
+                return True
+        return False
+
+    def purge(self, aside: StoredArtifact) -> None:
+        self.aside.pop(aside.handle, None)
+
+    def used_bytes(self) -> int:
+        return sum(map(len, self.contents.values()))
+
+    def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
+        self._check_usable(digest)
+        if not self.public_url:
+            return None
+        return SignedUrl(
+            method="GET", url=f"{self.public_url}/{digest}", expire_time=self.clock() + lifetime
+        )
 
     def _stored(self, digest: str) -> bytes:
         self._check_usable(digest)
@@ -97,6 +160,13 @@ class InMemoryArtifactStores:
     def of(self, project: str) -> InMemoryArtifactStore:
         check_project(project)
         return self.stores.setdefault(project, InMemoryArtifactStore())
+
+    def projects(self) -> Sequence[str]:
+        return sorted(self.stores)
+
+    def collect_remains(self, *, older_than: timedelta) -> int:
+        del older_than
+        return 0
 
     def check(self) -> None:
         if any(store.is_down for store in self.stores.values()):

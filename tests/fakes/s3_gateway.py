@@ -3,7 +3,7 @@
 A running one is named by TIGHTFIT_TEST_S3_URL, TIGHTFIT_TEST_S3_ACCESS_KEY and
 TIGHTFIT_TEST_S3_SECRET_KEY. Otherwise TIGHTFIT_S3_SERVER may name a script that starts one. It must
 know `start PORT DIR`, which prints S3_URL=, S3_ACCESS_KEY= and S3_SECRET_KEY= lines and returns when the
-server answers, and `destroy DIR`.
+server answers, `kill DIR`, after which `start` finds the data again, and `destroy DIR`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 _START_SECONDS = 240
 
@@ -27,6 +28,26 @@ class S3Gateway:
     access_key: str = ""
     secret_key: str = ""
     reason_missing: str = ""
+    script: Path | None = None
+    directory: Path = Path()
+
+    def kill(self) -> None:
+        """End the server as a crash would; its data stays."""
+        assert self.script is not None
+        subprocess.run([self.script, "kill", self.directory], check=True, capture_output=True)
+
+    def start_again(self) -> None:
+        """Start a killed server at its old address."""
+        assert self.script is not None
+        port = urlsplit(self.url).port
+        with self.directory.with_name(f"{self.directory.name}.log").open("ab") as output:
+            subprocess.run(
+                [self.script, "start", str(port), self.directory],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=_START_SECONDS,
+                check=True,
+            )
 
 
 @contextmanager
@@ -73,6 +94,8 @@ def _start(script: Path, directory: Path) -> S3Gateway:
         url=values["S3_URL"],
         access_key=values["S3_ACCESS_KEY"],
         secret_key=values["S3_SECRET_KEY"],
+        script=script,
+        directory=directory,
     )
 
 

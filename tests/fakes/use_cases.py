@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fakes.records import START, make_job, make_target, make_trial
-from tightfit_service.application.ports import AssetRecord, Page
+from tightfit_service.application.ports import AssetRecord, Page, SignedUrl
 from tightfit_service.application.use_cases import (
     CheckReport,
     JobRequest,
@@ -63,6 +63,8 @@ class InMemoryAssets:
         self.records: dict[tuple[str, str, str], AssetRecord] = {}
         self.artifacts: dict[tuple[str, str], bytes] = {}
         self.uploads: dict[str, _Upload] = {}
+        self.download: SignedUrl | None = None
+        """Where artifacts may be fetched directly."""
         self.append_seconds = 0.0
         """How long a write takes."""
         self.appends_at_work = 0
@@ -103,6 +105,12 @@ class InMemoryAssets:
             raise InvalidRequestError("more bytes than announced", field="data")
         upload.data += data
         return len(upload.data)
+
+    async def flush(self, project: str, upload_id: str) -> int:
+        return len(self._upload(project, upload_id).data)
+
+    async def download_url(self, project: str, digest: str) -> tuple[int, SignedUrl | None]:
+        return await self.artifact_size(project, digest), self.download
 
     async def finish_upload(self, project: str, upload_id: str) -> AssetRecord:
         upload = self._upload(project, upload_id)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Protocol
 
 from tightfit.v1 import transfer_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.application.use_cases import Assets, UploadStatus
-from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.domain.errors import InvalidRequestError, TightfitError
 
 
 class StartRequest(Protocol):
@@ -109,10 +110,13 @@ class Uploads:
                     self._write(project_id, upload_id, offset=offset, data=data)
                 )
             return offset if writing is None else await writing
-        finally:
+        except BaseException:
             if writing is not None and not writing.done():
                 # A write that has begun cannot be taken back; the client asks for the size next.
                 await asyncio.wait({writing})
+            with suppress(TightfitError):
+                await self._assets.flush(project_id, upload_id)
+            raise
 
     async def _write(self, project_id: str, upload_id: str, *, offset: int, data: bytes) -> int:
         return await self._assets.append(project_id, upload_id, offset=offset, data=data)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from tightfit_service.application.plain import from_plain
@@ -17,6 +18,7 @@ from tightfit_service.application.ports import (
     Executor,
     JobStore,
     Page,
+    SignedUrl,
     Telemetry,
     UploadStaging,
     UploadTicket,
@@ -38,6 +40,9 @@ ASSET_ID_LENGTH = 20
 """Hex digits of the digest that name an asset: 80 bits, beyond accident within any project."""
 
 CHECK_TIMEOUT_SECONDS = 600.0
+
+SIGNED_LIFETIME = timedelta(minutes=15)
+"""How long a signed address is valid: a transfer must begin within, it may end later."""
 
 
 def asset_id_of(digest: str) -> str:
@@ -99,7 +104,7 @@ class AssetLibrary:
                 remedy="leave it out to let the server choose one",
             )
         known = await self._find(project, kind, asset_id_of(digest))
-        if known is not None and known.digest == digest:
+        if known is not None and known.digest == digest and await self._is_stored(known):
             return UploadStatus(
                 upload_id=upload_id or uuid.uuid4().hex, committed_bytes=size_bytes, asset=known
             )
@@ -112,23 +117,31 @@ class AssetLibrary:
             display_name=display_name,
         )
         committed = await asyncio.to_thread(self._staging.open, ticket)
-        return UploadStatus(upload_id=ticket.upload_id, committed_bytes=committed)
+        direct = None
+        if committed == 0:
+            direct = await asyncio.to_thread(
+                self._staging.direct_url, ticket, lifetime=SIGNED_LIFETIME
+            )
+        return UploadStatus(upload_id=ticket.upload_id, committed_bytes=committed, direct=direct)
 
     async def append(self, project: str, upload_id: str, *, offset: int, data: bytes) -> int:
-        """Append bytes to an upload and return its committed size."""
-        del project  # upload ids are unguessable and global; roles per project come with accounts
-        size = await asyncio.to_thread(self._staging.append, upload_id, offset=offset, data=data)
+        """Append bytes to an upload and return its size so far."""
+        size = await asyncio.to_thread(
+            self._staging.append, project, upload_id, offset=offset, data=data
+        )
         self._telemetry.artifact_bytes("received", len(data))
         return size
 
+    async def flush(self, project: str, upload_id: str) -> int:
+        """Commit what was appended and return the committed size."""
+        return await asyncio.to_thread(self._staging.flush, project, upload_id)
+
     async def finish_upload(self, project: str, upload_id: str) -> AssetRecord:
         """Verify, check the content in a worker, store bytes and record."""
-        ticket, _ = await asyncio.to_thread(self._own_ticket, project, upload_id)
-        path = await asyncio.to_thread(self._staging.complete, upload_id)
+        ticket, _ = await asyncio.to_thread(self._staging.find, project, upload_id)
         artifacts = self._artifacts.of(project)
         was_stored = await asyncio.to_thread(artifacts.size, ticket.digest) is not None
-        # The digest was computed while the bytes arrived, so they need not be read once more.
-        await asyncio.to_thread(artifacts.put, path, ticket.digest, is_verified=True)
+        await asyncio.to_thread(self._staging.complete, project, upload_id)
         if not was_stored:
             self._telemetry.artifact_bytes("stored", ticket.size_bytes)
         try:
@@ -137,7 +150,7 @@ class AssetLibrary:
             await self._forget(project, ticket.digest)
             raise
         finally:
-            await asyncio.to_thread(self._staging.discard, upload_id)
+            await asyncio.to_thread(self._staging.discard, project, upload_id)
         record = AssetRecord(
             asset_id=asset_id_of(ticket.digest),
             project=project,
@@ -152,7 +165,7 @@ class AssetLibrary:
 
     async def upload_status(self, project: str, upload_id: str) -> UploadStatus:
         """Return how far an upload is."""
-        ticket, committed = await asyncio.to_thread(self._own_ticket, project, upload_id)
+        ticket, committed = await asyncio.to_thread(self._staging.find, project, upload_id)
         return UploadStatus(upload_id=ticket.upload_id, committed_bytes=committed)
 
     async def get(self, project: str, kind: str, asset_id: str) -> AssetRecord:
@@ -170,12 +183,25 @@ class AssetLibrary:
 
     async def artifact_size(self, project: str, digest: str) -> int:
         """Return the size of an artifact."""
-        size = await asyncio.to_thread(self._artifacts.of(project).size, digest)
+        artifacts = self._artifacts.of(project)
+        size = await asyncio.to_thread(artifacts.size, digest)
+        if size is None and await asyncio.to_thread(self._records.is_digest_used, project, digest):
+            # set aside just when something came to refer to it
+            await asyncio.to_thread(artifacts.restore, digest)
+            size = await asyncio.to_thread(artifacts.size, digest)
         if size is None:
             raise NotFoundError(
                 f"no artifact {digest}", field="name", remedy="take names from a job's trials"
             )
         return size
+
+    async def download_url(self, project: str, digest: str) -> tuple[int, SignedUrl | None]:
+        """Return the size of an artifact, and where it may be fetched directly."""
+        size = await self.artifact_size(project, digest)
+        url = await asyncio.to_thread(
+            self._artifacts.of(project).download_url, digest, lifetime=SIGNED_LIFETIME
+        )
+        return size, url
 
     async def read(self, project: str, digest: str, *, offset: int) -> AsyncIterator[bytes]:
         """Yield the bytes of an artifact from `offset` on."""
@@ -190,13 +216,12 @@ class AssetLibrary:
             self._telemetry.artifact_bytes("sent", len(chunk))
             yield chunk
 
-    def _own_ticket(self, project: str, upload_id: str) -> tuple[UploadTicket, int]:
-        ticket, committed = self._staging.find(upload_id)
-        if ticket.project != project:
-            raise NotFoundError(
-                f"no upload {upload_id!r}", field="upload_id", remedy="start a new one"
-            )
-        return ticket, committed
+    async def _is_stored(self, record: AssetRecord) -> bool:
+        try:
+            await self.artifact_size(record.project, record.digest)
+        except NotFoundError:
+            return False
+        return True
 
     async def _find(self, project: str, kind: str, asset_id: str) -> AssetRecord | None:
         try:
@@ -233,10 +258,9 @@ class AssetLibrary:
     async def _forget(self, project: str, digest: str) -> None:
         if await asyncio.to_thread(self._records.is_digest_used, project, digest):
             return
-        artifacts = self._artifacts.of(project)
-        size = await asyncio.to_thread(artifacts.size, digest)
-        await asyncio.to_thread(artifacts.delete, digest)
-        self._telemetry.artifact_bytes("deleted", size or 0)
+        # not deleted at once: who stores the same bytes at this very moment may rely on these
+        size = await asyncio.to_thread(self._artifacts.of(project).set_aside, digest)
+        self._telemetry.artifact_bytes("deleted", size)
 
 
 def import_unit(project: str, digest: str) -> WorkUnit:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from tightfit_service.application.ports import AssetRecord, Page
+from tightfit_service.application.device_calibration import CalibrationProgress
+from tightfit_service.application.ports import AssetRecord, Page, SignedUrl
 from tightfit_service.application.runner_sessions import Runner, RunnerHello, RunnerSession
 from tightfit_service.domain.budget import Budget, Objective, SearchLimits
 from tightfit_service.domain.cost import CostEstimate
@@ -29,6 +30,8 @@ class UploadStatus:
     upload_id: str
     committed_bytes: int
     asset: AssetRecord | None = None
+    direct: SignedUrl | None = None
+    """Where all bytes may be sent at once instead; None where this server does not offer it."""
 
 
 class Assets(Protocol):
@@ -65,6 +68,10 @@ class Assets(Protocol):
         """
         ...
 
+    async def flush(self, project: str, upload_id: str) -> int:
+        """Commit what was appended and return the committed size; 0 for an unknown upload."""
+        ...
+
     async def finish_upload(self, project: str, upload_id: str) -> AssetRecord:
         """Verify size and digest, check the content (import the model, read the manifest), store it.
 
@@ -92,6 +99,14 @@ class Assets(Protocol):
 
     async def artifact_size(self, project: str, digest: str) -> int:
         """Return the size of an artifact of this project. Raises NotFoundError."""
+        ...
+
+    async def download_url(self, project: str, digest: str) -> tuple[int, SignedUrl | None]:
+        """Return the size of an artifact and a short-lived address to fetch it from, None where there is none.
+
+        Raises:
+            NotFoundError: No such artifact.
+        """
         ...
 
     def read(self, project: str, digest: str, *, offset: int) -> AsyncIterator[bytes]:
@@ -250,6 +265,26 @@ class Hardware(Protocol):
 
         Raises:
             InvalidModelError: The layer table cannot be used.
+        """
+        ...
+
+
+class Calibrations(Protocol):
+    """Correcting emulators by what devices measure."""
+
+    def calibrate(
+        self, project: str, target_name: str, *, runner_id: str, network_count: int
+    ) -> AsyncIterator[CalibrationProgress]:
+        """Measure the designed set on a runner and correct the target's emulator for the project.
+
+        Yields how far it is; the last one has the result.
+
+        Raises:
+            NotFoundError: No such target.
+            InvalidRequestError: A count out of range.
+            UnsupportedError: No emulator covers the target, or its files cannot be measured.
+            NoRunnerError: The runner is not connected.
+            MeasurementFailedError: Too many networks could not be measured.
         """
         ...
 

@@ -33,7 +33,7 @@ class Library:
         self.executor = ScriptedExecutor()
         self.telemetry = RecordingTelemetry()
         self.assets = AssetLibrary(
-            staging=FolderUploadStaging(root=root),
+            staging=FolderUploadStaging(root=root, artifacts=self.artifacts),
             artifacts=self.artifacts,
             records=self.records,
             results=self.records,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 
+from tightfit_service.application.ports import StoredArtifact
 from tightfit_service.domain.errors import IntegrityError, InvalidRequestError, NotFoundError
 
 CHUNK_BYTES = 1 << 20
+_RECENT_SECONDS = 60.0
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
@@ -26,6 +31,16 @@ def check_digest(digest: str) -> None:
             field="digest",
             remedy="give 64 hexadecimal digits in lower case",
         )
+
+
+def is_digest(name: str) -> bool:
+    """Whether a name in a store is a digest, and not something else that lies beside artifacts."""
+    return _DIGEST.fullmatch(name) is not None
+
+
+def is_project(name: str) -> bool:
+    """Whether a name in a store can be the id of a project."""
+    return _PROJECT.fullmatch(name) is not None
 
 
 def check_project(project: str) -> None:
@@ -93,3 +108,22 @@ def not_stored(digest: str) -> NotFoundError:
         field="digest",
         remedy="it may have been deleted; upload it again",
     )
+
+
+class RecentSize:
+    """Sums of listings, each remembered for a minute. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[float, int]] = {}
+
+    def get(self, key: str, stored: Callable[[], Iterable[StoredArtifact]]) -> int:
+        """Return the bytes of what `stored` lists, asked at most once a minute for a key."""
+        now = time.monotonic()
+        with self._lock:
+            when, total = self._known.get(key, (-math.inf, 0))
+        if now - when >= _RECENT_SECONDS:
+            total = sum(artifact.size_bytes for artifact in stored())
+            with self._lock:
+                self._known[key] = (now, total)
+        return total

@@ -8,20 +8,25 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 from tightfit_service.adapters.storage.content import (
     CHUNK_BYTES,
+    RecentSize,
     check_digest,
     check_project,
     check_range,
+    is_digest,
+    is_project,
     mismatch,
     not_stored,
     verified,
 )
+from tightfit_service.application.ports import SignedUrl, StoredArtifact
 from tightfit_service.domain.errors import (
     ResourceExhaustedError,
     TightfitError,
@@ -29,7 +34,7 @@ from tightfit_service.domain.errors import (
 )
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_STALE_SECONDS = 24 * 3600
+_STALE = timedelta(days=1)
 
 
 _Identity = tuple[int, int, int]
@@ -67,6 +72,15 @@ class FolderArtifactStores:
                 )
             return self._stores[project]
 
+    def projects(self) -> Sequence[str]:
+        """See `ArtifactStores`."""
+        with _translated():
+            return sorted(entry.name for entry in self._root.iterdir() if is_project(entry.name))
+
+    def collect_remains(self, *, older_than: timedelta) -> int:
+        """See `ArtifactStores`."""
+        return sum(self.of(project).remove_stale(older_than) for project in self.projects())
+
     def check(self) -> None:
         """See `ArtifactStores`. Writes, reads and removes a small file."""
         content = uuid.uuid4().bytes
@@ -89,7 +103,7 @@ class FolderArtifacts:
     """Implements `ArtifactStore`: `root/ab/cd/abcd...`, written beside and renamed into place.
 
     What a process that was killed left unfinished lies in `root/incoming` and is removed, once it is
-    a day old, by the next store that opens the folder.
+    a day old, by the next store that opens the folder. What was set aside lies in `root/aside`.
 
     Args:
         root: Made if it is missing; may be shared by many processes.
@@ -104,11 +118,13 @@ class FolderArtifacts:
     def __init__(self, *, root: Path, link_sources: bool = False) -> None:
         self._root = root
         self._incoming = root / "incoming"
+        self._aside = root / "aside"
+        self._size = RecentSize()
         self._link_sources = link_sources
         self._verified: dict[str, _Identity] = {}
         with _translated():
             self._incoming.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
+        self.remove_stale(_STALE)
 
     def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """See `ArtifactStore`. The bytes are on the disk, not only in its cache, on return."""
@@ -160,6 +176,8 @@ class FolderArtifacts:
         With `link_sources` it is a second name of the stored file, read-only, where the file system
         allows that; bytes that this process has verified already are then not read again.
         """
+        if self.size(digest) is None:
+            self.restore(digest)
         if self._link_sources and self._linked(digest, destination):
             return
         partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
@@ -196,6 +214,65 @@ class FolderArtifacts:
         check_digest(digest)
         with _translated():
             self._path(digest).unlink(missing_ok=True)
+            for entry in self._aside.glob(f"{digest}.*"):
+                entry.unlink(missing_ok=True)
+
+    def list_stored(self) -> Iterator[StoredArtifact]:
+        """See `ArtifactStore`."""
+        with _translated():
+            self._check_root()
+            for path in self._root.glob("??/??/*"):
+                found = _stored(path, path.name) if is_digest(path.name) else None
+                if found is not None:
+                    yield found
+
+    def set_aside(self, digest: str) -> int:
+        """See `ArtifactStore`. A file is renamed, so it is either here or there."""
+        check_digest(digest)
+        entry = self._aside / f"{digest}.{uuid.uuid4().hex}"
+        with _translated():
+            self._aside.mkdir(exist_ok=True)
+            try:
+                self._path(digest).rename(entry)
+            except FileNotFoundError:
+                return 0
+            return entry.stat().st_size
+
+    def list_set_aside(self) -> Iterator[StoredArtifact]:
+        """See `ArtifactStore`."""
+        with _translated():
+            if not self._aside.is_dir():
+                return
+            for path in self._aside.iterdir():
+                found = _stored(path, path.name.partition(".")[0], handle=path.name)
+                if found is not None:
+                    yield found
+
+    def restore(self, digest: str) -> bool:
+        """See `ArtifactStore`."""
+        check_digest(digest)
+        with _translated():
+            for entry in self._aside.glob(f"{digest}.*"):
+                with suppress(FileNotFoundError):
+                    self._make_fan_out(self._path(digest).parent)
+                    entry.rename(self._path(digest))
+                    return True
+        return False
+
+    def purge(self, aside: StoredArtifact) -> None:
+        """See `ArtifactStore`."""
+        with _translated():
+            (self._aside / aside.handle).unlink(missing_ok=True)
+
+    def used_bytes(self) -> int:
+        """See `ArtifactStore`."""
+        return self._size.get("", self.list_stored)
+
+    def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
+        """See `ArtifactStore`. A folder has no address."""
+        del lifetime
+        check_digest(digest)
+        return None
 
     def _path(self, digest: str) -> Path:
         return self._root / digest[:2] / digest[2:4] / digest
@@ -232,12 +309,28 @@ class FolderArtifacts:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
-    def _remove_stale(self) -> None:
-        oldest = time.time() - _STALE_SECONDS
-        for path in self._incoming.iterdir():
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+    def remove_stale(self, older_than: timedelta) -> int:
+        """Remove what writers that died left so long ago; return the bytes."""
+        oldest = time.time() - older_than.total_seconds()
+        freed = 0
+        with _translated():
+            for path in self._incoming.iterdir():
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    if found.st_mtime < oldest:
+                        path.unlink()
+                        freed += found.st_size
+        return freed
+
+
+def _stored(path: Path, digest: str, *, handle: str = "") -> StoredArtifact | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    # the time of the change of the name: a linked file keeps the modification time of its source
+    when = datetime.fromtimestamp(found.st_ctime, UTC)
+    return StoredArtifact(digest=digest, size_bytes=found.st_size, modify_time=when, handle=handle)
 
 
 def _write_through(source: BinaryIO, copy: BinaryIO | None, digest: str) -> None:

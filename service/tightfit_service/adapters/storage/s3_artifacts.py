@@ -2,120 +2,85 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
-from urllib.parse import urlsplit
-
-import urllib3
-from minio import Minio
-from minio.error import MinioException, S3Error
+from typing import BinaryIO
 
 from tightfit_service.adapters.storage.content import (
     CHUNK_BYTES,
+    RecentSize,
     check_digest,
     check_project,
     check_range,
-    mismatch,
+    is_digest,
     not_stored,
     verified,
 )
-from tightfit_service.domain.errors import (
-    InvalidRequestError,
-    ResourceExhaustedError,
-    TightfitError,
-    UnavailableError,
+from tightfit_service.adapters.storage.s3_bucket import (
+    LEAST_PART_BYTES,
+    PART_BYTES,
+    ObjectInfo,
+    S3Bucket,
+    part_bytes,
 )
+from tightfit_service.adapters.storage.s3_connection import patiently
+from tightfit_service.application.ports import SignedUrl, StoredArtifact
+from tightfit_service.domain.errors import UnavailableError
 
-_PART_BYTES = 16 << 20
-_MISSING = {"NoSuchKey", "NoSuchObject"}
-_FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "EntityTooLarge"}
-_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_READ_ATTEMPTS = 4
+_ASIDE = ".aside/"
+_CHECK = ".check/"
 
 
 class S3ArtifactStores:
     """Implements `ArtifactStores` in one bucket: a prefix for each project.
 
-    Args:
-        url: `http://HOST:PORT` or `https://HOST:PORT` of the store.
-        bucket: Must exist, or see `ensure_bucket`.
-        prefix: Start of all keys, such as `tightfit/`; that of a project goes on with its id.
-        ca_file: Certificates to trust instead of the usual authorities.
-        timeout_seconds: For connecting (5 at most), and for each wait for bytes.
-        retry_seconds: Wait before the first of three repetitions of a failed request; doubles each time.
+    Ids of projects do not begin with a dot: `.aside/`, `.check/` and `.uploads/` are no project's.
 
-    Raises:
-        InvalidRequestError: `url` is not the address of a server.
+    Args:
+        bucket: Must exist, or see `S3Bucket.ensure`.
+        prefix: Start of all keys, such as `tightfit/`; that of a project goes on with its id.
+        offers_urls: Whether clients may fetch from the store directly.
     """
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        bucket: str,
-        access_key: str,
-        secret_key: str,
-        prefix: str = "",
-        region: str | None = None,
-        ca_file: Path | None = None,
-        timeout_seconds: float = 30.0,
-        retry_seconds: float = 0.2,
-    ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/"):
-            raise InvalidRequestError(
-                f"{url!r} is not the address of an object store",
-                field="artifact_url",
-                remedy="give http://HOST:PORT or https://HOST:PORT",
-            )
-        self._bucket = bucket
-        self._prefix = prefix
-        self._client = Minio(
-            parts.netloc,
-            access_key=access_key,
-            secret_key=secret_key,
-            secure=parts.scheme == "https",
-            # a known region saves a request for it, and some stores refuse to tell
-            region=region or "us-east-1",
-            http_client=_http_pool(ca_file, timeout_seconds, retry_seconds),
-        )
-
-    def ensure_bucket(self) -> None:
-        """Make the bucket unless it is there.
-
-        Raises:
-            UnavailableError: The store cannot be reached or does not allow it.
-        """
-        with _translated():
-            if not self._client.bucket_exists(self._bucket):
-                self._client.make_bucket(self._bucket)
+    def __init__(self, *, bucket: S3Bucket, prefix: str = "", offers_urls: bool = False) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self._offers_urls = offers_urls
+        self._sizes = RecentSize()
 
     def of(self, project: str) -> S3Artifacts:
         """See `ArtifactStores`."""
         check_project(project)
         return S3Artifacts(
-            client=self._client, bucket=self._bucket, prefix=f"{self._prefix}{project}/"
+            bucket=self.bucket,
+            prefix=f"{self.prefix}{project}/",
+            aside=f"{self.prefix}{_ASIDE}{project}/",
+            offers_urls=self._offers_urls,
+            sizes=self._sizes,
         )
+
+    def projects(self) -> Sequence[str]:
+        """See `ArtifactStores`."""
+        stored = self.bucket.folders(self.prefix)
+        aside = self.bucket.folders(f"{self.prefix}{_ASIDE}")
+        return sorted({name for name in (*stored, *aside) if not name.startswith(".")})
+
+    def collect_remains(self, *, older_than: timedelta) -> int:
+        """See `ArtifactStores`. The store does not tell how large the parts are."""
+        self.bucket.abort_unfinished(self.prefix, older_than=older_than)
+        return 0
 
     def check(self) -> None:
         """See `ArtifactStores`. Writes, reads and removes a small object."""
-        key = f"{self._prefix}check/{uuid.uuid4().hex}"
+        key = f"{self.prefix}{_CHECK}{uuid.uuid4().hex}"
         probe = uuid.uuid4().bytes
-        with _translated():
-            try:
-                self._client.put_object(self._bucket, key, io.BytesIO(probe), len(probe))
-                with closing(self._client.get_object(self._bucket, key)) as answer:
-                    kept = answer.read() == probe
-                    answer.release_conn()
-                self._client.remove_object(self._bucket, key)
-            except S3Error as error:
-                raise _unusable(error) from error
+        self.bucket.put(key, probe)
+        kept = self.bucket.read(key) == probe
+        self.bucket.remove(key)
         if not kept:
             raise UnavailableError("the object store does not keep what is written")
 
@@ -123,43 +88,55 @@ class S3ArtifactStores:
 class S3Artifacts:
     """Implements `ArtifactStore`: one object `prefix/ab/abcd...` for each digest.
 
-    Large files go up in parts and become visible when the last part has proved the digest right.
+    Writers of one digest may race: each writes the same bytes, and an object appears whole. Large
+    files go up in parts and become visible when the last part has proved the digest right. `put` and
+    `fetch` wait for a store that is away as long as its options say, for hours of work may hang on them.
     """
 
-    def __init__(self, *, client: Minio, bucket: str, prefix: str) -> None:
-        self._client = client
+    def __init__(
+        self,
+        *,
+        bucket: S3Bucket,
+        prefix: str,
+        aside: str,
+        offers_urls: bool,
+        sizes: RecentSize,
+    ) -> None:
         self._bucket = bucket
         self._prefix = prefix
+        self._aside = aside
+        self._offers_urls = offers_urls
+        self._sizes = sizes
 
     def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """See `ArtifactStore`. All bytes pass through here and are verified in any case."""
         del is_verified
         check_digest(digest)
-        with source.open("rb") as opened:
-            length = os.fstat(opened.fileno()).st_size
-            if self.size(digest) is not None:
-                return
-            with _translated():
-                self._client.put_object(
-                    self._bucket,
-                    self._key(digest),
-                    cast("BinaryIO", _VerifiedReader(opened, digest, length)),
-                    length,
-                    part_size=_PART_BYTES,
-                    # one after the other: an error in the middle then leaves no thread behind
-                    num_parallel_uploads=1,
-                )
+        patiently(partial(self._put, source, digest), seconds=self._bucket.options.patience_seconds)
+
+    def put_joined(self, digest: str, sources: Sequence[ObjectInfo]) -> None:
+        """Store the bytes of other objects of the bucket, in order, whose digest was verified.
+
+        The store joins them itself unless one is smaller than it takes as a part.
+
+        Raises:
+            LookupError: One of them is gone.
+        """
+        check_digest(digest)
+        if self.size(digest) is not None:
+            return
+        key, size = self._key(digest), sum(source.size_bytes for source in sources)
+        if all(source.size_bytes >= LEAST_PART_BYTES for source in sources[:-1]):
+            self._bucket.compose(key, sources)
+        else:
+            parts = regrouped(verified(self._joined(sources), digest), part_bytes(size))
+            self._bucket.put_parts(key, parts, size_bytes=size)
 
     def size(self, digest: str) -> int | None:
         """See `ArtifactStore`."""
         check_digest(digest)
-        with _translated():
-            try:
-                return self._client.stat_object(self._bucket, self._key(digest)).size
-            except S3Error as error:
-                if error.code in _MISSING:
-                    return None
-                raise
+        found = self._bucket.stat(self._key(digest))
+        return None if found is None else found.size_bytes
 
     def read(
         self, digest: str, *, offset: int = 0, chunk_bytes: int = CHUNK_BYTES
@@ -170,118 +147,136 @@ class S3Artifacts:
         """
         check_digest(digest)
         check_range(offset, chunk_bytes)
-        length = self.size(digest)
-        if length is None:
+        found = self._bucket.stat(self._key(digest))
+        if found is None:
             raise not_stored(digest)
-        chunks = self._chunks(digest, offset, length, chunk_bytes)
+        chunks = self._chunks(digest, found, offset, chunk_bytes)
         return verified(chunks, digest) if offset == 0 else chunks
 
     def fetch(self, digest: str, destination: Path) -> None:
         """See `ArtifactStore`. The destination appears whole or not at all."""
-        partial = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
-        try:
-            with partial.open("xb") as copy:
-                for chunk in self.read(digest):
-                    copy.write(chunk)
-            partial.rename(destination)
-        finally:
-            partial.unlink(missing_ok=True)
+        patiently(
+            partial(self._fetch, digest, destination),
+            seconds=self._bucket.options.patience_seconds,
+        )
 
     def delete(self, digest: str) -> None:
         """See `ArtifactStore`."""
         check_digest(digest)
-        with _translated():
-            self._client.remove_object(self._bucket, self._key(digest))
+        self._bucket.remove(self._key(digest))
+        for aside in self._entries(digest):
+            self._bucket.remove(aside.key)
+
+    def list_stored(self) -> Iterator[StoredArtifact]:
+        """See `ArtifactStore`."""
+        for found in self._bucket.objects(self._prefix):
+            name = found.key.rpartition("/")[2]
+            if is_digest(name):
+                yield StoredArtifact(
+                    digest=name, size_bytes=found.size_bytes, modify_time=found.modify_time
+                )
+
+    def set_aside(self, digest: str) -> int:
+        """See `ArtifactStore`. S3 cannot rename: the bytes are copied inside the store, then removed."""
+        check_digest(digest)
+        found = self._bucket.stat(self._key(digest))
+        if found is None:
+            return 0
+        entry = f"{self._aside}{digest}.{uuid.uuid4().hex}"
+        if not self._bucket.copy(found, entry):
+            return 0  # another collection was faster
+        self._bucket.remove(found.key)
+        return found.size_bytes
+
+    def list_set_aside(self) -> Iterator[StoredArtifact]:
+        """See `ArtifactStore`."""
+        for found in self._entries(""):
+            handle = found.key.rpartition("/")[2]
+            yield StoredArtifact(
+                digest=handle.partition(".")[0],
+                size_bytes=found.size_bytes,
+                modify_time=found.modify_time,
+                handle=handle,
+            )
+
+    def restore(self, digest: str) -> bool:
+        """See `ArtifactStore`."""
+        check_digest(digest)
+        for found in self._entries(digest):
+            if self.size(digest) is None and not self._bucket.copy(found, self._key(digest)):
+                continue
+            self._bucket.remove(found.key)
+            return True
+        return False
+
+    def purge(self, aside: StoredArtifact) -> None:
+        """See `ArtifactStore`."""
+        self._bucket.remove(f"{self._aside}{aside.handle}")
+
+    def used_bytes(self) -> int:
+        """See `ArtifactStore`."""
+        return self._sizes.get(self._prefix, self.list_stored)
+
+    def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
+        """See `ArtifactStore`."""
+        check_digest(digest)
+        if not self._offers_urls:
+            return None
+        return self._bucket.sign("GET", self._key(digest), lifetime=lifetime)
 
     def _key(self, digest: str) -> str:
         return f"{self._prefix}{digest[:2]}/{digest}"
 
-    def _chunks(self, digest: str, offset: int, length: int, chunk_bytes: int) -> Iterator[bytes]:
-        failures = 0
-        while offset < length:
-            try:
-                for chunk in self._stream(digest, offset, chunk_bytes):
-                    offset += len(chunk)
-                    yield chunk
-            except UnavailableError:
-                failures += 1
-                if failures == _READ_ATTEMPTS:
-                    raise
+    def _entries(self, digest: str) -> Iterator[ObjectInfo]:
+        return self._bucket.objects(f"{self._aside}{digest}")
 
-    def _stream(self, digest: str, offset: int, chunk_bytes: int) -> Iterator[bytes]:
-        with _translated():
-            try:
-                answer = self._client.get_object(self._bucket, self._key(digest), offset=offset)
-            except S3Error as error:
-                if error.code in _MISSING:
-                    raise not_stored(digest) from error
-                raise
-            with closing(answer):
-                yield from answer.stream(chunk_bytes)
-                answer.release_conn()
+    def _put(self, source: Path, digest: str) -> None:
+        key = self._key(digest)
+        with source.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if self.size(digest) is not None:
+                return
+            parts = verified(_parts(opened, part_bytes(size)), digest)
+            if size <= PART_BYTES:
+                self._bucket.put(key, b"".join(parts), create_only=True)
+            else:
+                self._bucket.put_parts(key, parts, size_bytes=size)
 
+    def _fetch(self, digest: str, destination: Path) -> None:
+        beside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}")
+        try:
+            with beside.open("xb") as copy:
+                if self.size(digest) is None:
+                    self.restore(digest)
+                for chunk in self.read(digest):
+                    copy.write(chunk)
+            beside.rename(destination)
+        finally:
+            beside.unlink(missing_ok=True)
 
-class _VerifiedReader:
-    """Reads a file once, and raises instead of returning its last bytes when the digest is wrong."""
+    def _chunks(self, digest: str, source: ObjectInfo, offset: int, size: int) -> Iterator[bytes]:
+        try:
+            yield from self._bucket.stream_whole(source, offset=offset, chunk_bytes=size)
+        except LookupError as error:
+            raise not_stored(digest) from error
 
-    def __init__(self, source: BinaryIO, digest: str, length: int) -> None:
-        self._source = source
-        self._digest = digest
-        self._left = length
-        self._seen = hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
-        self._seen.update(data)
-        self._left -= len(data)
-        if self._left <= 0 and self._seen.hexdigest() != self._digest:
-            raise mismatch(self._digest, self._seen.hexdigest())
-        return data
+    def _joined(self, sources: Sequence[ObjectInfo]) -> Iterator[bytes]:
+        for source in sources:
+            yield from self._bucket.stream_whole(source, chunk_bytes=CHUNK_BYTES)
 
 
-def _http_pool(
-    ca_file: Path | None, timeout_seconds: float, retry_seconds: float
-) -> urllib3.PoolManager:
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=min(timeout_seconds, 5.0), read=timeout_seconds),
-        maxsize=16,
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=str(ca_file) if ca_file else None,
-        # the answer of the last attempt is returned, so that its error code is not lost
-        retries=urllib3.Retry(
-            total=3,
-            backoff_factor=retry_seconds,
-            status_forcelist=[500, 502, 503, 504],
-            raise_on_status=False,
-        ),
-    )
+def regrouped(chunks: Iterable[bytes], size_bytes: int) -> Iterator[bytes]:
+    """Yield the same bytes in parts of one size, the last one excepted."""
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        while len(held) >= size_bytes:
+            yield bytes(held[:size_bytes])
+            del held[:size_bytes]
+    if held:
+        yield bytes(held)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (MinioException, urllib3.exceptions.HTTPError) as error:
-        raise _unusable(error) from error
-
-
-def _unusable(error: Exception) -> TightfitError:
-    code = error.code if isinstance(error, S3Error) else type(error).__name__
-    if code in _FULL:
-        return ResourceExhaustedError(
-            "the object store has no room left",
-            remedy="raise its quota or delete jobs, models and datasets",
-        )
-    if code in _REFUSED:
-        return UnavailableError(
-            f"the object store refuses the credentials ({code})",
-            remedy="check the access key, the secret key and the policy of the bucket",
-        )
-    if code == "NoSuchBucket":
-        return UnavailableError(
-            "the bucket for artifacts does not exist", remedy="make it, or name another"
-        )
-    return UnavailableError(
-        f"the object store cannot be used at present ({code})",
-        remedy="try again; check its address and its state",
-    )
+def _parts(source: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    while data := source.read(size_bytes):
+        yield data

@@ -9,21 +9,24 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tightfit_service.application.ports import UploadTicket
-from tightfit_service.domain.errors import (
-    AlreadyExistsError,
-    IntegrityError,
-    InvalidRequestError,
-    NotFoundError,
-    PreconditionError,
-    ResourceExhaustedError,
+from tightfit_service.adapters.storage.content import check_project
+from tightfit_service.adapters.storage.upload_rules import (
+    check_next,
+    check_same_upload,
+    check_whole,
+    no_upload,
+    other_bytes,
 )
+from tightfit_service.application.ports import ArtifactStores, SignedUrl, UploadTicket
+from tightfit_service.domain.errors import NotFoundError, ResourceExhaustedError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -56,12 +59,18 @@ class _OpenUpload:
 
 
 class FolderUploadStaging:
-    """Implements `ports.UploadStaging` below one folder. Safe for many threads of one process."""
+    """Implements `ports.UploadStaging` below one folder. Safe for many threads of one process.
 
-    def __init__(self, *, root: Path) -> None:
+    Args:
+        root: Made if it is missing; belongs to this process alone.
+        artifacts: Where completed uploads go.
+    """
+
+    def __init__(self, *, root: Path, artifacts: ArtifactStores) -> None:
         self._root = root
+        self._artifacts = artifacts
         self._root.mkdir(parents=True, exist_ok=True)
-        self._open: dict[str, _OpenUpload] = {}
+        self._open: dict[tuple[str, str], _OpenUpload] = {}
         self._lock = threading.Lock()
         # One thread, so that the parts of an upload are hashed in the order they came.
         self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload-hashing")
@@ -71,16 +80,11 @@ class FolderUploadStaging:
         """Open an upload, or find it again, and return its committed size."""
         with self._lock:
             try:
-                upload = self._load(ticket.upload_id)
+                upload = self._load(ticket.project, ticket.upload_id)
             except NotFoundError:
                 upload = None
             if upload is not None:
-                if (upload.ticket.digest, upload.ticket.project) != (ticket.digest, ticket.project):
-                    raise AlreadyExistsError(
-                        f"upload {ticket.upload_id!r} was opened for other bytes",
-                        field="upload_id",
-                        remedy="leave the id out to let the server choose one",
-                    )
+                check_same_upload(upload.ticket, ticket)
                 return upload.committed
             free = shutil.disk_usage(self._root).free
             if ticket.size_bytes + RESERVE_BYTES > free:
@@ -89,33 +93,27 @@ class FolderUploadStaging:
                     field="size_bytes",
                     remedy="delete models, datasets or jobs that are no longer needed",
                 )
-            self._ticket_path(ticket.upload_id).write_text(json.dumps(asdict(ticket)))
-            self._data_path(ticket.upload_id).touch()
-            return self._load(ticket.upload_id).committed
+            folder = self._data_path(ticket.project, ticket.upload_id).parent
+            folder.mkdir(exist_ok=True)
+            self._data_path(ticket.project, ticket.upload_id).touch()
+            # the ticket last: without it there is no upload
+            self._ticket_path(ticket.project, ticket.upload_id).write_text(
+                json.dumps(asdict(ticket))
+            )
+            return self._load(ticket.project, ticket.upload_id).committed
 
-    def find(self, upload_id: str) -> tuple[UploadTicket, int]:
-        """Return the ticket and the committed size."""
+    def find(self, project: str, upload_id: str) -> tuple[UploadTicket, int]:
+        """See `UploadStaging`."""
         with self._lock:
-            upload = self._load(upload_id)
+            upload = self._load(project, upload_id)
         return upload.ticket, upload.committed
 
-    def append(self, upload_id: str, *, offset: int, data: bytes) -> int:
-        """Write at the committed size and return the new size."""
+    def append(self, project: str, upload_id: str, *, offset: int, data: bytes) -> int:
+        """See `UploadStaging`. What was appended is committed."""
         with self._lock:
-            upload = self._load(upload_id)
+            upload = self._load(project, upload_id)
         with upload.lock:
-            if offset != upload.committed:
-                raise PreconditionError(
-                    f"bytes were sent for offset {offset}, but {upload.committed} are committed",
-                    field="offset",
-                    remedy=f"resume at {upload.committed}",
-                )
-            if offset + len(data) > upload.ticket.size_bytes:
-                raise InvalidRequestError(
-                    f"more than the announced {upload.ticket.size_bytes} bytes were sent",
-                    field="data",
-                    remedy="announce the file's true size",
-                )
+            check_next(upload.ticket, upload.committed, offset=offset, data=data)
             self._write(upload, data)
             # Hashing takes longer than writing: it goes on while the next part arrives.
             upload.hashing.append(self._hashing.submit(upload.hasher.update, data))
@@ -129,39 +127,58 @@ class FolderUploadStaging:
                 upload.writeback = self._disk.submit(os.fdatasync, upload.descriptor)
             return upload.committed
 
-    def complete(self, upload_id: str) -> Path:
-        """Verify size and digest and return the file."""
+    def flush(self, project: str, upload_id: str) -> int:
+        """See `UploadStaging`. There is nothing left to commit."""
         with self._lock:
-            upload = self._load(upload_id)
+            try:
+                return self._load(project, upload_id).committed
+            except NotFoundError:
+                return 0
+
+    def complete(self, project: str, upload_id: str) -> None:
+        """See `UploadStaging`. The digest was computed while bytes arrived; they are not read again."""
+        with self._lock:
+            upload = self._load(project, upload_id)
         with upload.lock:
-            if upload.committed != upload.ticket.size_bytes:
-                raise PreconditionError(
-                    f"{upload.committed} of {upload.ticket.size_bytes} bytes have arrived",
-                    field="offset",
-                    remedy=f"resume at {upload.committed}",
-                )
+            check_whole(upload.ticket, upload.committed)
             while upload.hashing:
                 upload.hashing.popleft().result()
-            matches = upload.hasher.hexdigest() == upload.ticket.digest
-        if not matches:
-            self.discard(upload_id)
-            raise IntegrityError(
-                "the bytes that arrived do not have the announced digest; the upload was discarded",
-                field="digest",
-                remedy="send the file again",
-            )
-        return self._data_path(upload_id)
+            digest = upload.hasher.hexdigest()
+        if digest != upload.ticket.digest:
+            self.discard(project, upload_id)
+            raise other_bytes()
+        self._artifacts.of(project).put(
+            self._data_path(project, upload_id), digest, is_verified=True
+        )
 
-    def discard(self, upload_id: str) -> None:
-        """Remove an upload with its bytes."""
+    def discard(self, project: str, upload_id: str) -> None:
+        """See `UploadStaging`."""
         with self._lock:
-            upload = self._open.pop(upload_id, None)
+            upload = self._open.pop((project, upload_id), None)
             if upload is not None:
                 if upload.writeback is not None:
                     wait([upload.writeback])
                 os.close(upload.descriptor)
-            self._data_path(upload_id).unlink(missing_ok=True)
-            self._ticket_path(upload_id).unlink(missing_ok=True)
+            self._ticket_path(project, upload_id).unlink(missing_ok=True)
+            self._data_path(project, upload_id).unlink(missing_ok=True)
+
+    def direct_url(self, ticket: UploadTicket, *, lifetime: timedelta) -> SignedUrl | None:
+        """See `UploadStaging`. A folder has no address."""
+        del ticket, lifetime
+        return None
+
+    def expire(self, *, older_than: timedelta, dry_run: bool = False) -> int:
+        """See `UploadStaging`."""
+        oldest = time.time() - older_than.total_seconds()
+        expired = [
+            path
+            for path in self._root.glob("*/*.part")
+            if path.stat(follow_symlinks=False).st_mtime < oldest
+        ]
+        for path in expired:
+            if not dry_run:
+                self.discard(path.parent.name, path.stem)
+        return len(expired)
 
     def _write(self, upload: _OpenUpload, data: bytes) -> None:
         view = memoryview(data)
@@ -180,18 +197,16 @@ class FolderUploadStaging:
                 ) from error
             raise
 
-    def _load(self, upload_id: str) -> _OpenUpload:
+    def _load(self, project: str, upload_id: str) -> _OpenUpload:
         """Return the open upload, reading it back from disk after a restart. Needs the lock."""
-        upload = self._open.get(upload_id)
+        upload = self._open.get((project, upload_id))
         if upload is not None:
             return upload
-        ticket_path = self._ticket_path(upload_id)
+        ticket_path = self._ticket_path(project, upload_id)
         if not ticket_path.is_file():
-            raise NotFoundError(
-                f"no upload {upload_id!r}", field="upload_id", remedy="start a new upload"
-            )
+            raise no_upload(upload_id)
         ticket = UploadTicket(**json.loads(ticket_path.read_text()))
-        descriptor = os.open(self._data_path(upload_id), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._data_path(project, upload_id), os.O_RDWR | os.O_CREAT, 0o600)
         hasher = hashlib.sha256()
         committed = 0
         while chunk := os.pread(descriptor, _READ_BYTES, committed):
@@ -200,11 +215,13 @@ class FolderUploadStaging:
         upload = _OpenUpload(
             ticket=ticket, descriptor=descriptor, committed=committed, hasher=hasher
         )
-        self._open[upload_id] = upload
+        self._open[project, upload_id] = upload
         return upload
 
-    def _data_path(self, upload_id: str) -> Path:
-        return self._root / f"{upload_id}.part"
+    def _data_path(self, project: str, upload_id: str) -> Path:
+        check_project(project)
+        return self._root / project / f"{upload_id}.part"
 
-    def _ticket_path(self, upload_id: str) -> Path:
-        return self._root / f"{upload_id}.json"
+    def _ticket_path(self, project: str, upload_id: str) -> Path:
+        check_project(project)
+        return self._root / project / f"{upload_id}.json"

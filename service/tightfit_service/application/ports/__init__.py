@@ -8,8 +8,16 @@ Unless a port says otherwise it may be called from several threads at once.
 from tightfit_service.application.ports.artifacts import (
     ArtifactStore,
     ArtifactStores,
+    SignedUrl,
+    StoredArtifact,
     UploadStaging,
     UploadTicket,
+)
+from tightfit_service.application.ports.calibration import (
+    CalibrationNetworks,
+    CalibrationStore,
+    DesignedNetwork,
+    EmulatorFitter,
 )
 from tightfit_service.application.ports.datasets import DatasetReader, DataSynthesizer, OpenDataset
 from tightfit_service.application.ports.execution import (
@@ -46,7 +54,18 @@ from tightfit_service.application.ports.models import (
     ModelImporter,
     TensorSignature,
 )
-from tightfit_service.application.ports.records import AssetRecord, AssetStore, JobStore, Page
+from tightfit_service.application.ports.records import (
+    AssetRecord,
+    AssetStore,
+    Claim,
+    JobMark,
+    JobQueue,
+    JobStore,
+    Lease,
+    LostLife,
+    Page,
+    QuotaStore,
+)
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
     GraphPass,
@@ -69,11 +88,16 @@ __all__ = [
     "ArtifactStores",
     "AssetRecord",
     "AssetStore",
+    "CalibrationNetworks",
+    "CalibrationStore",
+    "Claim",
     "Clock",
     "DataSynthesizer",
     "DatasetReader",
+    "DesignedNetwork",
     "DeviceMeasurer",
     "Emulator",
+    "EmulatorFitter",
     "Evaluator",
     "Executor",
     "ExportedModel",
@@ -82,8 +106,12 @@ __all__ = [
     "GraphInspector",
     "GraphPass",
     "ImportedModel",
+    "JobMark",
+    "JobQueue",
     "JobStore",
     "LayerPrecision",
+    "Lease",
+    "LostLife",
     "MeasurementOrder",
     "ModelImporter",
     "NetworkPass",
@@ -96,9 +124,12 @@ __all__ = [
     "PrecisionSensitivity",
     "ProgressCallback",
     "QuantizationSettings",
+    "QuotaStore",
     "RecoveryResult",
     "RecoverySettings",
     "RunnerTelemetry",
+    "SignedUrl",
+    "StoredArtifact",
     "StructuredPruning",
     "TargetCatalogue",
     "TargetRecord",

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredArtifact:
+    """What a listing tells of stored bytes.
+
+    Attributes:
+        modify_time: When they were stored, or set aside; by the store's clock, UTC.
+        handle: Of bytes that were set aside: which ones, for `ArtifactStore.purge`.
+    """
+
+    digest: str
+    size_bytes: int
+    modify_time: datetime
+    handle: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedUrl:
+    """An address at which a client sends or fetches bytes without this service; a secret until it expires.
+
+    Attributes:
+        method: HTTP method, `GET` or `PUT`.
+        headers: That the request must carry exactly so.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    expire_time: datetime
 
 
 class ArtifactStore(Protocol):
@@ -39,7 +70,7 @@ class ArtifactStore(Protocol):
         ...
 
     def fetch(self, digest: str, destination: Path) -> None:
-        """Copy to a local file, verifying the digest.
+        """Copy to a local file, verifying the digest; bytes that were set aside are restored for it.
 
         Raises:
             NotFoundError: The digest is not stored.
@@ -48,7 +79,39 @@ class ArtifactStore(Protocol):
         ...
 
     def delete(self, digest: str) -> None:
-        """Remove the bytes; removing what is not there does nothing."""
+        """Remove the bytes for good; removing what is not there does nothing."""
+        ...
+
+    def list_stored(self) -> Iterator[StoredArtifact]:
+        """Yield all that is stored, in no order; what was set aside is not among it."""
+        ...
+
+    def set_aside(self, digest: str) -> int:
+        """Take the bytes out of sight and return how many they were; 0 where they are not stored.
+
+        `size` and `read` no longer find them and `put` stores them anew, while `fetch` and `restore`
+        bring them back, until `purge` removes them for good.
+        """
+        ...
+
+    def list_set_aside(self) -> Iterator[StoredArtifact]:
+        """Yield what was set aside and is not purged, in no order."""
+        ...
+
+    def restore(self, digest: str) -> bool:
+        """Bring back what was set aside; false where there is nothing to bring back."""
+        ...
+
+    def purge(self, aside: StoredArtifact) -> None:
+        """Remove bytes that `list_set_aside` told of; those that are gone already do no harm."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Return the sum of all that is stored, at most a minute old; what was set aside does not count."""
+        ...
+
+    def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
+        """Return where clients may fetch the bytes directly; None where this store offers no such thing."""
         ...
 
 
@@ -57,6 +120,14 @@ class ArtifactStores(Protocol):
 
     def of(self, project: str) -> ArtifactStore:
         """Return the store of a project; it sees nothing of what others stored, equal bytes included."""
+        ...
+
+    def projects(self) -> Sequence[str]:
+        """Return the projects that something is stored or set aside for."""
+        ...
+
+    def collect_remains(self, *, older_than: timedelta) -> int:
+        """Remove what writers that died left unfinished so long ago; return the bytes, 0 where unknown."""
         ...
 
     def check(self) -> None:
@@ -77,7 +148,7 @@ class UploadTicket:
 
 
 class UploadStaging(Protocol):
-    """Where unfinished uploads wait; they survive a restart of the server.
+    """Where unfinished uploads wait, apart by project; they survive a restart of the server.
 
     One caller at a time per upload; different uploads may be written from different threads.
     """
@@ -86,17 +157,19 @@ class UploadStaging(Protocol):
         """Open an upload, or find it again, and return the committed size in bytes.
 
         Raises:
-            AlreadyExistsError: The id is in use for other bytes.
+            AlreadyExistsError: The project uses the id for other bytes.
             ResourceExhaustedError: There is no room for what was announced.
         """
         ...
 
-    def find(self, upload_id: str) -> tuple[UploadTicket, int]:
+    def find(self, project: str, upload_id: str) -> tuple[UploadTicket, int]:
         """Return the ticket and the committed size. Raises NotFoundError."""
         ...
 
-    def append(self, upload_id: str, *, offset: int, data: bytes) -> int:
-        """Write at the committed size, which `offset` must be, and return the new size.
+    def append(self, project: str, upload_id: str, *, offset: int, data: bytes) -> int:
+        """Take bytes for `offset`, which must be the size so far, and return the new size.
+
+        They are committed by the next `flush` or `complete` at the latest.
 
         Raises:
             PreconditionError: Another offset; the message tells the right one.
@@ -105,8 +178,12 @@ class UploadStaging(Protocol):
         """
         ...
 
-    def complete(self, upload_id: str) -> Path:
-        """Verify size and digest and return the file, which stays until `discard`.
+    def flush(self, project: str, upload_id: str) -> int:
+        """Commit what was appended and return the committed size; an unknown upload has none."""
+        ...
+
+    def complete(self, project: str, upload_id: str) -> None:
+        """Verify size and digest and store the bytes as an artifact; the upload stays until `discard`.
 
         Raises:
             PreconditionError: Bytes are missing.
@@ -114,6 +191,17 @@ class UploadStaging(Protocol):
         """
         ...
 
-    def discard(self, upload_id: str) -> None:
+    def discard(self, project: str, upload_id: str) -> None:
         """Remove an upload; one that is not there is no error."""
+        ...
+
+    def direct_url(self, ticket: UploadTicket, *, lifetime: timedelta) -> SignedUrl | None:
+        """Return where a client may send all bytes of an open upload at once; None where it must not.
+
+        What arrives there counts as committed when it has the announced size.
+        """
+        ...
+
+    def expire(self, *, older_than: timedelta, dry_run: bool = False) -> int:
+        """Remove uploads that nothing was appended to for so long; return their number."""
         ...

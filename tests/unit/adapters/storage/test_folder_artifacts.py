@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tightfit_service.adapters.storage import folder_artifacts
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts, FolderArtifactStores
 from tightfit_service.domain.errors import (
     IntegrityError,
@@ -170,7 +169,7 @@ def test_left_overs_of_a_killed_process_go_after_a_day(root: Path) -> None:
     old, new = root / "incoming" / "old", root / "incoming" / "new"
     for path in (old, new):
         path.write_bytes(b"half")
-    yesterday = time.time() - folder_artifacts._STALE_SECONDS - 1
+    yesterday = time.time() - 24 * 3600 - 1
     os.utime(old, (yesterday, yesterday))
     Store(root=root)
     assert not old.exists()

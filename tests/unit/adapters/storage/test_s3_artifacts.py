@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts, S3ArtifactStores
+from tightfit_service.adapters.storage.s3_bucket import S3Bucket
+from tightfit_service.adapters.storage.s3_connection import S3Options
 from tightfit_service.domain.errors import (
     IntegrityError,
     InvalidRequestError,
@@ -99,15 +101,17 @@ def store(stores: S3ArtifactStores) -> S3Artifacts:
     return stores.of("default")
 
 
-def make_stores(url: str) -> S3ArtifactStores:
-    return S3ArtifactStores(
-        url=url,
-        bucket="bucket",
-        access_key="key",
-        secret_key="secret",
-        timeout_seconds=2.0,
-        retry_seconds=0.001,
-    )
+def make_stores(url: str, **changes: Any) -> S3ArtifactStores:
+    values: dict[str, Any] = {
+        "access_key": "key",
+        "secret_key": "secret",
+        "timeout_seconds": 2.0,
+        "retry_seconds": 0.001,
+        "patience_seconds": 0.0,
+        **changes,
+    }
+    bucket = S3Bucket(options=S3Options(url=url, **values), name="bucket")
+    return S3ArtifactStores(bucket=bucket)
 
 
 @pytest.fixture
@@ -122,7 +126,7 @@ def test_a_store_that_does_not_answer_is_unavailable(source: Path, tmp_path: Pat
     store = stores.of("default")
     for call in (
         stores.check,
-        stores.ensure_bucket,
+        lambda: stores.bucket.ensure(prefix=""),
         lambda: store.put(source, DIGEST),
         lambda: store.size(DIGEST),
         lambda: store.read(DIGEST),
@@ -186,4 +190,4 @@ def test_damaged_bytes_are_noticed(store: S3Artifacts, script: Script, tmp_path:
 def test_an_address_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make_stores(url)
-    assert caught.value.field == "artifact_url"
+    assert caught.value.field == "s3_url"
