@@ -28,6 +28,33 @@ class Settings:
     health_listen: str = ""
     """Address of a port with the gRPC health service alone, for probes, which speak no TLS and have no
     credentials; empty has none."""
+    auth_required: bool = False
+    """Whether callers must show who they are: an API key, a token of the identity provider, or a client
+    certificate. Without, everybody who reaches the port may do everything."""
+    allow_insecure: bool = False
+    """Whether the gRPC port may be open to other machines without TLS or without auth_required."""
+    access_policy_file: str = ""
+    """YAML file with the roles of groups (of the provider's tokens) and of client certificates."""
+    tls_cert_file: str = ""
+    """PEM file of the gRPC port's certificate chain; read again when it changes. Empty serves plain text."""
+    tls_key_file: str = ""
+    """PEM file of the certificate's private key."""
+    tls_client_ca_file: str = ""
+    """PEM file of authorities; clients must then have a certificate of theirs. Empty asks for none."""
+    oidc_issuer: str = ""
+    """Issuer of the tokens of an identity provider; empty takes none of them."""
+    oidc_audience: str = ""
+    """Audience that such tokens must be for."""
+    oidc_jwks_url: str = ""
+    """URL of the provider's keys (https)."""
+    oidc_jwks_file: str = ""
+    """File with the provider's keys, instead of the URL."""
+    oidc_algorithms: str = "RS256,ES256,EdDSA"
+    """Algorithms of such tokens' signatures, separated by commas."""
+    oidc_roles_claim: str = "groups"
+    """Claim with the caller's groups, which access_policy_file gives roles; a path with dots too."""
+    oidc_leeway_seconds: float = 30.0
+    """By how much the provider's clock may differ."""
     data_dir: Path = Path("tightfit-data")
     """Folder of the database, artifacts, unfinished uploads and worker caches."""
     database_url: str = ""

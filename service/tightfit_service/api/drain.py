@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TypeVar
 
+from tightfit_service.api.guarded_stream import until
 from tightfit_service.domain.errors import UnavailableError
 
 T = TypeVar("T")
@@ -31,31 +33,17 @@ class Drain:
         Raises:
             UnavailableError: The server began to shut down first.
         """
-        begun = asyncio.ensure_future(self.begun())
-        step: asyncio.Future[tuple[T, ...]] | None = None
+        ending = asyncio.ensure_future(self._ending())
         try:
-            while True:
-                step = asyncio.ensure_future(_next(stream))
-                await asyncio.wait({step, begun}, return_when=asyncio.FIRST_COMPLETED)
-                if begun.done():
-                    raise UnavailableError(
-                        "the server is shutting down",
-                        remedy="ask again in a moment; watches resume after the last sequence number",
-                    )
-                item = step.result()
-                if not item:
-                    return
-                yield item[0]
+            async with aclosing(until(stream, ending)) as items:  # type: ignore[type-var]  # a generator, typed as an iterator
+                async for item in items:
+                    yield item
         finally:
-            begun.cancel()
-            if step is not None and not step.done():
-                step.cancel()
-                # The stream must be at rest before its owner closes it.
-                await asyncio.wait({step})
+            ending.cancel()
 
-
-async def _next(stream: AsyncIterator[T]) -> tuple[T, ...]:
-    """Return the next item, or nothing at the end: futures cannot hold StopAsyncIteration safely."""
-    async for item in stream:
-        return (item,)
-    return ()
+    async def _ending(self) -> Exception:
+        await self.begun()
+        return UnavailableError(
+            "the server is shutting down",
+            remedy="ask again in a moment; watches resume after the last sequence number",
+        )

@@ -60,6 +60,7 @@ ARTIFACT = NamePattern("projects/{project}/artifacts/{artifact}")
 JOB = NamePattern("projects/{project}/jobs/{job}")
 TRIAL = NamePattern("projects/{project}/jobs/{job}/trials/{trial}")
 RUNNER = NamePattern("projects/{project}/runners/{runner}")
+API_KEY = NamePattern("apiKeys/{api_key}")
 HARDWARE_TARGET = NamePattern("hardwareTargets/{hardware_target}")
 PROJECT_TARGET = NamePattern("projects/{project}/hardwareTargets/{hardware_target}")
 

@@ -16,6 +16,8 @@ from grpc_health.v1 import (
 from grpc_reflection.v1alpha import reflection
 
 from tightfit.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     artifact_pb2,
     artifact_pb2_grpc,
     compression_pb2,
@@ -31,6 +33,9 @@ from tightfit.v1 import (
 )
 from tightfit_service.api.allocator import reuse_message_buffers
 from tightfit_service.api.asset_servicers import ArtifactServicer, DatasetServicer, ModelServicer
+from tightfit_service.api.access_interceptor import AccessInterceptor
+from tightfit_service.api.access_rules import AccessRules
+from tightfit_service.api.access_servicer import AccessServicer
 from tightfit_service.api.compression_servicer import CompressionServicer
 from tightfit_service.api.drain import Drain
 from tightfit_service.api.hardware_servicer import HardwareServicer
@@ -38,6 +43,7 @@ from tightfit_service.api.health_servicer import DrainingHealthServicer
 from tightfit_service.api.interceptors import BoundaryInterceptor, RpcMetrics
 from tightfit_service.api.limits import CallLimits, LimitInterceptor, LimitMetrics
 from tightfit_service.api.runner_servicer import RunnerServicer
+from tightfit_service.application.access import Access
 from tightfit_service.application.use_cases import Assets, Hardware, Jobs, Runners
 from tightfit_service.domain.errors import UnavailableError
 
@@ -48,6 +54,7 @@ SERVICES: tuple[str, ...] = tuple(
         (compression_pb2, "CompressionService"),
         (dataset_pb2, "DatasetService"),
         (hardware_pb2, "HardwareService"),
+        (access_pb2, "AccessService"),
         (model_pb2, "ModelService"),
         (runner_pb2, "RunnerService"),
     )
@@ -93,6 +100,8 @@ class GrpcServer:
         self,
         *,
         assets: Assets,
+    Without `access` nobody is asked who he is, and there is no AccessService.
+
         jobs: Jobs,
         hardware: Hardware,
         runners: Runners,
@@ -108,6 +117,7 @@ class GrpcServer:
         self._drain = Drain()
         self._health = DrainingHealthServicer(drain=self._drain)
         self._server: grpc.aio.Server | None = None
+        access: Access | None = None,
         self._probes: grpc.aio.Server | None = None
         self.health_address = ""
 
@@ -117,12 +127,10 @@ class GrpcServer:
         Raises:
             UnavailableError: The address cannot be bound.
         """
+        self._access = access
         reuse_message_buffers()
         server = grpc.aio.server(
-            interceptors=[
-                BoundaryInterceptor(metrics=self._metrics),
-                LimitInterceptor(self._options.limits, metrics=self._metrics),
-            ],
+            interceptors=self._interceptors(),
             options=self._channel_options(),
         )
         self._add_services(server)
@@ -171,6 +179,8 @@ class GrpcServer:
     def _channel_options(self) -> list[tuple[str, int]]:
         keepalive_ms = round(self._options.keepalive_seconds * 1000)
         return [
+        if self._access is not None:
+            await self._access.audit.stop()
             ("grpc.max_receive_message_length", self._options.max_receive_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", keepalive_ms),
@@ -186,6 +196,21 @@ class GrpcServer:
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(assets=self._assets), server
         )
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        """Return what is around the handlers, outermost first: strangers use up nobody's limits."""
+        rules = AccessRules(SERVICES)
+        interceptors = [
+            BoundaryInterceptor(metrics=self._metrics),
+            LimitInterceptor(self._options.limits, metrics=self._metrics),
+        ]
+        if self._access is not None:
+            authenticator = self._access.authenticator
+            audit = self._access.audit if authenticator.required else None
+            interceptors.insert(
+                1, AccessInterceptor(rules=rules, authenticator=authenticator, audit=audit)
+            )
+        return interceptors
+
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
             DatasetServicer(assets=self._assets), server
         )
@@ -222,6 +247,10 @@ def _bind(
             port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise UnavailableError(
+        if self._access is not None:
+            access_pb2_grpc.add_AccessServiceServicer_to_server(
+                AccessServicer(keys=self._access.keys, audit=self._access.audit), server
+            )
             f"cannot listen on {listen}",
             field=field,
             remedy="choose a free port, or 0 for any, on an address of this machine",

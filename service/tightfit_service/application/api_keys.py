@@ -53,7 +53,7 @@ class ApiKeyDesk:
             PermissionDeniedError: The caller is not an admin of all that the key opens.
             PreconditionError: The server knows no callers.
         """
-        self._check_required()
+        self.check_required()
         caller().require({Role.ADMIN}, [grant.project for grant in grants])
         key, token = self.make(
             display_name=display_name,
@@ -115,7 +115,7 @@ class ApiKeyDesk:
             NotFoundError: There is none, or the caller is not an admin of all that it opens.
             PreconditionError: The server knows no callers.
         """
-        self._check_required()
+        self.check_required()
         key = await asyncio.to_thread(self._keys.get_key, key_id)
         if key is None or not _may_manage(caller(), key):
             raise _no_key(key_id)
@@ -127,7 +127,7 @@ class ApiKeyDesk:
         Raises:
             PreconditionError: The server knows no callers.
         """
-        self._check_required()
+        self.check_required()
         found: list[ApiKey] = []
         after = page.after
         while len(found) < page.size:
@@ -151,7 +151,12 @@ class ApiKeyDesk:
             raise _no_key(key_id)
         return key
 
-    def _check_required(self) -> None:
+    def check_required(self) -> None:
+        """Check that the server knows its callers.
+
+        Raises:
+            PreconditionError: It asks nobody.
+        """
         if not self._required:
             raise PreconditionError(
                 "this server asks nobody for credentials, so it has no keys",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -97,4 +97,25 @@ class RolePolicy(Protocol):
 
     def roles_of_certificate(self, names: Sequence[str]) -> tuple[str, tuple[Grant, ...]]:
         """Return the first name of a client certificate that has roles, and these; "" where none has."""
+        ...
+
+
+@dataclass(frozen=True)
+class TlsMaterial:
+    """PEM texts of the port: its key, its chain, and whom clients' certificates must come from."""
+
+    key: bytes = field(repr=False)
+    certificate_chain: bytes
+    client_ca: bytes | None = None
+
+
+class TlsSource(Protocol):
+    """Where certificates come from. May be called by any thread."""
+
+    def material(self) -> TlsMaterial:
+        """Return what is in force."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether something else is in force than when this was called last."""
         ...
