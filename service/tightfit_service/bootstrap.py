@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
+from sqlalchemy import Engine
 
 from tightfit_service.adapters.emulators.calibrated import ProcessFitter
 from tightfit_service.adapters.emulators.edge_tpu import EDGE_TPU_EMULATOR
@@ -34,7 +35,11 @@ from tightfit_service.adapters.execution.executors import ExecutorOptions, make_
 from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.provenance.dsse import Ed25519Signer
 from tightfit_service.adapters.provenance.file_digests import ZipFileSets
-from tightfit_service.adapters.provenance.signing_key import kept_public_keys, open_signing_key
+from tightfit_service.adapters.provenance.signing_key import (
+    kept_public_keys,
+    key_id,
+    open_signing_key,
+)
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
 from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
@@ -44,6 +49,7 @@ from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
+from tightfit_service.adapters.storage.database_probe import SqlDatabaseProbe
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
@@ -66,11 +72,13 @@ from tightfit_service.application.ports import (
     GraphPass,
     NetworkPass,
     NodePass,
+from tightfit_service.application.diagnosis import Diagnosis, Exposure, deployment_checks
     TargetCatalogue,
     UploadStaging,
     WorkHandler,
 )
 from tightfit_service.application.provenance import Provenance
+    Clock,
 from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
@@ -81,6 +89,8 @@ from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings
 
 log = structlog.get_logger(__name__)
+from tightfit_service.application.quotas import Quotas
+from tightfit_service.application.readiness import Readiness
 
 PARENT_POLL_SECONDS = 0.5
 
@@ -138,6 +148,7 @@ class Server:
         await self.scheduler.start()
         addresses = {"address": await self.grpc.start()}
         if self.metrics is not None:
+    readiness: Readiness
             addresses["metrics_address"] = self.metrics.start()
         return addresses
 
@@ -148,12 +159,14 @@ class Server:
         await self.runners.stop()
         await self.executor.stop()
         if self.metrics is not None:
+        await self.readiness.start(self.grpc.set_ready)
             self.metrics.stop()
         self.store.close()
         self.lock.close()
 
 
 def build_server(settings: Settings) -> Server:
+        await self.readiness.stop()
     """Compose a server from its settings; the database is brought up to date.
 
     Raises:
@@ -205,12 +218,7 @@ def build_server(settings: Settings) -> Server:
         measurements=measurements,
         provenance=Provenance(
             signer=Ed25519Signer(
-                open_signing_key(
-                    _keys_dir(settings),
-                    key_file=Path(settings.provenance_key_file)
-                    if settings.provenance_key_file
-                    else None,
-                )
+                open_signing_key(_keys_dir(settings), key_file=_key_file(settings))
             ),
             artifacts=artifacts,
             file_sets=ZipFileSets(),
@@ -287,6 +295,7 @@ def build_server(settings: Settings) -> Server:
         lock=lock,
     )
 
+            diagnosis=_diagnosis(settings, engine, artifacts, clock),
 
 async def serve(
     settings: Settings, *, ready_file: Path | None = None, parent_pid: int | None = None
@@ -301,6 +310,9 @@ async def serve(
     Raises:
         TightfitError: The server cannot start.
     """
+        readiness=Readiness(
+            database=SqlDatabaseProbe(engine=engine), artifacts=artifacts, telemetry=telemetry
+        ),
     configure_logging(settings)
     server = build_server(settings)
     stop = asyncio.Event()
@@ -386,6 +398,10 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
         inspector=handlers.inspector,
         exporters=handlers.recipes.exporters,
     )
+def _key_file(settings: Settings) -> Path | None:
+    return Path(settings.provenance_key_file) if settings.provenance_key_file else None
+
+
     return {**handlers.table(), **calibration.table()}
 
 
@@ -607,3 +623,74 @@ def emulators() -> tuple[Emulator, ...]:
         GPU_EMULATOR,
         RooflineEmulator(),
     )
+def _diagnosis(
+    settings: Settings, engine: Engine, artifacts: ArtifactStores, clock: Clock
+) -> Diagnosis:
+    checks = deployment_checks(
+        database=SqlDatabaseProbe(engine=engine),
+        artifacts=artifacts,
+        clock=clock,
+        data_dir=settings.data_dir,
+        exposure=Exposure(listen=settings.listen),
+        versions=tool_versions(),
+        signing_key_id=lambda: key_id(
+            open_signing_key(_keys_dir(settings), key_file=_key_file(settings)).public_key()
+        ),
+        workers=None,
+    )
+    return Diagnosis(checks, clock=clock)
+
+
+def create_admin_key(settings: Settings, *, display_name: str, valid_days: float) -> str:
+    """Store a key that opens everything, and return its token, which is never shown again.
+
+    Raises:
+        TightfitError: The database cannot be used, or the name is unfit.
+    """
+    migrate(settings)
+    clock = SystemClock()
+    engine = open_records(settings)
+    try:
+        return make_admin_key(
+            engine=engine,
+            clock=clock,
+            display_name=display_name,
+            expire_time=clock.now() + timedelta(days=valid_days) if valid_days else None,
+        )
+    finally:
+        engine.dispose()
+
+
+def _access(settings: Settings, engine: Engine, clock: SystemClock) -> Access:
+    oidc = None
+    if settings.oidc_issuer:
+        oidc = OidcSettings(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            algorithms=tuple(filter(None, settings.oidc_algorithms.replace(",", " ").split())),
+            roles_claim=settings.oidc_roles_claim,
+            leeway_seconds=settings.oidc_leeway_seconds,
+        )
+    return open_access(
+        engine=engine,
+        clock=clock,
+        required=settings.auth_required,
+        policy_file=settings.access_policy_file,
+        oidc=oidc,
+        jwks_url=settings.oidc_jwks_url,
+        jwks_file=settings.oidc_jwks_file,
+    )
+
+
+def _credentials(
+    settings: Settings, telemetry: PrometheusTelemetry
+) -> grpc.ServerCredentials | None:
+    files = open_tls(
+        certificate=settings.tls_cert_file,
+        key=settings.tls_key_file,
+        client_ca=settings.tls_client_ca_file,
+        on_read=lambda end: telemetry.certificate_expires("grpc", end),
+    )
+    return server_credentials(files) if files is not None else None
+
+

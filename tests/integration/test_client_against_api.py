@@ -10,6 +10,7 @@ import pytest
 
 import tightfit
 from fakes.clock import FakeClock
+from fakes.diagnosis import no_checks
 from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit import AsyncClient, Client, Patience, compression_spec
@@ -38,6 +39,7 @@ class Service:
             hardware=self.hardware,
             runners=self.runners,
             metrics=RecordingRpcMetrics(),
+            diagnosis=no_checks(),
             options=ServerOptions(listen=self.address),
         )
         self.address = await self.server.start()

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from fakes.clock import FakeClock
+from fakes.diagnosis import no_checks
 from fakes.grpc_service import Service
 from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
@@ -26,6 +27,7 @@ async def service() -> AsyncIterator[Service]:
         hardware=hardware,
         runners=runners,
         metrics=metrics,
+        diagnosis=no_checks(),
         options=ServerOptions(listen="127.0.0.1:0"),
     )
     address = await server.start()

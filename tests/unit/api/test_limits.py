@@ -13,6 +13,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # ships no types
 
 from fakes.clock import FakeClock
+from fakes.diagnosis import no_checks
 from fakes.grpc_service import Service
 from fakes.records import make_job
 from fakes.rpc_errors import details_of, info_of
@@ -54,6 +55,7 @@ async def serving(limits: CallLimits) -> AsyncIterator[Service]:
         hardware=hardware,
         runners=runners,
         metrics=metrics,
+        diagnosis=no_checks(),
         options=ServerOptions(listen="127.0.0.1:0", limits=limits),
     )
     address = await server.start()

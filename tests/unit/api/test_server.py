@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import (
 )
 
 from fakes.clock import FakeClock
+from fakes.diagnosis import no_checks
 from fakes.grpc_service import Service
 from fakes.records import make_job
 from fakes.runners import make_desk
@@ -103,6 +104,7 @@ async def test_a_port_in_use_is_refused(service: Service) -> None:
         hardware=InMemoryHardware(),
         runners=make_desk(FakeClock()),
         metrics=RecordingRpcMetrics(),
+        diagnosis=no_checks(),
         options=ServerOptions(listen=service.address),
     )
 
@@ -120,6 +122,7 @@ async def test_probes_have_a_port_of_their_own_with_health_and_nothing_else() ->
         runners=make_desk(FakeClock()),
         metrics=RecordingRpcMetrics(),
         options=ServerOptions(listen="127.0.0.1:0", health_listen="127.0.0.1:0"),
+        diagnosis=no_checks(),
     )
     address = await server.start()
     assert server.health_address not in ("", address)
@@ -148,6 +151,7 @@ async def test_a_port_for_probes_in_use_is_named(service: Service) -> None:
         metrics=RecordingRpcMetrics(),
         options=ServerOptions(listen="127.0.0.1:0", health_listen=service.address),
     )
+        diagnosis=no_checks(),
 
     with pytest.raises(UnavailableError) as caught:
         await second.start()

@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from fakes.diagnosis import no_checks
 from fakes.runners import PI, RecordingRunnerTelemetry, find_target, make_order
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from fakes.waiting import until
@@ -115,6 +116,7 @@ class Site:
             hardware=InMemoryHardware(),
             runners=self.desk,
             metrics=RecordingRpcMetrics(),
+            diagnosis=no_checks(),
             options=ServerOptions(listen=self.address),
         )
         self.address = await self._server.start()
