@@ -41,6 +41,7 @@ from tightfit_service.adapters.provenance.signing_key import (
     open_signing_key,
 )
 from tightfit_service.adapters.storage.database import open_database, upgrade
+from tightfit_service.adapters.storage.database_probe import SqlDatabaseProbe
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
 from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
 from tightfit_service.adapters.storage.s3_bucket import S3Bucket
@@ -49,7 +50,6 @@ from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
-from tightfit_service.adapters.storage.database_probe import SqlDatabaseProbe
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
@@ -62,23 +62,24 @@ from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
+from tightfit_service.application.diagnosis import Diagnosis, Exposure, deployment_checks
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
 from tightfit_service.application.ports import (
     ArtifactStores,
+    Clock,
     Emulator,
     Executor,
     GraphPass,
     NetworkPass,
     NodePass,
-from tightfit_service.application.diagnosis import Diagnosis, Exposure, deployment_checks
     TargetCatalogue,
     UploadStaging,
     WorkHandler,
 )
 from tightfit_service.application.provenance import Provenance
-    Clock,
+from tightfit_service.application.readiness import Readiness
 from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
@@ -89,8 +90,6 @@ from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings
 
 log = structlog.get_logger(__name__)
-from tightfit_service.application.quotas import Quotas
-from tightfit_service.application.readiness import Readiness
 
 PARENT_POLL_SECONDS = 0.5
 
@@ -137,6 +136,7 @@ class Server:
     executor: Executor
     scheduler: JobScheduler
     runners: RunnerDesk
+    readiness: Readiness
     store: SqlStore
     lock: TextIO
     """Held while the server lives; the operating system frees it, however the server ends."""
@@ -147,26 +147,25 @@ class Server:
         await self.runners.start()
         await self.scheduler.start()
         addresses = {"address": await self.grpc.start()}
+        await self.readiness.start(self.grpc.set_ready)
         if self.metrics is not None:
-    readiness: Readiness
             addresses["metrics_address"] = self.metrics.start()
         return addresses
 
     async def stop(self) -> None:
         """Drain calls, then stop queue and workers; running jobs go on after the next start."""
+        await self.readiness.stop()
         await self.grpc.stop(grace_seconds=self.settings.drain_seconds)
         await self.scheduler.stop()
         await self.runners.stop()
         await self.executor.stop()
         if self.metrics is not None:
-        await self.readiness.start(self.grpc.set_ready)
             self.metrics.stop()
         self.store.close()
         self.lock.close()
 
 
 def build_server(settings: Settings) -> Server:
-        await self.readiness.stop()
     """Compose a server from its settings; the database is brought up to date.
 
     Raises:
@@ -218,7 +217,9 @@ def build_server(settings: Settings) -> Server:
         measurements=measurements,
         provenance=Provenance(
             signer=Ed25519Signer(
-                open_signing_key(_keys_dir(settings), key_file=_key_file(settings))
+                open_signing_key(
+                    _keys_dir(settings), key_file=_key_file(settings)
+                )
             ),
             artifacts=artifacts,
             file_sets=ZipFileSets(),
@@ -279,6 +280,7 @@ def build_server(settings: Settings) -> Server:
                 telemetry=telemetry,
             ),
             runners=runners,
+            diagnosis=_diagnosis(settings, engine, artifacts, clock),
             metrics=telemetry,
             options=ServerOptions(
                 listen=settings.listen,
@@ -291,11 +293,13 @@ def build_server(settings: Settings) -> Server:
         executor=executor,
         scheduler=scheduler,
         runners=runners,
+        readiness=Readiness(
+            database=SqlDatabaseProbe(engine=engine), artifacts=artifacts, telemetry=telemetry
+        ),
         store=store,
         lock=lock,
     )
 
-            diagnosis=_diagnosis(settings, engine, artifacts, clock),
 
 async def serve(
     settings: Settings, *, ready_file: Path | None = None, parent_pid: int | None = None
@@ -310,9 +314,6 @@ async def serve(
     Raises:
         TightfitError: The server cannot start.
     """
-        readiness=Readiness(
-            database=SqlDatabaseProbe(engine=engine), artifacts=artifacts, telemetry=telemetry
-        ),
     configure_logging(settings)
     server = build_server(settings)
     stop = asyncio.Event()
@@ -382,6 +383,10 @@ def public_keys(settings: Settings) -> bytes:
     return kept_public_keys(_keys_dir(settings))
 
 
+def _key_file(settings: Settings) -> Path | None:
+    return Path(settings.provenance_key_file) if settings.provenance_key_file else None
+
+
 def _keys_dir(settings: Settings) -> Path:
     return settings.data_dir / "keys"
 
@@ -398,10 +403,6 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
         inspector=handlers.inspector,
         exporters=handlers.recipes.exporters,
     )
-def _key_file(settings: Settings) -> Path | None:
-    return Path(settings.provenance_key_file) if settings.provenance_key_file else None
-
-
     return {**handlers.table(), **calibration.table()}
 
 
@@ -599,6 +600,24 @@ def _storage(settings: Settings) -> tuple[ArtifactStores, UploadStaging]:
     return stores, S3UploadStaging(artifacts=stores, offers_urls=offers_urls)
 
 
+def _diagnosis(
+    settings: Settings, engine: Engine, artifacts: ArtifactStores, clock: Clock
+) -> Diagnosis:
+    checks = deployment_checks(
+        database=SqlDatabaseProbe(engine=engine),
+        artifacts=artifacts,
+        clock=clock,
+        data_dir=settings.data_dir,
+        exposure=Exposure(listen=settings.listen),
+        versions=tool_versions(),
+        signing_key_id=lambda: key_id(
+            open_signing_key(_keys_dir(settings), key_file=_key_file(settings)).public_key()
+        ),
+        workers=None,
+    )
+    return Diagnosis(checks, clock=clock)
+
+
 def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:
     if not settings.metrics_listen:
         return None
@@ -623,74 +642,3 @@ def emulators() -> tuple[Emulator, ...]:
         GPU_EMULATOR,
         RooflineEmulator(),
     )
-def _diagnosis(
-    settings: Settings, engine: Engine, artifacts: ArtifactStores, clock: Clock
-) -> Diagnosis:
-    checks = deployment_checks(
-        database=SqlDatabaseProbe(engine=engine),
-        artifacts=artifacts,
-        clock=clock,
-        data_dir=settings.data_dir,
-        exposure=Exposure(listen=settings.listen),
-        versions=tool_versions(),
-        signing_key_id=lambda: key_id(
-            open_signing_key(_keys_dir(settings), key_file=_key_file(settings)).public_key()
-        ),
-        workers=None,
-    )
-    return Diagnosis(checks, clock=clock)
-
-
-def create_admin_key(settings: Settings, *, display_name: str, valid_days: float) -> str:
-    """Store a key that opens everything, and return its token, which is never shown again.
-
-    Raises:
-        TightfitError: The database cannot be used, or the name is unfit.
-    """
-    migrate(settings)
-    clock = SystemClock()
-    engine = open_records(settings)
-    try:
-        return make_admin_key(
-            engine=engine,
-            clock=clock,
-            display_name=display_name,
-            expire_time=clock.now() + timedelta(days=valid_days) if valid_days else None,
-        )
-    finally:
-        engine.dispose()
-
-
-def _access(settings: Settings, engine: Engine, clock: SystemClock) -> Access:
-    oidc = None
-    if settings.oidc_issuer:
-        oidc = OidcSettings(
-            issuer=settings.oidc_issuer,
-            audience=settings.oidc_audience,
-            algorithms=tuple(filter(None, settings.oidc_algorithms.replace(",", " ").split())),
-            roles_claim=settings.oidc_roles_claim,
-            leeway_seconds=settings.oidc_leeway_seconds,
-        )
-    return open_access(
-        engine=engine,
-        clock=clock,
-        required=settings.auth_required,
-        policy_file=settings.access_policy_file,
-        oidc=oidc,
-        jwks_url=settings.oidc_jwks_url,
-        jwks_file=settings.oidc_jwks_file,
-    )
-
-
-def _credentials(
-    settings: Settings, telemetry: PrometheusTelemetry
-) -> grpc.ServerCredentials | None:
-    files = open_tls(
-        certificate=settings.tls_cert_file,
-        key=settings.tls_key_file,
-        client_ca=settings.tls_client_ca_file,
-        on_read=lambda end: telemetry.certificate_expires("grpc", end),
-    )
-    return server_credentials(files) if files is not None else None
-
-

@@ -37,35 +37,36 @@ from tightfit_service.api.allocator import reuse_message_buffers
 from tightfit_service.api.asset_servicers import ArtifactServicer, DatasetServicer, ModelServicer
 from tightfit_service.api.access_interceptor import AccessInterceptor
 from tightfit_service.api.access_rules import AccessRules
-from tightfit_service.api.diagnostics_servicer import DiagnosticsServicer
 from tightfit_service.api.access_servicer import AccessServicer
 from tightfit_service.api.compression_servicer import CompressionServicer
+from tightfit_service.api.diagnostics_servicer import DiagnosticsServicer
 from tightfit_service.api.drain import Drain
 from tightfit_service.api.hardware_servicer import HardwareServicer
 from tightfit_service.api.health_servicer import DrainingHealthServicer
 from tightfit_service.api.interceptors import BoundaryInterceptor, RpcMetrics
 from tightfit_service.api.limits import CallLimits, LimitInterceptor, LimitMetrics
-from tightfit_service.application.diagnosis import Diagnosis
 from tightfit_service.api.runner_servicer import RunnerServicer
 from tightfit_service.application.access import Access
+from tightfit_service.application.diagnosis import Diagnosis
 from tightfit_service.application.use_cases import Assets, Hardware, Jobs, Runners
 from tightfit_service.domain.errors import UnavailableError
 
 SERVICES: tuple[str, ...] = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
-        (diagnostics_pb2, "DiagnosticsService"),
     for module, name in (
         (artifact_pb2, "ArtifactService"),
         (compression_pb2, "CompressionService"),
         (dataset_pb2, "DatasetService"),
+        (diagnostics_pb2, "DiagnosticsService"),
         (hardware_pb2, "HardwareService"),
         (access_pb2, "AccessService"),
-LIVENESS = "liveness"
-"""Name in the health service that is SERVING while the process answers, whatever it stands on."""
         (model_pb2, "ModelService"),
         (runner_pb2, "RunnerService"),
     )
 )
+
+LIVENESS = "liveness"
+"""Name in the health service that is SERVING while the process answers, whatever it stands on."""
 
 _log = structlog.get_logger(__name__)
 
@@ -105,15 +106,14 @@ class GrpcServer:
 
     def __init__(
         self,
-        diagnosis: Diagnosis,
         *,
         assets: Assets,
     Without `access` nobody is asked who he is, and there is no AccessService.
 
         jobs: Jobs,
         hardware: Hardware,
-        self._diagnosis = diagnosis
         runners: Runners,
+        diagnosis: Diagnosis,
         metrics: ServerMetrics,
         options: ServerOptions,
     ) -> None:
@@ -121,6 +121,7 @@ class GrpcServer:
         self._jobs = jobs
         self._hardware = hardware
         self._runners = runners
+        self._diagnosis = diagnosis
         self._metrics = metrics
         self._options = options
         self._drain = Drain()
@@ -156,14 +157,14 @@ class GrpcServer:
         _log.info("serving", address=address)
         return address
 
-    async def stop(self, *, grace_seconds: float) -> None:
-        """Drain and stop.
-
     async def set_ready(self, *, is_ready: bool) -> None:
         """Tell balancers and readiness probes whether calls can be served; liveness stays as it is."""
         states = health_pb2.HealthCheckResponse
         state = states.SERVING if is_ready else states.NOT_SERVING
         await asyncio.gather(*(self._health.set(name, state) for name in ("", *SERVICES)))
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Drain and stop.
 
         1. Health turns to NOT_SERVING, so that balancers look elsewhere.
         2. New RPCs are refused, and watches end with UNAVAILABLE: their clients resume elsewhere.
@@ -223,8 +224,6 @@ class GrpcServer:
             audit = self._access.audit if authenticator.required else None
             interceptors.insert(
                 1, AccessInterceptor(rules=rules, authenticator=authenticator, audit=audit)
-        diagnostics_pb2_grpc.add_DiagnosticsServiceServicer_to_server(
-            DiagnosticsServicer(diagnosis=self._diagnosis), server
             )
         return interceptors
 
@@ -239,6 +238,9 @@ class GrpcServer:
         )
         compression_pb2_grpc.add_CompressionServiceServicer_to_server(
             CompressionServicer(jobs=self._jobs, drain=self._drain), server
+        )
+        diagnostics_pb2_grpc.add_DiagnosticsServiceServicer_to_server(
+            DiagnosticsServicer(diagnosis=self._diagnosis), server
         )
         runner_pb2_grpc.add_RunnerServiceServicer_to_server(
             RunnerServicer(runners=self._runners, drain=self._drain), server
