@@ -29,10 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     from tightfit_service import bootstrap
 
-    if arguments.command == "pack":
-        return _pack(arguments.file, arguments.output)
-    if arguments.command == "public-keys":
-        return _public_keys(settings)
+    code = _without_serving(arguments, settings)
+    if code is not None:
+        return code
     if arguments.command == "worker":
         bootstrap.run_worker(settings)
         return 0
@@ -48,6 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TightfitError as error:
         sys.stderr.write(f"{error}\n")
         return UNAVAILABLE
+    return 0
+
+
+def _without_serving(arguments: argparse.Namespace, settings: Settings) -> int | None:
+    """Run a command that does its work at once; return its exit code, None for those that serve."""
+    if arguments.command == "pack":
+        return _pack(arguments.file, arguments.output)
+    if arguments.command == "public-keys":
+        return _public_keys(settings)
+    if arguments.command == "create-admin-key":
+        return _create_admin_key(settings, name=arguments.name, valid_days=arguments.valid_days)
+    return None
+
+
+def _create_admin_key(settings: Settings, *, name: str, valid_days: float) -> int:
+    from tightfit_service import bootstrap
+
+    try:
+        token = bootstrap.create_admin_key(settings, display_name=name, valid_days=valid_days)
+    except TightfitError as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE_ERROR
+    sys.stderr.write("This key opens everything and is not shown again:\n")
+    sys.stdout.write(f"{token}\n")
     return 0
 
 
@@ -112,6 +135,18 @@ def _parser() -> argparse.ArgumentParser:
         "public-keys", help="print the public keys that signed results can be verified with"
     )
     keys.add_argument("--data-dir", type=Path, help="folder of all state")
+    admin = commands.add_parser(
+        "create-admin-key",
+        help="make an API key that opens everything, in the database, and show it once",
+    )
+    admin.add_argument("--data-dir", type=Path, help="folder of all state")
+    admin.add_argument(
+        "--database-url", help="SQLAlchemy URL; SQLite in the data folder by default"
+    )
+    admin.add_argument("--name", default="first admin", help="what it is for")
+    admin.add_argument(
+        "--valid-days", type=float, default=0.0, help="when it ends; it does not by default"
+    )
     migrate = commands.add_parser("migrate", help="bring the database up to date, and end")
     migrate.add_argument("--data-dir", type=Path, help="folder of all state")
     migrate.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")

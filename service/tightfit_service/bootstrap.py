@@ -13,14 +13,23 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata, util
 from pathlib import Path
 from typing import TextIO
 
+import grpc
 import structlog
 from sqlalchemy import Engine
 
+from tightfit_service.adapters.access.factory import (
+    check_exposure,
+    make_admin_key,
+    open_access,
+    open_tls,
+)
+from tightfit_service.adapters.access.oidc import OidcSettings
+from tightfit_service.adapters.access.tls_files import certificate_end
 from tightfit_service.adapters.emulators.calibrated import ProcessFitter
 from tightfit_service.adapters.emulators.edge_tpu import EDGE_TPU_EMULATOR
 from tightfit_service.adapters.emulators.esp import EspEmulator
@@ -59,6 +68,8 @@ from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.api.limits import CallLimits
 from tightfit_service.api.request_shape import RequestShape
 from tightfit_service.api.server import GrpcServer, ServerOptions
+from tightfit_service.api.tls import server_credentials
+from tightfit_service.application.access import Access
 from tightfit_service.application.assets import AssetLibrary
 from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
@@ -173,6 +184,12 @@ def build_server(settings: Settings) -> Server:
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     lock = _lock(settings.data_dir)
+    check_exposure(
+        listen=settings.listen,
+        has_tls=bool(settings.tls_cert_file),
+        knows_callers=settings.auth_required,
+        allowed=settings.allow_insecure,
+    )
     engine = open_database(
         settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}"
     )
@@ -283,10 +300,12 @@ def build_server(settings: Settings) -> Server:
             diagnosis=_diagnosis(settings, engine, artifacts, clock),
             metrics=telemetry,
             options=ServerOptions(
+                credentials=_credentials(settings, telemetry),
                 listen=settings.listen,
                 health_listen=settings.health_listen,
                 max_receive_bytes=settings.max_message_bytes,
                 limits=_call_limits(settings),
+            access=_access(settings, engine, clock),
             ),
         ),
         metrics=_metrics_port(settings, telemetry),
@@ -608,7 +627,7 @@ def _diagnosis(
         artifacts=artifacts,
         clock=clock,
         data_dir=settings.data_dir,
-        exposure=Exposure(listen=settings.listen),
+        exposure=_exposure(settings),
         versions=tool_versions(),
         signing_key_id=lambda: key_id(
             open_signing_key(_keys_dir(settings), key_file=_key_file(settings)).public_key()
@@ -637,6 +656,70 @@ def emulators() -> tuple[Emulator, ...]:
         EspEmulator(),
         ETHOS_U_EMULATOR,
         EDGE_TPU_EMULATOR,
+def create_admin_key(settings: Settings, *, display_name: str, valid_days: float) -> str:
+    """Store a key that opens everything, and return its token, which is never shown again.
+
+    Raises:
+        TightfitError: The database cannot be used, or the name is unfit.
+    """
+    migrate(settings)
+    clock = SystemClock()
+    engine = open_records(settings)
+    try:
+        return make_admin_key(
+            engine=engine,
+            clock=clock,
+            display_name=display_name,
+            expire_time=clock.now() + timedelta(days=valid_days) if valid_days else None,
+        )
+    finally:
+        engine.dispose()
+
+
+def _access(settings: Settings, engine: Engine, clock: SystemClock) -> Access:
+    oidc = None
+    if settings.oidc_issuer:
+        oidc = OidcSettings(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            algorithms=tuple(filter(None, settings.oidc_algorithms.replace(",", " ").split())),
+            roles_claim=settings.oidc_roles_claim,
+            leeway_seconds=settings.oidc_leeway_seconds,
+        )
+    return open_access(
+        engine=engine,
+        clock=clock,
+        required=settings.auth_required,
+        policy_file=settings.access_policy_file,
+        oidc=oidc,
+        jwks_url=settings.oidc_jwks_url,
+        jwks_file=settings.oidc_jwks_file,
+    )
+
+
+def _exposure(settings: Settings) -> Exposure:
+    certificate = Path(settings.tls_cert_file)
+    ends = {"grpc": lambda: certificate_end(certificate.read_bytes())}
+    return Exposure(
+        listen=settings.listen,
+        has_tls=bool(settings.tls_cert_file),
+        asks_who_calls=settings.auth_required,
+        certificates=ends if settings.tls_cert_file else {},
+    )
+
+
+def _credentials(
+    settings: Settings, telemetry: PrometheusTelemetry
+) -> grpc.ServerCredentials | None:
+    files = open_tls(
+        certificate=settings.tls_cert_file,
+        key=settings.tls_key_file,
+        client_ca=settings.tls_client_ca_file,
+        on_read=lambda end: telemetry.certificate_expires("grpc", end),
+    )
+    return server_credentials(files) if files is not None else None
+
+
         NPU_EMULATOR,
         HEXAGON_EMULATOR,
         GPU_EMULATOR,

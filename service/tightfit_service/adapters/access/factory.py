@@ -16,7 +16,7 @@ from tightfit_service.adapters.access.policy_file import EmptyPolicy, PolicyFile
 from tightfit_service.adapters.access.tls_files import TlsFiles
 from tightfit_service.adapters.storage.sql_access import SqlApiKeyStore, SqlAuditStore
 from tightfit_service.application.access import Access
-from tightfit_service.application.api_keys import ApiKeyDesk
+from tightfit_service.application.api_keys import ApiKeyDesk, admin_grants
 from tightfit_service.application.audit import AuditLog
 from tightfit_service.application.authentication import Authenticator
 from tightfit_service.application.ports import Clock
@@ -142,3 +142,22 @@ def is_loopback(listen: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def make_admin_key(
+    *, engine: Engine, clock: Clock, display_name: str, expire_time: datetime | None
+) -> str:
+    """Store a key that opens everything, for who has the database anyway, and return its token.
+
+    Raises:
+        InvalidRequestError: The name is long or unprintable, or the expiry is past.
+    """
+    store = SqlApiKeyStore(engine=engine)
+    key, token = ApiKeyDesk(keys=store, clock=clock, required=True).make(
+        display_name=display_name,
+        grants=admin_grants(),
+        expire_time=expire_time,
+        creator="create-admin-key",
+    )
+    store.add_key(key)
+    return token
