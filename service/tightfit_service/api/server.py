@@ -33,11 +33,11 @@ from tightfit.v1 import (
     runner_pb2,
     runner_pb2_grpc,
 )
-from tightfit_service.api.allocator import reuse_message_buffers
-from tightfit_service.api.asset_servicers import ArtifactServicer, DatasetServicer, ModelServicer
 from tightfit_service.api.access_interceptor import AccessInterceptor
 from tightfit_service.api.access_rules import AccessRules
 from tightfit_service.api.access_servicer import AccessServicer
+from tightfit_service.api.allocator import reuse_message_buffers
+from tightfit_service.api.asset_servicers import ArtifactServicer, DatasetServicer, ModelServicer
 from tightfit_service.api.compression_servicer import CompressionServicer
 from tightfit_service.api.diagnostics_servicer import DiagnosticsServicer
 from tightfit_service.api.drain import Drain
@@ -48,18 +48,18 @@ from tightfit_service.api.limits import CallLimits, LimitInterceptor, LimitMetri
 from tightfit_service.api.runner_servicer import RunnerServicer
 from tightfit_service.application.access import Access
 from tightfit_service.application.diagnosis import Diagnosis
-from tightfit_service.application.use_cases import Assets, Hardware, Jobs, Runners
+from tightfit_service.application.use_cases import Assets, Calibrations, Hardware, Jobs, Runners
 from tightfit_service.domain.errors import UnavailableError
 
 SERVICES: tuple[str, ...] = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
     for module, name in (
+        (access_pb2, "AccessService"),
         (artifact_pb2, "ArtifactService"),
         (compression_pb2, "CompressionService"),
         (dataset_pb2, "DatasetService"),
         (diagnostics_pb2, "DiagnosticsService"),
         (hardware_pb2, "HardwareService"),
-        (access_pb2, "AccessService"),
         (model_pb2, "ModelService"),
         (runner_pb2, "RunnerService"),
     )
@@ -100,6 +100,8 @@ class ServerMetrics(RpcMetrics, LimitMetrics, Protocol):
 class GrpcServer:
     """Serves the use cases over gRPC, with health and reflection. Lives on one event loop.
 
+    Without `access` nobody is asked who he is, and there is no AccessService.
+
     Attributes:
         health_address: `host:port` of the port for probes, once started; empty without one.
     """
@@ -108,26 +110,27 @@ class GrpcServer:
         self,
         *,
         assets: Assets,
-    Without `access` nobody is asked who he is, and there is no AccessService.
-
         jobs: Jobs,
         hardware: Hardware,
+        calibrations: Calibrations,
         runners: Runners,
         diagnosis: Diagnosis,
         metrics: ServerMetrics,
         options: ServerOptions,
+        access: Access | None = None,
     ) -> None:
         self._assets = assets
         self._jobs = jobs
         self._hardware = hardware
+        self._calibrations = calibrations
         self._runners = runners
         self._diagnosis = diagnosis
         self._metrics = metrics
         self._options = options
+        self._access = access
         self._drain = Drain()
         self._health = DrainingHealthServicer(drain=self._drain)
         self._server: grpc.aio.Server | None = None
-        access: Access | None = None,
         self._probes: grpc.aio.Server | None = None
         self.health_address = ""
 
@@ -137,7 +140,6 @@ class GrpcServer:
         Raises:
             UnavailableError: The address cannot be bound.
         """
-        self._access = access
         reuse_message_buffers()
         server = grpc.aio.server(
             interceptors=self._interceptors(),
@@ -177,6 +179,8 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         self._drain.begin()
         await server.stop(grace_seconds)
+        if self._access is not None:
+            await self._access.audit.stop()
         if self._probes is not None:
             await self._probes.stop(None)
         _log.info("stopped")
@@ -192,26 +196,6 @@ class GrpcServer:
         await server.start()
         return server
 
-    def _channel_options(self) -> list[tuple[str, int]]:
-        keepalive_ms = round(self._options.keepalive_seconds * 1000)
-        return [
-        if self._access is not None:
-            await self._access.audit.stop()
-            ("grpc.max_receive_message_length", self._options.max_receive_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", keepalive_ms),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            # Clients may probe idle watches; gRPC's default would cut them off as abuse.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # A second server on the same port must fail instead of taking half of the calls.
-            ("grpc.so_reuseport", 0),
-        ]
-
-    def _add_services(self, server: grpc.aio.Server) -> None:
-        model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(assets=self._assets), server
-        )
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         """Return what is around the handlers, outermost first: strangers use up nobody's limits."""
         rules = AccessRules(SERVICES)
@@ -227,6 +211,24 @@ class GrpcServer:
             )
         return interceptors
 
+    def _channel_options(self) -> list[tuple[str, int]]:
+        keepalive_ms = round(self._options.keepalive_seconds * 1000)
+        return [
+            ("grpc.max_receive_message_length", self._options.max_receive_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", keepalive_ms),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            # Clients may probe idle watches; gRPC's default would cut them off as abuse.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # A second server on the same port must fail instead of taking half of the calls.
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(assets=self._assets), server
+        )
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server(
             DatasetServicer(assets=self._assets), server
         )
@@ -234,7 +236,7 @@ class GrpcServer:
             ArtifactServicer(assets=self._assets), server
         )
         hardware_pb2_grpc.add_HardwareServiceServicer_to_server(
-            HardwareServicer(hardware=self._hardware), server
+            HardwareServicer(hardware=self._hardware, calibrations=self._calibrations), server
         )
         compression_pb2_grpc.add_CompressionServiceServicer_to_server(
             CompressionServicer(jobs=self._jobs, drain=self._drain), server
@@ -245,6 +247,10 @@ class GrpcServer:
         runner_pb2_grpc.add_RunnerServiceServicer_to_server(
             RunnerServicer(runners=self._runners, drain=self._drain), server
         )
+        if self._access is not None:
+            access_pb2_grpc.add_AccessServiceServicer_to_server(
+                AccessServicer(keys=self._access.keys, audit=self._access.audit), server
+            )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
@@ -266,10 +272,6 @@ def _bind(
             port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise UnavailableError(
-        if self._access is not None:
-            access_pb2_grpc.add_AccessServiceServicer_to_server(
-                AccessServicer(keys=self._access.keys, audit=self._access.audit), server
-            )
             f"cannot listen on {listen}",
             field=field,
             remedy="choose a free port, or 0 for any, on an address of this machine",
