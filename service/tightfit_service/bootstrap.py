@@ -90,6 +90,7 @@ from tightfit_service.application.ports import (
     WorkHandler,
 )
 from tightfit_service.application.provenance import Provenance
+from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.readiness import Readiness
 from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.runners import RunnerDesk
@@ -98,6 +99,7 @@ from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
 from tightfit_service.application.work import WorkHandlers
 from tightfit_service.domain.errors import UnavailableError
 from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.domain.quota import Quota
 from tightfit_service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -182,17 +184,15 @@ def build_server(settings: Settings) -> Server:
     Raises:
         TightfitError: The database or the artifact store cannot be used.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    lock = _lock(settings.data_dir)
     check_exposure(
         listen=settings.listen,
         has_tls=bool(settings.tls_cert_file),
         knows_callers=settings.auth_required,
         allowed=settings.allow_insecure,
     )
-    engine = open_database(
-        settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}"
-    )
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(settings.data_dir)
+    engine = open_records(settings)
     upgrade(engine)
     store = SqlStore(engine=engine)
     artifacts, staging = _storage(settings)
@@ -221,9 +221,7 @@ def build_server(settings: Settings) -> Server:
         resolve_target=catalogue().get,
         server_version=metadata.version("tightfit-service"),
     )
-    measurements = DeviceMeasurements(
-        measurer=runners, results=store, telemetry=telemetry.runners
-    )
+    measurements = DeviceMeasurements(measurer=runners, results=store, telemetry=telemetry.runners)
     runner = JobRunner(
         store=store,
         hardware=hardware,
@@ -234,9 +232,7 @@ def build_server(settings: Settings) -> Server:
         measurements=measurements,
         provenance=Provenance(
             signer=Ed25519Signer(
-                open_signing_key(
-                    _keys_dir(settings), key_file=_key_file(settings)
-                )
+                open_signing_key(_keys_dir(settings), key_file=_key_file(settings))
             ),
             artifacts=artifacts,
             file_sets=ZipFileSets(),
@@ -259,7 +255,9 @@ def build_server(settings: Settings) -> Server:
             quota=default_quota(settings),
         ),
     )
+    quotas = Quotas(store=SqlQuotaStore(engine=engine), default=default_quota(settings))
     assets = AssetLibrary(
+        quotas=quotas,
         staging=staging,
         artifacts=artifacts,
         records=store,
@@ -270,6 +268,7 @@ def build_server(settings: Settings) -> Server:
         max_bytes=settings.max_upload_bytes,
     )
     jobs = JobDesk(
+        quotas=quotas,
         jobs=store,
         records=store,
         hardware=hardware,
@@ -300,13 +299,13 @@ def build_server(settings: Settings) -> Server:
             diagnosis=_diagnosis(settings, engine, artifacts, clock),
             metrics=telemetry,
             options=ServerOptions(
-                credentials=_credentials(settings, telemetry),
                 listen=settings.listen,
+                credentials=_credentials(settings, telemetry),
                 health_listen=settings.health_listen,
                 max_receive_bytes=settings.max_message_bytes,
                 limits=_call_limits(settings),
-            access=_access(settings, engine, clock),
             ),
+            access=_access(settings, engine, clock),
         ),
         metrics=_metrics_port(settings, telemetry),
         executor=executor,
@@ -366,9 +365,7 @@ def migrate(settings: Settings) -> None:
     """
     configure_logging(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    engine = open_database(
-        settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}"
-    )
+    engine = open_records(settings)
     upgrade(engine)
     engine.dispose()
     log.info("database is up to date")
@@ -546,6 +543,27 @@ def configure_logging(settings: Settings) -> None:
     )
 
 
+def open_records(settings: Settings) -> Engine:
+    """Return the database of the settings; its folder is made where it is SQLite."""
+    if not settings.database_url:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return open_database(
+        settings.database_url or f"sqlite:///{settings.data_dir.resolve() / 'state.db'}",
+        pool_size=settings.database_pool_size,
+        statement_seconds=settings.database_statement_seconds,
+    )
+
+
+def default_quota(settings: Settings) -> Quota:
+    """Return the quota of projects that have none of their own."""
+    return Quota(
+        running_jobs=settings.quota_running_jobs,
+        queued_jobs=settings.quota_queued_jobs,
+        trials=settings.quota_trials,
+        stored_bytes=settings.quota_stored_bytes,
+    )
+
+
 def _lock(data_dir: Path) -> TextIO:
     """Take the data folder for this process.
 
@@ -597,8 +615,9 @@ def _call_limits(settings: Settings) -> CallLimits:
 
 def _storage(settings: Settings) -> tuple[ArtifactStores, UploadStaging]:
     if settings.artifact_store == "folder":
-        folder = FolderArtifactStores(root=settings.data_dir / "artifacts", link_sources=True)
-        return folder, FolderUploadStaging(root=settings.data_dir / "uploads", artifacts=folder)
+        shared = Path(settings.artifact_dir or settings.data_dir)
+        folder = FolderArtifactStores(root=shared / "artifacts", link_sources=True)
+        return folder, FolderUploadStaging(root=shared / "uploads", artifacts=folder)
     options = S3Options(
         url=settings.s3_url,
         access_key=settings.s3_access_key,
@@ -637,25 +656,6 @@ def _diagnosis(
     return Diagnosis(checks, clock=clock)
 
 
-def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:
-    if not settings.metrics_listen:
-        return None
-    host, _, port = settings.metrics_listen.rpartition(":")
-    return MetricsPort(registry=telemetry.registry, host=host, port=int(port))
-
-
-def catalogue() -> TargetCatalogue:
-    """Return the hardware targets that come with the service."""
-    return YamlTargetCatalogue()
-
-
-def emulators() -> tuple[Emulator, ...]:
-    """Return the emulators, the most specific first."""
-    return (
-        McuEmulator(),
-        EspEmulator(),
-        ETHOS_U_EMULATOR,
-        EDGE_TPU_EMULATOR,
 def create_admin_key(settings: Settings, *, display_name: str, valid_days: float) -> str:
     """Store a key that opens everything, and return its token, which is never shown again.
 
@@ -720,6 +720,25 @@ def _credentials(
     return server_credentials(files) if files is not None else None
 
 
+def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:
+    if not settings.metrics_listen:
+        return None
+    host, _, port = settings.metrics_listen.rpartition(":")
+    return MetricsPort(registry=telemetry.registry, host=host, port=int(port))
+
+
+def catalogue() -> TargetCatalogue:
+    """Return the hardware targets that come with the service."""
+    return YamlTargetCatalogue()
+
+
+def emulators() -> tuple[Emulator, ...]:
+    """Return the emulators, the most specific first."""
+    return (
+        McuEmulator(),
+        EspEmulator(),
+        ETHOS_U_EMULATOR,
+        EDGE_TPU_EMULATOR,
         NPU_EMULATOR,
         HEXAGON_EMULATOR,
         GPU_EMULATOR,

@@ -58,9 +58,20 @@ class Settings:
     data_dir: Path = Path("tightfit-data")
     """Folder of the database, artifacts, unfinished uploads and worker caches."""
     database_url: str = ""
-    """SQLAlchemy URL; empty takes SQLite below data_dir."""
+    """URL of the database that replicas share, postgresql://user:password@host/name; empty takes SQLite
+    below data_dir."""
+    database_pool_size: int = 10
+    """Connections to PostgreSQL that a replica holds; it opens as many more under load."""
+    database_statement_seconds: float = 30.0
+    """A statement that takes PostgreSQL longer is given up."""
+    replica_name: str = ""
+    """Name of this replica in events and logs; empty takes the host's."""
+    lease_seconds: float = 15.0
+    """How long a replica may be silent before others take its jobs over; at least 3."""
     artifact_store: str = "folder"
-    """Where artifacts live: `folder` (below data_dir) or `s3`."""
+    """Where artifacts live: `folder` or `s3`."""
+    artifact_dir: str = ""
+    """Folder of artifacts and unfinished uploads, which replicas may share; empty takes data_dir."""
     s3_url: str = ""
     """URL of the S3-compatible store (http or https, host, port)."""
     s3_bucket: str = "tightfit"
@@ -140,6 +151,15 @@ class Settings:
     """Messages and list entries in a request; 0 for no limit."""
     provenance_key_file: str = ""
     """PEM file of the Ed25519 private key that signs results; empty makes one below data_dir."""
+    quota_running_jobs: int = 0
+    """Jobs of one project that run at a time, the others wait; 0 for any number. An operator sets other
+    quotas for single projects with `tightfit-service quota set`."""
+    quota_queued_jobs: int = 0
+    """Jobs of one project that may wait; 0 for any number."""
+    quota_trials: int = 0
+    """Trials that one job may ask for; 0 for any number."""
+    quota_stored_bytes: int = 0
+    """Bytes of models and datasets that one project may hold; 0 for any number."""
     drain_seconds: float = 30.0
     """How long running calls may go on after a stop was asked for."""
     log_format: str = "json"
@@ -211,7 +231,13 @@ def _check(settings: Settings) -> None:
         ("concurrent_jobs", 1),
         ("max_upload_bytes", 1),
         ("max_message_bytes", 2 << 20),
-        *((field.name, 0) for field in fields(Settings) if field.name.startswith("limit_")),
+        *(
+            (field.name, 0)
+            for field in fields(Settings)
+            if field.name.startswith(("limit_", "quota_"))
+        ),
+        ("database_pool_size", 1),
+        ("lease_seconds", 3),
         ("default_deadline_seconds", 0),
         ("max_request_depth", 0),
         ("max_request_items", 0),

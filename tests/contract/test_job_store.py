@@ -84,14 +84,6 @@ def test_jobs_are_listed_by_state(store: RecordStore) -> None:
     wanted = [JobState.QUEUED, JobState.FAILED]
     found = store.list_jobs("default", Page(size=9), states=wanted)
     assert [job.state for job in found] == [JobState.FAILED, JobState.QUEUED]
-    assert [job.state for job in store.unfinished_jobs()] == [JobState.QUEUED, JobState.RUNNING]
-    assert store.count_jobs() == dict.fromkeys(JobState, 1)
-
-
-def test_unfinished_jobs_are_found_over_all_projects(store: RecordStore) -> None:
-    store.create_job(make_job("new", minutes=5))
-    store.create_job(make_job("old", project="other"))
-    assert [job.job_id for job in store.unfinished_jobs()] == ["old", "new"]
 
 
 def test_an_update_raises_the_revision(store: RecordStore) -> None:
@@ -99,7 +91,6 @@ def test_an_update_raises_the_revision(store: RecordStore) -> None:
     changed = store.update_job(replace(job, state=JobState.RUNNING, spent_seconds=2.5))
     assert changed.revision == job.revision + 1
     assert store.get_job("default", "job") == changed
-    assert store.count_jobs()[JobState.RUNNING] == 1
     assert store.update_job(replace(changed, spent_seconds=3.0)).revision == job.revision + 2
 
 
@@ -238,3 +229,16 @@ def test_results_are_cached_by_their_inputs(store: RecordStore) -> None:
         assert store.cached_result("default", "key") == result
     assert store.is_digest_used("default", digest_of("y"))
     assert not store.is_digest_used("default", digest_of("x"))
+
+
+def test_marks_tell_what_a_watcher_has_not_seen(store: RecordStore) -> None:
+    for name in "ab":
+        store.create_job(make_job(name))
+    before = store.job_marks(["a", "b", "unknown"])
+    assert set(before) == {"a", "b"}
+    store.append_event(make_event("a"))
+    store.update_job(replace(store.get_job("default", "b"), spent_seconds=1.0))
+    after = store.job_marks(["a", "b"])
+    assert after["a"].last_sequence == before["a"].last_sequence + 1
+    assert after["a"].revision == before["a"].revision
+    assert after["b"].revision == before["b"].revision + 1

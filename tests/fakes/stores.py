@@ -1,22 +1,35 @@
-"""Job and asset records kept in memory."""
+"""Job and asset records, leases and quotas kept in memory."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast
 
-from tightfit_service.application.ports import AssetRecord, AssetStore, JobStore, Page, WorkResult
+from tightfit_service.application.ports import (
+    AssetRecord,
+    AssetStore,
+    Claim,
+    JobMark,
+    JobStore,
+    Lease,
+    LostLife,
+    Page,
+    WorkResult,
+)
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
+    LeaseLostError,
     NotFoundError,
     PreconditionError,
     UnavailableError,
 )
 from tightfit_service.domain.job import Job, JobEvent, JobState, check_transition
-from tightfit_service.domain.trial import Trial
+from tightfit_service.domain.quota import Quota, QuotaOverrides, Usage, check_queued_jobs
+from tightfit_service.domain.trial import Trial, TrialState
 
 
 class RecordStore(JobStore, AssetStore, Protocol):
@@ -37,8 +50,18 @@ def _transaction(method: Method) -> Method:
     return cast("Method", locked)
 
 
+@dataclass
+class _Held:
+    token: int = 0
+    owner: str = ""
+    since: datetime | None = None
+    expire_time: datetime | None = None
+    cancel_requested: bool = False
+    losses: tuple[LostLife, ...] = field(default_factory=tuple)
+
+
 class InMemoryStore:
-    """Implements `JobStore` and `AssetStore`; `is_down` plays an outage."""
+    """Implements `JobStore`, `AssetStore`, `JobQueue` and `QuotaStore`; `is_down` plays an outage."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -47,10 +70,14 @@ class InMemoryStore:
         self.trials: dict[str, dict[int, Trial]] = {}
         self.events: dict[str, list[JobEvent]] = {}
         self.results: dict[tuple[str, str], WorkResult] = {}
+        self.use_times: dict[tuple[str, str], datetime] = {}
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.assets: dict[tuple[str, str, str], AssetRecord] = {}
+        self.held: dict[str, _Held] = {}
+        self.quotas: dict[str, QuotaOverrides] = {}
 
     @_transaction
-    def create_job(self, job: Job) -> Job:
+    def create_job(self, job: Job, *, quota: Quota | None = None) -> Job:
         for other in self.jobs.values():
             if job.request_id and (other.project, other.request_id) == (
                 job.project,
@@ -61,6 +88,7 @@ class InMemoryStore:
                 return other
         if job.job_id in self.jobs:
             raise AlreadyExistsError(f"there is a job {job.job_id} already", field="job_id")
+        check_queued_jobs(quota or Quota(), self.get_usage(job.project).queued_jobs)
         self.jobs[job.job_id] = job
         self.trials[job.job_id] = {}
         self.events[job.job_id] = []
@@ -88,12 +116,15 @@ class InMemoryStore:
         return [job for job in ordered if not states or job.state in states][: page.size]
 
     @_transaction
-    def update_job(self, job: Job) -> Job:
+    def update_job(self, job: Job, *, lease: Lease | None = None) -> Job:
         stored = self.get_job(job.project, job.job_id)
+        self._check_lease(job.job_id, lease)
         if stored.revision != job.revision:
             raise PreconditionError("the job was changed meanwhile", field="revision")
         if stored.state is not job.state:
             check_transition(stored.state, job.state)
+        if lease is not None and job.state is not JobState.RUNNING:
+            self.held[job.job_id].expire_time = None
         self.jobs[job.job_id] = replace(job, revision=job.revision + 1)
         return self.jobs[job.job_id]
 
@@ -103,26 +134,24 @@ class InMemoryStore:
         if not job.state.is_final:
             raise PreconditionError("a job that is not final cannot be deleted", field="name")
         del self.jobs[job_id], self.events[job_id]
+        self.held.pop(job_id, None)
         gone = {trial.input_digest for trial in self.trials.pop(job_id).values()}
         kept = {trial.input_digest for trial in self._all_trials(project)}
         for input_digest in gone - kept:
             self.results.pop((project, input_digest), None)
 
     @_transaction
-    def unfinished_jobs(self) -> Sequence[Job]:
-        return sorted(
-            (job for job in self.jobs.values() if not job.state.is_final),
-            key=lambda job: (job.create_time, job.job_id),
-        )
+    def job_marks(self, job_ids: Sequence[str]) -> Mapping[str, JobMark]:
+        return {
+            job_id: JobMark(self.jobs[job_id].revision, len(self.events[job_id]))
+            for job_id in job_ids
+            if job_id in self.jobs
+        }
 
     @_transaction
-    def count_jobs(self) -> Mapping[JobState, int]:
-        states = [job.state for job in self.jobs.values()]
-        return {state: states.count(state) for state in JobState}
-
-    @_transaction
-    def save_trial(self, job_id: str, trial: Trial) -> None:
+    def save_trial(self, job_id: str, trial: Trial, *, lease: Lease | None = None) -> None:
         self._known(job_id)
+        self._check_lease(job_id, lease)
         self.trials[job_id][trial.index] = trial
 
     @_transaction
@@ -135,8 +164,9 @@ class InMemoryStore:
         return found[: page.size] if page else found
 
     @_transaction
-    def append_event(self, event: JobEvent) -> JobEvent:
+    def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
         self._known(event.job_id)
+        self._check_lease(event.job_id, lease)
         events = self.events[event.job_id]
         events.append(replace(event, sequence=len(events) + 1))
         return events[-1]
@@ -148,11 +178,29 @@ class InMemoryStore:
 
     @_transaction
     def cached_result(self, project: str, input_digest: str) -> WorkResult | None:
-        return self.results.get((project, input_digest))
+        result = self.results.get((project, input_digest))
+        if result is not None:
+            self.use_times[project, input_digest] = self.clock()
+        return result
+
+    @_transaction
+    def expire_results(self, *, unused_for: timedelta, dry_run: bool = False) -> int:
+        begun = [job.create_time for job in self.jobs.values() if not job.state.is_final]
+        cutoff = min([self.clock() - unused_for, *begun])
+        old = [
+            (project, digest)
+            for project, digest in self.results
+            if self.use_times[project, digest] < cutoff
+            and digest not in {trial.input_digest for trial in self._all_trials(project)}
+        ]
+        for key in [] if dry_run else old:
+            del self.results[key]
+        return len(old)
 
     @_transaction
     def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
         self.results[project, input_digest] = result
+        self.use_times[project, input_digest] = self.clock()
 
     @_transaction
     def add_asset(self, record: AssetRecord) -> AssetRecord:
@@ -181,7 +229,7 @@ class InMemoryStore:
     @_transaction
     def delete_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         record = self.get_asset(project, kind, asset_id)
-        for job in self.unfinished_jobs():
+        for job in self._unfinished():
             used = job.spec.model_digest if kind == "model" else job.spec.dataset_digest
             if job.project == project and used == record.digest:
                 raise PreconditionError(f"job {job.job_id} uses the {kind}", field="name")
@@ -199,9 +247,134 @@ class InMemoryStore:
             or any(
                 job.project == project
                 and digest in (job.spec.model_digest, job.spec.dataset_digest)
-                for job in self.unfinished_jobs()
+                for job in self._unfinished()
             )
         )
+
+    @_transaction
+    def claim_job(
+        self,
+        owner: str,
+        *,
+        lease_seconds: float,
+        now: datetime,
+        quota: Quota,
+        take_over: bool = True,
+    ) -> Claim | None:
+        if take_over:
+            for job_id in self.held:
+                claim = self.take_over_job(job_id, owner, lease_seconds=lease_seconds, now=now)
+                if claim is not None:
+                    return claim
+        turns = []
+        for job in self.jobs.values():
+            running = self.get_usage(job.project).running_jobs
+            own = quota.with_overrides(self.get_quota(job.project))
+            has_room = not own.running_jobs or running < own.running_jobs
+            if job.state is JobState.QUEUED and has_room:
+                turns.append((running, -job.spec.priority, job.create_time, job.job_id))
+        return self._take(min(turns)[-1], owner, lease_seconds, now) if turns else None
+
+    @_transaction
+    def take_over_job(
+        self, job_id: str, owner: str, *, lease_seconds: float, now: datetime
+    ) -> Claim | None:
+        held = self.held.get(job_id, _Held())
+        if (
+            held.expire_time is None
+            or held.expire_time >= datetime.now(UTC)
+            or held.owner == owner
+            or self.jobs[job_id].state is not JobState.RUNNING
+        ):
+            return None
+        return self._take(job_id, owner, lease_seconds, now)
+
+    @_transaction
+    def renew_leases(self, leases: Sequence[Lease], *, lease_seconds: float) -> Mapping[str, bool]:
+        known = {}
+        for lease in leases:
+            held = self.held.get(lease.job_id, _Held())
+            if held.token == lease.token and held.expire_time is not None:
+                held.expire_time = datetime.now(UTC) + timedelta(seconds=lease_seconds)
+                known[lease.job_id] = held.cancel_requested
+        return known
+
+    @_transaction
+    def request_cancel(self, project: str, job_id: str) -> Job:
+        job = self.get_job(project, job_id)
+        if not job.state.is_final:
+            self.held.setdefault(job_id, _Held()).cancel_requested = True
+        return job
+
+    @_transaction
+    def end_leases(self) -> None:
+        for held in self.held.values():
+            if held.expire_time is not None:
+                held.expire_time = datetime.now(UTC) - timedelta(seconds=1)
+
+    @_transaction
+    def get_quota(self, project: str) -> QuotaOverrides:
+        return self.quotas.get(project, QuotaOverrides())
+
+    @_transaction
+    def set_quota(self, project: str, overrides: QuotaOverrides) -> None:
+        self.quotas[project] = overrides
+
+    @_transaction
+    def get_usage(self, project: str) -> Usage:
+        states = [job.state for job in self.jobs.values() if job.project == project]
+        return Usage(
+            running_jobs=states.count(JobState.RUNNING),
+            queued_jobs=states.count(JobState.QUEUED),
+            stored_bytes=sum(a.size_bytes for a in self.assets.values() if a.project == project),
+        )
+
+    def _take(self, job_id: str, owner: str, lease_seconds: float, now: datetime) -> Claim:
+        before, held = self.jobs[job_id], self.held.setdefault(job_id, _Held())
+        is_running = before.state is JobState.RUNNING
+        if is_running:
+            assert held.expire_time is not None
+            life = LostLife(
+                owner=held.owner,
+                since=held.since or held.expire_time,
+                last_heard=held.expire_time,
+                unit=self._running_unit(job_id),
+            )
+            held.losses = (*(loss for loss in held.losses if loss.unit == life.unit), life)
+        held.token, held.owner, held.since = held.token + 1, owner, datetime.now(UTC)
+        held.expire_time = held.since + timedelta(seconds=lease_seconds)
+        self.jobs[job_id] = replace(
+            before,
+            state=JobState.RUNNING,
+            start_time=before.start_time or now,
+            update_time=now,
+            revision=before.revision + 1,
+        )
+        return Claim(
+            job=self.jobs[job_id],
+            lease=Lease(job_id=job_id, owner=owner, token=held.token),
+            before=before,
+            losses=held.losses if is_running else (),
+            cancel_requested=held.cancel_requested,
+        )
+
+    def _running_unit(self, job_id: str) -> str:
+        trials, events = self.trials[job_id], self.events[job_id]
+        if trials and trials[max(trials)].state is TrialState.RUNNING:
+            return f"trial {max(trials)}"
+        done = f" after trial {max(trials)}" if trials else ""
+        return f"stage {(events[-1].stage if events else '') or 'start'}{done}"
+
+    def _check_lease(self, job_id: str, lease: Lease | None) -> None:
+        held = self.held.get(job_id, _Held())
+        is_held = held.expire_time is not None
+        if (lease is None and is_held) or (
+            lease is not None and (not is_held or held.token != lease.token)
+        ):
+            raise LeaseLostError(f"job {job_id} is held by {held.owner}", field="name")
+
+    def _unfinished(self) -> list[Job]:
+        return [job for job in self.jobs.values() if not job.state.is_final]
 
     def _all_trials(self, project: str) -> list[Trial]:
         return [

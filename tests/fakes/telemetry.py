@@ -16,6 +16,7 @@ class RecordingTelemetry:
         self.job_states: list[tuple[JobState | None, JobState]] = []
         self.waits: list[float] = []
         self.progressed: list[str] = []
+        self.lease_events: list[str] = []
         self.queues: list[tuple[Mapping[JobState, int], float]] = []
         self.units: list[tuple[str, str]] = []
         self.dependencies: list[tuple[str, bool]] = []
@@ -32,6 +33,9 @@ class RecordingTelemetry:
 
     def job_waited(self, seconds: float) -> None:
         self.waits.append(seconds)
+
+    def lease_event(self, event: str) -> None:
+        self.lease_events.append(event)
 
     def job_progressed(self, job_id: str) -> None:
         self.progressed.append(job_id)

@@ -25,6 +25,7 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
+from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import UploadStatus
 from tightfit_service.application.work import CHECK_DATASET, IMPORT_MODEL, ModelFacts
@@ -63,6 +64,7 @@ class AssetLibrary:
         executor: Executor,
         clock: Clock,
         telemetry: Telemetry,
+        quotas: Quotas,
         max_bytes: int,
     ) -> None:
         self._staging = staging
@@ -72,6 +74,7 @@ class AssetLibrary:
         self._executor = executor
         self._clock = clock
         self._telemetry = telemetry
+        self._quotas = quotas
         self._max_bytes = max_bytes
 
     async def start_upload(
@@ -108,6 +111,7 @@ class AssetLibrary:
             return UploadStatus(
                 upload_id=upload_id or uuid.uuid4().hex, committed_bytes=size_bytes, asset=known
             )
+        await self._quotas.check_stored_bytes(project, size_bytes)
         ticket = UploadTicket(
             upload_id=upload_id or uuid.uuid4().hex,
             project=project,

@@ -26,6 +26,7 @@ from tightfit_service.application.ports import (
     Telemetry,
     WorkUnit,
 )
+from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.techniques import check_techniques
 from tightfit_service.application.units import run_cached
@@ -40,6 +41,7 @@ from tightfit_service.domain.errors import (
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
+from tightfit_service.domain.quota import check_trials
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, violations
 from tightfit_service.search.solver import smallest_costs
@@ -67,6 +69,7 @@ class JobDesk:
         hub: EventHub,
         clock: Clock,
         telemetry: Telemetry,
+        quotas: Quotas,
         missing_extras: Mapping[ModelFormat, str] | None = None,
     ) -> None:
         """Keep the ports.
@@ -81,12 +84,14 @@ class JobDesk:
         self._hub = hub
         self._clock = clock
         self._telemetry = telemetry
+        self._quotas = quotas
         self._missing_extras = missing_extras or {}
 
     async def create(self, project: str, request: JobRequest) -> Job:
         """Queue a job; the same `request_id` gives the same job."""
         job = await self.validate(project, request)
-        stored = await asyncio.to_thread(self._jobs.create_job, job)
+        quota = await self._quotas.of(project)
+        stored = await asyncio.to_thread(self._jobs.create_job, job, quota=quota)
         if stored.job_id == job.job_id:
             self._telemetry.job_state(stored, None)
         self._scheduler.wake()
@@ -94,8 +99,9 @@ class JobDesk:
 
     async def validate(self, project: str, request: JobRequest) -> Job:
         """Check everything that can be known without running anything long."""
+        check_trials(await self._quotas.of(project), request.search_limits.max_trials)
         target = await self._hardware.resolve(project, request.target)
-        self._hardware.cost_model(target)
+        await self._hardware.cost_model(project, target)
         output_format = request.output_format or target.output_format
         if output_format not in EXPORTABLE:
             raise InvalidRequestError(
@@ -146,6 +152,7 @@ class JobDesk:
                 techniques=techniques,
                 verification=request.verification,
                 recipe=request.recipe,
+                priority=request.priority,
             ),
             state=JobState.QUEUED,
             create_time=now,
@@ -156,7 +163,7 @@ class JobDesk:
     async def check(self, project: str, request: JobRequest) -> CheckReport:
         """Run the preflight: estimates only."""
         target = await self._hardware.resolve(project, request.target)
-        costs = self._hardware.cost_model(target)
+        costs = await self._hardware.cost_model(project, target)
         _, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if request.dataset:
             dataset = await asyncio.to_thread(
@@ -185,8 +192,7 @@ class JobDesk:
         job = await self.get(project, job_id)
         if job.state.is_final:
             return job
-        await self._scheduler.cancel(job)
-        return await self.get(project, job_id)
+        return await self._scheduler.cancel(job)
 
     async def delete(self, project: str, job_id: str) -> None:
         """Delete a final job."""

@@ -4,51 +4,92 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from tightfit_service.application.ports import Clock, JobStore, Telemetry
+import structlog
+
+from tightfit_service.application.patience import PATIENCE_SECONDS, patiently
+from tightfit_service.application.ports import Clock, JobMark, JobStore, Lease, Telemetry
+from tightfit_service.domain.errors import PreconditionError, TightfitError
 from tightfit_service.domain.job import Job, JobEvent, JobEventKind, JobState, check_transition
 from tightfit_service.domain.trial import Trial
 
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+
 POLL_SECONDS = 1.0
-"""How long a watcher sleeps without being told; another process may have written."""
+"""How often other replicas' news is asked for, once for all who watch here."""
 
 EVENT_BATCH = 200
 
 
+class Watcher:
+    """Somebody who waits for news of a job, and what they have seen of it."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self.seen = JobMark(-1, -1)
+        self.news = asyncio.Event()
+
+
 class EventHub:
-    """Wakes the watchers of a job. Lives on one event loop; not thread-safe."""
+    """Wakes the watchers of jobs. Lives on one event loop; not thread-safe."""
 
     def __init__(self) -> None:
-        self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watchers: dict[str, set[Watcher]] = defaultdict(set)
 
     def announce(self, job_id: str) -> None:
         """Wake everyone who waits for news of the job."""
-        for waiter in self._waiters.get(job_id, ()):
-            waiter.set()
+        for watcher in self._watchers.get(job_id, ()):
+            watcher.news.set()
 
-    async def wait(self, waiter: asyncio.Event) -> None:
-        """Return when there is news for the watcher, or after a while."""
-        try:
-            await asyncio.wait_for(waiter.wait(), POLL_SECONDS)
-        except TimeoutError:
-            return
-        finally:
-            waiter.clear()
+    async def wait(self, watcher: Watcher) -> None:
+        """Return when there is news for the watcher."""
+        await watcher.news.wait()
+        watcher.news.clear()
 
-    def enter(self, job_id: str) -> asyncio.Event:
-        """Register a watcher; it is set from now on whenever there is news."""
-        waiter = asyncio.Event()
-        self._waiters[job_id].add(waiter)
-        return waiter
+    def enter(self, job_id: str) -> Watcher:
+        """Register a watcher; it is told from now on whenever there is news."""
+        watcher = Watcher(job_id)
+        self._watchers[job_id].add(watcher)
+        return watcher
 
-    def leave(self, job_id: str, waiter: asyncio.Event) -> None:
+    def leave(self, watcher: Watcher) -> None:
         """Remove a watcher."""
-        self._waiters[job_id].discard(waiter)
-        if not self._waiters[job_id]:
-            del self._waiters[job_id]
+        self._watchers[watcher.job_id].discard(watcher)
+        if not self._watchers[watcher.job_id]:
+            del self._watchers[watcher.job_id]
+
+    async def follow_store(self, store: JobStore) -> None:
+        """Wake watchers of what other replicas wrote, until cancelled: one query for all of them."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                await self.look(store)
+            except TightfitError as error:
+                log.warning("watch.store_unavailable", error=str(error))
+            except Exception:  # watchers must not be left alone for an error of one look
+                log.exception("watch.failed")
+
+    async def look(self, store: JobStore) -> None:
+        """Wake whoever has seen less than the store holds."""
+        watched = [*self._watchers]
+        if not watched:
+            return
+        marks = await asyncio.to_thread(store.job_marks, watched)
+        for job_id in watched:
+            mark = marks.get(job_id)
+            for watcher in self._watchers.get(job_id, ()):
+                if (
+                    mark is None
+                    or mark.revision != watcher.seen.revision
+                    or mark.last_sequence > watcher.seen.last_sequence
+                ):
+                    watcher.news.set()
 
 
 async def follow(
@@ -58,7 +99,7 @@ async def follow(
 
     The watcher registers before it reads, so nothing falls between stored and live events.
     """
-    waiter = hub.enter(job_id)
+    watcher = hub.enter(job_id)
     try:
         last = after
         while True:
@@ -74,18 +115,33 @@ async def follow(
                 continue
             if job.state.is_final:
                 return
-            await hub.wait(waiter)
+            watcher.seen = JobMark(job.revision, last)
+            await hub.wait(watcher)
     finally:
-        hub.leave(job_id, waiter)
+        hub.leave(watcher)
 
 
 class JobJournal:
-    """Writes one job's course. Used by one task at a time, which owns the job while it runs."""
+    """Writes one job's course. Used by one task at a time, which owns the job while it runs.
+
+    A store that is away is waited for. Every method may raise LeaseLostError: the job is run by
+    somebody else by now, and this life of it is over.
+    """
 
     def __init__(
-        self, job: Job, *, store: JobStore, hub: EventHub, clock: Clock, telemetry: Telemetry
+        self,
+        job: Job,
+        *,
+        store: JobStore,
+        hub: EventHub,
+        clock: Clock,
+        telemetry: Telemetry,
+        lease: Lease | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self.job = job
+        self._lease = lease
+        self._patience_seconds = patience_seconds
         self._store = store
         self._hub = hub
         self._clock = clock
@@ -102,20 +158,18 @@ class JobJournal:
         state: JobState | None = None,
     ) -> None:
         """Store an event and wake the watchers."""
-        await asyncio.to_thread(
-            self._store.append_event,
-            JobEvent(
-                job_id=self.job.job_id,
-                sequence=0,
-                time=self._clock.now(),
-                kind=kind,
-                message=message,
-                stage=stage,
-                state=state,
-                trial_index=trial_index,
-                fraction=fraction,
-            ),
+        event = JobEvent(
+            job_id=self.job.job_id,
+            sequence=0,
+            time=self._clock.now(),
+            kind=kind,
+            message=message,
+            stage=stage,
+            state=state,
+            trial_index=trial_index,
+            fraction=fraction,
         )
+        await self._patiently(partial(self._store.append_event, event, lease=self._lease))
         if kind in (JobEventKind.STAGE, JobEventKind.PROGRESS, JobEventKind.TRIAL):
             self._telemetry.job_progressed(self.job.job_id)
         self._hub.announce(self.job.job_id)
@@ -123,8 +177,21 @@ class JobJournal:
     async def update(self, **changes: Any) -> Job:
         """Store changed fields of the job."""
         changed = replace(self.job, update_time=self._clock.now(), **changes)
-        self.job = await asyncio.to_thread(self._store.update_job, changed)
+        self.job = await self._patiently(partial(self._stored, changed))
         return self.job
+
+    def _stored(self, changed: Job) -> Job:
+        try:
+            return self._store.update_job(changed, lease=self._lease)
+        except PreconditionError:
+            # the store may have gone away after the write and before its answer
+            stored = self._store.get_job(changed.project, changed.job_id)
+            if stored != replace(changed, revision=changed.revision + 1):
+                raise
+            return stored
+
+    async def _patiently(self, call: Callable[[], Result]) -> Result:
+        return await patiently(lambda: asyncio.to_thread(call), seconds=self._patience_seconds)
 
     async def enter(self, state: JobState, message: str, **changes: Any) -> Job:
         """Move the job to a state and tell it.
@@ -147,5 +214,11 @@ class JobJournal:
 
     async def trial(self, trial: Trial, message: str) -> None:
         """Store a trial and tell it."""
-        await asyncio.to_thread(self._store.save_trial, self.job.job_id, trial)
+        await self.keep(trial)
         await self.event(JobEventKind.TRIAL, message, stage="trial", trial_index=trial.index)
+
+    async def keep(self, trial: Trial) -> None:
+        """Store a trial without telling it."""
+        await self._patiently(
+            partial(self._store.save_trial, self.job.job_id, trial, lease=self._lease)
+        )

@@ -1,17 +1,36 @@
-"""Runs queued jobs, oldest first, and brings interrupted ones back after a restart."""
+"""Runs jobs on this replica: claims them, keeps their leases alive, and hands them back when it stops."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import enum
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import structlog
 
 from tightfit_service.application.journal import EventHub, JobJournal
-from tightfit_service.application.ports import Clock, JobStore, Telemetry
-from tightfit_service.domain.errors import PreconditionError, TightfitError
-from tightfit_service.domain.job import Job, JobState
+from tightfit_service.application.ports import (
+    Claim,
+    Clock,
+    JobQueue,
+    JobStore,
+    Lease,
+    LostLife,
+    Telemetry,
+)
+from tightfit_service.domain.errors import (
+    GivenUpError,
+    LeaseLostError,
+    PreconditionError,
+    TightfitError,
+)
+from tightfit_service.domain.job import Job, JobEventKind, JobState
+from tightfit_service.domain.quota import Quota
 
 log = structlog.get_logger(__name__)
 
@@ -20,7 +39,51 @@ RunJob = Callable[[JobJournal], Awaitable[None]]
 
 POLL_SECONDS = 2.0
 STORE_RETRY_SECONDS = 5.0
+HEARTBEAT_SECONDS = 1.0
+"""Also how soon a replica learns that another one was asked to cancel its job."""
 CANCEL_ATTEMPTS = 5
+CANCEL_WAIT_SECONDS = 5.0
+CANCEL_POLL_SECONDS = 0.1
+MOST_LOST_LIVES = 3
+"""Lives that may end in a row at one unit of work; then the job is taken to be what ends them."""
+WIND_UP_SECONDS = 5.0
+"""How long an interrupted job tries to store its end; then its lease runs out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaOptions:
+    """What makes this replica one of several."""
+
+    name: str = "server"
+    lease_seconds: float = 15.0
+    """How long a replica may be silent before others take its jobs."""
+    is_alone: bool = False
+    """Whether nobody else can be on the database, so that leases are left over from earlier lives."""
+    quota: Quota = field(default_factory=Quota)
+    """Of projects that have none of their own."""
+
+
+class _Wish(enum.Enum):
+    CANCEL = enum.auto()
+    HAND_BACK = enum.auto()
+    FORGET = enum.auto()
+
+
+@dataclass(eq=False)
+class _Life:
+    """One run of one job in this process. Its task alone writes the job."""
+
+    claim: Claim
+    task: asyncio.Task[None] | None = None
+    work: asyncio.Task[None] | None = None
+    wish: _Wish | None = None
+
+    def interrupt(self, wish: _Wish) -> None:
+        """End the work; the first wish counts."""
+        if self.wish is None:
+            self.wish = wish
+            if self.work is not None:
+                self.work.cancel()
 
 
 class JobScheduler:
@@ -30,72 +93,112 @@ class JobScheduler:
         self,
         *,
         store: JobStore,
+        queue: JobQueue,
         run_job: RunJob,
         hub: EventHub,
         clock: Clock,
         telemetry: Telemetry,
         concurrent_jobs: int,
+        replica: ReplicaOptions | None = None,
     ) -> None:
         self._store = store
+        self._queue = queue
         self._run_job = run_job
         self._hub = hub
         self._clock = clock
         self._telemetry = telemetry
         self._concurrent_jobs = concurrent_jobs
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._replica = replica or ReplicaOptions()
+        # a new life of the same replica is somebody else: it must not take old leases for its own
+        self._owner = f"{self._replica.name}/{uuid.uuid4().hex[:8]}"
+        self._running: dict[str, _Life] = {}
         self._wake = asyncio.Event()
-        self._loop_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        # heartbeats must not queue behind searches and watchers in the common threads
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
+        self._trusts_silence_from = 0.0
 
     async def start(self) -> None:
-        """Queue again what an earlier life of the server left running, and begin."""
-        for job in await asyncio.to_thread(self._store.unfinished_jobs):
-            self._telemetry.job_state(job, None)
-            if job.state is JobState.RUNNING:
-                journal = self._journal(job)
-                await journal.enter(JobState.QUEUED, "queued again: the server was restarted")
-        self._loop_task = asyncio.create_task(self._loop(), name="job-scheduler")
+        """Begin to run queued jobs, and those that nobody is heard of any more."""
+        if self._replica.is_alone:
+            await asyncio.to_thread(self._queue.end_leases)
+        for name, work in (
+            ("job-scheduler", self._loop()),
+            ("job-heartbeat", self._heartbeat()),
+            ("job-watch", self._hub.follow_store(self._store)),
+        ):
+            self._tasks.append(asyncio.create_task(work, name=name))
 
     async def stop(self) -> None:
-        """Stop running jobs; they stay RUNNING in the store and go on after the next start."""
-        tasks = [*self._running.values()]
-        if self._loop_task is not None:
-            tasks.append(self._loop_task)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Stop running jobs and hand them back to the queue, for other replicas or the next start."""
+        claiming, *others = self._tasks or [None]
+        await _ended([claiming])
+        lives = [*self._running.values()]
+        for life in lives:
+            life.interrupt(_Wish.HAND_BACK)
+        await asyncio.gather(*(life.task for life in lives if life.task), return_exceptions=True)
+        await _ended(others)
+        self._threads.shutdown(wait=False)
 
     def wake(self) -> None:
         """Look for queued jobs now."""
         self._wake.set()
 
-    async def cancel(self, job: Job) -> None:
-        """End a job as CANCELLED; returns when its worker is free again."""
-        for attempt in range(CANCEL_ATTEMPTS):
-            task = self._running.get(job.job_id)
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+    async def cancel(self, job: Job) -> Job:
+        """End a job as CANCELLED and return it; its worker is free then.
+
+        A job that another replica runs is waited for a few seconds: it is returned as it stands then,
+        and its replica ends it when it learns of the wish.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CANCEL_WAIT_SECONDS
+        # first of all the wish is stored: then it outlives whoever carries it out
+        current = await asyncio.to_thread(self._queue.request_cancel, job.project, job.job_id)
+        while not current.state.is_final and loop.time() < end:
+            await self._carry_out_cancel(current)
             current = await asyncio.to_thread(self._store.get_job, job.project, job.job_id)
-            if current.state.is_final:
-                break
+        return current
+
+    async def _carry_out_cancel(self, job: Job) -> None:
+        life = self._running.get(job.job_id)
+        if life is not None:
+            life.interrupt(_Wish.CANCEL)
+            if life.task is not None:
+                await asyncio.wait({life.task})
+            return
+        if job.state is JobState.QUEUED:
             try:
-                await self._journal(current).enter(
-                    JobState.CANCELLED, "cancelled by the user", end_time=self._clock.now()
-                )
-                break
-            except PreconditionError:
-                # The job was written in between: by its task, whose last write cannot be cancelled.
-                if attempt + 1 == CANCEL_ATTEMPTS:
-                    raise
-        self._telemetry.best_so_far(job.job_id, None)
+                await self._write_cancelled(self._journal(job, None))
+            except PreconditionError:  # it was claimed in between
+                return
+            return
+        claim = await asyncio.to_thread(
+            self._queue.take_over_job,
+            job.job_id,
+            self._owner,
+            lease_seconds=self._replica.lease_seconds,
+            now=self._clock.now(),
+        )
+        if claim is not None:
+            await self._write_cancelled(self._journal(claim.job, claim.lease))
+            return
+        await asyncio.sleep(CANCEL_POLL_SECONDS)
+
+    async def _write_cancelled(self, journal: JobJournal) -> None:
+        await journal.enter(JobState.CANCELLED, "cancelled by the user", end_time=self._clock.now())
 
     async def _loop(self) -> None:
         while True:
             try:
-                await self._start_queued()
+                await self._start_jobs()
             except TightfitError as error:
                 # A store that is down is not a reason to forget the queue.
+                self._note_outage()
                 log.warning("scheduler.store_unavailable", error=str(error))
+                await asyncio.sleep(STORE_RETRY_SECONDS)
+                continue
+            except Exception:  # boundary: a job that cannot be read must not stop all others
+                log.exception("scheduler.claim_failed")
                 await asyncio.sleep(STORE_RETRY_SECONDS)
                 continue
             try:
@@ -105,55 +208,200 @@ class JobScheduler:
             finally:
                 self._wake.clear()
 
-    async def _start_queued(self) -> None:
-        free = self._concurrent_jobs - len(self._running)
-        if free <= 0:
-            return
-        unfinished = await asyncio.to_thread(self._store.unfinished_jobs)
-        queued = [job for job in unfinished if job.state is JobState.QUEUED]
-        for job in queued[:free]:
-            task = asyncio.create_task(self._run(job), name=f"job-{job.job_id}")
-            self._running[job.job_id] = task
-            task.add_done_callback(partial(self._ended, job.job_id))
+    async def _start_jobs(self) -> None:
+        while len(self._running) < self._concurrent_jobs:
+            claim = await asyncio.to_thread(
+                self._queue.claim_job,
+                self._owner,
+                lease_seconds=self._replica.lease_seconds,
+                now=self._clock.now(),
+                quota=self._replica.quota,
+                take_over=asyncio.get_running_loop().time() >= self._trusts_silence_from,
+            )
+            if claim is None:
+                return
+            life = _Life(claim)
+            self._running[claim.job.job_id] = life
+            life.task = asyncio.create_task(self._live(life), name=f"job-{claim.job.job_id}")
+            life.task.add_done_callback(partial(self._ended, life))
 
-    def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
-        self._running.pop(job_id, None)
+    def _ended(self, life: _Life, _: asyncio.Task[None]) -> None:
+        job_id = life.claim.job.job_id
+        if self._running.get(job_id) is life:
+            del self._running[job_id]
         self._wake.set()
 
-    async def _run(self, job: Job) -> None:
-        journal = self._journal(job)
-        try:
-            await journal.enter(
-                JobState.RUNNING,
-                "started" if job.start_time is None else "going on after a restart",
-                start_time=job.start_time or self._clock.now(),
-            )
-            log.info("job.started", job_id=job.job_id, project=job.project)
-            await self._run_job(journal)
-        except TightfitError as error:
-            await self._fail(journal, error.reason, str(error))
-        except Exception as error:  # boundary: whatever a job raises must end that job only
-            log.exception("job.crashed", job_id=job.job_id)
-            await self._fail(journal, "INTERNAL", f"internal error ({type(error).__name__})")
-        finally:
-            self._telemetry.best_so_far(job.job_id, None)
+    def _note_outage(self) -> None:
+        # Whoever cannot reach the store itself cannot tell a dead replica from a dead store: the
+        # others get the time of a lease to be heard of again.
+        now = asyncio.get_running_loop().time()
+        self._trusts_silence_from = now + self._replica.lease_seconds
 
-    async def _fail(self, journal: JobJournal, reason: str, message: str) -> None:
-        log.error("job.failed", job_id=journal.job.job_id, reason=reason, error=message)
-        # Another task may have written the job since (a cancel that raced): take it as it stands.
-        job = await asyncio.to_thread(self._store.get_job, journal.job.project, journal.job.job_id)
-        if job.state.is_final:
+    async def _heartbeat(self) -> None:
+        # alone, no other replica is asked to cancel, and a laptop's disk is spared
+        pause = self._replica.lease_seconds / 5
+        if not self._replica.is_alone:
+            pause = min(pause, HEARTBEAT_SECONDS)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._beat()
+            except TightfitError as error:
+                self._note_outage()
+                log.warning("scheduler.heartbeat_failed", error=str(error))
+            except Exception:  # boundary: jobs must not be lost for an error of one heartbeat
+                log.exception("scheduler.heartbeat_failed")
+
+    async def _beat(self) -> None:
+        lives = [*self._running.values()]
+        if not lives:
             return
-        journal.job = job
-        await journal.enter(
-            JobState.FAILED,
-            message,
-            error=message,
-            error_reason=reason,
-            end_time=self._clock.now(),
+        known = await asyncio.get_running_loop().run_in_executor(
+            self._threads,
+            partial(
+                self._queue.renew_leases,
+                [life.claim.lease for life in lives],
+                lease_seconds=self._replica.lease_seconds,
+            ),
+        )
+        for life in lives:
+            job_id = life.claim.job.job_id
+            if self._running.get(job_id) is not life:
+                continue
+            if job_id not in known:
+                self._lost(life)
+            elif known[job_id]:
+                life.interrupt(_Wish.CANCEL)
+
+    def _lost(self, life: _Life) -> None:
+        job_id = life.claim.job.job_id
+        if life.wish is None and not (life.work and life.work.done()):
+            log.warning("job.lease_lost", job_id=job_id, owner=self._owner)
+            self._telemetry.lease_event("lost")
+        life.interrupt(_Wish.FORGET)
+
+    async def _live(self, life: _Life) -> None:
+        """Run a job, and bring it to where a wish wants it."""
+        job_id = life.claim.job.job_id
+        try:
+            if life.claim.cancel_requested:
+                life.wish = _Wish.CANCEL
+            if life.wish is None:
+                life.work = asyncio.create_task(self._work(life))
+                await asyncio.wait({life.work})
+            await self._wind_up(life)
+        except TightfitError as error:
+            # the lease runs out, and whoever takes the job over begins where it was
+            log.warning("job.end_not_stored", job_id=job_id, error=str(error))
+        finally:
+            self._telemetry.best_so_far(job_id, None)
+
+    async def _work(self, life: _Life) -> None:
+        claim = life.claim
+        journal = self._journal(claim.job, claim.lease)
+        job_id = claim.job.job_id
+        try:
+            await self._begin(journal, claim)
+            await self._run_job(journal)
+        except LeaseLostError:
+            self._lost(life)
+        except TightfitError as error:
+            await self._fail(journal, claim.lease, error.reason, str(error))
+        except Exception as error:  # boundary: whatever a job raises must end that job only
+            log.exception("job.crashed", job_id=job_id)
+            message = f"internal error ({type(error).__name__})"
+            await self._fail(journal, claim.lease, "INTERNAL", message)
+
+    async def _begin(self, journal: JobJournal, claim: Claim) -> None:
+        """Tell that the job runs.
+
+        Raises:
+            GivenUpError: It ended whoever ran it, again and again.
+        """
+        job, before = claim.job, claim.before
+        message = "started" if before.start_time is None else "going on"
+        if claim.losses:
+            last = claim.losses[-1]
+            self._telemetry.lease_event("taken_over")
+            message = f"taken over at {last.unit}: {_evidence([last])}"
+        await journal.event(JobEventKind.STATE, message, state=JobState.RUNNING)
+        if len(claim.losses) >= MOST_LOST_LIVES:
+            self._telemetry.lease_event("given_up")
+            raise GivenUpError(
+                f"given up at {claim.losses[-1].unit}, where whoever ran the job ended "
+                f"{len(claim.losses)} times without an orderly stop: {_evidence(claim.losses)}",
+                remedy="look into the logs of these replicas (out of memory?) before you try again",
+            )
+        self._telemetry.job_state(job, before.state)
+        if before.state is JobState.QUEUED:
+            self._telemetry.job_waited((job.update_time - before.update_time).total_seconds())
+        log.info("job.started", job_id=job.job_id, project=job.project, message=message)
+
+    async def _fail(self, journal: JobJournal, lease: Lease, reason: str, message: str) -> None:
+        job = journal.job
+        log.error("job.failed", job_id=job.job_id, reason=reason, error=message)
+        try:
+            # what the journal knows may be older than what it wrote last
+            current = await asyncio.to_thread(self._store.get_job, job.project, job.job_id)
+            if not current.state.is_final:
+                await self._journal(current, lease).enter(
+                    JobState.FAILED,
+                    message,
+                    error=message,
+                    error_reason=reason,
+                    end_time=self._clock.now(),
+                )
+        except LeaseLostError:
+            log.warning("job.lease_lost", job_id=job.job_id, owner=self._owner)
+        except TightfitError as error:
+            log.warning("job.end_not_stored", job_id=job.job_id, error=str(error))
+
+    async def _wind_up(self, life: _Life) -> None:
+        """Store what a wish asks for; a last write of the work may come in between."""
+        if life.wish in (None, _Wish.FORGET):
+            return
+        job = life.claim.job
+        for attempt in range(CANCEL_ATTEMPTS):
+            current = await asyncio.to_thread(self._store.get_job, job.project, job.job_id)
+            if current.state is not JobState.RUNNING:
+                return
+            journal = self._journal(current, life.claim.lease, patience_seconds=WIND_UP_SECONDS)
+            try:
+                if life.wish is _Wish.CANCEL:
+                    await self._write_cancelled(journal)
+                else:
+                    message = f"queued again: {self._replica.name} stops"
+                    await journal.enter(JobState.QUEUED, message)
+            except LeaseLostError:
+                return
+            except PreconditionError:
+                if attempt + 1 == CANCEL_ATTEMPTS:
+                    raise
+            else:
+                return
+
+    def _journal(self, job: Job, lease: Lease | None, **options: Any) -> JobJournal:
+        return JobJournal(
+            job,
+            store=self._store,
+            hub=self._hub,
+            clock=self._clock,
+            telemetry=self._telemetry,
+            lease=lease,
+            **options,
         )
 
-    def _journal(self, job: Job) -> JobJournal:
-        return JobJournal(
-            job, store=self._store, hub=self._hub, clock=self._clock, telemetry=self._telemetry
-        )
+
+async def _ended(tasks: Sequence[asyncio.Task[None] | None]) -> None:
+    found = [task for task in tasks if task is not None]
+    for task in found:
+        task.cancel()
+    await asyncio.gather(*found, return_exceptions=True)
+
+
+def _evidence(losses: Sequence[LostLife]) -> str:
+    return "; ".join(
+        f"{loss.owner} had it from {loss.since.isoformat(timespec='seconds')} and was last heard of "
+        f"before {loss.last_heard.isoformat(timespec='seconds')}"
+        for loss in losses
+    )

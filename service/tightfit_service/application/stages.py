@@ -1,4 +1,4 @@
-"""The stages of a running job: units of work run with their progress told and short outages waited out."""
+"""The stages of a running job: units of work run with their progress told and outages waited out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import structlog
-
 from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.patience import patiently
 from tightfit_service.application.ports import (
     Executor,
     JobStore,
@@ -19,15 +18,10 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.units import run_cached
-from tightfit_service.domain.errors import UnavailableError
 from tightfit_service.domain.job import JobEventKind
-
-log = structlog.get_logger(__name__)
 
 PROGRESS_SECONDS = 2.0
 """A long unit writes its progress this often; each event is a row in the database."""
-
-ATTEMPTS = 5
 
 T = TypeVar("T")
 
@@ -61,20 +55,12 @@ class Stages:
         await self._journal.event(JobEventKind.STAGE, message, stage=stage, fraction=begin)
 
     async def run(self, unit: WorkUnit) -> WorkResult:
-        """Run a unit, or find its result remembered; a store that is away for a moment is waited for.
+        """Run a unit, or find its result remembered; a store that is away is waited for.
 
         Raises:
-            TightfitError: What the unit raised, or UnavailableError after several attempts.
+            TightfitError: What the unit raised, or UnavailableError when the store does not come back.
         """
-        for attempt in range(ATTEMPTS):
-            try:
-                return await self._run(unit)
-            except UnavailableError as error:
-                if attempt + 1 == ATTEMPTS:
-                    raise
-                log.warning("unit.retried", unit=unit.label, error=str(error))
-                await _pause(2.0**attempt)
-        raise AssertionError("unreachable")
+        return await patiently(lambda: self._run(unit))
 
     async def _run(self, unit: WorkUnit) -> WorkResult:
         latest: list[tuple[float, str]] = []
@@ -120,7 +106,3 @@ class Stages:
                 await self._journal.event(
                     JobEventKind.PROGRESS, f"{text} ({share:.0%})", fraction=self._span.at(share)
                 )
-
-
-async def _pause(seconds: float) -> None:
-    await asyncio.sleep(seconds)

@@ -10,6 +10,7 @@ from tightfit_service.application.choice import best_trial, summary
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.patience import patiently
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     Clock,
@@ -85,7 +86,8 @@ class TrialBook:
 
     async def open(self) -> None:
         """Read the trials of earlier lives."""
-        stored = await asyncio.to_thread(self._context.store.list_trials, self._journal.job.job_id)
+        job_id = self._journal.job.job_id
+        stored = await patiently(lambda: asyncio.to_thread(self._context.store.list_trials, job_id))
         self._stored = {trial.index: trial for trial in stored}
 
     @property
@@ -126,7 +128,7 @@ class TrialBook:
         """Store one more artifact with a trial of this life."""
         trial = self._trials[index]
         trial = replace(trial, artifacts={**trial.artifacts, name: digest})
-        await asyncio.to_thread(self._context.store.save_trial, self._journal.job.job_id, trial)
+        await self._journal.keep(trial)
         self._trials[index] = trial
 
     def dataset_inputs(self) -> Mapping[str, str]:
@@ -182,8 +184,10 @@ class TrialBook:
     async def _result(self, trial: Trial, unit: WorkUnit) -> WorkResult:
         """Run the unit, or return what a completed trial's unit gave: its recipe has changed since."""
         if trial.state is TrialState.COMPLETED:
-            known = await asyncio.to_thread(
-                self._context.store.cached_result, self._context.project, trial.input_digest
+            known = await patiently(
+                lambda: asyncio.to_thread(
+                    self._context.store.cached_result, self._context.project, trial.input_digest
+                )
             )
             if known is not None:
                 return known

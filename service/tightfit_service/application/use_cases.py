@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from tightfit_service.application.device_calibration import CalibrationProgress
 from tightfit_service.application.ports import AssetRecord, Page, SignedUrl
 from tightfit_service.application.runner_sessions import Runner, RunnerHello, RunnerSession
 from tightfit_service.domain.budget import Budget, Objective, SearchLimits
+from tightfit_service.domain.calibration import CalibrationProgress
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, Runtime
 from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
@@ -133,6 +133,8 @@ class JobRequest:
     recipe: Recipe | None = None
     """Applied as it is, without any search."""
     verification: Verification = Verification.NONE
+    priority: int = 0
+    """Among the queued jobs of the project the one with the highest starts first; -100 to 100."""
     request_id: str = ""
 
 

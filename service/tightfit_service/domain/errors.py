@@ -10,6 +10,7 @@ TightfitError
 ├── NotFoundError                the named resource does not exist (carries near names)
 ├── AlreadyExistsError           the resource exists with other contents
 ├── PreconditionError            the resource is in a state that forbids the operation
+│   └── LeaseLostError           the job is run by somebody else by now
 ├── UnauthenticatedError         nobody knows who is calling
 │   ├── InvalidCredentialsError  a token that nobody made, or that was changed
 │   ├── ExpiredCredentialsError  a token whose time is over
@@ -25,6 +26,7 @@ TightfitError
 ├── CancelledError               the user cancelled the job
 └── WorkFailedError              a unit of work failed or its process died
     ├── WorkerDiedError          the process that ran it crashed or took too much memory
+    ├── GivenUpError             whoever ran the job died of it, again and again
     ├── ParityError              a converted or exported model does not compute what its source does
     ├── DivergedError            training diverged beyond what rollback could repair
     └── MeasurementFailedError   runners tried to measure and could not
@@ -150,6 +152,12 @@ class PermissionDeniedError(TightfitError):
     reason = "PERMISSION_DENIED"
 
 
+class LeaseLostError(PreconditionError):
+    """Whoever writes does not hold the job, or not any more; what it knows of it is out of date."""
+
+    reason = "LEASE_LOST"
+
+
 class UnsupportedError(TightfitError):
     """The request is understood but not offered."""
 
@@ -218,6 +226,12 @@ class WorkerDiedError(WorkFailedError):
     """The process that ran a unit of work crashed, or was killed for the memory it held."""
 
     reason = "WORKER_DIED"
+
+
+class GivenUpError(WorkFailedError):
+    """Whoever ran the job ended without an orderly stop, several times at the same unit of work."""
+
+    reason = "GIVEN_UP"
 
 
 class ParityError(WorkFailedError):

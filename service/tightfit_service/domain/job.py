@@ -50,7 +50,7 @@ _TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 def check_transition(before: JobState, after: JobState) -> None:
     """Refuse a change of state that no job makes.
 
-    RUNNING to QUEUED happens when a restarted server finds a job whose server died.
+    RUNNING to QUEUED happens when a server that stops hands its jobs back.
 
     Raises:
         PreconditionError: `before` is final or `after` does not follow it.
@@ -61,6 +61,10 @@ def check_transition(before: JobState, after: JobState) -> None:
             field="state",
             remedy="create a new job" if before.is_final else "",
         )
+
+
+MAX_PRIORITY = 100
+"""Jobs may be between minus this and this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class JobSpec:
     recipe: Recipe | None = None
     """Applied as it is, without any search."""
     verification: Verification = Verification.NONE
+    priority: int = 0
+    """Among the queued jobs of its project the one with the highest starts first; between -100 and 100."""
 
     @property
     def format(self) -> ModelFormat:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.clock import FakeClock
+from fakes.records import make_asset
 from fakes.scripted_work import ScriptedExecutor
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.application.assets import DATASET, MODEL, AssetLibrary
 from tightfit_service.application.ports import AssetRecord, Page
+from tightfit_service.application.quotas import Quotas
 from tightfit_service.domain.errors import (
     InvalidModelError,
     InvalidRequestError,
     NotFoundError,
     PreconditionError,
+    ResourceExhaustedError,
 )
+from tightfit_service.domain.quota import Quota, QuotaOverrides
 
 DATA = b"the bytes of a model" * 100
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -35,6 +40,7 @@ class Library:
         self.assets = AssetLibrary(
             staging=FolderUploadStaging(root=root, artifacts=self.artifacts),
             artifacts=self.artifacts,
+            quotas=Quotas(store=self.records, default=Quota()),
             records=self.records,
             results=self.records,
             executor=self.executor,
@@ -136,3 +142,15 @@ async def test_an_upload_that_is_not_whole_is_not_finished(library: Library) -> 
         await library.assets.finish_upload("default", status.upload_id)
     again = await library.assets.upload_status("default", status.upload_id)
     assert again.committed_bytes == 10
+
+
+async def test_an_upload_beyond_the_quota_names_it_with_use_and_remedy(tmp_path: Path) -> None:
+    bench = Library(tmp_path)
+    bench.records.set_quota("small", QuotaOverrides(stored_bytes=100))
+    bench.records.add_asset(make_asset(project="small", size_bytes=60))
+    options: dict[str, Any] = {"digest": "a" * 64, "display_name": "d"}
+    await bench.assets.start_upload("small", "model", size_bytes=40, **options)
+    with pytest.raises(ResourceExhaustedError, match=r"hold 60 bytes.*quota of 100") as caught:
+        await bench.assets.start_upload("small", "model", size_bytes=41, **options)
+    assert caught.value.remedy
+    await bench.assets.start_upload("other", "model", size_bytes=41, **options)

@@ -157,15 +157,9 @@ async def test_trials_are_limited() -> None:
     assert len([t for t in bench.trials() if t.role is not TrialRole.BASELINE_INT8]) == 2
 
 
-async def test_a_store_that_is_away_for_a_moment_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def at_once(_: float) -> None:
-        return
-
+async def test_a_store_that_is_away_for_a_moment_is_waited_for() -> None:
     bench = Bench(latency(WHOLE_LATENCY_MS / 2))
     bench.executor.fail[2] = UnavailableError("the store does not answer")
-    monkeypatch.setattr("tightfit_service.application.stages._pause", at_once)
     job = await bench.run()
     assert job.state is JobState.SUCCEEDED
     assert all(t.state is TrialState.COMPLETED for t in bench.trials())

@@ -18,17 +18,20 @@ from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import AssetRecord
+from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.use_cases import JobRequest
-from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
+from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     InvalidBudgetError,
     InvalidRequestError,
     NotFoundError,
+    ResourceExhaustedError,
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
+from tightfit_service.domain.quota import Quota, QuotaOverrides
 
 WHOLE_MS = facts().macs * 1e-6
 
@@ -90,10 +93,18 @@ def desk() -> JobDesk:
         raise AssertionError("no job runs here")
 
     scheduler = JobScheduler(
-        store=store, run_job=never, hub=hub, clock=clock, telemetry=telemetry, concurrent_jobs=1
+        store=store,
+        queue=store,
+        run_job=never,
+        hub=hub,
+        clock=clock,
+        telemetry=telemetry,
+        concurrent_jobs=1,
     )
+    store.set_quota("small", QuotaOverrides(trials=5, queued_jobs=1))
     return JobDesk(
         jobs=store,
+        quotas=Quotas(store=store, default=Quota(queued_jobs=3)),
         records=store,
         hardware=hardware,
         executor=executor,
@@ -186,3 +197,20 @@ async def test_the_preflight_tells_what_fits_and_what_can_be_reached(
     assert report.baseline_int8 is not None
     assert report.baseline_int8.cost.latency_ms.value == pytest.approx(WHOLE_MS)
     assert report.baseline.cost.latency_ms.value == pytest.approx(4 * WHOLE_MS)
+
+
+async def test_a_job_beyond_a_quota_names_it_with_use_and_remedy(desk: JobDesk) -> None:
+    limits = SearchLimits(max_trials=6, max_seconds=60)
+    with pytest.raises(ResourceExhaustedError, match=r"6 trials.*quota is 5") as caught:
+        await desk.create("small", request(search_limits=limits))
+    assert caught.value.field == "search_limits.max_trials"
+    assert caught.value.remedy
+    for seed in range(3):
+        await desk.create("p", request(seed=seed))
+    with pytest.raises(ResourceExhaustedError, match=r"3 jobs.*quota is 3") as caught:
+        await desk.create("p", request(seed=3))
+    assert caught.value.remedy
+
+
+async def test_a_priority_is_kept_with_the_job(desk: JobDesk) -> None:
+    assert (await desk.create("p", request(priority=7))).spec.priority == 7

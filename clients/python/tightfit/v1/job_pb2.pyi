@@ -200,6 +200,7 @@ class CompressionSpec(_message.Message):
     TECHNIQUES_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
     VERIFICATION_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Resource name of the model."""
     dataset: _builtins.str
@@ -212,6 +213,10 @@ class CompressionSpec(_message.Message):
     """Seed of every random choice; at least 0. The same inputs and seed give the same result."""
     verification: Global___Verification.ValueType
     """Whether candidates are measured on a device. A budget that is missed on the device is missed."""
+    priority: _builtins.int
+    """Among the queued jobs of its project the one with the highest priority starts first, then the
+    oldest; from -100 to 100. Projects take turns whatever the priority of their jobs.
+    """
     @_builtins.property
     def hardware_spec(self) -> _hardware_pb2.HardwareSpec:
         """A description of a device, which may be partial. On output always this one, complete: the
@@ -255,10 +260,11 @@ class CompressionSpec(_message.Message):
         techniques: _abc.Iterable[_builtins.str] | None = ...,
         recipe: _recipe_pb2.Recipe | None = ...,
         verification: Global___Verification.ValueType = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "objective", b"objective", "recipe", b"recipe", "search_limits", b"search_limits", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "priority", b"priority", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["hardware_target", "hardware_spec"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

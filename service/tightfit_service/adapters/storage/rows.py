@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, insert, select
+from sqlalchemy import Connection, Row, Table, func, insert, select, text
 
-from tightfit_service.adapters.storage.schema import assets, jobs
+from tightfit_service.adapters.storage.database import POSTGRESQL
+from tightfit_service.adapters.storage.schema import assets, job_leases, jobs
 from tightfit_service.application.plain import to_plain
-from tightfit_service.application.ports import AssetRecord
-from tightfit_service.domain.errors import AlreadyExistsError, InvalidRequestError, NotFoundError
-from tightfit_service.domain.job import Job
+from tightfit_service.application.ports import AssetRecord, Lease
+from tightfit_service.domain.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    LeaseLostError,
+    NotFoundError,
+)
+from tightfit_service.domain.job import Job, JobState
 
 
 def same_request(earlier: Job, job: Job) -> Job:
@@ -40,6 +46,7 @@ def job_columns(job: Job) -> dict[str, Any]:
         "revision": job.revision,
         "model_digest": job.spec.model_digest,
         "dataset_digest": job.spec.dataset_digest,
+        "queue_rank": -job.spec.priority,
         "document": to_plain(job),
     }
 
@@ -67,6 +74,49 @@ def lock_job(connection: Connection, job_id: str) -> None:
         select(jobs.c.job_id).filter_by(job_id=job_id).with_for_update()
     ).first():
         raise no_job(job_id)
+
+
+def check_lease(connection: Connection, job_id: str, lease: Lease | None) -> None:
+    """Refuse a writer who does not hold the job; the job's row must be locked.
+
+    A lease that ran out and was taken by nobody still holds: the database's clock may have jumped.
+
+    Raises:
+        LeaseLostError: Somebody else holds the job, or the writer does not any more.
+    """
+    held = connection.execute(
+        select(job_leases.c.token, job_leases.c.owner, job_leases.c.expire_time).filter_by(
+            job_id=job_id
+        )
+    ).first()
+    is_held = held is not None and held.expire_time is not None
+    if lease is None and not is_held:
+        return
+    if lease is not None and held is not None and is_held and held.token == lease.token:
+        return
+    holder = held.owner if held is not None and is_held else "nobody"
+    raise LeaseLostError(
+        f"job {job_id} is held by {holder}", field="name", remedy="leave it to whoever holds it"
+    )
+
+
+def lock_project(connection: Connection, project: str) -> None:
+    """Let one transaction at a time count the project's jobs and add one; SQLite does so by itself."""
+    if connection.dialect.name == POSTGRESQL:
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:project, 0))"),
+            {"project": project},
+        )
+
+
+def count_queued(connection: Connection, project: str) -> int:
+    """Return how many jobs of the project wait in the queue."""
+    query = (
+        select(func.count())
+        .select_from(jobs)
+        .where(jobs.c.state == JobState.QUEUED.value, jobs.c.project == project)
+    )
+    return int(connection.execute(query).scalar_one())
 
 
 def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

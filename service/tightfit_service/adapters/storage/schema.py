@@ -139,6 +139,8 @@ work_results = Table(
     Column("project", _NAME, primary_key=True),
     Column("input_digest", String(128), primary_key=True),
     Column("document", JSON, nullable=False),
+    # when somebody last asked for it, to the hour; NULL from servers that do not note it
+    Column("use_time", UtcTime, index=True),
 )
 
 work_outputs = Table(
@@ -166,6 +168,16 @@ assets = Table(
     Column("display_name", String, nullable=False),
     Column("create_time", UtcTime, nullable=False),
     Column("description", JSON, nullable=False),
+)
+
+calibrations = Table(
+    "calibrations",
+    metadata,
+    Column("project", _NAME, primary_key=True),
+    Column("target_name", _NAME, primary_key=True),
+    Column("runtime_name", _NAME, primary_key=True),
+    Column("create_time", UtcTime, nullable=False),
+    Column("document", JSON, nullable=False),
 )
 
 hardware_targets = Table(

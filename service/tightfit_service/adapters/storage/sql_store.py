@@ -9,7 +9,6 @@ from sqlalchemy import (
     Engine,
     delete,
     exists,
-    func,
     insert,
     or_,
     select,
@@ -20,11 +19,14 @@ from sqlalchemy import (
 from tightfit_service.adapters.storage.database import transaction
 from tightfit_service.adapters.storage.rows import (
     asset_from,
+    check_lease,
+    count_queued,
     find_asset,
     find_job,
     insert_all,
     job_columns,
     lock_job,
+    lock_project,
     no_asset,
     no_job,
     same_request,
@@ -33,6 +35,7 @@ from tightfit_service.adapters.storage.rows import (
 from tightfit_service.adapters.storage.schema import (
     assets,
     job_events,
+    job_leases,
     jobs,
     trial_artifacts,
     trials,
@@ -40,13 +43,16 @@ from tightfit_service.adapters.storage.schema import (
     work_results,
 )
 from tightfit_service.adapters.storage.sql_errors import repeated
+from tightfit_service.adapters.storage.sql_results import find_result
+from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.ports import AssetRecord, Page, WorkResult
+from tightfit_service.application.ports import AssetRecord, JobMark, Lease, Page, WorkResult
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     PreconditionError,
 )
 from tightfit_service.domain.job import Job, JobEvent, JobState, check_transition
+from tightfit_service.domain.quota import Quota, check_queued_jobs
 from tightfit_service.domain.trial import Trial
 
 _UNFINISHED = [state.value for state in JobState if not state.is_final]
@@ -71,7 +77,7 @@ class SqlStore:
         self._engine.dispose()
 
     @repeated
-    def create_job(self, job: Job) -> Job:
+    def create_job(self, job: Job, *, quota: Quota | None = None) -> Job:
         """See `JobStore`. Two racing calls with one request_id get the same job."""
         with transaction(self._engine, writes=True) as connection:
             if job.request_id:
@@ -84,6 +90,9 @@ class SqlStore:
                     return same_request(from_plain(Job, earlier), job)
             if connection.execute(select(jobs.c.job_id).filter_by(job_id=job.job_id)).first():
                 raise AlreadyExistsError(f"there is a job {job.job_id} already", field="job_id")
+            if quota is not None and quota.queued_jobs:
+                lock_project(connection, job.project)
+                check_queued_jobs(quota, count_queued(connection, job.project))
             connection.execute(insert(jobs).values(last_sequence=0, **job_columns(job)))
         return job
 
@@ -114,11 +123,13 @@ class SqlStore:
             documents = connection.execute(query).scalars().all()
         return [from_plain(Job, document) for document in documents]
 
-    def update_job(self, job: Job) -> Job:
+    @repeated
+    def update_job(self, job: Job, *, lease: Lease | None = None) -> Job:
         """See `JobStore`."""
         changed = replace(job, revision=job.revision + 1)
         with transaction(self._engine, writes=True) as connection:
             stored = find_job(connection, job.project, job.job_id, lock=True)
+            check_lease(connection, job.job_id, lease)
             if stored.revision != job.revision:
                 raise PreconditionError(
                     f"job {job.job_id} is at revision {stored.revision}, not {job.revision}",
@@ -130,8 +141,13 @@ class SqlStore:
             connection.execute(
                 update(jobs).where(jobs.c.job_id == job.job_id).values(job_columns(changed))
             )
+            if lease is not None and changed.state is not JobState.RUNNING:
+                connection.execute(
+                    update(job_leases).filter_by(job_id=job.job_id).values(expire_time=None)
+                )
         return changed
 
+    @repeated
     def delete_job(self, project: str, job_id: str) -> None:
         """See `JobStore`. Cached results that no other job's trial stands for go as well."""
         with transaction(self._engine, writes=True) as connection:
@@ -157,29 +173,22 @@ class SqlStore:
             )
             connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
 
-    def unfinished_jobs(self) -> Sequence[Job]:
+    def job_marks(self, job_ids: Sequence[str]) -> Mapping[str, JobMark]:
         """See `JobStore`."""
-        query = (
-            select(jobs.c.document)
-            .where(jobs.c.state.in_(_UNFINISHED))
-            .order_by(jobs.c.create_time, jobs.c.job_id)
+        query = select(jobs.c.job_id, jobs.c.revision, jobs.c.last_sequence).where(
+            jobs.c.job_id.in_(job_ids)
         )
         with transaction(self._engine, writes=False) as connection:
-            documents = connection.execute(query).scalars().all()
-        return [from_plain(Job, document) for document in documents]
+            rows = connection.execute(query).all()
+        return {row.job_id: JobMark(row.revision, row.last_sequence) for row in rows}
 
-    def count_jobs(self) -> Mapping[JobState, int]:
-        """See `JobStore`. States without jobs count 0."""
-        query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
-        with transaction(self._engine, writes=False) as connection:
-            counts = {row[0]: row[1] for row in connection.execute(query)}
-        return {state: counts.get(state.value, 0) for state in JobState}
-
-    def save_trial(self, job_id: str, trial: Trial) -> None:
+    @repeated
+    def save_trial(self, job_id: str, trial: Trial, *, lease: Lease | None = None) -> None:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
         key = {"job_id": job_id, "trial_index": trial.index}
         with transaction(self._engine, writes=True) as connection:
             lock_job(connection, job_id)
+            check_lease(connection, job_id, lease)
             connection.execute(delete(trial_artifacts).filter_by(**key))
             connection.execute(delete(trials).filter_by(**key))
             connection.execute(
@@ -211,7 +220,8 @@ class SqlStore:
             documents = connection.execute(query).scalars().all()
         return [from_plain(Trial, document) for document in documents]
 
-    def append_event(self, event: JobEvent) -> JobEvent:
+    @repeated
+    def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
         with transaction(self._engine, writes=True) as connection:
             # the job's row is locked by the update, so numbers come out in order and without gaps
@@ -222,6 +232,7 @@ class SqlStore:
             )
             if counted.rowcount == 0:
                 raise no_job(event.job_id)
+            check_lease(connection, event.job_id, lease)
             sequence = connection.execute(
                 select(jobs.c.last_sequence).filter_by(job_id=event.job_id)
             ).scalar_one()
@@ -246,13 +257,8 @@ class SqlStore:
         return [from_plain(JobEvent, document) for document in documents]
 
     def cached_result(self, project: str, input_digest: str) -> WorkResult | None:
-        """See `JobStore`."""
-        query = select(work_results.c.document).filter_by(
-            project=project, input_digest=input_digest
-        )
-        with transaction(self._engine, writes=False) as connection:
-            document = connection.execute(query).scalar()
-        return None if document is None else from_plain(WorkResult, document)
+        """See `JobStore`. That it is still used is noted once an hour."""
+        return find_result(self._engine, project, input_digest)
 
     @repeated
     def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
@@ -261,7 +267,11 @@ class SqlStore:
         with transaction(self._engine, writes=True) as connection:
             for table in (work_outputs, work_results):
                 connection.execute(delete(table).filter_by(**key))
-            connection.execute(insert(work_results).values(document=to_plain(result), **key))
+            connection.execute(
+                insert(work_results).values(
+                    document=to_plain(result), use_time=seconds_from_now(0.0), **key
+                )
+            )
             insert_all(
                 connection,
                 work_outputs,
@@ -324,6 +334,7 @@ class SqlStore:
             rows = connection.execute(query).all()
         return [asset_from(row) for row in rows]
 
+    @repeated
     def delete_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         """See `AssetStore`. A job uses an asset when it works on the same bytes in the same project."""
         used = jobs.c.model_digest if kind == "model" else jobs.c.dataset_digest

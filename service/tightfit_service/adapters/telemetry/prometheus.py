@@ -80,6 +80,10 @@ class PrometheusTelemetry:
                 self._jobs.active.labels(state=state).set(counts.get(state, 0))
         self._jobs.oldest_queued.set(oldest_seconds)
 
+    def lease_event(self, event: str) -> None:
+        """Count what happened to a lease."""
+        self._jobs.lease_events.labels(event=event).inc()
+
     def job_progressed(self, job_id: str) -> None:
         """Note that a running job goes on."""
         self._jobs.progress.labels(job_id=job_id).set_to_current_time()

@@ -110,6 +110,14 @@ class JobSeries:
             buckets=WAIT_SECONDS,
             registry=registry,
         )
+        self.lease_events = Counter(
+            "tightfit_job_lease_events",
+            "Leases of jobs that were taken over by this replica, lost by it, or given up for good.",
+            ("event",),
+            registry=registry,
+        )
+        for event in ("taken_over", "lost", "given_up"):
+            self.lease_events.labels(event=event)
         self.progress = Gauge(
             "tightfit_job_last_progress_timestamp_seconds",
             "Unix time at which a running job last told of progress.",

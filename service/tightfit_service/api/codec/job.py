@@ -23,6 +23,7 @@ from tightfit_service.api.codec.trial import recipe_from_proto, recipe_to_proto
 from tightfit_service.application.use_cases import CheckReport, JobRequest
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.job import (
+    MAX_PRIORITY,
     Infeasibility,
     Job,
     JobEvent,
@@ -81,6 +82,12 @@ def request_from_proto(
         raise InvalidRequestError(
             f"seed is {spec.seed}", field="seed", remedy="give a whole number from 0 on"
         )
+    if abs(spec.priority) > MAX_PRIORITY:
+        raise InvalidRequestError(
+            f"priority is {spec.priority}",
+            field="priority",
+            remedy=f"give a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}",
+        )
     if len(request_id) > MAX_REQUEST_ID_LENGTH or not request_id.isprintable():
         raise InvalidRequestError(
             f"request_id is longer than {MAX_REQUEST_ID_LENGTH} characters or not printable",
@@ -104,6 +111,7 @@ def request_from_proto(
         search_limits=search_limits_from_proto(spec.search_limits),
         output_format=enums.MODEL_FORMAT.optional(spec.output_format, field="output_format"),
         seed=spec.seed,
+        priority=spec.priority,
         techniques=tuple(spec.techniques),
         recipe=None if recipe is None else recipe_from_proto(recipe),
         request_id=request_id,
@@ -173,6 +181,7 @@ def _spec_to_proto(spec: JobSpec, *, project_id: str) -> job_pb2.CompressionSpec
         search_limits=search_limits_to_proto(spec.search_limits),
         output_format=enums.MODEL_FORMAT.to_proto(spec.output_format),
         seed=spec.seed,
+        priority=spec.priority,
         techniques=spec.techniques,
         recipe=None if spec.recipe is None else recipe_to_proto(spec.recipe),
         verification=enums.VERIFICATION.to_proto(spec.verification),

@@ -65,6 +65,7 @@ from tightfit_service.application.ports.records import (
     LostLife,
     Page,
     QuotaStore,
+    ResultExpiry,
 )
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
@@ -127,6 +128,7 @@ __all__ = [
     "QuotaStore",
     "RecoveryResult",
     "RecoverySettings",
+    "ResultExpiry",
     "RunnerTelemetry",
     "SignedUrl",
     "StoredArtifact",

@@ -52,9 +52,14 @@ class Executor(Protocol):
         frees its slot. `on_progress` is called on the event loop.
 
         Raises:
-            WorkFailedError: The worker raised, died, ran out of memory or time. Errors of the domain
-                that the handler raised arrive as themselves.
+            WorkerDiedError: The process crashed, held too much memory, or its node was lost.
+            WorkFailedError: The worker raised, or ran out of time. Errors of the domain that the
+                handler raised arrive as themselves.
         """
+        ...
+
+    async def check(self) -> None:
+        """Raise UnavailableError, with the remedy, unless units can be run now."""
         ...
 
     async def start(self) -> None:
@@ -103,6 +108,10 @@ class Telemetry(Protocol):
         """Report how long a job that starts to run was in the queue."""
         ...
 
+    def lease_event(self, event: str) -> None:
+        """Report what happened to the lease of a job: `taken_over` here, `lost` here, or `given_up`."""
+        ...
+
     def job_progressed(self, job_id: str) -> None:
         """Report that a running job goes on: a stage, a step of training, a trial."""
         ...
@@ -128,7 +137,10 @@ class Telemetry(Protocol):
         ...
 
     def worker_restarted(self, reason: str) -> None:
-        """Report that a worker process was replaced (`killed`, `crashed`, `timeout`, `memory`)."""
+        """Report that a worker process was replaced, and why.
+
+        `killed`, `crashed`, `timeout`, `memory`, `cpu`, `disk`, or `node_lost`.
+        """
         ...
 
     def artifact_bytes(self, direction: str, count: int) -> None:

@@ -1,14 +1,15 @@
-"""What is remembered: assets, jobs, trials, events, results of work."""
+"""What is remembered: assets, jobs and who runs them, trials, events, results of work, quotas."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from tightfit_service.application.ports.execution import WorkResult
 from tightfit_service.domain.job import Job, JobEvent, JobState
+from tightfit_service.domain.quota import Quota, QuotaOverrides, Usage
 from tightfit_service.domain.trial import Trial
 
 
@@ -73,14 +74,129 @@ class AssetStore(Protocol):
         ...
 
 
-class JobStore(Protocol):
-    """Jobs, their trials and their events. Every method is one transaction."""
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right to run and write a job; of several for one job only that with the highest token holds."""
 
-    def create_job(self, job: Job) -> Job:
+    job_id: str
+    owner: str
+    token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostLife:
+    """A life of a job that ended without an orderly stop."""
+
+    owner: str
+    """Who ran the job."""
+    since: datetime
+    """When it had taken it."""
+    last_heard: datetime
+    """When its lease ran out."""
+    unit: str
+    """What was running: `trial 2`, or a stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A job that was taken: it is RUNNING, and the lease is the caller's."""
+
+    job: Job
+    lease: Lease
+    before: Job
+    """The job as it was: QUEUED, or RUNNING under somebody who was not heard of any more."""
+    losses: Sequence[LostLife] = ()
+    """Lives that ended in a row at the same unit of work; empty for a job out of the queue."""
+    cancel_requested: bool = False
+
+
+@dataclass(frozen=True)
+class JobMark:
+    """How far a job is: it has news for whoever has seen less."""
+
+    revision: int
+    last_sequence: int
+
+
+class JobQueue(Protocol):
+    """Which replica runs which job. Every method is one transaction; times are the store's own."""
+
+    def claim_job(
+        self,
+        owner: str,
+        *,
+        lease_seconds: float,
+        now: datetime,
+        quota: Quota,
+        take_over: bool = True,
+    ) -> Claim | None:
+        """Take the next job, or return None.
+
+        A job whose lease ran out comes first (if `take_over`), then one of the queue: of the project
+        with the fewest running jobs, of those the highest priority, of those the oldest. Projects that
+        run as many as their quota allows are passed over.
+
+        Args:
+            owner: Of the lease; what it holds itself is never taken over.
+            lease_seconds: How long the job is held without a heartbeat.
+            now: Written to the job as the time of its change.
+            quota: Of projects that have none of their own.
+            take_over: Whether leases that ran out count.
+        """
+        ...
+
+    def take_over_job(
+        self, job_id: str, owner: str, *, lease_seconds: float, now: datetime
+    ) -> Claim | None:
+        """Take a running job whose lease ran out; None when it has not, or is not running."""
+        ...
+
+    def renew_leases(self, leases: Sequence[Lease], *, lease_seconds: float) -> Mapping[str, bool]:
+        """Prolong leases; return per job that is still held whether somebody wants it cancelled."""
+        ...
+
+    def request_cancel(self, project: str, job_id: str) -> Job:
+        """Leave word that a job that is not final is to be cancelled, and return it.
+
+        Raises:
+            NotFoundError: No such job.
+        """
+        ...
+
+    def end_leases(self) -> None:
+        """Let all leases run out; for a server that knows that it is alone on its database."""
+        ...
+
+
+class QuotaStore(Protocol):
+    """What projects may use and what they use."""
+
+    def get_quota(self, project: str) -> QuotaOverrides:
+        """Return what was set for a project; nothing but None where nothing was."""
+        ...
+
+    def set_quota(self, project: str, overrides: QuotaOverrides) -> None:
+        """Replace what is set for a project."""
+        ...
+
+    def get_usage(self, project: str) -> Usage:
+        """Return what a project uses now."""
+        ...
+
+
+class JobStore(Protocol):
+    """Jobs, their trials and their events. Every method is one transaction.
+
+    Methods that write take the lease of whoever runs the job, and raise LeaseLostError when it holds no
+    more; without a lease they raise it while somebody holds one.
+    """
+
+    def create_job(self, job: Job, *, quota: Quota | None = None) -> Job:
         """Store a new job; with a `request_id` seen before in the project, return that job instead.
 
         Raises:
             AlreadyExistsError: The request_id was used for a different spec.
+            ResourceExhaustedError: As many jobs of the project are queued as `quota` allows.
         """
         ...
 
@@ -98,10 +214,13 @@ class JobStore(Protocol):
         """Return jobs, newest first (by create_time, then id); `page.after` is a job id."""
         ...
 
-    def update_job(self, job: Job) -> Job:
+    def update_job(self, job: Job, *, lease: Lease | None = None) -> Job:
         """Store a changed job and return it with its revision raised.
 
+        One that is not RUNNING any more is given back: its lease ends with the change.
+
         Raises:
+            LeaseLostError: See above.
             PreconditionError: `job.revision` is not the stored one, or the state change is not allowed.
             NotFoundError: No such job.
         """
@@ -116,15 +235,11 @@ class JobStore(Protocol):
         """
         ...
 
-    def unfinished_jobs(self) -> Sequence[Job]:
-        """Return all jobs that are not final, oldest first, over all projects."""
+    def job_marks(self, job_ids: Sequence[str]) -> Mapping[str, JobMark]:
+        """Return how far jobs are; unknown ones are left out."""
         ...
 
-    def count_jobs(self) -> Mapping[JobState, int]:
-        """Return the number of jobs per state."""
-        ...
-
-    def save_trial(self, job_id: str, trial: Trial) -> None:
+    def save_trial(self, job_id: str, trial: Trial, *, lease: Lease | None = None) -> None:
         """Insert or replace a trial by its index."""
         ...
 
@@ -132,7 +247,7 @@ class JobStore(Protocol):
         """Return the trials by index; `page.after` is an index as text."""
         ...
 
-    def append_event(self, event: JobEvent) -> JobEvent:
+    def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
         """Store an event with the next sequence number of its job (the given one is ignored) and return it."""
         ...
 
@@ -146,4 +261,16 @@ class JobStore(Protocol):
 
     def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
         """Store the result of a unit of work of the project."""
+        ...
+
+
+class ResultExpiry(Protocol):
+    """Forgets cached results that nobody asks for any more."""
+
+    def expire_results(self, *, unused_for: timedelta, dry_run: bool = False) -> int:
+        """Forget results that were not used for so long, over all projects; return their number.
+
+        Kept are those that a trial of a job that exists stands for, and all that a job which is not
+        final may have been given.
+        """
         ...

@@ -1,7 +1,7 @@
 """Leases of jobs, the order of the queue, and quotas of projects.
 
-Only adds: a replica of the version before goes on reading and writing while and after this runs. Jobs
-that are running belong to a server that knows no leases, so they have none and may be taken at once.
+Only adds: a server of the version before goes on reading and writing while and after this runs. The
+jobs that are running were left by a server that knew no leases; they get one that has run out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_job_leases")),
     )
     op.create_index(op.f("ix_job_leases_expire_time"), "job_leases", ["expire_time"])
+    op.execute(
+        "INSERT INTO job_leases (job_id, token, owner, expire_time, losses) "
+        "SELECT job_id, 0, 'an earlier version', CURRENT_TIMESTAMP, '[]' FROM jobs "
+        "WHERE state = 'running'"
+    )
     op.create_table(
         "project_quotas",
         sa.Column("project", sa.String(length=255), nullable=False),

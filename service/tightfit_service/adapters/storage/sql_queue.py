@@ -1,0 +1,307 @@
+"""Who runs which job: leases by the database's clock, and the order of the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    ScalarSelect,
+    Select,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
+
+from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.rows import find_job, job_columns, lock_project
+from tightfit_service.adapters.storage.schema import (
+    job_events,
+    job_leases,
+    jobs,
+    project_quotas,
+    trials,
+)
+from tightfit_service.adapters.storage.sql_errors import repeated
+from tightfit_service.adapters.storage.sql_time import database_time, seconds_from_now
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import Claim, Lease, LostLife
+from tightfit_service.domain.job import Job, JobState
+from tightfit_service.domain.quota import Quota
+from tightfit_service.domain.trial import TrialState
+
+_QUEUED, _RUNNING = JobState.QUEUED.value, JobState.RUNNING.value
+
+
+class SqlJobQueue:
+    """Implements `JobQueue` on any database that SQLAlchemy knows; the schema must be up to date.
+
+    On PostgreSQL claims do not wait for one another: rows that another transaction holds are skipped.
+    On SQLite one transaction at a time writes. Safe for many threads and processes; every method may
+    raise, besides what the port says:
+
+    Raises:
+        UnavailableError: The database cannot be reached or is locked for too long.
+        ResourceExhaustedError: The database has no room left.
+    """
+
+    def __init__(self, *, engine: Engine) -> None:
+        self._engine = engine
+
+    @repeated
+    def claim_job(
+        self,
+        owner: str,
+        *,
+        lease_seconds: float,
+        now: datetime,
+        quota: Quota,
+        take_over: bool = True,
+    ) -> Claim | None:
+        """See `JobQueue`."""
+        with transaction(self._engine, writes=True) as connection:
+            row = None
+            if take_over:
+                row = connection.execute(_abandoned(owner)).first()
+            if row is None:
+                row = _next_queued(connection, quota)
+            if row is None:
+                return None
+            return _take(connection, row, owner, lease_seconds, now)
+
+    @repeated
+    def take_over_job(
+        self, job_id: str, owner: str, *, lease_seconds: float, now: datetime
+    ) -> Claim | None:
+        """See `JobQueue`."""
+        with transaction(self._engine, writes=True) as connection:
+            row = connection.execute(_abandoned(owner).where(jobs.c.job_id == job_id)).first()
+            return None if row is None else _take(connection, row, owner, lease_seconds, now)
+
+    @repeated
+    def renew_leases(self, leases: Sequence[Lease], *, lease_seconds: float) -> Mapping[str, bool]:
+        """See `JobQueue`."""
+        if not leases:
+            return {}
+        held = [(lease.job_id, lease.token) for lease in leases]
+        statement = (
+            update(job_leases)
+            .where(
+                tuple_(job_leases.c.job_id, job_leases.c.token).in_(held),
+                job_leases.c.expire_time.is_not(None),
+            )
+            .values(expire_time=seconds_from_now(lease_seconds))
+            .returning(job_leases.c.job_id, job_leases.c.cancel_requested)
+        )
+        with transaction(self._engine, writes=True) as connection:
+            return {row.job_id: row.cancel_requested for row in connection.execute(statement)}
+
+    @repeated
+    def request_cancel(self, project: str, job_id: str) -> Job:
+        """See `JobQueue`. A job that is final already is returned as it is."""
+        with transaction(self._engine, writes=True) as connection:
+            job = from_plain(Job, find_job(connection, project, job_id, lock=True).document)
+            if job.state.is_final:
+                return job
+            asked = connection.execute(
+                update(job_leases).filter_by(job_id=job_id).values(cancel_requested=True)
+            )
+            if asked.rowcount == 0:
+                connection.execute(
+                    insert(job_leases).values(
+                        job_id=job_id, token=0, owner="", cancel_requested=True, losses=[]
+                    )
+                )
+        return job
+
+    @repeated
+    def end_leases(self) -> None:
+        """See `JobQueue`."""
+        with transaction(self._engine, writes=True) as connection:
+            connection.execute(
+                update(job_leases)
+                .where(job_leases.c.expire_time.is_not(None))
+                .values(expire_time=seconds_from_now(-1.0))
+            )
+
+
+def _abandoned(owner: str) -> Select[Any]:
+    """Return the query of running jobs whose lease ran out, the longest ago first."""
+    return (
+        select(jobs)
+        .join(job_leases, job_leases.c.job_id == jobs.c.job_id)
+        .where(
+            job_leases.c.expire_time < seconds_from_now(0.0),
+            job_leases.c.owner != owner,
+            jobs.c.state == _RUNNING,
+        )
+        .order_by(job_leases.c.expire_time)
+        .limit(1)
+        # both rows: after a wait only locked ones are read again, and the lease may have been renewed
+        .with_for_update(skip_locked=True, of=[jobs, job_leases])
+    )
+
+
+def _next_queued(connection: Connection, quota: Quota) -> Row[Any] | None:
+    """Lock and return the next job of the queue."""
+    for project, limit in connection.execute(projects_in_turn(quota)).all():
+        row = connection.execute(first_queued(project)).first()
+        if row is not None and _has_room(connection, project, limit):
+            return row
+    return None
+
+
+def first_queued(project: str) -> Select[Any]:
+    """Return the query of a project's first job in the queue that nobody else is taking."""
+    return (
+        select(jobs)
+        .where(jobs.c.state == _QUEUED, jobs.c.project == project)
+        .order_by(jobs.c.queue_rank, jobs.c.create_time, jobs.c.job_id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def projects_in_turn(quota: Quota) -> Select[tuple[str, int]]:
+    """Return the query of the projects with queued jobs that may run one more, whose turn it is first.
+
+    Projects are found by jumping from one to the next in the index, not by reading all queued jobs;
+    the cost of a claim so depends on the number of projects and of running jobs, not on that of queued
+    ones. Columns: the project, and how many jobs it may run at a time (0 for any number).
+    """
+    # an alias each: the database must not take the inner table for the outer one
+    first, later, heads, counted = (jobs.alias() for _ in range(4))
+    found = (
+        select(func.min(first.c.project).label("project"))
+        .where(first.c.state == _QUEUED)
+        .cte("queues", recursive=True)
+    )
+    following: ScalarSelect[Any] = (
+        select(func.min(later.c.project))
+        .where(later.c.state == _QUEUED, later.c.project > found.c.project)
+        .correlate(found)
+        .scalar_subquery()
+    )
+    queues = found.union_all(select(following).where(found.c.project.is_not(None)))
+    head_id = (
+        select(heads.c.job_id)
+        .where(heads.c.state == _QUEUED, heads.c.project == queues.c.project)
+        .order_by(heads.c.queue_rank, heads.c.create_time, heads.c.job_id)
+        .limit(1)
+        .correlate(queues)
+        .scalar_subquery()
+    )
+    running = (
+        select(func.count())
+        .select_from(counted)
+        .where(counted.c.state == _RUNNING, counted.c.project == queues.c.project)
+        .correlate(queues)
+        .scalar_subquery()
+    )
+    limit = func.coalesce(project_quotas.c.running_jobs, quota.running_jobs)
+    turns = (
+        select(
+            queues.c.project,
+            running.label("running"),
+            head_id.label("head_id"),
+            limit.label("limit"),
+        )
+        .outerjoin(project_quotas, project_quotas.c.project == queues.c.project)
+        .where(queues.c.project.is_not(None))
+        .subquery("turns")
+    )
+    head = jobs.alias("head")
+    return (
+        select(turns.c.project, turns.c.limit)
+        .join(head, head.c.job_id == turns.c.head_id)
+        .where((turns.c.limit == 0) | (turns.c.running < turns.c.limit))
+        .order_by(turns.c.running, head.c.queue_rank, head.c.create_time, head.c.job_id)
+    )
+
+
+def _has_room(connection: Connection, project: str, limit: int) -> bool:
+    """Whether the project may run one more job, counted while no other claim of it can be under way."""
+    if not limit:
+        return True
+    lock_project(connection, project)
+    running = connection.execute(
+        select(func.count())
+        .select_from(jobs)
+        .where(jobs.c.state == _RUNNING, jobs.c.project == project)
+    ).scalar_one()
+    return bool(running < limit)
+
+
+def _take(
+    connection: Connection, row: Row[Any], owner: str, lease_seconds: float, now: datetime
+) -> Claim:
+    """Give a locked job to the owner."""
+    before = from_plain(Job, row.document)
+    held = connection.execute(select(job_leases).filter_by(job_id=row.job_id)).first()
+    token = 1 if held is None else held.token + 1
+    losses: tuple[LostLife, ...] = ()
+    if held is not None:
+        losses = tuple(from_plain(LostLife, loss) for loss in held.losses)
+    if before.state is JobState.RUNNING and held is not None:
+        life = LostLife(
+            owner=held.owner,
+            since=held.claim_time or held.expire_time,
+            last_heard=held.expire_time,
+            unit=_running_unit(connection, row),
+        )
+        # only lives that end at the same unit of work speak against the job
+        losses = (*(loss for loss in losses if loss.unit == life.unit), life)
+    values = {
+        "token": token,
+        "owner": owner,
+        "claim_time": database_time(connection),
+        "expire_time": seconds_from_now(lease_seconds),
+        "losses": to_plain(losses),
+    }
+    if held is None:
+        connection.execute(insert(job_leases).values(job_id=row.job_id, **values))
+    else:
+        connection.execute(update(job_leases).filter_by(job_id=row.job_id).values(values))
+    job = replace(
+        before,
+        state=JobState.RUNNING,
+        start_time=before.start_time or now,
+        update_time=now,
+        revision=before.revision + 1,
+    )
+    connection.execute(update(jobs).where(jobs.c.job_id == row.job_id).values(job_columns(job)))
+    return Claim(
+        job=job,
+        lease=Lease(job_id=job.job_id, owner=owner, token=token),
+        before=before,
+        losses=losses if before.state is JobState.RUNNING else (),
+        cancel_requested=held is not None and held.cancel_requested,
+    )
+
+
+def _running_unit(connection: Connection, row: Row[Any]) -> str:
+    """Return what was running when the job was last heard of: its last trial, or its stage."""
+    trial = connection.execute(
+        select(trials.c.trial_index, trials.c.document)
+        .where(trials.c.job_id == row.job_id)
+        .order_by(trials.c.trial_index.desc())
+        .limit(1)
+    ).first()
+    if trial is not None and trial.document["state"] == TrialState.RUNNING:
+        return f"trial {trial.trial_index}"
+    event = connection.execute(
+        select(job_events.c.document)
+        .where(job_events.c.job_id == row.job_id)
+        .order_by(job_events.c.sequence.desc())
+        .limit(1)
+    ).scalar()
+    stage = event.get("stage") if event else ""
+    done = f" after trial {trial.trial_index}" if trial is not None else ""
+    return f"stage {stage or 'start'}{done}"
