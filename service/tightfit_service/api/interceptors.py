@@ -7,7 +7,7 @@ import inspect
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -15,9 +15,11 @@ import structlog
 from google.rpc import status_pb2  # type: ignore[import-untyped]  # ships no types
 
 from tightfit_service.api.errors import DETAILS_KEY, internal_status, to_status
+from tightfit_service.application import tracing
 from tightfit_service.domain.errors import TightfitError
 
 REQUEST_ID_KEY = "x-request-id"
+TRACE_KEY = "traceparent"
 MAX_REQUEST_ID_LENGTH = 128
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -104,7 +106,10 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         start = self._monotonic()
         code = "CANCELLED"
-        with structlog.contextvars.bound_contextvars(request_id=request_id, method=method):
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id, method=method),
+            _span(method, request_id, context),
+        ):
             try:
                 yield
                 code = _code_of(context)
@@ -127,6 +132,15 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
                 await _abort(context, internal_status(request_id=request_id), request_id)
             finally:
                 self._metrics.rpc_finished(method, code, self._monotonic() - start)
+
+
+def _span(method: str, request_id: str, context: Any) -> AbstractContextManager[None]:
+    """Open a span below that of the caller, or a new one where it sent none."""
+    parent = ""
+    for key, value in context.invocation_metadata() or ():
+        if key == TRACE_KEY and isinstance(value, str) and tracing.is_traceparent(value):
+            parent = value
+    return tracing.span(method, parent=parent, is_call=True, request_id=request_id)
 
 
 def _request_id(context: Any) -> str:

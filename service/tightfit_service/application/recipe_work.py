@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tightfit_service.application import tracing
 from tightfit_service.application.file_metadata import recipe_metadata
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
@@ -389,6 +390,7 @@ class _Stages:
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with tracing.span(f"stage {name}"):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

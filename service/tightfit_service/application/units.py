@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
+import structlog
+
+from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
     Executor,
     JobStore,
@@ -15,6 +19,8 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.work import unit_digest
 from tightfit_service.domain.errors import TightfitError, UnavailableError, WorkFailedError
+
+log = structlog.get_logger(__name__)
 
 
 def _quiet(_share: float, _text: str) -> None:
@@ -48,7 +54,9 @@ async def _timed(
 ) -> WorkResult:
     start, outcome = time.perf_counter(), "cancelled"
     try:
-        result = await executor.run(unit, on_progress=on_progress)
+        with tracing.span("unit", kind=unit.kind, label=unit.label):
+            traced = replace(unit, trace_parent=tracing.current())
+            result = await executor.run(traced, on_progress=on_progress)
         outcome = "ok"
     except (WorkFailedError, UnavailableError):
         outcome = "failed"
@@ -57,5 +65,7 @@ async def _timed(
         outcome = "refused"
         raise
     finally:
-        telemetry.unit_finished(unit.kind, outcome, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        telemetry.unit_finished(unit.kind, outcome, seconds)
+        log.info(f"unit.{outcome}", kind=unit.kind, unit=unit.label, seconds=round(seconds, 3))
     return result

@@ -30,7 +30,9 @@ from tightfit_service.adapters.execution.staging import (
     Staging,
     UnitFolder,
 )
+from tightfit_service.adapters.execution.worker_log import write_log
 from tightfit_service.adapters.execution.worker_process import Usage, WorkerProcess
+from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
     ArtifactStores,
     ProgressCallback,
@@ -234,6 +236,7 @@ class LocalProcessExecutor:
             "payload": dict(unit.payload),
             "inputs": {name: str(path) for name, path in folder.inputs.items()},
             "output_dir": str(folder.output_dir),
+            "trace": unit.trace_parent,
         }
         has_begun = False
         try:
@@ -242,8 +245,11 @@ class LocalProcessExecutor:
                 has_begun = True
                 if message["type"] == "progress":
                     on_progress(message["fraction"], message["message"])
+                elif message["type"] == "log":
+                    write_log(message, pid=worker.pid)
                 elif message["type"] != "taken":
                     worker.units_done += 1
+                    tracing.adopt(message.pop("spans", ()))
                     return message
             ending = await worker.ending()
         except BaseException:

@@ -1,7 +1,8 @@
 """What the server and its worker processes say to one another: one JSON object per line.
 
 The server sends units; a worker answers `ready` once, then for each unit `taken`, any number of
-`progress` lines, and at last `result`, `error` (of the domain, whole) or `failure` (anything else, as text).
+`progress` and `log` lines, and at last `result`, `error` (of the domain, whole) or `failure` (anything else, as text).
+The last one brings the spans of the unit, where it belongs to a trace.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from tightfit_service.adapters.execution.messages import (
     error_message,
 )
 from tightfit_service.adapters.execution.sandbox import ISOLATION_VARIABLE
+from tightfit_service.adapters.execution.worker_log import send_logs
+from tightfit_service.application import tracing
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import WorkHandler
 from tightfit_service.domain.errors import TightfitError, UnsupportedError
@@ -48,6 +50,7 @@ def serve(handlers: Mapping[str, WorkHandler]) -> None:
     units: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read_units, args=(requests, units), daemon=True).start()
     replies.send({"type": "ready", "isolation": os.environ.pop(ISOLATION_VARIABLE, "")})
+    send_logs(replies.send)
     while (unit := units.get()) is not None:
         replies.send({"type": "taken"})
         replies.send(_run(handlers, unit, replies))
@@ -87,12 +90,22 @@ class _Replies:
 
 
 def _run(handlers: Mapping[str, WorkHandler], unit: Message, replies: _Replies) -> Message:
+    tracer = tracing.RecordingTracer()
+    tracing.use_tracer(tracer)
+    message = _answer(handlers, unit, replies)
+    if spans := tracer.take():
+        message["spans"] = tracing.as_messages(spans)
+    return message
+
+
+def _answer(handlers: Mapping[str, WorkHandler], unit: Message, replies: _Replies) -> Message:
     try:
         handler = find_handler(handlers, unit["kind"])
         inputs = {name: Path(path) for name, path in unit["inputs"].items()}
-        payload, outputs = handler(
-            unit["payload"], inputs, Path(unit["output_dir"]), replies.progress
-        )
+        with tracing.span("work", parent=unit["trace"], kind=unit["kind"], pid=os.getpid()):
+            payload, outputs = handler(
+                unit["payload"], inputs, Path(unit["output_dir"]), replies.progress
+            )
         result = {
             "type": "result",
             "payload": to_plain(payload),

@@ -32,6 +32,8 @@ class WorkUnit:
     timeout_seconds: float = 3_600.0
     label: str = ""
     """For logs: `job 3f2c trial 4`. Not part of the identity."""
+    trace_parent: str = ""
+    """W3C `traceparent` of the span that its own belong below; empty for none. Not part of the identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
