@@ -66,6 +66,7 @@ class InMemoryArtifactStore:
         if offset < 0 or chunk_bytes < 1:
             raise InvalidRequestError("offset or chunk size out of range", field="offset")
         data = self._stored(digest)
+        self.fetch_count += 1
         return (data[at : at + chunk_bytes] for at in range(offset, len(data), chunk_bytes))
 
     def fetch(self, digest: str, destination: Path) -> None:
