@@ -194,7 +194,7 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
 
 
 class _Artifacts(artifact_pb2_grpc.ArtifactServiceServicer):
-    GetArtifact = _not_offered
+    GetArtifact = CreateDownloadUrl = _not_offered
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -274,6 +274,29 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
         self._state.fail("DeleteHardwareTarget", context)
         self._state.deleted.append(request.name)
         return empty_pb2.Empty()
+
+    def CalibrateHardwareTarget(self, request: Any, context: Any) -> Any:
+        self._state.fail("CalibrateHardwareTarget", context)
+        yield hardware_pb2.CalibrateHardwareTargetResponse(fraction=0.5, message="measuring")
+        quality = hardware_pb2.CalibrationQuality(
+            number_format=hardware_pb2.NUMBER_FORMAT_INT8,
+            network_count=request.network_count,
+            median_error_ratio=0.02,
+            p90_error_ratio=0.08,
+            within_10_percent_ratio=0.93,
+            median_error_before_ratio=0.6,
+            coverage_ratio=0.91,
+        )
+        report = hardware_pb2.CalibrationReport(
+            hardware_target=request.hardware_target,
+            runner=request.runner,
+            runtime="litert 2.3",
+            quality=[quality],
+            skipped=["pooling in int8: no kernel"],
+        )
+        yield hardware_pb2.CalibrateHardwareTargetResponse(
+            fraction=1.0, message="calibrated", report=report
+        )
 
     def EstimateModel(self, request: Any, context: Any) -> Any:
         self._state.estimated.append(request)

@@ -17,6 +17,7 @@ from tightfit_service.application.use_cases import (
     KnownTarget,
     UploadStatus,
 )
+from tightfit_service.domain.calibration import Calibration, CalibrationProgress, FitQuality
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import (
     IntegrityError,
@@ -24,7 +25,7 @@ from tightfit_service.domain.errors import (
     NotFoundError,
     PreconditionError,
 )
-from tightfit_service.domain.hardware import HardwareSpec, Runtime
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat, Runtime
 from tightfit_service.domain.job import Job, JobEvent, JobEventKind, JobSpec, JobState
 from tightfit_service.domain.quantities import Interval
 from tightfit_service.domain.trial import Metrics, Trial
@@ -323,6 +324,33 @@ class InMemoryHardware:
         own = {name for owner, name in self.own if owner == project}
         names = [name for name in sorted({*self.targets, *own}) if name > page.after]
         return [await self.get_target(project, name) for name in names[: page.size]]
+
+    async def calibrate(
+        self, project: str, target_name: str, *, runner_id: str, network_count: int
+    ) -> AsyncIterator[CalibrationProgress]:
+        target = await self.get_target(project, target_name)
+        yield CalibrationProgress(fraction=0.5, message="measuring")
+        quality = FitQuality(
+            number_format=NumberFormat.INT8,
+            count=network_count,
+            median_error=0.02,
+            p90_error=0.08,
+            within_10_percent=0.93,
+            median_error_before=0.6,
+            coverage=0.91,
+        )
+        calibration = Calibration(
+            project=project,
+            target_name=target.spec.name,
+            runner=runner_id,
+            runtime_name=target.spec.runtime.name,
+            runtime_version="litert 2.3",
+            create_time=datetime(2026, 1, 2, tzinfo=UTC),
+            observations=(),
+            quality=(quality,),
+            skipped=("pooling in int8: no kernel",),
+        )
+        yield CalibrationProgress(fraction=1.0, message="calibrated", calibration=calibration)
 
     async def create_target(
         self, project: str, description: Mapping[str, Any], *, validate_only: bool = False

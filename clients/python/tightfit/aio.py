@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,12 +24,15 @@ from tightfit.connection import (
     open_aio_channel,
     open_channel,
 )
+from tightfit.credentials import Credentials
 from tightfit.dataset_file import packed, read_dataset_file
-from tightfit.errors import TightfitError
+from tightfit.direct import DirectSending, fetch_directly, send_directly
+from tightfit.errors import TightfitError, UnavailableError, UnsupportedError
 from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
 from tightfit.transfer import ArrivingFile, ProgressCallback, Sending, upload_messages
 from tightfit.v1 import (
+    access_pb2,
     compression_pb2,
     dataset_pb2,
     hardware_pb2,
@@ -56,7 +63,7 @@ class AsyncClient:
         server: str = DEFAULT_SERVER,
         *,
         project: str = DEFAULT_PROJECT,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
         patience: Patience | None = None,
         timeout_seconds: float = 120.0,
     ) -> None:
@@ -65,7 +72,7 @@ class AsyncClient:
         Args:
             server: `HOST:PORT`.
             project: Project that models, datasets and jobs belong to.
-            credentials: For TLS; None connects in plain text.
+            credentials: TLS and token; None connects in plain text and shows nothing.
             patience: How long broken streams are taken up again.
             timeout_seconds: Of a single call that is no stream.
         """
@@ -73,8 +80,8 @@ class AsyncClient:
         self.project = project
         self._patience = patience or Patience()
         self._timeout = timeout_seconds
-        self._credentials = credentials
-        self._channel = open_aio_channel(server, credentials)
+        self._credentials = credentials or Credentials()
+        self._channel = open_aio_channel(server, self._credentials)
         self._blocking_channel: grpc.Channel | None = None
 
     async def __aenter__(self) -> Self:
@@ -245,6 +252,20 @@ class AsyncClient:
         """Delete a target of the project."""
         await self._call(calls.delete_target(target, project=self.project))
 
+    def calibrate_target(
+        self, target: str, runner: str, *, network_count: int = 0
+    ) -> AsyncIterator[hardware_pb2.CalibrateHardwareTargetResponse]:
+        """Correct a target's emulator by what a runner measures; takes minutes.
+
+        Yields how far it is; the last message has the report. Repeating a call that broke off goes on
+        where it stopped.
+        """
+        return self._stream(
+            calls.calibrate_target(
+                target, runner, project=self.project, network_count=network_count
+            )
+        )
+
     def list_runners(self, *, page_size: int = 0) -> AsyncIterator[runner_pb2.Runner]:
         """Yield the runners of the project by name, those that have left too."""
         return self._pages(calls.list_runners(project=self.project, page_size=page_size))
@@ -252,6 +273,31 @@ class AsyncClient:
     async def get_runner(self, runner: str) -> runner_pb2.Runner:
         """Return a runner by name."""
         return await self._call(calls.get_runner(runner, project=self.project))
+
+    async def get_caller(self) -> access_pb2.Caller:
+        """Return who the server takes this client for, and what it may do."""
+        return await self._call(calls.get_caller())
+
+    async def create_api_key(self, api_key: access_pb2.ApiKey) -> access_pb2.CreateApiKeyResponse:
+        """Make an API key; the answer holds its token, which is never shown again."""
+        return await self._call(calls.create_api_key(api_key))
+
+    def list_api_keys(self, *, page_size: int = 0) -> AsyncIterator[access_pb2.ApiKey]:
+        """Yield the API keys that the caller may revoke, ended ones too."""
+        return self._pages(calls.list_api_keys(page_size=page_size))
+
+    async def revoke_api_key(self, api_key: str) -> access_pb2.ApiKey:
+        """End an API key by its name or id, within seconds."""
+        return await self._call(calls.revoke_api_key(api_key))
+
+    def list_audit_events(
+        self, *, project: str = "", principal: str = "", page_size: int = 0
+    ) -> AsyncIterator[access_pb2.AuditEvent]:
+        """Yield who did what, newest first; of the client's project, of another, or with `-` of all."""
+        listing = calls.list_audit_events(
+            project=project or self.project, principal=principal, page_size=page_size
+        )
+        return self._pages(listing)
 
     async def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.
@@ -262,6 +308,7 @@ class AsyncClient:
         digest = last_segment(artifact_name(artifact, project=self.project))
         backoff = Backoff(self._patience)
         with ArrivingFile(destination, digest) as arriving:
+            await self._fetch_directly(artifact, arriving)
             while not arriving.is_placed:
                 pieces = calls.read_artifact(artifact, project=self.project, offset=arriving.offset)
                 try:
@@ -274,6 +321,14 @@ class AsyncClient:
                     arriving.refused(error)
                 else:
                     arriving.finish()
+
+    async def _fetch_directly(self, artifact: str, arriving: ArrivingFile) -> None:
+        """Fetch from the object store where the server offers that; what fails is left to the stream."""
+        with suppress(UnavailableError, UnsupportedError):
+            direct = await self._run(ops.download_url(artifact, project=self.project))
+            if direct is not None:
+                await _in_thread(partial(fetch_directly, direct, arriving))
+                arriving.finish()
 
     async def _run(self, operation: ops.Operation[Answer]) -> Answer:
         """Drive an operation to its end."""
@@ -296,6 +351,10 @@ class AsyncClient:
             return None
         if isinstance(step, calls.Call):
             return await self._call(step)
+        if isinstance(step, DirectSending):
+            told = partial(_told, asyncio.get_running_loop(), step.on_progress)
+            await _in_thread(partial(send_directly, replace(step, on_progress=told)))
+            return None
         return await self._send(step)
 
     async def _send(self, step: Sending) -> Any:
@@ -314,7 +373,9 @@ class AsyncClient:
         if self._blocking_channel is None:
             self._blocking_channel = open_channel(self.server, self._credentials)
         method = getattr(step.stub(self._blocking_channel), step.method)
-        call = method.future(upload_messages(step, on_progress=progress))
+        call = method.future(
+            upload_messages(step, on_progress=progress), metadata=self._credentials.metadata()
+        )
         ended = asyncio.Event()
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
         try:
@@ -328,14 +389,17 @@ class AsyncClient:
     async def _call(self, call: calls.Call[Answer]) -> Answer:
         method = getattr(call.stub(self._channel), call.method)
         try:
-            answer: Answer = await method(call.request, timeout=self._timeout)
+            answer: Answer = await method(
+                call.request, timeout=self._timeout, metadata=self._credentials.metadata()
+            )
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
         return answer
 
     async def _stream(self, stream: calls.Stream[Item]) -> AsyncIterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
-        call = getattr(stream.stub(self._channel), stream.method)(stream.request)
+        method = getattr(stream.stub(self._channel), stream.method)
+        call = method(stream.request, metadata=self._credentials.metadata())
         try:
             async for answer in call:
                 yield answer
@@ -352,3 +416,19 @@ class AsyncClient:
             if not page.next_page_token:
                 return
             listing.call.request.page_token = page.next_page_token
+
+
+def _told(
+    loop: asyncio.AbstractEventLoop, on_progress: ProgressCallback | None, done: int, size: int
+) -> None:
+    if on_progress is not None:
+        loop.call_soon_threadsafe(on_progress, done, size)
+
+
+async def _in_thread(transfer: Callable[..., None]) -> None:
+    """Run a transfer in a thread; when the caller is cancelled it ends at its next piece."""
+    cancelled = threading.Event()
+    try:
+        await asyncio.to_thread(transfer, is_cancelled=cancelled.is_set)
+    finally:
+        cancelled.set()

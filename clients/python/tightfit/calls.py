@@ -9,8 +9,17 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf import empty_pb2
 
-from tightfit.names import artifact_name, job_name, project_name, runner_name, target_name
+from tightfit.names import (
+    api_key_name,
+    artifact_name,
+    job_name,
+    project_name,
+    runner_name,
+    target_name,
+)
 from tightfit.v1 import (
+    access_pb2,
+    access_pb2_grpc,
     artifact_pb2,
     artifact_pb2_grpc,
     compression_pb2,
@@ -30,6 +39,7 @@ _JOBS = compression_pb2_grpc.CompressionServiceStub
 _HARDWARE = hardware_pb2_grpc.HardwareServiceStub
 _ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
 _RUNNERS = runner_pb2_grpc.RunnerServiceStub
+_ACCESS = access_pb2_grpc.AccessServiceStub
 
 
 @dataclass(frozen=True)
@@ -198,10 +208,31 @@ def get_runner(runner: str, *, project: str) -> Call[runner_pb2.Runner]:
     return Call(_RUNNERS, "GetRunner", request)
 
 
+def calibrate_target(
+    target: str, runner: str, *, project: str, network_count: int
+) -> Stream[hardware_pb2.CalibrateHardwareTargetResponse]:
+    """Correct a target's emulator by what a runner measures."""
+    request = hardware_pb2.CalibrateHardwareTargetRequest(
+        parent=project_name(project),
+        hardware_target=target_name(target, project=project),
+        runner=runner_name(runner, project=project),
+        network_count=network_count,
+    )
+    return Stream(_HARDWARE, "CalibrateHardwareTarget", request)
+
+
 def list_runners(*, project: str, page_size: int) -> Listing[runner_pb2.Runner]:
     """List runners."""
     request = runner_pb2.ListRunnersRequest(parent=project_name(project), page_size=page_size)
     return Listing(Call(_RUNNERS, "ListRunners", request), lambda page: page.runners)
+
+
+def create_download_url(
+    artifact: str, *, project: str
+) -> Call[artifact_pb2.CreateDownloadUrlResponse]:
+    """Ask where an artifact can be fetched directly."""
+    request = artifact_pb2.CreateDownloadUrlRequest(name=artifact_name(artifact, project=project))
+    return Call(_ARTIFACTS, "CreateDownloadUrl", request)
 
 
 def read_artifact(
@@ -212,3 +243,35 @@ def read_artifact(
     return Stream(
         _ARTIFACTS, "ReadArtifact", artifact_pb2.ReadArtifactRequest(name=name, offset=offset)
     )
+
+
+def get_caller() -> Call[access_pb2.Caller]:
+    """Ask who the server takes us for."""
+    return Call(_ACCESS, "GetCaller", access_pb2.GetCallerRequest())
+
+
+def create_api_key(api_key: access_pb2.ApiKey) -> Call[access_pb2.CreateApiKeyResponse]:
+    """Make an API key."""
+    return Call(_ACCESS, "CreateApiKey", access_pb2.CreateApiKeyRequest(api_key=api_key))
+
+
+def list_api_keys(*, page_size: int) -> Listing[access_pb2.ApiKey]:
+    """List API keys."""
+    request = access_pb2.ListApiKeysRequest(page_size=page_size)
+    return Listing(Call(_ACCESS, "ListApiKeys", request), lambda page: page.api_keys)
+
+
+def revoke_api_key(api_key: str) -> Call[access_pb2.ApiKey]:
+    """End an API key."""
+    request = access_pb2.RevokeApiKeyRequest(name=api_key_name(api_key))
+    return Call(_ACCESS, "RevokeApiKey", request)
+
+
+def list_audit_events(
+    *, project: str, principal: str, page_size: int
+) -> Listing[access_pb2.AuditEvent]:
+    """List what was done, in a project or, with `-`, in all."""
+    request = access_pb2.ListAuditEventsRequest(
+        parent=project_name(project), principal=principal, page_size=page_size
+    )
+    return Listing(Call(_ACCESS, "ListAuditEvents", request), lambda page: page.audit_events)

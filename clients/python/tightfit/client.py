@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,12 +15,15 @@ import grpc
 from tightfit import calls
 from tightfit import operations as ops
 from tightfit.connection import DEFAULT_PROJECT, DEFAULT_SERVER, Backoff, Patience, open_channel
+from tightfit.credentials import Credentials
 from tightfit.dataset_file import packed, read_dataset_file
-from tightfit.errors import TightfitError
+from tightfit.direct import DirectSending, fetch_directly, send_directly
+from tightfit.errors import TightfitError, UnavailableError, UnsupportedError
 from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
 from tightfit.transfer import ArrivingFile, ProgressCallback, upload_messages
 from tightfit.v1 import (
+    access_pb2,
     compression_pb2,
     dataset_pb2,
     hardware_pb2,
@@ -50,7 +54,7 @@ class Client:
         server: str = DEFAULT_SERVER,
         *,
         project: str = DEFAULT_PROJECT,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
         patience: Patience | None = None,
         timeout_seconds: float = 120.0,
     ) -> None:
@@ -59,7 +63,7 @@ class Client:
         Args:
             server: `HOST:PORT`.
             project: Project that models, datasets and jobs belong to.
-            credentials: For TLS; None connects in plain text.
+            credentials: TLS and token; None connects in plain text and shows nothing.
             patience: How long broken streams are taken up again.
             timeout_seconds: Of a single call that is no stream.
         """
@@ -67,7 +71,8 @@ class Client:
         self.project = project
         self._patience = patience or Patience()
         self._timeout = timeout_seconds
-        self._channel = open_channel(server, credentials)
+        self._credentials = credentials or Credentials()
+        self._channel = open_channel(server, self._credentials)
 
     def __enter__(self) -> Self:
         """Return the client."""
@@ -238,6 +243,20 @@ class Client:
         """Delete a target of the project."""
         self._call(calls.delete_target(target, project=self.project))
 
+    def calibrate_target(
+        self, target: str, runner: str, *, network_count: int = 0
+    ) -> Iterator[hardware_pb2.CalibrateHardwareTargetResponse]:
+        """Correct a target's emulator by what a runner measures; takes minutes.
+
+        Yields how far it is; the last message has the report. Repeating a call that broke off goes on
+        where it stopped.
+        """
+        return self._stream(
+            calls.calibrate_target(
+                target, runner, project=self.project, network_count=network_count
+            )
+        )
+
     def list_runners(self, *, page_size: int = 0) -> Iterator[runner_pb2.Runner]:
         """Yield the runners of the project by name, those that have left too."""
         return self._pages(calls.list_runners(project=self.project, page_size=page_size))
@@ -245,6 +264,31 @@ class Client:
     def get_runner(self, runner: str) -> runner_pb2.Runner:
         """Return a runner by name."""
         return self._call(calls.get_runner(runner, project=self.project))
+
+    def get_caller(self) -> access_pb2.Caller:
+        """Return who the server takes this client for, and what it may do."""
+        return self._call(calls.get_caller())
+
+    def create_api_key(self, api_key: access_pb2.ApiKey) -> access_pb2.CreateApiKeyResponse:
+        """Make an API key; the answer holds its token, which is never shown again."""
+        return self._call(calls.create_api_key(api_key))
+
+    def list_api_keys(self, *, page_size: int = 0) -> Iterator[access_pb2.ApiKey]:
+        """Yield the API keys that the caller may revoke, ended ones too."""
+        return self._pages(calls.list_api_keys(page_size=page_size))
+
+    def revoke_api_key(self, api_key: str) -> access_pb2.ApiKey:
+        """End an API key by its name or id, within seconds."""
+        return self._call(calls.revoke_api_key(api_key))
+
+    def list_audit_events(
+        self, *, project: str = "", principal: str = "", page_size: int = 0
+    ) -> Iterator[access_pb2.AuditEvent]:
+        """Yield who did what, newest first; of the client's project, of another, or with `-` of all."""
+        listing = calls.list_audit_events(
+            project=project or self.project, principal=principal, page_size=page_size
+        )
+        return self._pages(listing)
 
     def download_artifact(self, artifact: str, destination: Path) -> None:
         """Fetch an artifact by name or digest into a file, whole and verified.
@@ -255,6 +299,7 @@ class Client:
         digest = last_segment(artifact_name(artifact, project=self.project))
         backoff = Backoff(self._patience)
         with ArrivingFile(destination, digest) as arriving:
+            self._fetch_directly(artifact, arriving)
             while not arriving.is_placed:
                 pieces = calls.read_artifact(artifact, project=self.project, offset=arriving.offset)
                 try:
@@ -267,6 +312,14 @@ class Client:
                     arriving.refused(error)
                 else:
                     arriving.finish()
+
+    def _fetch_directly(self, artifact: str, arriving: ArrivingFile) -> None:
+        """Fetch from the object store where the server offers that; what fails is left to the stream."""
+        with suppress(UnavailableError, UnsupportedError):
+            direct = self._run(ops.download_url(artifact, project=self.project))
+            if direct is not None:
+                fetch_directly(direct, arriving)
+                arriving.finish()
 
     def _run(self, operation: ops.Operation[Answer]) -> Answer:
         """Drive an operation to its end."""
@@ -289,23 +342,30 @@ class Client:
             return None
         if isinstance(step, calls.Call):
             return self._call(step)
+        if isinstance(step, DirectSending):
+            send_directly(step)
+            return None
         messages = upload_messages(step, on_progress=step.on_progress)
         try:
-            return getattr(step.stub(self._channel), step.method)(messages)
+            method = getattr(step.stub(self._channel), step.method)
+            return method(messages, metadata=self._credentials.metadata())
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
 
     def _call(self, call: calls.Call[Answer]) -> Answer:
         method = getattr(call.stub(self._channel), call.method)
         try:
-            answer: Answer = method(call.request, timeout=self._timeout)
+            answer: Answer = method(
+                call.request, timeout=self._timeout, metadata=self._credentials.metadata()
+            )
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
         return answer
 
     def _stream(self, stream: calls.Stream[Item]) -> Iterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
-        call = getattr(stream.stub(self._channel), stream.method)(stream.request)
+        method = getattr(stream.stub(self._channel), stream.method)
+        call = method(stream.request, metadata=self._credentials.metadata())
         try:
             yield from call
         except grpc.RpcError as error:

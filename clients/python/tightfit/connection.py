@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from tightfit.credentials import Credentials
 from tightfit.errors import TightfitError
 
 DEFAULT_SERVER = "localhost:50051"
@@ -35,8 +36,14 @@ _IDEMPOTENT = {
         "ListTrials",
         "GetTrial",
     ),
-    "tightfit.v1.ArtifactService": ("GetArtifact",),
+    "tightfit.v1.ArtifactService": ("GetArtifact", "CreateDownloadUrl"),
     "tightfit.v1.RunnerService": ("GetRunner", "ListRunners"),
+    "tightfit.v1.AccessService": (
+        "GetCaller",
+        "ListApiKeys",
+        "RevokeApiKey",
+        "ListAuditEvents",
+    ),
 }
 SERVICE_CONFIG = json.dumps(
     {
@@ -72,18 +79,26 @@ _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
-def open_channel(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """Return a channel for blocking calls; without credentials it is in plain text."""
-    if credentials is None:
+def open_channel(server: str, credentials: Credentials) -> grpc.Channel:
+    """Return a channel for blocking calls.
+
+    Raises:
+        InvalidInputError: A file cannot be read, or a token would travel in plain text.
+    """
+    credentials.check(server)
+    tls = credentials.channel_credentials()
+    if tls is None:
         return grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
-    return grpc.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(server, tls, options=_CHANNEL_OPTIONS)
 
 
-def open_aio_channel(server: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    """Return a channel for asyncio calls; without credentials it is in plain text."""
-    if credentials is None:
+def open_aio_channel(server: str, credentials: Credentials) -> grpc.aio.Channel:
+    """Return a channel for asyncio calls. Raises as `open_channel`."""
+    credentials.check(server)
+    tls = credentials.channel_credentials()
+    if tls is None:
         return grpc.aio.insecure_channel(server, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(server, credentials, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(server, tls, options=_CHANNEL_OPTIONS)
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,23 @@ A step that fails has its error thrown in at the yield.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tightfit.calls import Call, Stream, watch_job
+from tightfit.calls import Call, Stream, create_download_url, watch_job
 from tightfit.connection import Backoff, Patience
 from tightfit.dataset_file import PackedDataset, file_digest
+from tightfit.direct import LEAST_BYTES as DIRECT_LEAST_BYTES
+from tightfit.direct import DirectSending
 from tightfit.errors import (
     CancelledError,
     InvalidInputError,
     NotFoundError,
     PreconditionError,
     UnavailableError,
+    UnsupportedError,
 )
 from tightfit.names import project_name
 from tightfit.transfer import ProgressCallback, Sending
@@ -44,7 +48,7 @@ class Wait:
     seconds: float
 
 
-Step = Call[Any] | Sending | Wait
+Step = Call[Any] | Sending | DirectSending | Wait
 Operation = Generator[Step, Any, Answer]
 
 
@@ -148,10 +152,19 @@ def upload(
     )
     backoff = Backoff(patience)
     committed = -1
+    tries_direct = size >= DIRECT_LEAST_BYTES
     while True:
         state = yield Call(kind.stub, kind.start_method, start)
         if state.HasField(kind.noun):
             return getattr(state, kind.noun)
+        if tries_direct and state.HasField("direct"):
+            # once: whatever goes wrong there, the stream through the server is the way that works
+            tries_direct = False
+            with suppress(UnavailableError, UnsupportedError):
+                yield DirectSending(
+                    direct=state.direct, path=path, size=size, on_progress=on_progress
+                )
+            continue
         if state.committed_bytes > committed >= 0:
             backoff.progressed()
         committed = state.committed_bytes
@@ -196,6 +209,15 @@ def _measure(path: Path) -> tuple[int, str]:
             f"{path} is empty", field=str(path), remedy="give the file of a model"
         )
     return size, digest
+
+
+def download_url(artifact: str, *, project: str) -> Operation[transfer_pb2.DirectTransfer | None]:
+    """Return where a large artifact can be fetched directly; None where the stream is the way."""
+    try:
+        answer = yield create_download_url(artifact, project=project)
+    except UnsupportedError:
+        return None
+    return answer.direct if answer.size_bytes >= DIRECT_LEAST_BYTES else None
 
 
 class WatchCourse:

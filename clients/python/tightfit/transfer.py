@@ -117,6 +117,10 @@ class ArrivingFile:
             raise error
         self._restart()
 
+    def distrust(self) -> None:
+        """Begin again, rather than give up, where what arrives now turns out to be something else."""
+        self._was_resumed = True
+
     def finish(self) -> None:
         """Put the file in its place; where leftovers spoilt it, begin again instead.
 

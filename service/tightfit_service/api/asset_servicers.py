@@ -23,11 +23,12 @@ from tightfit_service.api.codec.asset import (
     dataset_upload_to_proto,
     model_to_proto,
     model_upload_to_proto,
+    signed_url_to_proto,
 )
 from tightfit_service.api.paging import page_cursor
 from tightfit_service.api.uploads import Uploads
 from tightfit_service.application.use_cases import Assets
-from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.domain.errors import InvalidRequestError, UnsupportedError
 
 MODEL = "model"
 DATASET = "dataset"
@@ -139,6 +140,21 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
         project_id, digest = resource_names.parse_artifact(request.name)
         size = await self._assets.artifact_size(project_id, digest)
         return artifact_pb2.Artifact(name=request.name, size_bytes=size)
+
+    async def CreateDownloadUrl(
+        self, request: artifact_pb2.CreateDownloadUrlRequest, context: Any
+    ) -> artifact_pb2.CreateDownloadUrlResponse:
+        project_id, digest = resource_names.parse_artifact(request.name)
+        size, url = await self._assets.download_url(project_id, digest)
+        if url is None:
+            raise UnsupportedError(
+                "this server gives out no addresses of artifacts",
+                field="name",
+                remedy="read them by ReadArtifact",
+            )
+        return artifact_pb2.CreateDownloadUrlResponse(
+            size_bytes=size, direct=signed_url_to_proto(url)
+        )
 
     async def ReadArtifact(
         self, request: artifact_pb2.ReadArtifactRequest, context: Any

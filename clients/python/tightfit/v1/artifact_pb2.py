@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from tightfit.v1 import access_options_pb2 as tightfit_dot_v1_dot_access__options__pb2
+from tightfit.v1 import transfer_pb2 as tightfit_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atightfit/v1/artifact.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a tightfit/v1/access_options.proto\"\x92\x01\n\x08\x41rtifact\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03:X\xea\x41U\n\x15tightfit.dev/Artifact\x12\'projects/{project}/artifacts/{artifact}*\tartifacts2\x08\x61rtifact\"B\n\x12GetArtifactRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15tightfit.dev/Artifact\"Y\n\x13ReadArtifactRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15tightfit.dev/Artifact\x12\x14\n\x06offset\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"*\n\x14ReadArtifactResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x32\xc4\x01\n\x0f\x41rtifactService\x12N\n\x0bGetArtifact\x12\x1f.tightfit.v1.GetArtifactRequest\x1a\x15.tightfit.v1.Artifact\"\x07\x82\xfb\x18\x03\n\x01\x01\x12\x61\n\x0cReadArtifact\x12 .tightfit.v1.ReadArtifactRequest\x1a!.tightfit.v1.ReadArtifactResponse\"\n\x82\xfb\x18\x06\n\x02\x01\x04\x10\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atightfit/v1/artifact.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\x92\x01\n\x08\x41rtifact\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03:X\xea\x41U\n\x15tightfit.dev/Artifact\x12\'projects/{project}/artifacts/{artifact}*\tartifacts2\x08\x61rtifact\"B\n\x12GetArtifactRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15tightfit.dev/Artifact\"Y\n\x13ReadArtifactRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15tightfit.dev/Artifact\x12\x14\n\x06offset\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"*\n\x14ReadArtifactResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\"H\n\x18\x43reateDownloadUrlRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15tightfit.dev/Artifact\"h\n\x19\x43reateDownloadUrlResponse\x12\x18\n\nsize_bytes\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x06\x64irect\x18\x02 \x01(\x0b\x32\x1b.tightfit.v1.DirectTransferB\x04\xe2\x41\x01\x03\x32\xb4\x02\n\x0f\x41rtifactService\x12N\n\x0bGetArtifact\x12\x1f.tightfit.v1.GetArtifactRequest\x1a\x15.tightfit.v1.Artifact\"\x07\x82\xfb\x18\x03\n\x01\x01\x12\x61\n\x0cReadArtifact\x12 .tightfit.v1.ReadArtifactRequest\x1a!.tightfit.v1.ReadArtifactResponse\"\n\x82\xfb\x18\x06\n\x02\x01\x04\x10\x01\x30\x01\x12n\n\x11\x43reateDownloadUrl\x12%.tightfit.v1.CreateDownloadUrlRequest\x1a&.tightfit.v1.CreateDownloadUrlResponse\"\n\x82\xfb\x18\x06\n\x02\x01\x04\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,18 +49,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READARTIFACTREQUEST'].fields_by_name['offset']._serialized_options = b'\342A\001\001'
   _globals['_READARTIFACTRESPONSE'].fields_by_name['data']._loaded_options = None
   _globals['_READARTIFACTRESPONSE'].fields_by_name['data']._serialized_options = b'\342A\001\003'
+  _globals['_CREATEDOWNLOADURLREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CREATEDOWNLOADURLREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\027\n\025tightfit.dev/Artifact'
+  _globals['_CREATEDOWNLOADURLRESPONSE'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_CREATEDOWNLOADURLRESPONSE'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\003'
+  _globals['_CREATEDOWNLOADURLRESPONSE'].fields_by_name['direct']._loaded_options = None
+  _globals['_CREATEDOWNLOADURLRESPONSE'].fields_by_name['direct']._serialized_options = b'\342A\001\003'
   _globals['_ARTIFACTSERVICE'].methods_by_name['GetArtifact']._loaded_options = None
   _globals['_ARTIFACTSERVICE'].methods_by_name['GetArtifact']._serialized_options = b'\202\373\030\003\n\001\001'
   _globals['_ARTIFACTSERVICE'].methods_by_name['ReadArtifact']._loaded_options = None
   _globals['_ARTIFACTSERVICE'].methods_by_name['ReadArtifact']._serialized_options = b'\202\373\030\006\n\002\001\004\020\001'
-  _globals['_ARTIFACT']._serialized_start=138
-  _globals['_ARTIFACT']._serialized_end=284
-  _globals['_GETARTIFACTREQUEST']._serialized_start=286
-  _globals['_GETARTIFACTREQUEST']._serialized_end=352
-  _globals['_READARTIFACTREQUEST']._serialized_start=354
-  _globals['_READARTIFACTREQUEST']._serialized_end=443
-  _globals['_READARTIFACTRESPONSE']._serialized_start=445
-  _globals['_READARTIFACTRESPONSE']._serialized_end=487
-  _globals['_ARTIFACTSERVICE']._serialized_start=490
-  _globals['_ARTIFACTSERVICE']._serialized_end=686
+  _globals['_ARTIFACTSERVICE'].methods_by_name['CreateDownloadUrl']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['CreateDownloadUrl']._serialized_options = b'\202\373\030\006\n\002\001\004\020\001'
+  _globals['_ARTIFACT']._serialized_start=166
+  _globals['_ARTIFACT']._serialized_end=312
+  _globals['_GETARTIFACTREQUEST']._serialized_start=314
+  _globals['_GETARTIFACTREQUEST']._serialized_end=380
+  _globals['_READARTIFACTREQUEST']._serialized_start=382
+  _globals['_READARTIFACTREQUEST']._serialized_end=471
+  _globals['_READARTIFACTRESPONSE']._serialized_start=473
+  _globals['_READARTIFACTRESPONSE']._serialized_end=515
+  _globals['_CREATEDOWNLOADURLREQUEST']._serialized_start=517
+  _globals['_CREATEDOWNLOADURLREQUEST']._serialized_end=589
+  _globals['_CREATEDOWNLOADURLRESPONSE']._serialized_start=591
+  _globals['_CREATEDOWNLOADURLRESPONSE']._serialized_end=695
+  _globals['_ARTIFACTSERVICE']._serialized_start=698
+  _globals['_ARTIFACTSERVICE']._serialized_end=1006
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class ArtifactServiceStub:
                 request_serializer=tightfit_dot_v1_dot_artifact__pb2.ReadArtifactRequest.SerializeToString,
                 response_deserializer=tightfit_dot_v1_dot_artifact__pb2.ReadArtifactResponse.FromString,
                 _registered_method=True)
+        self.CreateDownloadUrl = channel.unary_unary(
+                '/tightfit.v1.ArtifactService/CreateDownloadUrl',
+                request_serializer=tightfit_dot_v1_dot_artifact__pb2.CreateDownloadUrlRequest.SerializeToString,
+                response_deserializer=tightfit_dot_v1_dot_artifact__pb2.CreateDownloadUrlResponse.FromString,
+                _registered_method=True)
 
 
 class ArtifactServiceServicer:
@@ -73,6 +78,20 @@ class ArtifactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateDownloadUrl(self, request, context):
+        """CreateDownloadUrl returns a short-lived address at which the bytes can be fetched from the object
+        store directly.
+
+        A client MUST verify what it fetches against the digest in the name, and SHOULD fall back on
+        ReadArtifact when the server does not offer addresses, or the store cannot be reached.
+
+        Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND; UNIMPLEMENTED (this server does not offer
+        it); UNAVAILABLE (the store is down; retry).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -85,6 +104,11 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
                     servicer.ReadArtifact,
                     request_deserializer=tightfit_dot_v1_dot_artifact__pb2.ReadArtifactRequest.FromString,
                     response_serializer=tightfit_dot_v1_dot_artifact__pb2.ReadArtifactResponse.SerializeToString,
+            ),
+            'CreateDownloadUrl': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDownloadUrl,
+                    request_deserializer=tightfit_dot_v1_dot_artifact__pb2.CreateDownloadUrlRequest.FromString,
+                    response_serializer=tightfit_dot_v1_dot_artifact__pb2.CreateDownloadUrlResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -142,6 +166,33 @@ class ArtifactService:
             '/tightfit.v1.ArtifactService/ReadArtifact',
             tightfit_dot_v1_dot_artifact__pb2.ReadArtifactRequest.SerializeToString,
             tightfit_dot_v1_dot_artifact__pb2.ReadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDownloadUrl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tightfit.v1.ArtifactService/CreateDownloadUrl',
+            tightfit_dot_v1_dot_artifact__pb2.CreateDownloadUrlRequest.SerializeToString,
+            tightfit_dot_v1_dot_artifact__pb2.CreateDownloadUrlResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,16 @@ class ArtifactServiceStub:
     Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
     UNAVAILABLE (the store is down; retry from the last byte).
     """
+    CreateDownloadUrl: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.CreateDownloadUrlRequest, _artifact_pb2.CreateDownloadUrlResponse]
+    """CreateDownloadUrl returns a short-lived address at which the bytes can be fetched from the object
+    store directly.
+
+    A client MUST verify what it fetches against the digest in the name, and SHOULD fall back on
+    ReadArtifact when the server does not offer addresses, or the store cannot be reached.
+
+    Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND; UNIMPLEMENTED (this server does not offer
+    it); UNAVAILABLE (the store is down; retry).
+    """
 
 @_typing.type_check_only
 class ArtifactServiceAsyncStub(ArtifactServiceStub):
@@ -66,6 +76,16 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
 
     Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
     UNAVAILABLE (the store is down; retry from the last byte).
+    """
+    CreateDownloadUrl: _aio.UnaryUnaryMultiCallable[_artifact_pb2.CreateDownloadUrlRequest, _artifact_pb2.CreateDownloadUrlResponse]  # type: ignore[assignment]
+    """CreateDownloadUrl returns a short-lived address at which the bytes can be fetched from the object
+    store directly.
+
+    A client MUST verify what it fetches against the digest in the name, and SHOULD fall back on
+    ReadArtifact when the server does not offer addresses, or the store cannot be reached.
+
+    Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND; UNIMPLEMENTED (this server does not offer
+    it); UNAVAILABLE (the store is down; retry).
     """
 
 class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,6 +115,22 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Codes: OK; INVALID_ARGUMENT (malformed name, an offset below 0 or beyond the end); NOT_FOUND;
         UNAVAILABLE (the store is down; retry from the last byte).
+        """
+
+    @_abc_1.abstractmethod
+    def CreateDownloadUrl(
+        self,
+        request: _artifact_pb2.CreateDownloadUrlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.CreateDownloadUrlResponse, _abc.Awaitable[_artifact_pb2.CreateDownloadUrlResponse]]:
+        """CreateDownloadUrl returns a short-lived address at which the bytes can be fetched from the object
+        store directly.
+
+        A client MUST verify what it fetches against the digest in the name, and SHOULD fall back on
+        ReadArtifact when the server does not offer addresses, or the store cannot be reached.
+
+        Codes: OK; INVALID_ARGUMENT (malformed name); NOT_FOUND; UNIMPLEMENTED (this server does not offer
+        it); UNAVAILABLE (the store is down; retry).
         """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,7 +31,7 @@ from tightfit.v1 import access_options_pb2 as tightfit_dot_v1_dot_access__option
 from tightfit.v1 import transfer_pb2 as tightfit_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tightfit/v1/dataset.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\xa3\x02\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:S\xea\x41P\n\x14tightfit.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"o\n\rDatasetUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\"\xaf\x01\n\x19StartDatasetUploadRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"[\n\x14UploadDatasetRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"E\n\x17GetDatasetUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"@\n\x11GetDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset\"w\n\x13ListDatasetsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x14ListDatasetsResponse\x12,\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"C\n\x14\x44\x65leteDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset2\xb3\x04\n\x0e\x44\x61tasetService\x12\x63\n\x12StartDatasetUpload\x12&.tightfit.v1.StartDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12[\n\rUploadDataset\x12!.tightfit.v1.UploadDatasetRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01(\x01\x12]\n\x10GetDatasetUpload\x12$.tightfit.v1.GetDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\x07\x82\xfb\x18\x03\n\x01\x02\x12K\n\nGetDataset\x12\x1e.tightfit.v1.GetDatasetRequest\x1a\x14.tightfit.v1.Dataset\"\x07\x82\xfb\x18\x03\n\x01\x01\x12\\\n\x0cListDatasets\x12 .tightfit.v1.ListDatasetsRequest\x1a!.tightfit.v1.ListDatasetsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12U\n\rDeleteDataset\x12!.tightfit.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tightfit/v1/dataset.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\xa3\x02\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:S\xea\x41P\n\x14tightfit.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"\xa2\x01\n\rDatasetUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x07\x64\x61taset\x18\x03 \x01(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x31\n\x06\x64irect\x18\x04 \x01(\x0b\x32\x1b.tightfit.v1.DirectTransferB\x04\xe2\x41\x01\x03\"\xaf\x01\n\x19StartDatasetUploadRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"[\n\x14UploadDatasetRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"E\n\x17GetDatasetUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"@\n\x11GetDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset\"w\n\x13ListDatasetsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14tightfit.dev/Dataset\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x14ListDatasetsResponse\x12,\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.tightfit.v1.DatasetB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"C\n\x14\x44\x65leteDatasetRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14tightfit.dev/Dataset2\xb3\x04\n\x0e\x44\x61tasetService\x12\x63\n\x12StartDatasetUpload\x12&.tightfit.v1.StartDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12[\n\rUploadDataset\x12!.tightfit.v1.UploadDatasetRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01(\x01\x12]\n\x10GetDatasetUpload\x12$.tightfit.v1.GetDatasetUploadRequest\x1a\x1a.tightfit.v1.DatasetUpload\"\x07\x82\xfb\x18\x03\n\x01\x02\x12K\n\nGetDataset\x12\x1e.tightfit.v1.GetDatasetRequest\x1a\x14.tightfit.v1.Dataset\"\x07\x82\xfb\x18\x03\n\x01\x01\x12\\\n\x0cListDatasets\x12 .tightfit.v1.ListDatasetsRequest\x1a!.tightfit.v1.ListDatasetsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12U\n\rDeleteDataset\x12!.tightfit.v1.DeleteDatasetRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETUPLOAD'].fields_by_name['committed_bytes']._serialized_options = b'\342A\001\003'
   _globals['_DATASETUPLOAD'].fields_by_name['dataset']._loaded_options = None
   _globals['_DATASETUPLOAD'].fields_by_name['dataset']._serialized_options = b'\342A\001\003'
+  _globals['_DATASETUPLOAD'].fields_by_name['direct']._loaded_options = None
+  _globals['_DATASETUPLOAD'].fields_by_name['direct']._serialized_options = b'\342A\001\003'
   _globals['_STARTDATASETUPLOADREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_STARTDATASETUPLOADREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\026\022\024tightfit.dev/Dataset'
   _globals['_STARTDATASETUPLOADREQUEST'].fields_by_name['size_bytes']._loaded_options = None
@@ -98,22 +100,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETSERVICE'].methods_by_name['DeleteDataset']._serialized_options = b'\202\373\030\005\n\001\002\020\001'
   _globals['_DATASET']._serialized_start=257
   _globals['_DATASET']._serialized_end=548
-  _globals['_DATASETUPLOAD']._serialized_start=550
-  _globals['_DATASETUPLOAD']._serialized_end=661
-  _globals['_STARTDATASETUPLOADREQUEST']._serialized_start=664
-  _globals['_STARTDATASETUPLOADREQUEST']._serialized_end=839
-  _globals['_UPLOADDATASETREQUEST']._serialized_start=841
-  _globals['_UPLOADDATASETREQUEST']._serialized_end=932
-  _globals['_GETDATASETUPLOADREQUEST']._serialized_start=934
-  _globals['_GETDATASETUPLOADREQUEST']._serialized_end=1003
-  _globals['_GETDATASETREQUEST']._serialized_start=1005
-  _globals['_GETDATASETREQUEST']._serialized_end=1069
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1071
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1190
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1192
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1291
-  _globals['_DELETEDATASETREQUEST']._serialized_start=1293
-  _globals['_DELETEDATASETREQUEST']._serialized_end=1360
-  _globals['_DATASETSERVICE']._serialized_start=1363
-  _globals['_DATASETSERVICE']._serialized_end=1926
+  _globals['_DATASETUPLOAD']._serialized_start=551
+  _globals['_DATASETUPLOAD']._serialized_end=713
+  _globals['_STARTDATASETUPLOADREQUEST']._serialized_start=716
+  _globals['_STARTDATASETUPLOADREQUEST']._serialized_end=891
+  _globals['_UPLOADDATASETREQUEST']._serialized_start=893
+  _globals['_UPLOADDATASETREQUEST']._serialized_end=984
+  _globals['_GETDATASETUPLOADREQUEST']._serialized_start=986
+  _globals['_GETDATASETUPLOADREQUEST']._serialized_end=1055
+  _globals['_GETDATASETREQUEST']._serialized_start=1057
+  _globals['_GETDATASETREQUEST']._serialized_end=1121
+  _globals['_LISTDATASETSREQUEST']._serialized_start=1123
+  _globals['_LISTDATASETSREQUEST']._serialized_end=1242
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=1244
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=1343
+  _globals['_DELETEDATASETREQUEST']._serialized_start=1345
+  _globals['_DELETEDATASETREQUEST']._serialized_end=1412
+  _globals['_DATASETSERVICE']._serialized_start=1415
+  _globals['_DATASETSERVICE']._serialized_end=1978
 # @@protoc_insertion_point(module_scope)

@@ -76,6 +76,7 @@ class DatasetUpload(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
+    DIRECT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name of the upload: `projects/{project}/uploads/{upload}`. StartDatasetUpload may leave it
     empty when no bytes are needed.
@@ -86,16 +87,25 @@ class DatasetUpload(_message.Message):
     def dataset(self) -> Global___Dataset:
         """The finished dataset. Absent until all bytes are there, verified and checked."""
 
+    @_builtins.property
+    def direct(self) -> _transfer_pb2.DirectTransfer:
+        """Where all bytes may be sent in one request instead of UploadDataset. Only in the answer of
+        StartDatasetUpload, of a server that offers it, and while nothing is committed. Once the request
+        succeeded, `committed_bytes` is the whole size, and UploadDataset with a header at that offset and no
+        data finishes the upload: the server reads and verifies what it was sent before it records anything.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         committed_bytes: _builtins.int = ...,
         dataset: Global___Dataset | None = ...,
+        direct: _transfer_pb2.DirectTransfer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "direct", b"direct"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_bytes", b"committed_bytes", "dataset", b"dataset", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_bytes", b"committed_bytes", "dataset", b"dataset", "direct", b"direct", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -897,3 +897,157 @@ class FormatEstimate(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FormatEstimate: _TypeAlias = FormatEstimate  # noqa: Y015
+
+@_typing.final
+class CalibrateHardwareTargetRequest(_message.Message):
+    """CalibrateHardwareTargetRequest asks HardwareService for a calibration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    HARDWARE_TARGET_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
+    NETWORK_COUNT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Project whose runner measures and whose estimates are corrected: `projects/{project}`."""
+    hardware_target: _builtins.str
+    """Target to correct: of the catalogue or of the project."""
+    runner: _builtins.str
+    """Runner that measures: `projects/{project}/runners/{runner}`, of the same project."""
+    network_count: _builtins.int
+    """Networks per number format, 32 to 512; 0 takes 128."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        hardware_target: _builtins.str = ...,
+        runner: _builtins.str = ...,
+        network_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_target", b"hardware_target", "network_count", b"network_count", "parent", b"parent", "runner", b"runner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrateHardwareTargetRequest: _TypeAlias = CalibrateHardwareTargetRequest  # noqa: Y015
+
+@_typing.final
+class CalibrateHardwareTargetResponse(_message.Message):
+    """CalibrateHardwareTargetResponse is one message of a calibration's stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRACTION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    fraction: _builtins.float
+    """Share of the work that is done, 0 to 1."""
+    message: _builtins.str
+    """What is being done, for people."""
+    @_builtins.property
+    def report(self) -> Global___CalibrationReport:
+        """The result; in the last message only."""
+
+    def __init__(
+        self,
+        *,
+        fraction: _builtins.float = ...,
+        message: _builtins.str = ...,
+        report: Global___CalibrationReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "message", b"message", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrateHardwareTargetResponse: _TypeAlias = CalibrateHardwareTargetResponse  # noqa: Y015
+
+@_typing.final
+class CalibrationReport(_message.Message):
+    """CalibrationReport says how good a corrected emulator is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HARDWARE_TARGET_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    hardware_target: _builtins.str
+    """Target that was corrected."""
+    runner: _builtins.str
+    """Runner that measured."""
+    runtime: _builtins.str
+    """Runtime and version that measured."""
+    @_builtins.property
+    def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___CalibrationQuality]:
+        """How well networks are predicted that are left out in turn, per number format."""
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks without a measurement, each with the reason."""
+
+    def __init__(
+        self,
+        *,
+        hardware_target: _builtins.str = ...,
+        runner: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        quality: _abc.Iterable[Global___CalibrationQuality] | None = ...,
+        skipped: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_target", b"hardware_target", "quality", b"quality", "runner", b"runner", "runtime", b"runtime", "skipped", b"skipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrationReport: _TypeAlias = CalibrationReport  # noqa: Y015
+
+@_typing.final
+class CalibrationQuality(_message.Message):
+    """CalibrationQuality is the leave-one-out error in one number format."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FORMAT_FIELD_NUMBER: _builtins.int
+    NETWORK_COUNT_FIELD_NUMBER: _builtins.int
+    MEDIAN_ERROR_RATIO_FIELD_NUMBER: _builtins.int
+    P90_ERROR_RATIO_FIELD_NUMBER: _builtins.int
+    WITHIN_10_PERCENT_RATIO_FIELD_NUMBER: _builtins.int
+    MEDIAN_ERROR_BEFORE_RATIO_FIELD_NUMBER: _builtins.int
+    COVERAGE_RATIO_FIELD_NUMBER: _builtins.int
+    number_format: Global___NumberFormat.ValueType
+    """Number format of the networks."""
+    network_count: _builtins.int
+    """Networks that were left out in turn."""
+    median_error_ratio: _builtins.float
+    """Median absolute error as a fraction of the measurement."""
+    p90_error_ratio: _builtins.float
+    """90th percentile of the absolute error."""
+    within_10_percent_ratio: _builtins.float
+    """Share of networks within 10 % of their measurement."""
+    median_error_before_ratio: _builtins.float
+    """Median absolute error of the emulator as it came."""
+    coverage_ratio: _builtins.float
+    """Share of measurements inside the 90 % interval."""
+    def __init__(
+        self,
+        *,
+        number_format: Global___NumberFormat.ValueType = ...,
+        network_count: _builtins.int = ...,
+        median_error_ratio: _builtins.float = ...,
+        p90_error_ratio: _builtins.float = ...,
+        within_10_percent_ratio: _builtins.float = ...,
+        median_error_before_ratio: _builtins.float = ...,
+        coverage_ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage_ratio", b"coverage_ratio", "median_error_before_ratio", b"median_error_before_ratio", "median_error_ratio", b"median_error_ratio", "network_count", b"network_count", "number_format", b"number_format", "p90_error_ratio", b"p90_error_ratio", "within_10_percent_ratio", b"within_10_percent_ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrationQuality: _TypeAlias = CalibrationQuality  # noqa: Y015

@@ -61,6 +61,11 @@ class HardwareServiceStub:
                 request_serializer=tightfit_dot_v1_dot_hardware__pb2.EstimateModelRequest.SerializeToString,
                 response_deserializer=tightfit_dot_v1_dot_hardware__pb2.EstimateModelResponse.FromString,
                 _registered_method=True)
+        self.CalibrateHardwareTarget = channel.unary_stream(
+                '/tightfit.v1.HardwareService/CalibrateHardwareTarget',
+                request_serializer=tightfit_dot_v1_dot_hardware__pb2.CalibrateHardwareTargetRequest.SerializeToString,
+                response_deserializer=tightfit_dot_v1_dot_hardware__pb2.CalibrateHardwareTargetResponse.FromString,
+                _registered_method=True)
 
 
 class HardwareServiceServicer:
@@ -124,6 +129,23 @@ class HardwareServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CalibrateHardwareTarget(self, request, context):
+        """CalibrateHardwareTarget corrects a target's emulator by what a runner measures.
+
+        A designed set of small networks is written in each number format of the target, measured on the
+        runner's device, and the emulator is fitted to the measurements. From then on the project's estimates
+        and jobs use the corrected emulator, with the intervals that left-out networks justify. The stream
+        tells how far it is; its last message has the result. A call that breaks off finds its files and
+        measurements again when it is repeated.
+
+        Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
+        UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
+        runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HardwareServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +173,11 @@ def add_HardwareServiceServicer_to_server(servicer, server):
                     servicer.EstimateModel,
                     request_deserializer=tightfit_dot_v1_dot_hardware__pb2.EstimateModelRequest.FromString,
                     response_serializer=tightfit_dot_v1_dot_hardware__pb2.EstimateModelResponse.SerializeToString,
+            ),
+            'CalibrateHardwareTarget': grpc.unary_stream_rpc_method_handler(
+                    servicer.CalibrateHardwareTarget,
+                    request_deserializer=tightfit_dot_v1_dot_hardware__pb2.CalibrateHardwareTargetRequest.FromString,
+                    response_serializer=tightfit_dot_v1_dot_hardware__pb2.CalibrateHardwareTargetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -289,6 +316,33 @@ class HardwareService:
             '/tightfit.v1.HardwareService/EstimateModel',
             tightfit_dot_v1_dot_hardware__pb2.EstimateModelRequest.SerializeToString,
             tightfit_dot_v1_dot_hardware__pb2.EstimateModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CalibrateHardwareTarget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tightfit.v1.HardwareService/CalibrateHardwareTarget',
+            tightfit_dot_v1_dot_hardware__pb2.CalibrateHardwareTargetRequest.SerializeToString,
+            tightfit_dot_v1_dot_hardware__pb2.CalibrateHardwareTargetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,19 @@ class HardwareServiceStub:
     impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
     or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
     """
+    CalibrateHardwareTarget: _grpc.UnaryStreamMultiCallable[_hardware_pb2.CalibrateHardwareTargetRequest, _hardware_pb2.CalibrateHardwareTargetResponse]
+    """CalibrateHardwareTarget corrects a target's emulator by what a runner measures.
+
+    A designed set of small networks is written in each number format of the target, measured on the
+    runner's device, and the emulator is fitted to the measurements. From then on the project's estimates
+    and jobs use the corrected emulator, with the intervals that left-out networks justify. The stream
+    tells how far it is; its last message has the result. A call that breaks off finds its files and
+    measurements again when it is repeated.
+
+    Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
+    UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
+    runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
+    """
 
 @_typing.type_check_only
 class HardwareServiceAsyncStub(HardwareServiceStub):
@@ -113,6 +126,19 @@ class HardwareServiceAsyncStub(HardwareServiceStub):
     Codes: OK; INVALID_ARGUMENT (malformed name, neither or both of model and layer table, no target,
     impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
     or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
+    """
+    CalibrateHardwareTarget: _aio.UnaryStreamMultiCallable[_hardware_pb2.CalibrateHardwareTargetRequest, _hardware_pb2.CalibrateHardwareTargetResponse]  # type: ignore[assignment]
+    """CalibrateHardwareTarget corrects a target's emulator by what a runner measures.
+
+    A designed set of small networks is written in each number format of the target, measured on the
+    runner's device, and the emulator is fitted to the measurements. From then on the project's estimates
+    and jobs use the corrected emulator, with the intervals that left-out networks justify. The stream
+    tells how far it is; its last message has the result. A call that breaks off finds its files and
+    measurements again when it is repeated.
+
+    Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
+    UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
+    runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
     """
 
 class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -183,6 +209,25 @@ class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
         Codes: OK; INVALID_ARGUMENT (malformed name, neither or both of model and layer table, no target,
         impossible figures); NOT_FOUND (model or target); UNIMPLEMENTED (no emulator for the target's core,
         or an accelerator that refuses the network); UNAVAILABLE (the store is down; retry).
+        """
+
+    @_abc_1.abstractmethod
+    def CalibrateHardwareTarget(
+        self,
+        request: _hardware_pb2.CalibrateHardwareTargetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_hardware_pb2.CalibrateHardwareTargetResponse], _abc.AsyncIterator[_hardware_pb2.CalibrateHardwareTargetResponse]]:
+        """CalibrateHardwareTarget corrects a target's emulator by what a runner measures.
+
+        A designed set of small networks is written in each number format of the target, measured on the
+        runner's device, and the emulator is fitted to the measurements. From then on the project's estimates
+        and jobs use the corrected emulator, with the intervals that left-out networks justify. The stream
+        tells how far it is; its last message has the result. A call that breaks off finds its files and
+        measurements again when it is repeated.
+
+        Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
+        UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
+        runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
         """
 
 def add_HardwareServiceServicer_to_server(servicer: HardwareServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

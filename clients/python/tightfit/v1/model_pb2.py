@@ -31,7 +31,7 @@ from tightfit.v1 import access_options_pb2 as tightfit_dot_v1_dot_access__option
 from tightfit.v1 import transfer_pb2 as tightfit_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tightfit/v1/model.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\x97\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:I\xea\x41\x46\n\x12tightfit.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"\xb9\x01\n\x0bModelUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03:N\xea\x41K\n\x13tightfit.dev/Upload\x12#projects/{project}/uploads/{upload}*\x07uploads2\x06upload\"\xab\x01\n\x17StartModelUploadRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x12UploadModelRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"C\n\x15GetModelUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"<\n\x0fGetModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model\"s\n\x11ListModelsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"?\n\x12\x44\x65leteModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model2\x8f\x04\n\x0cModelService\x12]\n\x10StartModelUpload\x12$.tightfit.v1.StartModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12U\n\x0bUploadModel\x12\x1f.tightfit.v1.UploadModelRequest\x1a\x18.tightfit.v1.ModelUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01(\x01\x12W\n\x0eGetModelUpload\x12\".tightfit.v1.GetModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\"\x07\x82\xfb\x18\x03\n\x01\x02\x12\x45\n\x08GetModel\x12\x1c.tightfit.v1.GetModelRequest\x1a\x12.tightfit.v1.Model\"\x07\x82\xfb\x18\x03\n\x01\x01\x12V\n\nListModels\x12\x1e.tightfit.v1.ListModelsRequest\x1a\x1f.tightfit.v1.ListModelsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12Q\n\x0b\x44\x65leteModel\x12\x1f.tightfit.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tightfit/v1/model.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a tightfit/v1/access_options.proto\x1a\x1atightfit/v1/transfer.proto\"\x97\x02\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03:I\xea\x41\x46\n\x12tightfit.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"\xec\x01\n\x0bModelUpload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1d\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\'\n\x05model\x18\x03 \x01(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03\x12\x31\n\x06\x64irect\x18\x04 \x01(\x0b\x32\x1b.tightfit.v1.DirectTransferB\x04\xe2\x41\x01\x03:N\xea\x41K\n\x13tightfit.dev/Upload\x12#projects/{project}/uploads/{upload}*\x07uploads2\x06upload\"\xab\x01\n\x17StartModelUploadRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06\x64igest\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tupload_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x12UploadModelRequest\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.tightfit.v1.UploadHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"C\n\x15GetModelUploadRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\"<\n\x0fGetModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model\"s\n\x11ListModelsRequest\x12+\n\x06parent\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\x12\x12tightfit.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"]\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x12.tightfit.v1.ModelB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"?\n\x12\x44\x65leteModelRequest\x12)\n\x04name\x18\x01 \x01(\tB\x1b\xe2\x41\x01\x02\xfa\x41\x14\n\x12tightfit.dev/Model2\x8f\x04\n\x0cModelService\x12]\n\x10StartModelUpload\x12$.tightfit.v1.StartModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x12U\n\x0bUploadModel\x12\x1f.tightfit.v1.UploadModelRequest\x1a\x18.tightfit.v1.ModelUpload\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01(\x01\x12W\n\x0eGetModelUpload\x12\".tightfit.v1.GetModelUploadRequest\x1a\x18.tightfit.v1.ModelUpload\"\x07\x82\xfb\x18\x03\n\x01\x02\x12\x45\n\x08GetModel\x12\x1c.tightfit.v1.GetModelRequest\x1a\x12.tightfit.v1.Model\"\x07\x82\xfb\x18\x03\n\x01\x01\x12V\n\nListModels\x12\x1e.tightfit.v1.ListModelsRequest\x1a\x1f.tightfit.v1.ListModelsResponse\"\x07\x82\xfb\x18\x03\n\x01\x01\x12Q\n\x0b\x44\x65leteModel\x12\x1f.tightfit.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\t\x82\xfb\x18\x05\n\x01\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELUPLOAD'].fields_by_name['committed_bytes']._serialized_options = b'\342A\001\003'
   _globals['_MODELUPLOAD'].fields_by_name['model']._loaded_options = None
   _globals['_MODELUPLOAD'].fields_by_name['model']._serialized_options = b'\342A\001\003'
+  _globals['_MODELUPLOAD'].fields_by_name['direct']._loaded_options = None
+  _globals['_MODELUPLOAD'].fields_by_name['direct']._serialized_options = b'\342A\001\003'
   _globals['_MODELUPLOAD']._loaded_options = None
   _globals['_MODELUPLOAD']._serialized_options = b'\352AK\n\023tightfit.dev/Upload\022#projects/{project}/uploads/{upload}*\007uploads2\006upload'
   _globals['_STARTMODELUPLOADREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -101,21 +103,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL']._serialized_start=255
   _globals['_MODEL']._serialized_end=534
   _globals['_MODELUPLOAD']._serialized_start=537
-  _globals['_MODELUPLOAD']._serialized_end=722
-  _globals['_STARTMODELUPLOADREQUEST']._serialized_start=725
-  _globals['_STARTMODELUPLOADREQUEST']._serialized_end=896
-  _globals['_UPLOADMODELREQUEST']._serialized_start=898
-  _globals['_UPLOADMODELREQUEST']._serialized_end=987
-  _globals['_GETMODELUPLOADREQUEST']._serialized_start=989
-  _globals['_GETMODELUPLOADREQUEST']._serialized_end=1056
-  _globals['_GETMODELREQUEST']._serialized_start=1058
-  _globals['_GETMODELREQUEST']._serialized_end=1118
-  _globals['_LISTMODELSREQUEST']._serialized_start=1120
-  _globals['_LISTMODELSREQUEST']._serialized_end=1235
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1237
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1330
-  _globals['_DELETEMODELREQUEST']._serialized_start=1332
-  _globals['_DELETEMODELREQUEST']._serialized_end=1395
-  _globals['_MODELSERVICE']._serialized_start=1398
-  _globals['_MODELSERVICE']._serialized_end=1925
+  _globals['_MODELUPLOAD']._serialized_end=773
+  _globals['_STARTMODELUPLOADREQUEST']._serialized_start=776
+  _globals['_STARTMODELUPLOADREQUEST']._serialized_end=947
+  _globals['_UPLOADMODELREQUEST']._serialized_start=949
+  _globals['_UPLOADMODELREQUEST']._serialized_end=1038
+  _globals['_GETMODELUPLOADREQUEST']._serialized_start=1040
+  _globals['_GETMODELUPLOADREQUEST']._serialized_end=1107
+  _globals['_GETMODELREQUEST']._serialized_start=1109
+  _globals['_GETMODELREQUEST']._serialized_end=1169
+  _globals['_LISTMODELSREQUEST']._serialized_start=1171
+  _globals['_LISTMODELSREQUEST']._serialized_end=1286
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1288
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1381
+  _globals['_DELETEMODELREQUEST']._serialized_start=1383
+  _globals['_DELETEMODELREQUEST']._serialized_end=1446
+  _globals['_MODELSERVICE']._serialized_start=1449
+  _globals['_MODELSERVICE']._serialized_end=1976
 # @@protoc_insertion_point(module_scope)

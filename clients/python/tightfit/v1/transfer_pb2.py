@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atightfit/v1/transfer.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\"R\n\x0cUploadHeader\x12,\n\x06upload\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\x12\x14\n\x06offset\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atightfit/v1/transfer.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\x0cUploadHeader\x12,\n\x06upload\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13tightfit.dev/Upload\x12\x14\n\x06offset\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xe1\x01\n\x0e\x44irectTransfer\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x11\n\x03url\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12?\n\x07headers\x18\x03 \x03(\x0b\x32(.tightfit.v1.DirectTransfer.HeadersEntryB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +38,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADHEADER'].fields_by_name['upload']._serialized_options = b'\342A\001\002\372A\025\n\023tightfit.dev/Upload'
   _globals['_UPLOADHEADER'].fields_by_name['offset']._loaded_options = None
   _globals['_UPLOADHEADER'].fields_by_name['offset']._serialized_options = b'\342A\001\001'
-  _globals['_UPLOADHEADER']._serialized_start=103
-  _globals['_UPLOADHEADER']._serialized_end=185
+  _globals['_DIRECTTRANSFER_HEADERSENTRY']._loaded_options = None
+  _globals['_DIRECTTRANSFER_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_DIRECTTRANSFER'].fields_by_name['method']._loaded_options = None
+  _globals['_DIRECTTRANSFER'].fields_by_name['method']._serialized_options = b'\342A\001\003'
+  _globals['_DIRECTTRANSFER'].fields_by_name['url']._loaded_options = None
+  _globals['_DIRECTTRANSFER'].fields_by_name['url']._serialized_options = b'\342A\001\003'
+  _globals['_DIRECTTRANSFER'].fields_by_name['headers']._loaded_options = None
+  _globals['_DIRECTTRANSFER'].fields_by_name['headers']._serialized_options = b'\342A\001\003'
+  _globals['_DIRECTTRANSFER'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_DIRECTTRANSFER'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOADHEADER']._serialized_start=136
+  _globals['_UPLOADHEADER']._serialized_end=218
+  _globals['_DIRECTTRANSFER']._serialized_start=221
+  _globals['_DIRECTTRANSFER']._serialized_end=446
+  _globals['_DIRECTTRANSFER_HEADERSENTRY']._serialized_start=400
+  _globals['_DIRECTTRANSFER_HEADERSENTRY']._serialized_end=446
 # @@protoc_insertion_point(module_scope)

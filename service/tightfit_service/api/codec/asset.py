@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tightfit.v1 import dataset_pb2, model_pb2
+from tightfit.v1 import dataset_pb2, model_pb2, transfer_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec.plain_data import struct_to_proto
 from tightfit_service.api.codec.times import timestamp_to_proto
-from tightfit_service.application.ports import AssetRecord
+from tightfit_service.application.ports import AssetRecord, SignedUrl
 from tightfit_service.application.use_cases import UploadStatus
 
 
@@ -40,6 +40,7 @@ def model_upload_to_proto(status: UploadStatus, *, project_id: str) -> model_pb2
         name=resource_names.UPLOAD.name(project_id, status.upload_id),
         committed_bytes=status.committed_bytes,
         model=None if status.asset is None else model_to_proto(status.asset),
+        direct=None if status.direct is None else signed_url_to_proto(status.direct),
     )
 
 
@@ -49,4 +50,15 @@ def dataset_upload_to_proto(status: UploadStatus, *, project_id: str) -> dataset
         name=resource_names.UPLOAD.name(project_id, status.upload_id),
         committed_bytes=status.committed_bytes,
         dataset=None if status.asset is None else dataset_to_proto(status.asset),
+        direct=None if status.direct is None else signed_url_to_proto(status.direct),
+    )
+
+
+def signed_url_to_proto(signed: SignedUrl) -> transfer_pb2.DirectTransfer:
+    """Return where bytes may be sent or fetched directly."""
+    return transfer_pb2.DirectTransfer(
+        method=signed.method,
+        url=signed.url,
+        headers=dict(signed.headers),
+        expire_time=timestamp_to_proto(signed.expire_time),
     )
