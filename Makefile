@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 PYTEST_ARGS ?= -m "not long"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types imports protos protos-check chart figures clean serve
+.PHONY: help demo test check format lint types imports protos protos-check chart figures security audit lock sbom clean serve
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ demo: $(VENV)/.installed  ## Set up everything and compress the digits model for
 test: $(VENV)/.installed-dev  ## Set up everything and run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: lint types imports protos-check chart figures test  ## Everything that a change must pass
+check: lint types imports protos-check chart figures security audit test  ## Everything that a change must pass
 
 format: $(VENV)/.installed-dev  ## Format the code
 	$(BIN)/ruff format .
@@ -59,6 +59,18 @@ chart: $(VENV)/.installed-dev  ## Lint and validate the Helm chart
 
 figures: $(VENV)/.installed-dev  ## Whether README and docs show what the benchmarks measured
 	$(BIN)/python benchmarks/publish.py --check
+
+security: $(VENV)/.installed-dev  ## Patterns in the code that have hurt others
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml service clients supply_chain
+
+audit: $(VENV)/.installed-dev  ## Known vulnerabilities in what is installed; says so where it cannot look
+	$(BIN)/python supply_chain/audit.py
+
+lock: $(VENV)/.installed-dev  ## Write requirements.lock anew: versions and hashes of what the image has
+	$(BIN)/python supply_chain/lock.py
+
+sbom: $(VENV)/.installed-dev  ## Write sbom.cdx.json, the bill of materials of what the image has
+	$(BIN)/python supply_chain/sbom.py
 
 serve: $(VENV)/.installed  ## Run a server on localhost:50051
 	$(BIN)/tightfit serve

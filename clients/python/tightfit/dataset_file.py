@@ -180,7 +180,7 @@ def load_yaml_mapping(path: Path, *, what: str) -> dict[str, Any]:
         InvalidInputError: Not readable, not YAML, or no mapping at its top.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # nosec B506  # a SafeLoader
     except FileNotFoundError as error:
         raise InvalidInputError(
             f"there is no file {path}", field=str(path), remedy="check the path"
