@@ -3,6 +3,7 @@
 from tightfit.aio import AsyncClient
 from tightfit.client import Client
 from tightfit.connection import Patience
+from tightfit.credentials import Credentials
 from tightfit.errors import (
     AccessError,
     AlreadyExistsError,
@@ -33,6 +34,7 @@ __all__ = [
     "Budget",
     "CancelledError",
     "Client",
+    "Credentials",
     "HardwareSpec",
     "IntegrityError",
     "InvalidInputError",

@@ -19,6 +19,13 @@ SERVICE_MODULE = "tightfit_service"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 _LOG_TAIL_LINES = 12
+_CLIENT_VARIABLES = frozenset(
+    f"TIGHTFIT_{name}"
+    for name in (
+        *("SERVER", "PROJECT", "TLS", "CA_FILE", "CERT_FILE", "KEY_FILE"),
+        *("TOKEN", "TOKEN_FILE"),
+    )
+)
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
@@ -46,7 +53,7 @@ def service_command() -> list[str]:
 
 def service_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for the service, without what is the client's alone."""
-    return {key: value for key, value in environment.items() if key != "TIGHTFIT_SERVER"}
+    return {key: value for key, value in environment.items() if key not in _CLIENT_VARIABLES}
 
 
 @contextmanager

@@ -57,6 +57,22 @@ def runner_name(runner: str, *, project: str) -> str:
     return f"{project_name(project)}/runners/{runner}"
 
 
+def api_key_name(api_key: str) -> str:
+    """Return the full name of an API key from its name or its id.
+
+    Raises:
+        InvalidInputError: Neither; a token is refused without being repeated.
+    """
+    short = api_key.removeprefix("apiKeys/")
+    if not re.fullmatch(r"[0-9a-f]{16}", short):
+        raise InvalidInputError(
+            "that is no API key's id",
+            field="key",
+            remedy="give its id as `tightfit auth list` shows it, not the token",
+        )
+    return f"apiKeys/{short}"
+
+
 def artifact_name(artifact: str, *, project: str) -> str:
     """Return the full name of an artifact from its name or its digest.
 

@@ -12,11 +12,14 @@ from rich.markup import escape
 
 from tightfit.cli import (
     apply,
+    audit,
+    auth,
     check,
     compress,
     estimate,
     exit_codes,
     jobs,
+    options,
     recipe,
     runners,
     serve,
@@ -24,6 +27,8 @@ from tightfit.cli import (
     unpack,
     verify,
 )
+from tightfit.connection import DEFAULT_PROJECT
+from tightfit.credentials import Credentials
 from tightfit.errors import TightfitError
 
 app = typer.Typer(
@@ -44,6 +49,8 @@ app.command("check")(check.check)
 app.add_typer(targets.app, name="targets")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(runners.app, name="runners")
+app.add_typer(auth.app, name="auth")
+app.command("audit")(audit.audit)
 app.command(
     "serve",
     add_help_option=False,
@@ -61,12 +68,31 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    project: options.Project = DEFAULT_PROJECT,
+    tls: options.Tls = False,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
+    token: options.Token = "",
+    token_file: options.TokenFile = None,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Compress trained models to fit a device's budget."""
+    del version
+    options.connect_with(
+        project,
+        Credentials(
+            tls=tls,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            token=token,
+            token_file=token_file,
+        ),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

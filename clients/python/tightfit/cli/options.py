@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ import typer
 
 from tightfit import quantities
 from tightfit.client import Client
-from tightfit.connection import DEFAULT_SERVER
+from tightfit.connection import DEFAULT_PROJECT, DEFAULT_SERVER
+from tightfit.credentials import Credentials
 from tightfit.errors import InvalidInputError
 from tightfit.local_server import default_data_dir, local_server
 from tightfit.target_file import is_target_file, read_target_file
@@ -29,6 +31,58 @@ Server = Annotated[
         envvar="TIGHTFIT_SERVER",
         metavar="HOST:PORT",
         help=f"Server to use.  [default: {DEFAULT_SERVER}]",
+        rich_help_panel=_WHERE,
+    ),
+]
+Project = Annotated[
+    str,
+    typer.Option(
+        envvar="TIGHTFIT_PROJECT",
+        help="Project that models, datasets and jobs belong to.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Tls = Annotated[
+    bool,
+    typer.Option("--tls", envvar="TIGHTFIT_TLS", help="Connect by TLS.", rich_help_panel=_WHERE),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TIGHTFIT_CA_FILE",
+        help="Authorities to trust instead of the system's; implies --tls.",
+        rich_help_panel=_WHERE,
+    ),
+]
+CertFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TIGHTFIT_CERT_FILE",
+        help="Certificate to show to the server; implies --tls.",
+        rich_help_panel=_WHERE,
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TIGHTFIT_KEY_FILE", help="Key of that certificate.", rich_help_panel=_WHERE
+    ),
+]
+Token = Annotated[
+    str,
+    typer.Option(
+        envvar="TIGHTFIT_TOKEN",
+        help="Who calls. Other users of this machine can read it here: better TIGHTFIT_TOKEN or "
+        "--token-file.",
+        show_default=False,
+        rich_help_panel=_WHERE,
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TIGHTFIT_TOKEN_FILE",
+        help="File that holds the token; read again for every call.",
         rich_help_panel=_WHERE,
     ),
 ]
@@ -107,24 +161,41 @@ Output = Annotated[
 ]
 
 
+_PROJECT: ContextVar[str] = ContextVar("project", default=DEFAULT_PROJECT)
+_CREDENTIALS: ContextVar[Credentials | None] = ContextVar("credentials", default=None)
+
+
+def connect_with(project: str, credentials: Credentials) -> None:
+    """Make all that `connected` yields from now on show these credentials and work in this project."""
+    _PROJECT.set(project)
+    _CREDENTIALS.set(credentials)
+
+
 @contextmanager
 def connected(
     server: str | None, *, local: bool, data_dir: Path | None, show_log: bool = False
 ) -> Iterator[Client]:
     """Yield a client of the server that the options name, or of one that runs for as long.
 
-    --local wins over a server, which the environment may name for all commands.
+    --local wins over a server, which the environment may name for all commands. Project, TLS and
+    token are those of the options before the command.
 
     Raises:
         InvalidInputError: The service is not installed beside the client.
         UnavailableError: The local server did not come up.
     """
+    project = _PROJECT.get()
     if not local:
-        with Client(server or DEFAULT_SERVER) as client:
+        with Client(
+            server or DEFAULT_SERVER, project=project, credentials=_CREDENTIALS.get()
+        ) as client:
             yield client
         return
     folder = data_dir or default_data_dir(os.environ)
-    with local_server(folder.resolve(), show_log=show_log) as address, Client(address) as client:
+    with (
+        local_server(folder.resolve(), show_log=show_log) as address,
+        Client(address, project=project) as client,
+    ):
         yield client
 
 
