@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from tightfit_service import __version__
+from tightfit_service import __version__, quota_command
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.settings import Settings, load_settings
 
@@ -58,7 +58,39 @@ def _without_serving(arguments: argparse.Namespace, settings: Settings) -> int |
         return _public_keys(settings)
     if arguments.command == "create-admin-key":
         return _create_admin_key(settings, name=arguments.name, valid_days=arguments.valid_days)
+    if arguments.command == "gc":
+        return _collect(settings, dry_run=arguments.dry_run)
+    if arguments.command == "quota":
+        return _quota(settings, arguments)
     return None
+
+
+def _collect(settings: Settings, *, dry_run: bool) -> int:
+    from tightfit_service import bootstrap
+
+    try:
+        report = bootstrap.collect(settings, dry_run=dry_run)
+    except TightfitError as error:
+        sys.stderr.write(f"{error}\n")
+        return UNAVAILABLE
+    would = "would be " if dry_run else ""
+    sys.stdout.write(
+        f"{would}set aside: {report.set_aside_count} artifacts, {report.set_aside_bytes} bytes\n"
+        f"{would}purged: {report.purged_count} artifacts, {report.purged_bytes} bytes\n"
+        f"{would}restored: {report.restored_count} artifacts\n"
+        f"{would}given up: {report.expired_uploads} uploads\n"
+        f"{would}forgotten: {report.expired_results} cached results\n"
+    )
+    return 0
+
+
+def _quota(settings: Settings, arguments: argparse.Namespace) -> int:
+    try:
+        quota_command.run(settings, arguments)
+    except TightfitError as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE_ERROR
+    return 0
 
 
 def _create_admin_key(settings: Settings, *, name: str, valid_days: float) -> int:
@@ -150,6 +182,11 @@ def _parser() -> argparse.ArgumentParser:
     migrate = commands.add_parser("migrate", help="bring the database up to date, and end")
     migrate.add_argument("--data-dir", type=Path, help="folder of all state")
     migrate.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
+    gc = commands.add_parser("gc", help="collect artifacts and uploads that nothing refers to")
+    gc.add_argument("--data-dir", type=Path, help="folder of all state")
+    gc.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
+    quota_command.add_parser(commands)
     pack = commands.add_parser("pack", help="pack a model file for download")
     pack.add_argument("file", type=Path, help="model file of any format")
     pack.add_argument("-o", "--output", type=Path, required=True, help="where the packed file goes")

@@ -51,3 +51,21 @@ def test_a_database_of_a_newer_version_is_refused(
     connection.close()
     assert main(["migrate", "--data-dir", str(tmp_path)]) == 5
     assert "9999" in capsys.readouterr().err
+
+
+def test_quotas_are_set_shown_and_taken_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIGHTFIT_QUOTA_QUEUED_JOBS", "7")
+    where = ["--data-dir", str(tmp_path)]
+    assert main(["migrate", *where]) == 0
+    assert main(["quota", "set", "p", "--trials", "5", "--stored-bytes", "1000", *where]) == 0
+    assert main(["quota", "set", "p", "--stored-bytes", "default", *where]) == 0
+    capsys.readouterr()
+    assert main(["quota", "show", "p", *where]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["trials", "5", "per", "job"] in rows
+    assert ["stored", "bytes", "none", "(default)", "0"] in rows
+    assert ["queued", "jobs", "7", "(default)", "0"] in rows
+    assert main(["quota", "set", "p", "--trials", "many", *where]) == 2
+    assert "--trials" in capsys.readouterr().err
