@@ -6,6 +6,9 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+import structlog
+
+from tightfit_service.application import tracing
 from tightfit_service.application.assets import DATASET
 from tightfit_service.application.costing import (
     CostModel,
@@ -55,6 +58,9 @@ EXPORTABLE = (
 )
 
 
+log = structlog.get_logger(__name__)
+
+
 class JobDesk:
     """Implements `use_cases.Jobs`."""
 
@@ -94,6 +100,7 @@ class JobDesk:
         stored = await asyncio.to_thread(self._jobs.create_job, job, quota=quota)
         if stored.job_id == job.job_id:
             self._telemetry.job_state(stored, None)
+            log.info("job.created", job_id=stored.job_id, project=project)
         self._scheduler.wake()
         return stored
 
@@ -158,6 +165,7 @@ class JobDesk:
             create_time=now,
             update_time=now,
             request_id=request.request_id,
+            trace_parent=tracing.current(),
         )
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:

@@ -202,15 +202,31 @@ class JobJournal:
         Raises:
             PreconditionError: The job cannot go there.
         """
-        before, since = self.job.state, self.job.update_time
+        before = self.job.state
         check_transition(before, state)
         await self.event(JobEventKind.STATE, message, state=state)
         await self.update(state=state, **changes)
         self._telemetry.job_state(self.job, before)
-        if before is JobState.QUEUED and state is JobState.RUNNING:
-            self._telemetry.job_waited((self.job.update_time - since).total_seconds())
+        if state.is_final:
+            self._log_end()
         self._hub.announce(self.job.job_id)
         return self.job
+
+    def _log_end(self) -> None:
+        """Write the one line that says how a job ended and what it took."""
+        job = self.job
+        begun = job.start_time or job.update_time
+        log.info(
+            "job.ended",
+            job_id=job.job_id,
+            project=job.project,
+            state=str(job.state),
+            reason=job.error_reason,
+            waited_seconds=round((begun - job.create_time).total_seconds(), 3),
+            ran_seconds=round((job.update_time - begun).total_seconds(), 3),
+            best_trial=job.result.best_trial,
+            target=job.spec.target.name,
+        )
 
     async def trial(self, trial: Trial, message: str) -> None:
         """Store a trial and tell it."""

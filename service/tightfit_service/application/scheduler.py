@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from tightfit_service.application import tracing
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import (
     Claim,
@@ -297,6 +298,14 @@ class JobScheduler:
             self._telemetry.best_so_far(job_id, None)
 
     async def _work(self, life: _Life) -> None:
+        job = life.claim.job
+        with (
+            structlog.contextvars.bound_contextvars(job_id=job.job_id, project=job.project),
+            tracing.span("job", parent=job.trace_parent, job_id=job.job_id, project=job.project),
+        ):
+            await self._run_claimed(life)
+
+    async def _run_claimed(self, life: _Life) -> None:
         claim = life.claim
         journal = self._journal(claim.job, claim.lease)
         job_id = claim.job.job_id

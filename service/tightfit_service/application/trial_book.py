@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import structlog
+
+from tightfit_service.application import tracing
 from tightfit_service.application.choice import best_trial, summary
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
@@ -150,6 +153,27 @@ class TrialBook:
         Raises:
             TightfitError: The quantized-only model failed, or too many trials did.
         """
+        with (
+            structlog.contextvars.bound_contextvars(trial=index),
+            tracing.span("trial", index=index, role=str(role)),
+        ):
+            return await self._run(
+                index,
+                role,
+                make_recipe,
+                evaluate=evaluate,
+                predicted_accuracy=predicted_accuracy,
+            )
+
+    async def _run(
+        self,
+        index: int,
+        role: TrialRole,
+        make_recipe: Callable[[], Recipe],
+        *,
+        evaluate: bool,
+        predicted_accuracy: float | None,
+    ) -> Trial:
         trial = self._stored.get(index) or Trial(
             index=index,
             role=role,

@@ -189,6 +189,8 @@ class Job:
     error_reason: str = ""
     spent_seconds: float = 0.0
     """Search time used up in earlier lives of the server, in seconds."""
+    trace_parent: str = ""
+    """W3C `traceparent` of the call that made the job; empty where that was not traced."""
     result: JobResult = field(default_factory=JobResult)
 
 
