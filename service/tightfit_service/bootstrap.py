@@ -59,6 +59,7 @@ from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
+from tightfit_service.adapters.storage.sql_results import SqlResultExpiry
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
@@ -71,6 +72,11 @@ from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.api.tls import server_credentials
 from tightfit_service.application.access import Access
 from tightfit_service.application.assets import AssetLibrary
+from tightfit_service.application.collection import (
+    CollectionPolicy,
+    CollectionReport,
+    Collector,
+)
 from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.diagnosis import Diagnosis, Exposure, deployment_checks
@@ -150,6 +156,7 @@ class Server:
     scheduler: JobScheduler
     runners: RunnerDesk
     readiness: Readiness
+    collector: Collector
     store: SqlStore
     lock: TextIO
     """Held while the server lives; the operating system frees it, however the server ends."""
@@ -161,12 +168,14 @@ class Server:
         await self.scheduler.start()
         addresses = {"address": await self.grpc.start()}
         await self.readiness.start(self.grpc.set_ready)
+        await self.collector.start()
         if self.metrics is not None:
             addresses["metrics_address"] = self.metrics.start()
         return addresses
 
     async def stop(self) -> None:
         """Drain calls, then stop queue and workers; running jobs go on after the next start."""
+        await self.collector.stop()
         await self.readiness.stop()
         await self.grpc.stop(grace_seconds=self.settings.drain_seconds)
         await self.scheduler.stop()
@@ -314,6 +323,7 @@ def build_server(settings: Settings) -> Server:
         readiness=Readiness(
             database=SqlDatabaseProbe(engine=engine), artifacts=artifacts, telemetry=telemetry
         ),
+        collector=_collector(settings, engine, artifacts, staging, telemetry),
         store=store,
         lock=lock,
     )
@@ -369,6 +379,22 @@ def migrate(settings: Settings) -> None:
     upgrade(engine)
     engine.dispose()
     log.info("database is up to date")
+
+
+def collect(settings: Settings, *, dry_run: bool) -> CollectionReport:
+    """Collect what nothing refers to, once; safe beside servers that run.
+
+    Raises:
+        TightfitError: The database or the artifact store cannot be used.
+    """
+    engine = open_records(settings)
+    upgrade(engine)
+    artifacts, staging = _storage(settings)
+    collector = _collector(settings, engine, artifacts, staging, PrometheusTelemetry())
+    try:
+        return collector.collect(dry_run=dry_run)
+    finally:
+        engine.dispose()
 
 
 def run_worker(settings: Settings) -> None:
@@ -718,6 +744,29 @@ def _credentials(
         on_read=lambda end: telemetry.certificate_expires("grpc", end),
     )
     return server_credentials(files) if files is not None else None
+
+
+def _collector(
+    settings: Settings,
+    engine: Engine,
+    artifacts: ArtifactStores,
+    staging: UploadStaging,
+    telemetry: PrometheusTelemetry,
+) -> Collector:
+    return Collector(
+        artifacts=artifacts,
+        staging=staging,
+        records=SqlStore(engine=engine),
+        results=SqlResultExpiry(engine=engine),
+        clock=SystemClock(),
+        telemetry=telemetry,
+        policy=CollectionPolicy(
+            grace=timedelta(seconds=settings.gc_grace_seconds),
+            upload_age=timedelta(seconds=settings.gc_upload_seconds),
+            result_age=timedelta(seconds=settings.gc_result_seconds),
+            interval=timedelta(seconds=settings.gc_interval_seconds),
+        ),
+    )
 
 
 def _metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> MetricsPort | None:

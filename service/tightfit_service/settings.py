@@ -105,7 +105,7 @@ class Settings:
     gc_interval_seconds: float = 21_600.0
     """Time between two collections of what nothing refers to; 0 leaves it to `tightfit-service gc`."""
     gc_grace_seconds: float = 86_400.0
-    """How old bytes must be before they are set aside, and how long they are then kept; an hour at least."""
+    """How old bytes must be before they are set aside, and how long they are then kept; two hours at least."""
     gc_upload_seconds: float = 86_400.0
     """Time after which an upload that nobody goes on with is given up."""
     gc_result_seconds: float = 2_592_000.0

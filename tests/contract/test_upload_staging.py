@@ -174,3 +174,20 @@ def test_uploads_that_nobody_goes_on_with_are_given_up(uploads: Uploads) -> None
     with pytest.raises(NotFoundError):
         uploads.staging.find("default", "up")
     assert uploads.staging.expire(older_than=ago) == 0
+
+
+def test_an_upload_that_was_finished_elsewhere_is_not_gone_on_with(uploads: Uploads) -> None:
+    uploads.staging.open(ticket())
+    uploads.staging.append("default", "up", offset=0, data=DATA[:100])
+    uploads.staging.flush("default", "up")
+    other = uploads.reopen()
+    other.append("default", "up", offset=100, data=DATA[100:])
+    other.complete("default", "up")
+    other.discard("default", "up")
+    with pytest.raises(NotFoundError):
+        uploads.staging.find("default", "up")
+    with pytest.raises(NotFoundError):
+        uploads.staging.complete("default", "up")
+    assert uploads.staging.open(ticket()) == 0
+    send(uploads, DATA)
+    uploads.staging.complete("default", "up")

@@ -62,7 +62,7 @@ class FolderUploadStaging:
     """Implements `ports.UploadStaging` below one folder. Safe for many threads of one process.
 
     Args:
-        root: Made if it is missing; belongs to this process alone.
+        root: Made if it is missing; replicas that share it find each other's uploads.
         artifacts: Where completed uploads go.
     """
 
@@ -170,11 +170,11 @@ class FolderUploadStaging:
     def expire(self, *, older_than: timedelta, dry_run: bool = False) -> int:
         """See `UploadStaging`."""
         oldest = time.time() - older_than.total_seconds()
-        expired = [
-            path
-            for path in self._root.glob("*/*.part")
-            if path.stat(follow_symlinks=False).st_mtime < oldest
-        ]
+        expired = []
+        for path in self._root.glob("*/*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    expired.append(path)
         for path in expired:
             if not dry_run:
                 self.discard(path.parent.name, path.stem)
@@ -201,7 +201,10 @@ class FolderUploadStaging:
         """Return the open upload, reading it back from disk after a restart. Needs the lock."""
         upload = self._open.get((project, upload_id))
         if upload is not None:
-            return upload
+            if self._is_current(project, upload_id, upload):
+                return upload
+            # another replica on the same folder finished it, and perhaps began it again
+            os.close(self._open.pop((project, upload_id)).descriptor)
         ticket_path = self._ticket_path(project, upload_id)
         if not ticket_path.is_file():
             raise no_upload(upload_id)
@@ -217,6 +220,13 @@ class FolderUploadStaging:
         )
         self._open[project, upload_id] = upload
         return upload
+
+    def _is_current(self, project: str, upload_id: str, upload: _OpenUpload) -> bool:
+        try:
+            found = self._data_path(project, upload_id).stat()
+        except FileNotFoundError:
+            return False
+        return found.st_ino == os.fstat(upload.descriptor).st_ino
 
     def _data_path(self, project: str, upload_id: str) -> Path:
         check_project(project)
