@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata, util
@@ -102,8 +103,9 @@ from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
 from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
 from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
+from tightfit_service.application.tracing import use_tracer
 from tightfit_service.application.work import WorkHandlers
-from tightfit_service.domain.errors import UnavailableError
+from tightfit_service.domain.errors import UnavailableError, UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.domain.quota import Quota
 from tightfit_service.settings import Settings
@@ -343,6 +345,7 @@ async def serve(
         TightfitError: The server cannot start.
     """
     configure_logging(settings)
+    stop_traces = _start_traces(settings)
     server = build_server(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -358,6 +361,7 @@ async def serve(
     if watcher is not None:
         watcher.cancel()
     await server.stop()
+    await asyncio.to_thread(stop_traces)
 
 
 async def _stop_with(pid: int, stop: asyncio.Event) -> None:
@@ -662,6 +666,32 @@ def _storage(settings: Settings) -> tuple[ArtifactStores, UploadStaging]:
     offers_urls = settings.s3_presigned_urls
     stores = S3ArtifactStores(bucket=bucket, prefix=settings.s3_prefix, offers_urls=offers_urls)
     return stores, S3UploadStaging(artifacts=stores, offers_urls=offers_urls)
+
+
+def _start_traces(settings: Settings) -> Callable[[], None]:
+    """Send traces where the settings want them, and return what sends the rest of them at the end.
+
+    Raises:
+        UnsupportedError: The libraries for it are not installed.
+    """
+    if not settings.traces_endpoint:
+        return lambda: None
+    try:
+        from tightfit_service.adapters.telemetry.otel import otlp_tracer
+
+        tracer = otlp_tracer(
+            settings.traces_endpoint,
+            version=metadata.version("tightfit-service"),
+            instance=socket.gethostname(),
+        )
+    except ImportError as error:
+        raise UnsupportedError(
+            "what sends traces is not installed where this server runs",
+            field="traces_endpoint",
+            remedy="install tightfit-service[otel], or leave the setting empty",
+        ) from error
+    use_tracer(tracer)
+    return tracer.close
 
 
 def _diagnosis(

@@ -160,6 +160,9 @@ class Settings:
     """Trials that one job may ask for; 0 for any number."""
     quota_stored_bytes: int = 0
     """Bytes of models and datasets that one project may hold; 0 for any number."""
+    traces_endpoint: str = ""
+    """URL of an OpenTelemetry collector (OTLP over gRPC, such as http://collector:4317); empty traces
+    nothing. Headers come from OTEL_EXPORTER_OTLP_HEADERS. Needs the extra `otel`."""
     drain_seconds: float = 30.0
     """How long running calls may go on after a stop was asked for."""
     log_format: str = "json"

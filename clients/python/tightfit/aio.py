@@ -30,6 +30,7 @@ from tightfit.direct import DirectSending, fetch_directly, send_directly
 from tightfit.errors import TightfitError, UnavailableError, UnsupportedError
 from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
+from tightfit.tracing import call_metadata
 from tightfit.transfer import ArrivingFile, ProgressCallback, Sending, upload_messages
 from tightfit.v1 import (
     access_pb2,
@@ -374,7 +375,7 @@ class AsyncClient:
             self._blocking_channel = open_channel(self.server, self._credentials)
         method = getattr(step.stub(self._blocking_channel), step.method)
         call = method.future(
-            upload_messages(step, on_progress=progress), metadata=self._credentials.metadata()
+            upload_messages(step, on_progress=progress), metadata=call_metadata(self._credentials)
         )
         ended = asyncio.Event()
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
@@ -390,7 +391,7 @@ class AsyncClient:
         method = getattr(call.stub(self._channel), call.method)
         try:
             answer: Answer = await method(
-                call.request, timeout=self._timeout, metadata=self._credentials.metadata()
+                call.request, timeout=self._timeout, metadata=call_metadata(self._credentials)
             )
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
@@ -399,7 +400,7 @@ class AsyncClient:
     async def _stream(self, stream: calls.Stream[Item]) -> AsyncIterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
         method = getattr(stream.stub(self._channel), stream.method)
-        call = method(stream.request, metadata=self._credentials.metadata())
+        call = method(stream.request, metadata=call_metadata(self._credentials))
         try:
             async for answer in call:
                 yield answer

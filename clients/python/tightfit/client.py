@@ -21,6 +21,7 @@ from tightfit.direct import DirectSending, fetch_directly, send_directly
 from tightfit.errors import TightfitError, UnavailableError, UnsupportedError
 from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
+from tightfit.tracing import call_metadata
 from tightfit.transfer import ArrivingFile, ProgressCallback, upload_messages
 from tightfit.v1 import (
     access_pb2,
@@ -348,7 +349,7 @@ class Client:
         messages = upload_messages(step, on_progress=step.on_progress)
         try:
             method = getattr(step.stub(self._channel), step.method)
-            return method(messages, metadata=self._credentials.metadata())
+            return method(messages, metadata=call_metadata(self._credentials))
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
 
@@ -356,7 +357,7 @@ class Client:
         method = getattr(call.stub(self._channel), call.method)
         try:
             answer: Answer = method(
-                call.request, timeout=self._timeout, metadata=self._credentials.metadata()
+                call.request, timeout=self._timeout, metadata=call_metadata(self._credentials)
             )
         except grpc.RpcError as error:
             raise error_from_rpc(error, server=self.server) from error
@@ -365,7 +366,7 @@ class Client:
     def _stream(self, stream: calls.Stream[Item]) -> Iterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
         method = getattr(stream.stub(self._channel), stream.method)
-        call = method(stream.request, metadata=self._credentials.metadata())
+        call = method(stream.request, metadata=call_metadata(self._credentials))
         try:
             yield from call
         except grpc.RpcError as error:
