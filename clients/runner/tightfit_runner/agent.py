@@ -18,7 +18,7 @@ import grpc
 
 from tightfit_runner import __version__, artifacts, contract
 from tightfit_runner.device import Device
-from tightfit_runner.failures import MeasurementError
+from tightfit_runner.failures import MeasurementError, SettingsError
 from tightfit_runner.measurement import Order, Result
 from tightfit_runner.sensors import State
 
@@ -72,13 +72,13 @@ class Agent:
         backend: Backend,
         open_channel: Callable[[], grpc.Channel],
         *,
-        token: str = "",
+        token: Callable[[], str] | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self._identity = identity
         self._backend = backend
         self._open_channel = open_channel
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._token = token
         self._stopped = threading.Event()
         self._sleep = sleep or self._stopped.wait
         self._line: _Line | None = None
@@ -94,6 +94,9 @@ class Agent:
             begin = time.monotonic()
             try:
                 self._connect_once()
+            except SettingsError as error:
+                # They were good at the start: files are being replaced, and will be good again.
+                log.warning("%s", error)
             except grpc.RpcError as error:
                 if self._stopped.is_set():
                     return
@@ -114,6 +117,11 @@ class Agent:
         if line is not None:
             line.close()
 
+    def _metadata(self) -> Any:
+        """Return what every call carries; the token may have been renewed since the last one."""
+        token = self._token() if self._token is not None else ""
+        return (("authorization", f"Bearer {token}"),) if token else None
+
     def _connect_once(self) -> None:
         with self._open_channel() as channel:
             line = _Line(self._identity, self._backend, channel, self._metadata)
@@ -131,7 +139,11 @@ class _Line:
     """One stream to the server."""
 
     def __init__(
-        self, identity: Identity, backend: Backend, channel: grpc.Channel, metadata: Any
+        self,
+        identity: Identity,
+        backend: Backend,
+        channel: grpc.Channel,
+        metadata: Callable[[], Any],
     ) -> None:
         self._identity = identity
         self._backend = backend
@@ -150,7 +162,7 @@ class _Line:
         """Take orders until the stream ends. Raises grpc.RpcError."""
         self._outbox.put(_hello(self._identity))
         connect = contract.connect_runner(self._channel)
-        self._call = connect(self._messages(), metadata=self._metadata)
+        self._call = connect(self._messages(), metadata=self._metadata())
         for command in self._call:
             kind = command.WhichOneof("message")
             if kind == "welcome":
@@ -230,7 +242,7 @@ class _Line:
                 contract.read_artifact(self._channel),
                 offer.model_artifact,
                 path,
-                metadata=self._metadata,
+                metadata=self._metadata(),
                 timeout_seconds=FETCH_SECONDS,
             )
             order = Order(

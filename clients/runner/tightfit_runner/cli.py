@@ -21,6 +21,7 @@ import grpc
 from tightfit_runner import __version__
 from tightfit_runner.agent import Agent, Backend, Identity, RefusedError
 from tightfit_runner.board import SerialBoard
+from tightfit_runner.credentials import Credentials
 from tightfit_runner.device import Device, this_device
 from tightfit_runner.failures import MeasurementError, SettingsError
 from tightfit_runner.measurement import LocalMachine
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.describe:
             print(json.dumps(dataclasses.asdict(device), indent=2))
             return OK
+        credentials = _credentials(options)
+        credentials.check(options.server)
         agent = Agent(
             Identity(
                 project=options.project,
@@ -58,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 targets=tuple(options.target),
             ),
             backend,
-            _channel_of(options),
-            token=_token(options),
+            _channel_of(options.server, credentials),
+            token=credentials.token,
         )
     except (SettingsError, MeasurementError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -91,24 +94,29 @@ def _with_meter(device: Device, meter: Meter | None) -> Device:
     return dataclasses.replace(device, sensors=(*device.sensors, f"energy:{meter.name}"))
 
 
-def _channel_of(options: Any) -> Callable[[], grpc.Channel]:
-    if not options.tls_ca and not options.tls:
-        return lambda: grpc.insecure_channel(options.server, options=_CHANNEL_OPTIONS)
-    try:
-        ca = Path(options.tls_ca).read_bytes() if options.tls_ca else None
-    except OSError as error:
-        raise SettingsError(f"--tls-ca: {error}") from error
-    credentials = grpc.ssl_channel_credentials(root_certificates=ca)
-    return lambda: grpc.secure_channel(options.server, credentials, options=_CHANNEL_OPTIONS)
+def _credentials(options: Any) -> Credentials:
+    def path(text: str) -> Any:
+        return Path(text) if text else None
+
+    return Credentials(
+        tls=options.tls,
+        ca=path(options.tls_ca),
+        certificate=path(options.tls_cert),
+        key=path(options.tls_key),
+        token_text=options.token or os.environ.get(TOKEN_VARIABLE, ""),
+        token_file=path(options.token_file),
+    )
 
 
-def _token(options: Any) -> str:
-    if options.token_file:
-        try:
-            return str(Path(options.token_file).read_text().strip())
-        except OSError as error:
-            raise SettingsError(f"--token-file: {error}") from error
-    return options.token or os.environ.get(TOKEN_VARIABLE, "")
+def _channel_of(server: str, credentials: Credentials) -> Callable[[], grpc.Channel]:
+    def open_channel() -> grpc.Channel:
+        # Read for every attempt: certificates are renewed while the agent runs.
+        tls = credentials.channel_credentials()
+        if tls is None:
+            return grpc.insecure_channel(server, options=_CHANNEL_OPTIONS)
+        return grpc.secure_channel(server, tls, options=_CHANNEL_OPTIONS)
+
+    return open_channel
 
 
 def _labels(texts: Sequence[str]) -> dict[str, str]:
@@ -132,13 +140,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="tightfit-runner",
         description="Measure models on this device, or on a board behind it, for a tightfit server.",
     )
-    parser.add_argument("--server", metavar="HOST:PORT", default="localhost:50051")
+    parser.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=os.environ.get("TIGHTFIT_SERVER") or "localhost:50051",
+    )
     parser.add_argument("--project", default="default", help="project that may use this device")
     parser.add_argument("--name", default=_default_name(), help="name of this runner (host name)")
     parser.add_argument("--token", help=f"for the server; better {TOKEN_VARIABLE} or --token-file")
     parser.add_argument("--token-file", metavar="FILE", help="file that holds the token")
     parser.add_argument("--tls", action="store_true", help="connect by TLS")
     parser.add_argument("--tls-ca", metavar="FILE", help="certificates to trust; implies --tls")
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate to show; with --tls-key")
+    parser.add_argument("--tls-key", metavar="FILE", help="key of that certificate")
     parser.add_argument(
         "--labels", metavar="KEY=VALUE", action="append", default=[], help="labels jobs can ask for"
     )

@@ -114,9 +114,10 @@ class Site:
             assets=self.assets,
             jobs=InMemoryJobs(),
             hardware=InMemoryHardware(),
+            calibrations=InMemoryHardware(),
             runners=self.desk,
-            metrics=RecordingRpcMetrics(),
             diagnosis=no_checks(),
+            metrics=RecordingRpcMetrics(),
             options=ServerOptions(listen=self.address),
         )
         self.address = await self._server.start()
@@ -129,7 +130,7 @@ class Site:
             Identity(project="default", name="bench", device=device, labels={"lab": "a"}),
             backend,
             lambda: grpc.insecure_channel(self.address),
-            token=token,
+            token=lambda: token,
             sleep=lambda _: time.sleep(0.02),
         )
 
@@ -287,6 +288,9 @@ def test_the_command_describes_the_device(capsys: pytest.CaptureFixture[str]) ->
         (["--config", "/no/such/file"], "No such file"),
         (["--token-file", "/no/such/file"], "--token-file"),
         (["--tls-ca", "/no/such/file"], "--tls-ca"),
+        (["--tls-cert", "/no/such/file"], "--tls-key"),
+        (["--server", "far.example:50051", "--token", "t"], "plain text"),
+        (["--server", "[2001:db8::1]:50051", "--token", "t"], "plain text"),
     ],
 )
 def test_what_cannot_be_used_ends_the_command(
@@ -302,7 +306,14 @@ def test_a_token_comes_from_a_file_or_the_environment(
     (tmp_path / "token").write_text("from a file\n")
     monkeypatch.setenv("TIGHTFIT_TOKEN", "from the environment")
     parser = cli._parser()
-    assert cli._token(parser.parse_args([])) == "from the environment"
-    assert cli._token(parser.parse_args(["--token", "given"])) == "given"
-    path = str(tmp_path / "token")
-    assert cli._token(parser.parse_args(["--token-file", path])) == "from a file"
+
+    def token(*arguments: str) -> str:
+        return cli._credentials(parser.parse_args(arguments)).token()
+
+    assert token() == "from the environment"
+    assert token("--token", "given") == "given"
+    path = tmp_path / "token"
+    credentials = cli._credentials(parser.parse_args(["--token-file", str(path)]))
+    assert credentials.token() == "from a file"
+    path.write_text("renewed\n")
+    assert credentials.token() == "renewed"
