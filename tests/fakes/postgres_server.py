@@ -108,27 +108,11 @@ class PostgresServer:
         self._process.kill()
         self._process.wait()
 
-    def pause(self) -> None:
-        """Stop it without ending it; connections stay open and nobody answers."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
-
     def stop(self) -> None:
         """End it in order."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(timeout=30)
-
-    def _pids(self) -> list[int]:
-        assert self._process is not None
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid, *map(int, children)]
 
     def _answers(self) -> bool:
         ready = [_program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
