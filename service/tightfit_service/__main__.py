@@ -54,6 +54,8 @@ def _without_serving(arguments: argparse.Namespace, settings: Settings) -> int |
     """Run a command that does its work at once; return its exit code, None for those that serve."""
     if arguments.command == "pack":
         return _pack(arguments.file, arguments.output)
+    if arguments.command == "doctor":
+        return _doctor(settings)
     if arguments.command == "public-keys":
         return _public_keys(settings)
     if arguments.command == "create-admin-key":
@@ -104,6 +106,18 @@ def _create_admin_key(settings: Settings, *, name: str, valid_days: float) -> in
     sys.stderr.write("This key opens everything and is not shown again:\n")
     sys.stdout.write(f"{token}\n")
     return 0
+
+
+def _doctor(settings: Settings) -> int:
+    from tightfit_service import bootstrap
+
+    bootstrap.configure_logging(settings)
+    findings = asyncio.run(bootstrap.diagnose(settings))
+    for finding in findings:
+        sys.stdout.write(f"{finding.outcome:8} {finding.subject}: {finding.message}\n")
+        if finding.remedy:
+            sys.stdout.write(f"{'':8} try: {finding.remedy}\n")
+    return int(any(finding.outcome == "failed" for finding in findings))
 
 
 def _pack(source: Path, destination: Path) -> int:
@@ -187,6 +201,11 @@ def _parser() -> argparse.ArgumentParser:
     gc.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
     gc.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
     quota_command.add_parser(commands)
+    doctor = commands.add_parser(
+        "doctor", help="check what a server with these settings stands on, without starting one"
+    )
+    doctor.add_argument("--data-dir", type=Path, help="folder of all state")
+    doctor.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
     pack = commands.add_parser("pack", help="pack a model file for download")
     pack.add_argument("file", type=Path, help="model file of any format")
     pack.add_argument("-o", "--output", type=Path, required=True, help="where the packed file goes")

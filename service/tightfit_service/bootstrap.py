@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata, util
@@ -80,7 +80,12 @@ from tightfit_service.application.collection import (
 )
 from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.diagnosis import Diagnosis, Exposure, deployment_checks
+from tightfit_service.application.diagnosis import (
+    Diagnosis,
+    Exposure,
+    Finding,
+    deployment_checks,
+)
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
@@ -307,7 +312,7 @@ def build_server(settings: Settings) -> Server:
                 telemetry=telemetry,
             ),
             runners=runners,
-            diagnosis=_diagnosis(settings, engine, artifacts, clock),
+            diagnosis=_diagnosis(settings, engine, artifacts, clock, executor),
             metrics=telemetry,
             options=ServerOptions(
                 listen=settings.listen,
@@ -362,6 +367,20 @@ async def serve(
         watcher.cancel()
     await server.stop()
     await asyncio.to_thread(stop_traces)
+
+
+async def diagnose(settings: Settings) -> Sequence[Finding]:
+    """Look at what a server with these settings would stand on, without one; nothing is changed.
+
+    Raises:
+        TightfitError: A setting cannot be used.
+    """
+    engine = open_records(settings)
+    artifacts, _ = _storage(settings)
+    try:
+        return await _diagnosis(settings, engine, artifacts, SystemClock(), None).run()
+    finally:
+        engine.dispose()
 
 
 async def _stop_with(pid: int, stop: asyncio.Event) -> None:
@@ -695,7 +714,11 @@ def _start_traces(settings: Settings) -> Callable[[], None]:
 
 
 def _diagnosis(
-    settings: Settings, engine: Engine, artifacts: ArtifactStores, clock: Clock
+    settings: Settings,
+    engine: Engine,
+    artifacts: ArtifactStores,
+    clock: Clock,
+    executor: Executor | None,
 ) -> Diagnosis:
     checks = deployment_checks(
         database=SqlDatabaseProbe(engine=engine),
@@ -707,7 +730,7 @@ def _diagnosis(
         signing_key_id=lambda: key_id(
             open_signing_key(_keys_dir(settings), key_file=_key_file(settings)).public_key()
         ),
-        workers=None,
+        workers=executor.check if executor is not None else None,
     )
     return Diagnosis(checks, clock=clock)
 

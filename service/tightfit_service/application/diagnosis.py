@@ -115,7 +115,7 @@ def deployment_checks(
     exposure: Exposure,
     versions: Mapping[str, str],
     signing_key_id: Callable[[], str],
-    workers: Callable[[], Awaitable[str]] | None,
+    workers: Callable[[], Awaitable[None]] | None,
 ) -> Mapping[str, Check]:
     """Return the checks of a server, by subject.
 
@@ -127,7 +127,7 @@ def deployment_checks(
         exposure: How it can be reached.
         versions: Of what computes results, by package.
         signing_key_id: Id of the key that signs results.
-        workers: Starts or asks a worker and says what it is; None where this process has no workers.
+        workers: Raises unless units can be run now; None where this process runs none.
     """
     checks: dict[str, Check] = {
         "database": _in_thread(lambda: _database(database)),
@@ -274,9 +274,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _workers(ask: Callable[[], Awaitable[str]]) -> Check:
+def _workers(check_workers: Callable[[], Awaitable[None]]) -> Check:
     async def check() -> Finding:
-        return _ok("workers", await ask())
+        await check_workers()
+        return _ok("workers", "units of work can be run")
 
     return check
 

@@ -45,7 +45,7 @@ async def _findings(
         with engine.begin() as connection:
             connection.execute(text(spoil))
 
-    async def workers() -> str:
+    async def workers() -> None:
         raise UnavailableError("no worker starts", remedy="check the installation")
 
     used = clock or _RealClock()

@@ -158,5 +158,5 @@ class Telemetry(Protocol):
         ...
 
     def certificate_expires(self, certificate: str, end: datetime) -> None:
-        """Report until when a certificate in use (`server`, `client_ca`) is valid."""
+        """Report until when a certificate in use (`grpc`, the port's) is valid."""
         ...
