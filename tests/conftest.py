@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from fakes.ray_cluster import RayCluster
 
 # A slow machine is no failure. In CI the examples are the same each time: what chance finds on a
 # developer's machine becomes a test of its own, and an unrelated change is not held up by it.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A head node of Ray; starting one takes seconds, so all tests share it."""
+    cluster = RayCluster.start()
+    yield cluster
+    cluster.stop()

@@ -645,6 +645,11 @@ def _executor_options(settings: Settings) -> ExecutorOptions:
         ),
         isolation=settings.worker_isolation,
         user=settings.worker_user,
+        kind=settings.executor,
+        ray_address=settings.ray_address,
+        ray_token_file=settings.ray_token_file,
+        ray_node_dir=settings.ray_node_dir,
+        gpus_per_unit=settings.gpus_per_unit,
     )
 
 

@@ -110,6 +110,16 @@ class Settings:
     """Time after which an upload that nobody goes on with is given up."""
     gc_result_seconds: float = 2_592_000.0
     """Time after which a cached result that nobody asked for is forgotten; those of trials are kept."""
+    executor: str = "local"
+    """Where units of work run: `local` in processes of this machine, or `ray` on a Ray cluster."""
+    ray_address: str = ""
+    """Client server of the Ray cluster, such as ray://ray-head:10001."""
+    ray_token_file: str = ""
+    """File with the token of the Ray cluster; empty for a cluster that asks for none."""
+    ray_node_dir: str = ""
+    """Folder on Ray nodes for inputs and scratch files; empty for their temporary folder."""
+    gpus_per_unit: float = 0.0
+    """Share of a GPU that each worker on Ray is given, such as 0.5; 0 for none."""
     worker_count: int = 1
     """Worker processes; each runs one unit of work at a time."""
     worker_threads: int = 0

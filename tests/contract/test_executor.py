@@ -14,9 +14,14 @@ import pytest_asyncio
 
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStore, InMemoryArtifactStores
+from fakes.ray_cluster import RayCluster, needs_ray, ray_warns
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution.inline import InlineExecutor
+from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.node_worker import NodeOptions
+from tightfit_service.adapters.execution.ray_executor import RayExecutor
+from tightfit_service.adapters.execution.ray_link import RayLink
 from tightfit_service.application.ports import Executor, WorkUnit
 from tightfit_service.domain.errors import (
     DivergedError,
@@ -49,7 +54,14 @@ def scratch_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
-@pytest_asyncio.fixture(params=["inline", "processes"], scope="module", loop_scope="module")
+IMPLEMENTATIONS = [
+    "inline",
+    "processes",
+    pytest.param("ray", marks=[needs_ray, ray_warns, pytest.mark.debian]),
+]
+
+
+@pytest_asyncio.fixture(params=IMPLEMENTATIONS, scope="module", loop_scope="module")
 async def executor(
     request: pytest.FixtureRequest, artifacts: InMemoryArtifactStore, scratch_dir: Path
 ) -> AsyncIterator[Executor]:
@@ -60,6 +72,24 @@ async def executor(
             handlers=worker_main.HANDLERS,
             artifacts=InMemoryArtifactStores(artifacts),
             scratch_dir=scratch_dir,
+        )
+    elif request.param == "ray":
+        cluster: RayCluster = request.getfixturevalue("ray_cluster")
+        made = RayExecutor(
+            link=RayLink(address=cluster.address, token_file=cluster.token_file),
+            options=NodeOptions(
+                arguments=[worker_main.__file__],
+                environment={"PYTHONPATH": ":".join(sys.path)},
+                folder=str(scratch_dir / "node"),
+                cache_bytes=1 << 30,
+                threads=1,
+                limits=WorkerLimits(),
+                isolation="auto",
+                user="",
+            ),
+            artifacts=InMemoryArtifactStores(artifacts),
+            scratch_dir=scratch_dir / "arriving",
+            telemetry=RecordingTelemetry(),
         )
     else:
         made = LocalProcessExecutor(
@@ -136,6 +166,7 @@ async def test_other_errors_become_failed_work_that_names_unit_and_cause(
     with pytest.raises(WorkFailedError, match=r"job 7 trial 3.*ZeroDivisionError: one by zero"):
         await executor.run(unit, on_progress=ignore_progress)
     assert (await executor.run(echo(), on_progress=ignore_progress)).payload
+    await executor.check()
 
 
 @pytest.mark.parametrize("kind", ["stray_output", "not_plain"])
@@ -189,5 +220,7 @@ async def test_a_stopped_executor_is_unavailable_and_starts_again(executor: Exec
     await executor.stop()
     with pytest.raises(UnavailableError):
         await executor.run(echo(), on_progress=ignore_progress)
+    with pytest.raises(UnavailableError):
+        await executor.check()
     await executor.start()
     assert (await executor.run(echo(), on_progress=ignore_progress)).payload

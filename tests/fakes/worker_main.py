@@ -82,6 +82,17 @@ def hang(
         time.sleep(1)
 
 
+def hang_once(
+    payload: Payload, inputs: Inputs, output_dir: Path, on_progress: ProgressCallback
+) -> Result:
+    """Run for ever the first time, and end at once the next."""
+    try:
+        Path(payload["marker"]).touch(exist_ok=False)
+    except FileExistsError:
+        return {"pid": os.getpid()}, {}
+    return hang(payload, inputs, output_dir, on_progress)
+
+
 def hog(payload: Payload, *_: Any, **__: Any) -> Result:
     """Take memory in steps and hold it."""
     held = []
@@ -146,6 +157,7 @@ HANDLERS: dict[str, WorkHandler] = {
     "exit_status": exit_status,
     "segfault": segfault,
     "hang": hang,
+    "hang_once": hang_once,
     "hog": hog,
     "burn": burn,
     "fill": fill,

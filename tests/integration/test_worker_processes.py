@@ -127,7 +127,7 @@ async def test_a_crash_is_failed_work_and_the_next_unit_runs(
     executor = make()
     await executor.start()
     before = await worker_pid(executor)
-    with pytest.raises(WorkerDiedError, match=f"{ending}.* MiB at most") as caught:
+    with pytest.raises(WorkerDiedError, match=ending) as caught:
         await executor.run(
             WorkUnit(project="default", kind=kind, payload={}, inputs={}),
             on_progress=ignore_progress,

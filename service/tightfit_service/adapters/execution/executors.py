@@ -8,11 +8,18 @@ from pathlib import Path
 
 from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.node_worker import NodeOptions
+from tightfit_service.adapters.execution.ray_executor import RayExecutor
+from tightfit_service.adapters.execution.ray_link import RayLink
+from tightfit_service.adapters.execution.staging import DEFAULT_CACHE_BYTES
 from tightfit_service.application.ports import ArtifactStores, Executor, Telemetry
 
 SCRATCH = "scratch"
 CACHES = "workers"
 """Folders below the data folder that workers may enter: running units, and what they keep between units."""
+
+WORKER = ("-m", "tightfit_service", "worker")
+"""What makes a Python interpreter a worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,11 @@ class ExecutorOptions:
         limits: What one worker may use.
         isolation: `auto`, `required` or `off`.
         user: Name of the user of workers, or "".
+        kind: `local` or `ray`.
+        ray_address: Of the cluster's client server.
+        ray_token_file: With the cluster's token, or "".
+        ray_node_dir: Folder of nodes for inputs and scratch files, or "".
+        gpus_per_unit: Share of a GPU that each worker on Ray is given.
     """
 
     data_dir: Path
@@ -34,6 +46,11 @@ class ExecutorOptions:
     limits: WorkerLimits
     isolation: str
     user: str
+    kind: str = "local"
+    ray_address: str = ""
+    ray_token_file: str = ""
+    ray_node_dir: str = ""
+    gpus_per_unit: float = 0.0
 
 
 def make_executor(
@@ -44,6 +61,14 @@ def make_executor(
     Raises:
         InvalidRequestError: An option cannot be used on this machine.
     """
+    if options.kind == "ray":
+        return _on_ray(options, artifacts, telemetry)
+    return _on_this_machine(options, artifacts, telemetry)
+
+
+def _on_this_machine(
+    options: ExecutorOptions, artifacts: ArtifactStores, telemetry: Telemetry
+) -> Executor:
     data_dir = options.data_dir.resolve()
     caches = data_dir / CACHES
     caches.mkdir(parents=True, exist_ok=True)
@@ -52,7 +77,7 @@ def make_executor(
         user.own(caches)
         user.shut_out(data_dir, except_for=(SCRATCH, CACHES))
     return LocalProcessExecutor(
-        command=[sys.executable, "-m", "tightfit_service", "worker", "--data-dir", str(caches)],
+        command=[sys.executable, *WORKER, "--data-dir", str(caches)],
         artifacts=artifacts,
         scratch_dir=data_dir / SCRATCH,
         telemetry=telemetry,
@@ -61,4 +86,25 @@ def make_executor(
         limits=options.limits,
         isolation=options.isolation,
         user=options.user,
+    )
+
+
+def _on_ray(options: ExecutorOptions, artifacts: ArtifactStores, telemetry: Telemetry) -> Executor:
+    return RayExecutor(
+        link=RayLink(address=options.ray_address, token_file=options.ray_token_file),
+        options=NodeOptions(
+            arguments=WORKER,
+            folder=options.ray_node_dir,
+            cache_bytes=DEFAULT_CACHE_BYTES,
+            # how many cores nodes have is theirs to know: one thread wastes none
+            threads=options.threads or 1,
+            limits=options.limits,
+            isolation=options.isolation,
+            user=options.user,
+        ),
+        artifacts=artifacts,
+        scratch_dir=options.data_dir.resolve() / SCRATCH,
+        telemetry=telemetry,
+        worker_count=options.worker_count,
+        gpus_per_unit=options.gpus_per_unit,
     )

@@ -45,7 +45,9 @@ def died(
         held, limit = usage.memory_bytes >> 20, (limits.memory_bytes or 0) >> 20
         what = f"held {held} MiB of memory, limit {limit} MiB"
         return WorkerDiedError(_text(unit, what, tail), remedy=_MORE_MEMORY)
-    what = f"its process died ({ending}), having held {usage.memory_bytes >> 20} MiB at most"
+    what = f"its process died ({ending})"
+    if usage.memory_bytes:
+        what += f", having held up to {usage.memory_bytes >> 20} MiB of memory"
     is_killed = ending == "SIGKILL"
     if is_killed:
         what += "; Linux kills so when memory runs out"

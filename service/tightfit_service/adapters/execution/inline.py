@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from tightfit_service.adapters.execution.failures import not_running
 from tightfit_service.adapters.execution.staging import Staging, UnitFolder
 from tightfit_service.adapters.execution.worker import find_handler
 from tightfit_service.application.plain import to_plain
@@ -17,7 +18,7 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
-from tightfit_service.domain.errors import TightfitError, UnavailableError, WorkFailedError
+from tightfit_service.domain.errors import TightfitError, WorkFailedError
 
 
 class InlineExecutor:
@@ -53,6 +54,11 @@ class InlineExecutor:
         """See `Executor`. Does not wait for handlers."""
         self._is_running = False
 
+    async def check(self) -> None:
+        """See `Executor`."""
+        if not self._is_running:
+            raise not_running()
+
     async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
         """See `Executor`."""
         loop = asyncio.get_running_loop()
@@ -62,7 +68,7 @@ class InlineExecutor:
 
         async with self._slots:
             if not self._is_running:
-                raise UnavailableError("the executor is not running")
+                raise not_running()
             try:
                 async with asyncio.timeout(unit.timeout_seconds):
                     return await asyncio.to_thread(self._run, unit, report)

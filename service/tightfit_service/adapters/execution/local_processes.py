@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -27,6 +27,7 @@ from tightfit_service.adapters.execution.messages import Message, error_from
 from tightfit_service.adapters.execution.running_unit import RunningUnit
 from tightfit_service.adapters.execution.staging import (
     DEFAULT_CACHE_BYTES,
+    ProjectFiles,
     Staging,
     UnitFolder,
 )
@@ -34,9 +35,7 @@ from tightfit_service.adapters.execution.worker_log import write_log
 from tightfit_service.adapters.execution.worker_process import Usage, WorkerProcess
 from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
-    ArtifactStores,
     ProgressCallback,
-    Telemetry,
     WorkResult,
     WorkUnit,
 )
@@ -49,6 +48,14 @@ T = TypeVar("T")
 _RECYCLED = "recycled"
 _START_SECONDS = 120.0
 _KILL_SECONDS = 1.0
+
+
+class RestartReports(Protocol):
+    """The part of `Telemetry` that an executor needs."""
+
+    def worker_restarted(self, reason: str) -> None:
+        """Report that a worker process was replaced."""
+        ...
 
 
 class _Slot:
@@ -86,9 +93,9 @@ class LocalProcessExecutor:
         self,
         *,
         command: Sequence[str],
-        artifacts: ArtifactStores,
+        artifacts: ProjectFiles,
         scratch_dir: Path,
-        telemetry: Telemetry,
+        telemetry: RestartReports,
         worker_count: int = 1,
         threads_per_worker: int | None = None,
         limits: WorkerLimits | None = None,
@@ -152,6 +159,11 @@ class LocalProcessExecutor:
         for slot in self._slots:
             slot.worker = None
         self._guard.stop()
+
+    async def check(self) -> None:
+        """See `Executor`."""
+        if not self._is_running:
+            raise not_running()
 
     async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
         """See `Executor`. The time limit counts from when a worker has the unit.

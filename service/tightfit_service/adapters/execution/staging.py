@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tightfit_service.adapters.execution.limits import WorkerUser
-from tightfit_service.application.ports import ArtifactStores
 from tightfit_service.domain.errors import (
     InvalidRequestError,
     ResourceExhaustedError,
@@ -26,6 +26,26 @@ from tightfit_service.domain.errors import (
 DEFAULT_CACHE_BYTES = 8 << 30
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+class UnitFiles(Protocol):
+    """The part of an `ArtifactStore` that units need."""
+
+    def fetch(self, digest: str, destination: Path) -> None:
+        """Copy to a local file, verifying the digest."""
+        ...
+
+    def put(self, source: Path, digest: str) -> None:
+        """Store a file under its digest."""
+        ...
+
+
+class ProjectFiles(Protocol):
+    """The files of all projects, each apart from the others."""
+
+    def of(self, project: str) -> UnitFiles:
+        """Return those of a project."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +69,7 @@ class Staging:
     def __init__(
         self,
         *,
-        artifacts: ArtifactStores,
+        artifacts: ProjectFiles,
         root: Path,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         owner: WorkerUser | None = None,
