@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -52,19 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _without_serving(arguments: argparse.Namespace, settings: Settings) -> int | None:
     """Run a command that does its work at once; return its exit code, None for those that serve."""
-    if arguments.command == "pack":
-        return _pack(arguments.file, arguments.output)
-    if arguments.command == "doctor":
-        return _doctor(settings)
-    if arguments.command == "public-keys":
-        return _public_keys(settings)
-    if arguments.command == "create-admin-key":
-        return _create_admin_key(settings, name=arguments.name, valid_days=arguments.valid_days)
-    if arguments.command == "gc":
-        return _collect(settings, dry_run=arguments.dry_run)
-    if arguments.command == "quota":
-        return _quota(settings, arguments)
-    return None
+    commands: dict[str, Callable[[], int]] = {
+        "pack": lambda: _pack(arguments.file, arguments.output),
+        "doctor": lambda: _doctor(settings),
+        "public-keys": lambda: _public_keys(settings),
+        "create-admin-key": lambda: _create_admin_key(
+            settings, name=arguments.name, valid_days=arguments.valid_days
+        ),
+        "gc": lambda: _collect(settings, dry_run=arguments.dry_run),
+        "quota": lambda: _quota(settings, arguments),
+    }
+    command = commands.get(arguments.command)
+    return None if command is None else command()
 
 
 def _collect(settings: Settings, *, dry_run: bool) -> int:

@@ -36,6 +36,7 @@ from tightfit.v1 import (
     access_pb2,
     compression_pb2,
     dataset_pb2,
+    diagnostics_pb2,
     hardware_pb2,
     job_pb2,
     model_pb2,
@@ -270,6 +271,10 @@ class AsyncClient:
     def list_runners(self, *, page_size: int = 0) -> AsyncIterator[runner_pb2.Runner]:
         """Yield the runners of the project by name, those that have left too."""
         return self._pages(calls.list_runners(project=self.project, page_size=page_size))
+
+    async def diagnose(self) -> diagnostics_pb2.DiagnoseResponse:
+        """Have the server look at what it stands on; needs the role admin where access is controlled."""
+        return await self._call(calls.diagnose())
 
     async def get_runner(self, runner: str) -> runner_pb2.Runner:
         """Return a runner by name."""

@@ -24,6 +24,8 @@ from tightfit.v1 import (
     artifact_pb2_grpc,
     compression_pb2,
     compression_pb2_grpc,
+    diagnostics_pb2,
+    diagnostics_pb2_grpc,
     hardware_pb2,
     hardware_pb2_grpc,
     job_pb2,
@@ -39,6 +41,7 @@ _JOBS = compression_pb2_grpc.CompressionServiceStub
 _HARDWARE = hardware_pb2_grpc.HardwareServiceStub
 _ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
 _RUNNERS = runner_pb2_grpc.RunnerServiceStub
+_DIAGNOSTICS = diagnostics_pb2_grpc.DiagnosticsServiceStub
 _ACCESS = access_pb2_grpc.AccessServiceStub
 
 
@@ -200,6 +203,11 @@ def list_targets(*, project: str, page_size: int) -> Listing[hardware_pb2.Hardwa
     return Listing(
         Call(_HARDWARE, "ListHardwareTargets", request), lambda page: page.hardware_targets
     )
+
+
+def diagnose() -> Call[diagnostics_pb2.DiagnoseResponse]:
+    """Have the server look at its deployment."""
+    return Call(_DIAGNOSTICS, "Diagnose", diagnostics_pb2.DiagnoseRequest())
 
 
 def get_runner(runner: str, *, project: str) -> Call[runner_pb2.Runner]:

@@ -27,6 +27,7 @@ from tightfit.v1 import (
     access_pb2,
     compression_pb2,
     dataset_pb2,
+    diagnostics_pb2,
     hardware_pb2,
     job_pb2,
     model_pb2,
@@ -261,6 +262,15 @@ class Client:
     def list_runners(self, *, page_size: int = 0) -> Iterator[runner_pb2.Runner]:
         """Yield the runners of the project by name, those that have left too."""
         return self._pages(calls.list_runners(project=self.project, page_size=page_size))
+
+    @property
+    def credentials(self) -> Credentials:
+        """What the client shows of itself."""
+        return self._credentials
+
+    def diagnose(self) -> diagnostics_pb2.DiagnoseResponse:
+        """Have the server look at what it stands on; needs the role admin where access is controlled."""
+        return self._call(calls.diagnose())
 
     def get_runner(self, runner: str) -> runner_pb2.Runner:
         """Return a runner by name."""

@@ -37,6 +37,7 @@ _IDEMPOTENT = {
         "GetTrial",
     ),
     "tightfit.v1.ArtifactService": ("GetArtifact", "CreateDownloadUrl"),
+    "tightfit.v1.DiagnosticsService": ("Diagnose",),
     "tightfit.v1.RunnerService": ("GetRunner", "ListRunners"),
     "tightfit.v1.AccessService": (
         "GetCaller",

@@ -16,6 +16,7 @@ from tightfit.cli import (
     auth,
     check,
     compress,
+    doctor,
     estimate,
     exit_codes,
     jobs,
@@ -44,6 +45,7 @@ app.command("apply")(apply.apply)
 app.add_typer(recipe.app, name="recipe")
 app.command("unpack")(unpack.unpack)
 app.command("verify")(verify.verify)
+app.command("doctor")(doctor.doctor)
 app.command("estimate")(estimate.estimate)
 app.command("check")(check.check)
 app.add_typer(targets.app, name="targets")

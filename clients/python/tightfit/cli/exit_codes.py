@@ -8,6 +8,8 @@ OK = 0
 """The result fits (`compress`), or the command did what it should."""
 DIFFERENT = 1
 """Two recipes differ (`recipe diff`)."""
+NOT_SOUND = 1
+"""Something in the deployment does not work (`doctor`)."""
 USAGE = 2
 """An option, a file or a name cannot be used."""
 BUDGET_NOT_MET = 3
