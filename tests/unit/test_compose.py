@@ -123,6 +123,7 @@ def test_the_service_accepts_its_environment() -> None:
     services = yaml.safe_load(text)["services"]
     settings = load_settings({}, services["tightfit"]["environment"])
     assert settings.artifact_store == "s3"
+    assert settings.allow_insecure
     assert settings.database_url == "postgresql+psycopg://tightfit:secret@database:5432/tightfit"
     grace = int(services["tightfit"]["stop_grace_period"].removesuffix("s"))
     assert grace > settings.drain_seconds

@@ -11,9 +11,18 @@
 {{- if not .Values.artifacts.s3.url -}}
 {{- fail "artifacts.s3.url is needed when artifacts live in S3: give the URL of the store, or set mode=embedded" -}}
 {{- end -}}
-{{- if not .Values.artifacts.s3.existingSecret -}}
-{{- fail "artifacts.s3.existingSecret is needed when artifacts live in S3: name a Secret with the keys of the store" -}}
 {{- end -}}
+{{- if and (not (include "tightfit.tlsSecret" .)) (not .Values.auth.allowInsecure) -}}
+{{- fail "tls.existingSecret is needed: name a Secret with a certificate, or set tls.certManager.enabled, or auth.allowInsecure where a mesh encrypts" -}}
+{{- end -}}
+{{- if and (not .Values.auth.required) (not .Values.auth.allowInsecure) -}}
+{{- fail "auth.required is false: everybody who reaches the port may do everything; set it, or auth.allowInsecure where a mesh decides who calls" -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerName) -}}
+{{- fail "tls.certManager.issuerName is needed to ask for a certificate: name an Issuer or ClusterIssuer" -}}
+{{- end -}}
+{{- if and .Values.auth.oidc.issuer (not .Values.auth.oidc.jwksUrl) (not .Values.auth.oidc.jwksFile) -}}
+{{- fail "auth.oidc.jwksUrl is needed with auth.oidc.issuer: give the URL of the provider's keys" -}}
 {{- end -}}
 {{- if and .Values.ray.enabled (not .Values.ray.auth.existingSecret) -}}
 {{- fail "ray.auth.existingSecret is needed with ray.enabled: name a Secret with a random token, for Ray runs any code for who reaches it" -}}

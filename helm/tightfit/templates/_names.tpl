@@ -53,6 +53,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- .Values.artifacts.store | default (ternary "s3" "folder" (eq .Values.mode "replicated")) -}}
 {{- end -}}
 
+{{/* The Secret of the gRPC port's certificate; empty where plain text is served. */}}
+{{- define "tightfit.tlsSecret" -}}
+{{- if .Values.tls.existingSecret -}}
+{{- .Values.tls.existingSecret -}}
+{{- else if .Values.tls.certManager.enabled -}}
+{{- printf "%s-tls" (include "tightfit.fullname" .) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "tightfit.s3Port" -}}
 {{- if .Values.networkPolicy.s3.port -}}
 {{- int .Values.networkPolicy.s3.port -}}

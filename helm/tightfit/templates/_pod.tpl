@@ -50,6 +50,8 @@ spec:
       livenessProbe:
         grpc:
           port: {{ int .Values.service.healthPort }}
+          # whether the process answers; the other probes ask whether database and store do, too
+          service: liveness
         periodSeconds: 20
         timeoutSeconds: 10
         failureThreshold: 6
@@ -60,6 +62,7 @@ spec:
           mountPath: /var/lib/tightfit
         - name: tmp
           mountPath: /tmp
+        {{- include "tightfit.secretMounts" . | nindent 8 }}
         {{- with .Values.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -106,6 +109,7 @@ spec:
       persistentVolumeClaim:
         claimName: {{ .Values.persistence.existingClaim }}
     {{- end }}
+    {{- include "tightfit.secretVolumes" . | nindent 4 }}
     {{- with .Values.extraVolumes }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -149,24 +153,60 @@ tolerations:
 {{/* What the servers read from Secrets, by reference. */}}
 {{- define "tightfit.secretEnv" -}}
 {{- include "tightfit.databaseEnv" . }}
-{{- if eq (include "tightfit.artifactStore" .) "s3" }}
-- name: TIGHTFIT_S3_ACCESS_KEY
-  valueFrom:
-    secretKeyRef:
-      name: {{ .Values.artifacts.s3.existingSecret }}
-      key: {{ .Values.artifacts.s3.accessKeyKey }}
-- name: TIGHTFIT_S3_SECRET_KEY
-  valueFrom:
-    secretKeyRef:
-      name: {{ .Values.artifacts.s3.existingSecret }}
-      key: {{ .Values.artifacts.s3.secretKeyKey }}
-{{- end }}
 {{- if .Values.ray.enabled }}
 {{ include "tightfit.rayAuthEnv" . }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* Secrets and the policy as folders of files, whole and not by subPath: only so they follow their changes. */}}
+{{- define "tightfit.secretMounts" -}}
+{{- if include "tightfit.s3Secret" . }}
+- {name: s3, mountPath: /etc/tightfit/s3, readOnly: true}
+{{- end }}
+{{- if include "tightfit.tlsSecret" . }}
+- {name: tls, mountPath: /etc/tightfit/tls, readOnly: true}
+{{- end }}
+{{- if .Values.auth.policy }}
+- {name: access, mountPath: /etc/tightfit/access, readOnly: true}
+{{- end }}
+{{- if .Values.provenance.existingSecret }}
+- {name: provenance, mountPath: /etc/tightfit/provenance, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "tightfit.secretVolumes" -}}
+{{- with include "tightfit.s3Secret" . }}
+- name: s3
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- with include "tightfit.tlsSecret" . }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- if .Values.auth.policy }}
+- name: access
+  configMap:
+    name: {{ include "tightfit.fullname" . }}-access
+{{- end }}
+{{- with .Values.provenance.existingSecret }}
+- name: provenance
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
+{{- define "tightfit.s3Secret" -}}
+{{- if eq (include "tightfit.artifactStore" .) "s3" -}}
+{{- .Values.artifacts.s3.existingSecret -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "tightfit.databaseEnv" -}}

@@ -80,6 +80,14 @@ def test_embedded_servers_reach_names_only() -> None:
     assert [ports(rule) for rule in spec["egress"]] == [[53, 53]]
 
 
+def test_the_identity_provider_is_reached_where_there_is_one() -> None:
+    rules = rendered("ray").one("NetworkPolicy", "demo-tightfit")["spec"]["egress"]
+    assert [443] in [ports(rule) for rule in rules]
+    assert [443] not in [
+        ports(rule) for rule in policy({"artifacts": {"s3": {"url": "http://s3"}}})["egress"]
+    ]
+
+
 def test_more_egress_can_be_allowed() -> None:
     rule = {"ports": [{"port": 443, "protocol": "TCP"}]}
     assert policy({"networkPolicy": {"extraEgress": [rule]}})["egress"][-1] == rule

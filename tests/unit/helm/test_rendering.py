@@ -24,6 +24,7 @@ SCHEMAS = {
     )
 }
 """Of the operators' kinds, after their documentation; kubernetes_validate has none."""
+TLS = {"tls": {"existingSecret": "tls"}}
 README = runpy.run_path(str(CHART.parent / "readme.py"))
 
 
@@ -56,6 +57,7 @@ def test_the_scenarios_make_every_kind_between_them() -> None:
     for name in SCENARIOS:
         made |= rendered(name).kinds()
     assert made == {
+        "Certificate",
         "ConfigMap",
         "Deployment",
         "HorizontalPodAutoscaler",
@@ -95,22 +97,25 @@ def test_names_fit_however_long_the_release_is() -> None:
     [
         ({}, "database.existingSecret"),
         ({"database": {"existingSecret": "db"}}, "artifacts.s3.url"),
-        (
-            {"database": {"existingSecret": "db"}, "artifacts": {"s3": {"url": "http://s3"}}},
-            "artifacts.s3.existingSecret",
-        ),
+        ({"mode": "embedded"}, "tls.existingSecret"),
+        ({"mode": "embedded", **TLS, "auth": {"required": False}}, "auth.required"),
+        ({"mode": "embedded", "tls": {"certManager": {"enabled": True}}}, "issuerName"),
+        ({"mode": "embedded", **TLS, "auth": {"oidc": {"issuer": "https://i"}}}, "jwksUrl"),
         (
             {"database": {"existingSecret": "db"}, "artifacts": {"store": "folder"}},
             "artifacts.store must be s3",
         ),
-        ({"mode": "embedded", "autoscaling": {"kind": "hpa"}}, "autoscaling.kind must be none"),
         (
-            {"mode": "embedded", "autoscaling": {"minReplicas": 9, "maxReplicas": 3}},
+            {"mode": "embedded", **TLS, "autoscaling": {"kind": "hpa"}},
+            "autoscaling.kind must be none",
+        ),
+        (
+            {"mode": "embedded", **TLS, "autoscaling": {"minReplicas": 9, "maxReplicas": 3}},
             "autoscaling.minReplicas is above",
         ),
-        ({"mode": "embedded", "ray": {"enabled": True}}, "ray.auth.existingSecret"),
+        ({"mode": "embedded", **TLS, "ray": {"enabled": True}}, "ray.auth.existingSecret"),
         (
-            {"mode": "embedded", "ray": {"enabled": True, "auth": {"existingSecret": "ray"}}},
+            {"mode": "embedded", **TLS, "ray": {"enabled": True, "auth": {"existingSecret": "r"}}},
             "ray.version",
         ),
     ],
@@ -134,6 +139,8 @@ def test_what_is_missing_is_named_with_its_remedy(values: dict[str, Any], messag
         {"database": {"existingSecret": "postgresql://user:password@host/db"}},
         {"artifacts": {"store": "gcs"}},
         {"artifacts": {"s3": {"url": "s3.example.com"}}},
+        {"auth": {"policy": {"groups": {"edge": {"*": "owner"}}}}},
+        {"auth": {"oidc": {"jwksUrl": "http://login.example.com/keys"}}},
         {"service": {"grpcPort": 70000}},
         {"persistence": {"size": "much"}},
         {"image": {"digest": "sha256:1"}},
@@ -159,9 +166,15 @@ def test_the_image_is_the_version_of_the_service_or_a_digest() -> None:
 
 
 def test_notes_tell_how_to_reach_the_service() -> None:
-    notes = Rendered({"mode": "embedded", "persistence": {"enabled": False}}, base=None).notes
+    notes = rendered("ephemeral").notes
     assert "port-forward service/demo-tightfit 50051" in notes
     assert "are lost when the pod ends" in notes
+    assert "create-admin-key" not in notes
+    assert "exec deployment/demo-tightfit -- python -m tightfit_service create-admin-key" in (
+        rendered("replicated").notes
+    )
+    assert "a key of its own that ends with its pod" in rendered("replicated").notes
+    assert "a key of its own" not in rendered("large").notes
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
@@ -187,6 +200,9 @@ def test_every_value_is_in_the_schema() -> None:
     def properties(node: dict[str, Any], prefix: str = "") -> set[str]:
         found = set[str]()
         for name, child in node.get("properties", {}).items():
+            if f"{prefix}{name}" == "auth.policy":
+                found.add("auth.policy")  # a document of its own, empty as it comes
+                continue
             inner = properties(child, f"{prefix}{name}.")
             found |= inner or {f"{prefix}{name}"}
         return found

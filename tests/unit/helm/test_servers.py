@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from helm_chart import SCENARIOS, Rendered, rendered
+from tightfit_service.api.server import LIVENESS
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -51,8 +52,9 @@ def test_pods_outlive_their_drain_and_are_probed_on_the_port_without_tls() -> No
     chart = Rendered({"settings": {"drainSeconds": 120}, "service": {"healthPort": 6000}})
     assert chart.pod["terminationGracePeriodSeconds"] > 120
     assert chart.environment()["TIGHTFIT_HEALTH_LISTEN"] == "0.0.0.0:6000"
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for probe in ("startupProbe", "readinessProbe"):
         assert chart.container[probe]["grpc"] == {"port": 6000}
+    assert chart.container["livenessProbe"]["grpc"] == {"port": 6000, "service": LIVENESS}
     startup = chart.container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] == 300
 
@@ -60,6 +62,28 @@ def test_pods_outlive_their_drain_and_are_probed_on_the_port_without_tls() -> No
 def test_the_port_for_probes_is_on_no_service() -> None:
     for service in rendered("replicated").all("Service"):
         assert {port["name"] for port in service["spec"]["ports"]} == {"grpc", "metrics"}
+
+
+def test_services_say_what_is_spoken() -> None:
+    def spoken(name: str) -> set[str]:
+        services = rendered(name).all("Service")
+        return {service["spec"]["ports"][0]["appProtocol"] for service in services}
+
+    assert spoken("replicated") == {"https"}
+    assert spoken("ephemeral") == {"kubernetes.io/h2c"}
+
+
+def test_a_certificate_is_asked_for_by_the_names_of_the_services() -> None:
+    chart = rendered("ray")
+    certificate = chart.one("Certificate")["spec"]
+    (volume,) = [volume for volume in chart.pod["volumes"] if volume["name"] == "tls"]
+    assert volume["secret"]["secretName"] == certificate["secretName"]
+    assert certificate["issuerRef"] == {"name": "company", "kind": "ClusterIssuer"}
+    assert "compress.example.com" in certificate["dnsNames"]
+    for service in chart.all("Service"):
+        name = service["metadata"]["name"]
+        assert f"{name}.models.svc" in certificate["dnsNames"]
+    assert "Certificate" not in rendered("large").kinds()
 
 
 def test_services_choose_servers_only() -> None:
@@ -141,14 +165,14 @@ def test_one_embedded_server_holds_the_volume() -> None:
 
 def test_embedded_storage_follows_the_values() -> None:
     def data_volume(values: dict[str, Any]) -> Any:
-        chart = Rendered({"mode": "embedded", **values}, base=None)
+        chart = Rendered(values, base="embedded")
         assert "volumeClaimTemplates" not in chart.server["spec"]
         return next(v for v in chart.pod["volumes"] if v["name"] == "data")
 
     assert data_volume({"persistence": {"enabled": False}})["emptyDir"] == {}
     claim = data_volume({"persistence": {"existingClaim": "models"}})["persistentVolumeClaim"]
     assert claim == {"claimName": "models"}
-    classed = Rendered({"mode": "embedded", "persistence": {"storageClass": "fast"}}, base=None)
+    classed = Rendered({"persistence": {"storageClass": "fast"}}, base="embedded")
     assert classed.server["spec"]["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "fast"
 
 
@@ -159,7 +183,15 @@ def test_everything_else_that_pods_need_can_be_said() -> None:
     assert pod["tolerations"][0]["key"] == "dedicated"
     assert pod["priorityClassName"] == "batch"
     assert "nodeAffinity" in pod["affinity"]
-    assert {volume["name"] for volume in pod["volumes"]} == {"tmp", "data", "ca"}
+    assert {volume["name"] for volume in pod["volumes"]} == {
+        "tmp",
+        "data",
+        "ca",
+        "s3",
+        "tls",
+        "access",
+        "provenance",
+    }
     labels = rendered("large").server["spec"]["template"]["metadata"]["labels"]
     assert labels["team"] == "edge"
     assert labels["cost-centre"] == "edge"

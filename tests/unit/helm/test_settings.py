@@ -11,12 +11,22 @@ from typing import Any
 import pytest
 
 from helm_chart import CHART, SCENARIOS, SECRET, Rendered, rendered
+from tightfit_service.adapters.access.policy_file import read_policy
+from tightfit_service.domain.access import Grant, Role
 from tightfit_service.settings import Settings, load_settings
 
-NOT_IN_THE_CHART: dict[str, str] = {}
+NOT_IN_THE_CHART = {
+    "s3_access_key": "read from a file, which follows a change of its Secret",
+    "s3_secret_key": "read from a file, which follows a change of its Secret",
+    "worker_user": "pods run without the rights to change users",
+    "replica_name": "the name of the pod, which is its host's name",
+    "artifact_dir": "replicas share a bucket, and one server has its data folder",
+}
 """Settings that the chart leaves alone, with the reason."""
 
 SECRET_SETTINGS = {"database_url", "s3_access_key", "s3_secret_key"}
+IN_FILES = ("tls_", "provenance_", "access_policy_", "s3_access_", "s3_secret_")
+"""Settings that name a file of a Secret or of a ConfigMap."""
 
 
 def variable(name: str) -> str:
@@ -55,8 +65,13 @@ def test_the_chart_and_the_service_agree_on_defaults_but_where_pods_differ() -> 
         "metrics_listen",
         "health_listen",
         "data_dir",
-        # half of the service's own default, with room for the server in a pod of 6 GiB
+        # room for the server in a pod of 6 GiB, and for other files on a volume of 20 GiB
         "worker_memory_bytes",
+        "worker_disk_bytes",
+        # the service's own default is for a server on loopback
+        "auth_required",
+        "tls_cert_file",
+        "tls_key_file",
     }
 
 
@@ -82,6 +97,9 @@ def test_secrets_come_by_reference_only(name: str) -> None:
     for entry in chart.container.get("env", []):
         if entry["name"] in secret:
             assert set(entry) == {"name", "valueFrom"}
+    # readable by the group of the pod, and by nobody else
+    for volume in chart.pod["volumes"]:
+        assert volume.get("secret", {}).get("defaultMode", 0o440) == 0o440
 
 
 def test_references_name_the_secrets_of_the_values() -> None:
@@ -99,8 +117,52 @@ def test_references_name_the_secrets_of_the_values() -> None:
         for entry in chart.container["env"]
     }
     assert references["TIGHTFIT_DATABASE_URL"] == ("db", "dsn")
-    assert references["TIGHTFIT_S3_ACCESS_KEY"] == ("s3", "a")
-    assert references["TIGHTFIT_S3_SECRET_KEY"] == ("s3", "b")
+    settings = load_settings({}, chart.environment())
+    assert settings.s3_access_key_file == "/etc/tightfit/s3/a"
+    assert settings.s3_secret_key_file == "/etc/tightfit/s3/b"
+
+
+def test_the_role_of_the_service_account_stands_in_for_keys_of_the_store() -> None:
+    chart = Rendered({"artifacts": {"s3": {"existingSecret": ""}}})
+    settings = load_settings({}, chart.environment())
+    assert settings.s3_access_key_file == settings.s3_secret_key_file == ""
+    assert "s3" not in {volume["name"] for volume in chart.pod["volumes"]}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_files_that_settings_name_are_mounted_whole(name: str) -> None:
+    """A file that is mounted by subPath would not follow a change of its Secret."""
+    chart = rendered(name)
+    settings = load_settings({}, chart.environment())
+    folders = {mount["mountPath"]: mount["name"] for mount in chart.container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in chart.pod["volumes"]}
+    files = {
+        getattr(settings, field.name)
+        for field in fields(Settings)
+        if field.name.startswith(IN_FILES) and field.name.endswith("_file")
+    } - {""}
+    assert bool(files) == (name != "ephemeral")
+    for file in files:
+        volume = volumes[folders[str(Path(file).parent)]]
+        assert {"secret", "configMap"} & set(volume)
+    assert "subPath" not in str(chart.container["volumeMounts"])
+
+
+def test_roles_reach_the_service_as_a_policy_that_it_accepts(tmp_path: Path) -> None:
+    chart = rendered("ray")
+    made = chart.one("ConfigMap", "demo-tightfit-access")["data"]["policy.yaml"]
+    (tmp_path / "policy.yaml").write_text(made)
+    policy = read_policy(tmp_path / "policy.yaml")
+    assert policy.groups["ml-platform"] == (Grant(role=Role.ADMIN, project="*"),)
+    assert chart.environment()["TIGHTFIT_ACCESS_POLICY_FILE"] == "/etc/tightfit/access/policy.yaml"
+
+
+def test_a_change_of_roles_does_not_replace_pods() -> None:
+    def template(role: str) -> Any:
+        values = {"auth": {"policy": {"groups": {"edge": {"*": role}}}}}
+        return Rendered(values).server["spec"]["template"]
+
+    assert template("viewer") == template("admin")
 
 
 def test_changed_settings_replace_the_pods() -> None:
