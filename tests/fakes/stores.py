@@ -18,6 +18,7 @@ from tightfit_service.application.ports import (
     Lease,
     LostLife,
     Page,
+    UnitDeaths,
     WorkResult,
 )
 from tightfit_service.domain.errors import (
@@ -71,6 +72,7 @@ class InMemoryStore:
         self.events: dict[str, list[JobEvent]] = {}
         self.results: dict[tuple[str, str], WorkResult] = {}
         self.use_times: dict[tuple[str, str], datetime] = {}
+        self.deaths: dict[tuple[str, str], tuple[datetime, UnitDeaths]] = {}
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.assets: dict[tuple[str, str, str], AssetRecord] = {}
         self.held: dict[str, _Held] = {}
@@ -182,6 +184,22 @@ class InMemoryStore:
         if result is not None:
             self.use_times[project, input_digest] = self.clock()
         return result
+
+    @_transaction
+    def unit_deaths(self, project: str, input_digest: str, *, within_seconds: float) -> UnitDeaths:
+        found = self.deaths.get((project, input_digest))
+        if found is None or self.clock() - found[0] > timedelta(seconds=within_seconds):
+            return UnitDeaths()
+        return found[1]
+
+    @_transaction
+    def add_unit_death(
+        self, project: str, input_digest: str, evidence: str, *, within_seconds: float
+    ) -> UnitDeaths:
+        earlier = self.unit_deaths(project, input_digest, within_seconds=within_seconds)
+        deaths = UnitDeaths(count=earlier.count + 1, evidence=evidence)
+        self.deaths[project, input_digest] = (self.clock(), deaths)
+        return deaths
 
     @_transaction
     def expire_results(self, *, unused_for: timedelta, dry_run: bool = False) -> int:

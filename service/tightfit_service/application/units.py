@@ -18,9 +18,21 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.work import unit_digest
-from tightfit_service.domain.errors import TightfitError, UnavailableError, WorkFailedError
+from tightfit_service.domain.errors import (
+    TightfitError,
+    UnavailableError,
+    WorkerDiedError,
+    WorkFailedError,
+)
 
 log = structlog.get_logger(__name__)
+
+
+MAX_DEATHS = 3
+"""Tries of a unit whose worker dies."""
+
+DEATHS_SECONDS = 1_800.0
+"""How long a death counts: an operator may have changed what caused it."""
 
 
 def _quiet(_share: float, _text: str) -> None:
@@ -37,16 +49,52 @@ async def run_cached(
 ) -> WorkResult:
     """Return the remembered result of the unit, or run it and remember what it gave.
 
-    Failures are not remembered: they may come from a full disk or a killed worker.
+    A unit whose worker dies is run again, `MAX_DEATHS` times in all over every job and server that
+    wants it; then it is given up, and for a while refused at once, so that nobody can kill worker after
+    worker by asking for it. Other failures are not remembered: they may come from a full disk.
+
+    Raises:
+        WorkerDiedError: The worker died each time; says how the last one did.
+        TightfitError: What the unit raised, or the store.
     """
     digest = unit_digest(unit)
     remembered = await asyncio.to_thread(store.cached_result, unit.project, digest)
     telemetry.cache_lookup(hit=remembered is not None)
     if remembered is not None:
         return remembered
-    result = await _timed(unit, executor, telemetry, on_progress)
+    result = await _survived(unit, digest, executor, store, telemetry, on_progress)
     await asyncio.to_thread(store.store_result, unit.project, digest, result)
     return result
+
+
+async def _survived(
+    unit: WorkUnit,
+    digest: str,
+    executor: Executor,
+    store: JobStore,
+    telemetry: Telemetry,
+    on_progress: ProgressCallback,
+) -> WorkResult:
+    deaths = await asyncio.to_thread(
+        store.unit_deaths, unit.project, digest, within_seconds=DEATHS_SECONDS
+    )
+    while deaths.count < MAX_DEATHS:
+        try:
+            return await _timed(unit, executor, telemetry, on_progress)
+        except WorkerDiedError as error:
+            deaths = await asyncio.to_thread(
+                store.add_unit_death,
+                unit.project,
+                digest,
+                str(error),
+                within_seconds=DEATHS_SECONDS,
+            )
+            log.warning("unit.worker_died", unit=unit.label, tries=deaths.count, error=str(error))
+    raise WorkerDiedError(
+        f"given up after {deaths.count} tries: {deaths.evidence}",
+        remedy="look at the evidence; the same work is refused for "
+        f"{DEATHS_SECONDS / 60:.0f} minutes",
+    )
 
 
 async def _timed(

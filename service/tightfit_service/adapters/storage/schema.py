@@ -18,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
     false,
@@ -155,6 +156,16 @@ work_outputs = Table(
         [work_results.c.project, work_results.c.input_digest],
         ondelete="CASCADE",
     ),
+)
+
+unit_deaths = Table(
+    "unit_deaths",
+    metadata,
+    Column("project", _NAME, primary_key=True),
+    Column("input_digest", String(128), primary_key=True),
+    Column("death_count", Integer, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("last_time", UtcTime, nullable=False, index=True),
 )
 
 assets = Table(

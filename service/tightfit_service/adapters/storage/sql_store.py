@@ -42,11 +42,19 @@ from tightfit_service.adapters.storage.schema import (
     work_outputs,
     work_results,
 )
+from tightfit_service.adapters.storage.sql_deaths import add_death, find_deaths
 from tightfit_service.adapters.storage.sql_errors import repeated
 from tightfit_service.adapters.storage.sql_results import find_result
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.ports import AssetRecord, JobMark, Lease, Page, WorkResult
+from tightfit_service.application.ports import (
+    AssetRecord,
+    JobMark,
+    Lease,
+    Page,
+    UnitDeaths,
+    WorkResult,
+)
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     PreconditionError,
@@ -280,6 +288,19 @@ class SqlStore:
                     for name, digest in result.outputs.items()
                 ],
             )
+
+    def unit_deaths(self, project: str, input_digest: str, *, within_seconds: float) -> UnitDeaths:
+        """See `JobStore`."""
+        return find_deaths(self._engine, project, input_digest, within_seconds=within_seconds)
+
+    @repeated
+    def add_unit_death(
+        self, project: str, input_digest: str, evidence: str, *, within_seconds: float
+    ) -> UnitDeaths:
+        """See `JobStore`."""
+        return add_death(
+            self._engine, project, input_digest, evidence, within_seconds=within_seconds
+        )
 
     @repeated
     def add_asset(self, record: AssetRecord) -> AssetRecord:

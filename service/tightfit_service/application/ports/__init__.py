@@ -66,6 +66,7 @@ from tightfit_service.application.ports.records import (
     Page,
     QuotaStore,
     ResultExpiry,
+    UnitDeaths,
 )
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
@@ -139,6 +140,7 @@ __all__ = [
     "Telemetry",
     "TensorSignature",
     "Trainer",
+    "UnitDeaths",
     "UploadStaging",
     "UploadTicket",
     "WorkHandler",

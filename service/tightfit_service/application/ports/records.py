@@ -110,6 +110,14 @@ class Claim:
     cancel_requested: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitDeaths:
+    """How often a unit of work killed its worker, and how it did the last time."""
+
+    count: int = 0
+    evidence: str = ""
+
+
 @dataclass(frozen=True)
 class JobMark:
     """How far a job is: it has news for whoever has seen less."""
@@ -261,6 +269,16 @@ class JobStore(Protocol):
 
     def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
         """Store the result of a unit of work of the project."""
+        ...
+
+    def unit_deaths(self, project: str, input_digest: str, *, within_seconds: float) -> UnitDeaths:
+        """Return how often a unit of work killed its worker; none when that is longer ago."""
+        ...
+
+    def add_unit_death(
+        self, project: str, input_digest: str, evidence: str, *, within_seconds: float
+    ) -> UnitDeaths:
+        """Count one more death of a unit, and return all within that time."""
         ...
 
 
