@@ -83,7 +83,20 @@ class RayCluster:
             "--disable-usage-stats",
             f"--temp-dir={folder / 'r'}",
         )
+        cluster.wait_for_client_server()
         return cluster
+
+    def wait_for_client_server(self) -> None:
+        """Wait until the head takes clients, which is some time after it says that it runs."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                socket.create_connection((HEAD, self.client_port)).close()
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            else:
+                return
 
     def add_node(self, address: str, *options: str) -> RayNode:
         """Start a node; without options one that joins the head."""

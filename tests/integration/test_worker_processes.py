@@ -20,6 +20,7 @@ import pytest
 
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStores
+from fakes.processes import PATIENCE_SECONDS, is_running, wait_until_gone
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution import sandbox
 from tightfit_service.adapters.execution.limits import DEFAULT_OPEN_FILES, WorkerLimits, WorkerUser
@@ -35,7 +36,6 @@ from tightfit_service.domain.errors import (
 Make = Callable[..., LocalProcessExecutor]
 
 ECHO = WorkUnit(project="default", kind="echo", payload={}, inputs={})
-PATIENCE_SECONDS = 20.0
 
 
 def ignore_progress(fraction: float, message: str) -> None:
@@ -66,21 +66,6 @@ async def make(tmp_path: Path, telemetry: RecordingTelemetry) -> AsyncIterator[M
     yield factory
     for executor in made:
         await executor.stop()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-async def wait_until_gone(pids: list[int]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while any(is_running(pid) for pid in pids):  # noqa: ASYNC110  # processes send no events
-            await asyncio.sleep(0.02)
 
 
 async def start_hanging(
