@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
+from tightfit_service.adapters.formats.tflite_exponentials import bound_exponentials
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 
 _TO_NCHW = (0, 3, 1, 2)
@@ -35,7 +36,10 @@ def clean_up(file: TfliteFile) -> None:
     6. Strided slices that follow each other, one axis each, become one.
     7. Channels are shuffled where they are, last.
     8. A change to NCHW right before an output is left out: that output is NHWC from then on.
+
+    Before all that, exponential linear units become ones whose exponent is bounded.
     """
+    bound_exponentials(file)
     changed = True
     while changed:
         changed = _sink_transposes(file) or _merge_transposes(file)
