@@ -81,7 +81,17 @@ def parse_layer_tables(text: str) -> dict[str, LayerTable]:
     Raises:
         InvalidModelError: A column is missing, a cell is no such number, or there is no layer.
     """
-    reader = csv.DictReader(io.StringIO(text))
+    try:
+        return _parse(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise InvalidModelError(
+            f"the layer table is not CSV: {error}",
+            field="layers",
+            remedy="write plain cells, one line per layer, separated by commas",
+        ) from error
+
+
+def _parse(reader: csv.DictReader[str]) -> dict[str, LayerTable]:
     columns = [name.strip() for name in reader.fieldnames or () if name]
     for name in REQUIRED:
         if name not in columns:

@@ -55,6 +55,8 @@ def test_networks_of_a_table_are_told_apart_by_name() -> None:
         (RESIDUAL.replace("6912", "-1"), "layers.macs"),
         (RESIDUAL.replace("6912", "nan"), "layers.macs"),
         (RESIDUAL.replace("6912", "1e300"), "layers.macs"),
+        (HEADING + "x" * 200_000, "layers"),
+        ("x" * 200_000, "layers"),
     ],
 )
 def test_what_cannot_be_used_is_named(text: str, field: str) -> None:
