@@ -33,6 +33,7 @@ from tightfit.v1 import (
     model_pb2_grpc,
     runner_pb2,
     runner_pb2_grpc,
+    transfer_pb2,
     trial_pb2,
 )
 
@@ -76,6 +77,8 @@ class State:
     break_uploads_after: list[int] = field(default_factory=list)
     """Bytes after which the next upload streams break."""
     artifacts: dict[str, bytes] = field(default_factory=dict)
+    store_url: str = ""
+    """Where bytes can be sent and fetched directly; empty offers no such thing."""
     read_offsets: list[int] = field(default_factory=list)
     break_reads_after: list[int] = field(default_factory=list)
     job: job_pb2.CompressionJob = field(default_factory=job_pb2.CompressionJob)
@@ -137,7 +140,14 @@ class _Uploads:
         self.state.uploads[f"{name}#"] = bytearray(
             f"{request.size_bytes} {request.digest}".encode()
         )
-        return self.upload(name=name, committed_bytes=len(kept))
+        direct = None
+        if self.state.store_url and not kept:
+            direct = transfer_pb2.DirectTransfer(
+                method="PUT",
+                url=f"{self.state.store_url}/{name}",
+                headers={"Content-Length": str(request.size_bytes)},
+            )
+        return self.upload(name=name, committed_bytes=len(kept), direct=direct)
 
     def receive(self, messages: Iterator[Any], context: Context) -> Any:
         self.state.fail(f"Upload{self.noun.title()}", context)
@@ -194,10 +204,19 @@ class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
 
 
 class _Artifacts(artifact_pb2_grpc.ArtifactServiceServicer):
-    GetArtifact = CreateDownloadUrl = _not_offered
+    GetArtifact = _not_offered
 
     def __init__(self, state: State) -> None:
         self._state = state
+
+    def CreateDownloadUrl(self, request: Any, context: Any) -> Any:
+        if not self._state.store_url:
+            return _not_offered(self, request, context)
+        data = self._state.artifacts[request.name.rpartition("/")[2]]
+        direct = transfer_pb2.DirectTransfer(
+            method="GET", url=f"{self._state.store_url}/{request.name}"
+        )
+        return artifact_pb2.CreateDownloadUrlResponse(size_bytes=len(data), direct=direct)
 
     def ReadArtifact(self, request: Any, context: Any) -> Any:
         self._state.fail("ReadArtifact", context)
