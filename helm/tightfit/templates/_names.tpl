@@ -77,5 +77,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- define "tightfit.rayAddress" -}}
-{{- .Values.ray.address | default (printf "%s-head-svc.%s.svc:6379" (include "tightfit.rayClusterName" .) .Release.Namespace) -}}
+{{- .Values.ray.address | default (printf "ray://%s-head-svc.%s.svc:10001" (include "tightfit.rayClusterName" .) .Release.Namespace) -}}
 {{- end -}}

@@ -153,9 +153,6 @@ tolerations:
 {{/* What the servers read from Secrets, by reference. */}}
 {{- define "tightfit.secretEnv" -}}
 {{- include "tightfit.databaseEnv" . }}
-{{- if .Values.ray.enabled }}
-{{ include "tightfit.rayAuthEnv" . }}
-{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -171,6 +168,9 @@ tolerations:
 {{- end }}
 {{- if .Values.auth.policy }}
 - {name: access, mountPath: /etc/tightfit/access, readOnly: true}
+{{- end }}
+{{- if .Values.ray.enabled }}
+- {name: ray, mountPath: /etc/tightfit/ray, readOnly: true}
 {{- end }}
 {{- if .Values.provenance.existingSecret }}
 - {name: provenance, mountPath: /etc/tightfit/provenance, readOnly: true}
@@ -194,6 +194,12 @@ tolerations:
 - name: access
   configMap:
     name: {{ include "tightfit.fullname" . }}-access
+{{- end }}
+{{- if .Values.ray.enabled }}
+- name: ray
+  secret:
+    secretName: {{ .Values.ray.auth.existingSecret }}
+    defaultMode: 0440
 {{- end }}
 {{- with .Values.provenance.existingSecret }}
 - name: provenance
@@ -219,7 +225,7 @@ tolerations:
 {{- end }}
 {{- end -}}
 
-{{/* Always set on every node and client: left out, Ray would decide by a file in the home folder. */}}
+{{/* Always set on every node: left out, Ray would decide by a file in the home folder. */}}
 {{- define "tightfit.rayAuthEnv" -}}
 - name: RAY_AUTH_MODE
   value: token

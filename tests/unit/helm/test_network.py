@@ -102,17 +102,28 @@ def test_migrations_reach_the_database_and_nothing_reaches_them() -> None:
     assert spec["podSelector"]["matchLabels"].items() <= job.items()
 
 
-def test_a_ray_cluster_speaks_with_itself_the_servers_and_the_store() -> None:
+def test_a_ray_cluster_speaks_with_itself_and_listens_to_servers() -> None:
     chart = rendered("ray")
     spec = chart.one("NetworkPolicy", "demo-tightfit-ray")["spec"]
     cluster = {"podSelector": {"matchLabels": {"ray.io/cluster": "demo-tightfit-ray"}}}
     servers = {"podSelector": {"matchLabels": chart.server["spec"]["selector"]["matchLabels"]}}
-    inside, scrapes = spec["ingress"]
-    assert inside == {"from": [cluster, servers]}
+    inside, clients, scrapes = spec["ingress"]
+    assert inside == {"from": [cluster]}
+    assert (clients["from"], ports(clients)) == ([servers], [10001])
     assert ports(scrapes) == [8080]
-    database = rendered("ray").one("NetworkPolicy", "demo-tightfit")["spec"]["egress"]
-    assert {"to": [cluster]} in database
-    assert [5432] not in [ports(rule) for rule in spec["egress"]]
+    # nodes hold no secrets, and reach neither database nor store
+    dns, within = spec["egress"]
+    assert ports(dns) == [53, 53]
+    assert within == {"to": [cluster]}
+
+
+def test_servers_reach_the_client_server_of_ray_and_no_other_port_of_it() -> None:
+    rules = rendered("ray").one("NetworkPolicy", "demo-tightfit")["spec"]["egress"]
+    (to_ray,) = [rule for rule in rules if "ray.io/cluster" in str(rule)]
+    assert ports(to_ray) == [10001]
+    assert to_ray["to"][0]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    existing = rendered("existing-ray").one("NetworkPolicy", "demo-tightfit")["spec"]["egress"]
+    assert [10001] in [ports(rule) for rule in existing]
 
 
 def test_policies_can_be_left_out() -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from helm_chart import CHART, Rendered, rendered
+from tightfit_service.settings import load_settings
 
 OPERATORS = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "RayCluster"}
 
@@ -84,9 +85,13 @@ def test_ray_is_given_a_token_everywhere_and_no_other_secret() -> None:
         assert [entry["name"] for entry in secrets] == ["RAY_AUTH_TOKEN"]
         assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
         assert "envFrom" not in container
-    environment = chart.environment()
-    assert environment["RAY_AUTH_MODE"] == "token"
-    assert "RAY_AUTH_TOKEN" in environment
+    settings = load_settings({}, chart.environment())
+    assert settings.executor == "ray"
+    assert settings.ray_address == "ray://demo-tightfit-ray-head-svc.models.svc:10001"
+    assert settings.ray_token_file == "/etc/tightfit/ray/auth_token"
+    assert settings.gpus_per_unit == 0.5
+    (volume,) = [volume for volume in chart.pod["volumes"] if volume["name"] == "ray"]
+    assert volume["secret"]["secretName"] == "tightfit-ray"
 
 
 def test_ray_runs_the_image_of_the_service_and_keeps_work_off_the_head() -> None:
@@ -129,7 +134,9 @@ def test_ray_is_probed_without_tools_that_the_image_lacks(name: str) -> None:
 def test_a_cluster_that_exists_is_used_as_it_is() -> None:
     chart = rendered("existing-ray")
     assert "RayCluster" not in chart.kinds()
-    assert chart.environment()["RAY_AUTH_MODE"] == "token"
+    settings = load_settings({}, chart.environment())
+    assert settings.ray_address == "ray://ray.compute.svc:10001"
+    assert settings.ray_token_file == "/etc/tightfit/ray/auth_token"
 
 
 def test_scaling_is_only_for_replicas() -> None:
