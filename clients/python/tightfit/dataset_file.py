@@ -27,6 +27,9 @@ SPLITS = ("train", "evaluation")
 _TOP_KEYS = ("task", "arrays", "splits", "layout", "preprocess", "metric", "class_names")
 _PREPROCESS_KEYS = ("scale", "mean", "std")
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+MAX_YAML_BYTES = 4 << 20
+MAX_YAML_DEPTH = 50
+"""Of what people write by hand; a parser recurses into it."""
 _NPY_MAGIC = b"\x93NUMPY"
 # the earliest time that ZIP can express: equal contents must give equal bytes
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
@@ -149,8 +152,38 @@ def _member(name: str, size: int) -> zipfile.ZipInfo:
     return info
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe loader that refuses a key given twice; plain YAML loaders keep the last without a word."""
+class _PlainLoader(yaml.SafeLoader):
+    """Safe loader of what people write.
+
+    It refuses a key given twice, of which plain loaders keep the last without a word; aliases, by which a
+    few lines become gigabytes; and structures deeper than anybody means.
+    """
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node and all that is in it."""
+        problem = ""
+        if self.check_event(yaml.AliasEvent):
+            problem = "aliases are not read: write it out"
+        elif self._depth >= MAX_YAML_DEPTH:
+            problem = f"nested more than {MAX_YAML_DEPTH} deep"
+        if problem:
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        """Build a value; numbers and dates that Python has no room for are told by their line."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, str(error), node.start_mark
+            ) from error
 
     def construct_mapping(
         self,
@@ -180,7 +213,13 @@ def load_yaml_mapping(path: Path, *, what: str) -> dict[str, Any]:
         InvalidInputError: Not readable, not YAML, or no mapping at its top.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # nosec B506  # a SafeLoader
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise InvalidInputError(
+                f"{path} has more than {MAX_YAML_BYTES >> 20} MiB",
+                field=str(path),
+                remedy=f"give the path of {what}",
+            )
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506  # nosec B506  # a SafeLoader
     except FileNotFoundError as error:
         raise InvalidInputError(
             f"there is no file {path}", field=str(path), remedy="check the path"

@@ -191,6 +191,13 @@ def test_bad_descriptions_name_the_key_and_the_remedy(
     ("text", "expected"),
     [
         ("a: [1", "not valid YAML"),
+        ("a: &a [x]\nb: [*a, *a]", "aliases are not read"),
+        ("a: &a [*a]", "aliases are not read"),
+        ("[" * 10_000, "nested more than 50 deep"),
+        ("a: " + "9" * 10_000, "integer string conversion"),
+        ("a: 9999-99-99", "month must be"),
+        ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
+        ("# " + "x" * (4 << 20), "more than 4 MiB"),
         ("- 1\n- 2\n", "keys and values"),
         ("task: a\ntask: b\n", "given twice"),
         ("", "keys and values"),
