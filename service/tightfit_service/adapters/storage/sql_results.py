@@ -8,7 +8,7 @@ from sqlalchemy import Engine, and_, delete, exists, func, select, update
 
 from tightfit_service.adapters.storage.database import transaction
 from tightfit_service.adapters.storage.schema import jobs, trials, work_results
-from tightfit_service.adapters.storage.sql_time import database_time, seconds_from_now
+from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import WorkResult
 from tightfit_service.domain.job import JobState
@@ -54,7 +54,7 @@ class SqlResultExpiry:
         """See `ResultExpiry`."""
         oldest_job = select(func.min(jobs.c.create_time)).where(jobs.c.state.in_(_UNFINISHED))
         with transaction(self._engine, writes=True) as connection:
-            cutoff = database_time(connection) - unused_for
+            cutoff = connection.execute(select(seconds_from_now(0.0))).scalar_one() - unused_for
             began = connection.execute(oldest_job).scalar()
             if began is not None:
                 # twice: for the hour within which a use is not noted, and for clocks that differ
