@@ -11,6 +11,12 @@ WORKDIR /build
 RUN python -m venv /opt/tightfit
 ENV PATH=/opt/tightfit/bin:$PATH
 
+# Dependencies come before the source, so that a change of code does not install them again: what the lock
+# file names, by version and hash.
+COPY requirements.lock ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --no-deps --require-hashes -r requirements.lock
+
 # PyTorch's own indexes have a build without CUDA, some gigabytes smaller, and one for each CUDA:
 # --build-arg TORCH=2.13.0+cu130 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 # An empty index leaves the choice to pip's configuration (--secret id=pip,src=pip.conf).
@@ -20,8 +26,7 @@ COPY constraints.txt ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH"
 
-# Dependencies come before the source, so that a change of code does not install them again.
-# Extras by name, with spaces between: --build-arg EXTRAS="postgres ray"
+# More extras by name, with spaces between: --build-arg EXTRAS="postgres ray". The lock file has those of the default.
 ARG EXTRAS=postgres
 COPY pyproject.toml ./service.toml
 COPY clients/python/pyproject.toml ./client.toml
