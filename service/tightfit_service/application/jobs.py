@@ -10,6 +10,7 @@ import structlog
 
 from tightfit_service.application import tracing
 from tightfit_service.application.assets import DATASET
+from tightfit_service.application.caller import caller
 from tightfit_service.application.costing import (
     CostModel,
     ProblemBuilder,
@@ -166,6 +167,7 @@ class JobDesk:
             update_time=now,
             request_id=request.request_id,
             trace_parent=tracing.current(),
+            creator=caller().name,
         )
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:

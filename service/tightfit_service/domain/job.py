@@ -191,6 +191,8 @@ class Job:
     """Search time used up in earlier lives of the server, in seconds."""
     trace_parent: str = ""
     """W3C `traceparent` of the call that made the job; empty where that was not traced."""
+    creator: str = ""
+    """Who made the job, such as `key:4f1c9a0d2b7e6655`; empty for jobs from before this was known."""
     result: JobResult = field(default_factory=JobResult)
 
 

@@ -14,6 +14,7 @@ from fakes.scripted_work import ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
+from tightfit_service.application.caller import calling
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub, JobJournal
@@ -21,6 +22,7 @@ from tightfit_service.application.ports import AssetRecord
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.use_cases import JobRequest
+from tightfit_service.domain.access import Principal
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
@@ -137,6 +139,15 @@ async def test_a_request_id_makes_one_job(desk: JobDesk) -> None:
     assert first.job_id == again.job_id
     with pytest.raises(AlreadyExistsError):
         await desk.create("p", request(request_id="r", seed=1))
+
+
+async def test_a_job_says_who_made_it(desk: JobDesk) -> None:
+    with calling(Principal(name="key:1")):
+        mine = await desk.create("p", request(request_id="r"))
+    with calling(Principal(name="key:2")):
+        again = await desk.create("p", request(request_id="r"))
+    assert mine.creator == again.creator == "key:1"
+    assert (await desk.create("p", request())).creator == "anonymous"
 
 
 async def test_validating_makes_no_job(desk: JobDesk) -> None:

@@ -112,6 +112,7 @@ class CompressionJob(_message.Message):
     MODEL_DIGEST_FIELD_NUMBER: _builtins.int
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     SPENT_TIME_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name. The server chooses the last segment."""
     state: Global___CompressionJob.State.ValueType
@@ -124,6 +125,8 @@ class CompressionJob(_message.Message):
     """Digest of the model's bytes: lower-case hex sha-256."""
     dataset_digest: _builtins.str
     """Digest of the dataset's bytes: lower-case hex sha-256; empty without a dataset."""
+    creator: _builtins.str
+    """Who created the job, such as `key:4f1c9a0d2b7e6655`, or `anonymous` where the server asks nobody."""
     @_builtins.property
     def spec(self) -> Global___CompressionSpec:
         """What is asked for."""
@@ -173,10 +176,11 @@ class CompressionJob(_message.Message):
         model_digest: _builtins.str = ...,
         dataset_digest: _builtins.str = ...,
         spent_time: _duration_pb2.Duration | None = ...,
+        creator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "result", b"result", "spec", b"spec", "spent_time", b"spent_time", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "error", b"error", "model_digest", b"model_digest", "name", b"name", "request_id", b"request_id", "result", b"result", "revision", b"revision", "spec", b"spec", "spent_time", b"spent_time", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "error", b"error", "model_digest", b"model_digest", "name", b"name", "request_id", b"request_id", "result", b"result", "revision", b"revision", "spec", b"spec", "spent_time", b"spent_time", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -138,6 +138,7 @@ def job_to_proto(job: Job) -> job_pb2.CompressionJob:
         model_digest=job.spec.model_digest,
         dataset_digest=job.spec.dataset_digest or "",
         spent_time=duration_to_proto(job.spent_seconds),
+        creator=job.creator,
     )
 
 
