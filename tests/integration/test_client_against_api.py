@@ -37,9 +37,10 @@ class Service:
             assets=self.assets,
             jobs=self.jobs,
             hardware=self.hardware,
+            calibrations=self.hardware,
             runners=self.runners,
-            metrics=RecordingRpcMetrics(),
             diagnosis=no_checks(),
+            metrics=RecordingRpcMetrics(),
             options=ServerOptions(listen=self.address),
         )
         self.address = await self.server.start()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import empty_pb2
@@ -10,12 +12,14 @@ from google.protobuf import empty_pb2
 from tightfit.v1 import hardware_pb2, hardware_pb2_grpc
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
+from tightfit_service.api.codec.calibration import calibration_to_proto
 from tightfit_service.api.codec.duty import duty_to_proto, usage_from_proto
 from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_proto, target_to_proto
 from tightfit_service.api.codec.job import target_from_proto
 from tightfit_service.api.codec.metrics import cost_to_proto
 from tightfit_service.api.paging import page_cursor
-from tightfit_service.application.use_cases import Hardware
+from tightfit_service.application.device_calibration import DEFAULT_NETWORK_COUNT
+from tightfit_service.application.use_cases import Calibrations, Hardware
 from tightfit_service.domain.duty import duty_cycle
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import NumberFormat, Runtime
@@ -24,8 +28,9 @@ from tightfit_service.domain.hardware import NumberFormat, Runtime
 class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
     """Translates HardwareService."""
 
-    def __init__(self, *, hardware: Hardware) -> None:
+    def __init__(self, *, hardware: Hardware, calibrations: Calibrations) -> None:
         self._hardware = hardware
+        self._calibrations = calibrations
 
     async def GetHardwareTarget(
         self, request: hardware_pb2.GetHardwareTargetRequest, context: Any
@@ -89,6 +94,33 @@ class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
                 for name, cost in costs.items()
             ],
         )
+
+    async def CalibrateHardwareTarget(
+        self, request: hardware_pb2.CalibrateHardwareTargetRequest, context: Any
+    ) -> AsyncIterator[hardware_pb2.CalibrateHardwareTargetResponse]:
+        project_id = resource_names.parse_project(request.parent)
+        owner_id, target_id = resource_names.parse_hardware_target(
+            request.hardware_target, field="hardware_target"
+        )
+        if owner_id not in ("", project_id):
+            resource_names.parse_owned(
+                resource_names.PROJECT_TARGET,
+                request.hardware_target,
+                project_id=project_id,
+                field="hardware_target",
+            )
+        runner_id = resource_names.parse_owned(
+            resource_names.RUNNER, request.runner, project_id=project_id, field="runner"
+        )
+        course: Any = self._calibrations.calibrate(
+            project_id,
+            target_id,
+            runner_id=runner_id,
+            network_count=request.network_count or DEFAULT_NETWORK_COUNT,
+        )
+        async with aclosing(course) as steps:
+            async for step in steps:
+                yield calibration_to_proto(step, request)
 
 
 def _network_of(request: hardware_pb2.EstimateModelRequest) -> tuple[str, str]:

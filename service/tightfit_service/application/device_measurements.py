@@ -138,6 +138,7 @@ def order_digest(order: MeasurementOrder) -> str:
         "format": str(order.format),
         "target": to_plain(order.target),
         "labels": dict(order.labels),
+        "runner": order.runner_id,
         "min_run_count": order.min_run_count,
         "min_seconds": order.min_seconds,
     }

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from tightfit_service.application.assets import MODEL, import_unit
@@ -15,8 +16,10 @@ from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
     ArtifactStores,
     AssetStore,
+    CalibrationStore,
     Clock,
     Emulator,
+    EmulatorFitter,
     Executor,
     FileEmulator,
     JobStore,
@@ -47,6 +50,8 @@ from tightfit_service.domain.hardware import (
 )
 from tightfit_service.domain.layer_table import parse_one_network
 
+FITTED_EMULATORS = 32
+"""Corrected emulators that are kept fitted; a fit takes seconds."""
 MAX_TARGETS_PER_PROJECT = 1_000
 
 
@@ -66,7 +71,12 @@ class HardwareLibrary:
         telemetry: Telemetry,
         artifacts: ArtifactStores | None = None,
         file_emulators: Sequence[FileEmulator] = (),
+        calibrations: CalibrationStore | None = None,
+        fitter: EmulatorFitter | None = None,
     ) -> None:
+        self._calibrations = calibrations
+        self._fitter = fitter
+        self._fitted: dict[tuple[str, HardwareSpec, datetime], Emulator] = {}
         self._catalogue = catalogue
         self._artifacts = artifacts
         self._file_emulators = file_emulators
@@ -89,8 +99,32 @@ class HardwareLibrary:
             return (await self.get_target(project, target)).spec
         return self._catalogue.complete(target)
 
-    def cost_model(self, target: HardwareSpec) -> CostModel:
-        """Return the emulator for the target, bound to it.
+    async def cost_model(self, project: str, target: HardwareSpec) -> CostModel:
+        """Return the emulator for the target, corrected where the project has calibrated it.
+
+        Raises:
+            UnsupportedError: No emulator has a model of its core.
+        """
+        plain = self.plain_cost_model(target)
+        if self._calibrations is None or self._fitter is None or not project:
+            return plain
+        calibration = await asyncio.to_thread(
+            self._calibrations.find_calibration, project, target.name, target.runtime.name
+        )
+        if calibration is None:
+            return plain
+        key = (project, target, calibration.create_time)
+        if key not in self._fitted:
+            fitted = await asyncio.to_thread(
+                self._fitter.fit, plain.emulator, target, calibration.observations
+            )
+            if len(self._fitted) >= FITTED_EMULATORS:
+                self._fitted.pop(next(iter(self._fitted)))
+            self._fitted[key] = fitted
+        return replace(plain, emulator=self._fitted[key])
+
+    def plain_cost_model(self, target: HardwareSpec) -> CostModel:
+        """Return the emulator for the target as it comes, bound to it.
 
         Raises:
             UnsupportedError: No emulator has a model of its core.
@@ -148,6 +182,8 @@ class HardwareLibrary:
     async def delete_target(self, project: str, name: str) -> None:
         """Remove a target of the project."""
         await asyncio.to_thread(self._targets.delete_target, project, name)
+        if self._calibrations is not None:
+            await asyncio.to_thread(self._calibrations.delete_calibration, project, name)
 
     async def _with_near_names(
         self, error: NotFoundError, project: str, name: str
@@ -215,7 +251,7 @@ class HardwareLibrary:
         if runtime is not None:
             assumed = tuple(name for name in spec.assumed_fields if name != "runtime")
             spec = replace(spec, runtime=runtime, assumed_fields=assumed)
-        costs = self.cost_model(spec)
+        costs = await self.cost_model(project, spec)
         facts, digest = None, ""
         if layer_table:
             profile = parse_one_network(layer_table)

@@ -244,6 +244,8 @@ class RunnerSession:
         device = self.hello.device
         if self.project != order.project:
             return "it is of another project"
+        if order.runner_id not in ("", self.runner_id):
+            return f"the order is for {order.runner_id}"
         for key, value in order.labels.items():
             if self.hello.labels.get(key) != value:
                 return f"it lacks the label {key}={value}"

@@ -53,7 +53,7 @@ class JobRunner:
             executor=self._executor,
             telemetry=self._telemetry,
             clock=self._clock,
-            cost_model=self._hardware.cost_model(spec.target),
+            cost_model=await self._hardware.cost_model(journal.job.project, spec.target),
             facts=facts,
             graph_digest=graph_digest,
             tool_versions=self._tool_versions,

@@ -25,9 +25,10 @@ async def service() -> AsyncIterator[Service]:
         assets=assets,
         jobs=jobs,
         hardware=hardware,
+        calibrations=hardware,
         runners=runners,
-        metrics=metrics,
         diagnosis=no_checks(),
+        metrics=metrics,
         options=ServerOptions(listen="127.0.0.1:0"),
     )
     address = await server.start()

@@ -230,3 +230,51 @@ async def test_targets_of_other_projects_are_refused(service: Service) -> None:
         )
 
     assert info_of(caught.value)[1]["field"] == "target"
+
+
+async def test_a_calibration_tells_its_course_and_ends_with_a_report(service: Service) -> None:
+    stub = HardwareServiceStub(service.channel)
+    request = hardware_pb2.CalibrateHardwareTargetRequest(
+        parent="projects/p",
+        hardware_target="hardwareTargets/board-a",
+        runner="projects/p/runners/bench-1",
+        network_count=40,
+    )
+
+    steps = [step async for step in stub.CalibrateHardwareTarget(request)]
+
+    assert [step.fraction for step in steps] == [0.5, 1.0]
+    assert not steps[0].HasField("report")
+    report = steps[1].report
+    assert report.runner == "projects/p/runners/bench-1"
+    assert report.runtime == "litert 2.3"
+    (quality,) = report.quality
+    assert quality.network_count == 40
+    assert quality.number_format == hardware_pb2.NUMBER_FORMAT_INT8
+    assert quality.within_10_percent_ratio == pytest.approx(0.93)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("runner", "projects/other/runners/bench-1"),
+        ("hardware_target", "projects/other/hardwareTargets/board-a"),
+        ("parent", "p"),
+    ],
+)
+async def test_a_calibration_stays_within_its_project(
+    service: Service, field: str, value: str
+) -> None:
+    stub = HardwareServiceStub(service.channel)
+    values = {
+        "parent": "projects/p",
+        "hardware_target": "hardwareTargets/board-a",
+        "runner": "projects/p/runners/bench-1",
+    }
+    request = hardware_pb2.CalibrateHardwareTargetRequest(**(values | {field: value}))
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in stub.CalibrateHardwareTarget(request):
+            pass
+
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -53,9 +53,10 @@ async def serving(limits: CallLimits) -> AsyncIterator[Service]:
         assets=assets,
         jobs=jobs,
         hardware=hardware,
+        calibrations=hardware,
         runners=runners,
-        metrics=metrics,
         diagnosis=no_checks(),
+        metrics=metrics,
         options=ServerOptions(listen="127.0.0.1:0", limits=limits),
     )
     address = await server.start()

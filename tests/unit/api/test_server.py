@@ -102,9 +102,10 @@ async def test_a_port_in_use_is_refused(service: Service) -> None:
         assets=InMemoryAssets(),
         jobs=InMemoryJobs(),
         hardware=InMemoryHardware(),
+        calibrations=InMemoryHardware(),
         runners=make_desk(FakeClock()),
-        metrics=RecordingRpcMetrics(),
         diagnosis=no_checks(),
+        metrics=RecordingRpcMetrics(),
         options=ServerOptions(listen=service.address),
     )
 
@@ -119,10 +120,11 @@ async def test_probes_have_a_port_of_their_own_with_health_and_nothing_else() ->
         assets=InMemoryAssets(),
         jobs=InMemoryJobs(),
         hardware=InMemoryHardware(),
+        calibrations=InMemoryHardware(),
         runners=make_desk(FakeClock()),
+        diagnosis=no_checks(),
         metrics=RecordingRpcMetrics(),
         options=ServerOptions(listen="127.0.0.1:0", health_listen="127.0.0.1:0"),
-        diagnosis=no_checks(),
     )
     address = await server.start()
     assert server.health_address not in ("", address)
@@ -147,11 +149,12 @@ async def test_a_port_for_probes_in_use_is_named(service: Service) -> None:
         assets=InMemoryAssets(),
         jobs=InMemoryJobs(),
         hardware=InMemoryHardware(),
+        calibrations=InMemoryHardware(),
         runners=make_desk(FakeClock()),
+        diagnosis=no_checks(),
         metrics=RecordingRpcMetrics(),
         options=ServerOptions(listen="127.0.0.1:0", health_listen=service.address),
     )
-        diagnosis=no_checks(),
 
     with pytest.raises(UnavailableError) as caught:
         await second.start()

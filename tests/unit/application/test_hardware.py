@@ -142,10 +142,10 @@ async def test_every_target_has_an_emulator_or_is_said_to_have_none(
 ) -> None:
     for target in await library.list_targets("", Page(size=500)):
         if target.emulator:
-            assert library.cost_model(target.spec).emulator.name == target.emulator
+            assert library.plain_cost_model(target.spec).emulator.name == target.emulator
         else:
             with pytest.raises(UnsupportedError) as caught:
-                library.cost_model(target.spec)
+                library.plain_cost_model(target.spec)
             accelerator = target.spec.accelerator
             assert (accelerator.name if accelerator else target.spec.core) in caught.value.message
 

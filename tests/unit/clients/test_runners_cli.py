@@ -101,3 +101,32 @@ async def test_both_clients_know_runners(runners: FakeTightfit) -> None:
     async with AsyncClient(runners.address) as other:
         assert [r.state_reason async for r in other.list_runners()][1] != ""
         assert (await other.get_runner("projects/default/runners/pi")).measurement_count == 12
+
+
+def test_a_device_is_calibrated_by_a_runner(
+    runners: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["targets", "calibrate", "raspberry-pi-5", "--runner", "pi", "--networks", "64"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "raspberry-pi-5 is calibrated by pi with litert 2.3." in text
+    row = next(line.split() for line in text.splitlines() if line.startswith("int8"))
+    assert row == ["int8", "64", "93.0%", "2.0%", "8.0%", "60.0%", "91.0%"]
+    assert "no kernel" in text
+
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["runner"] == "projects/default/runners/pi"
+    assert report["quality"][0]["network_count"] == 64
+
+
+def test_a_calibration_without_a_runner_is_a_usage_error(runners: FakeTightfit) -> None:
+    assert main(["targets", "calibrate", "raspberry-pi-5"]) == 2
+    many = ["targets", "calibrate", "raspberry-pi-5", "--runner", "pi", "--networks", "9999"]
+    assert main(many) == 2
+
+
+async def test_the_asyncio_client_calibrates_as_well(runners: FakeTightfit) -> None:
+    async with AsyncClient(runners.address) as client:
+        steps = [step async for step in client.calibrate_target("raspberry-pi-5", "pi")]
+    assert [step.HasField("report") for step in steps] == [False, True]

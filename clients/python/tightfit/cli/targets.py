@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
+from tightfit import words
 from tightfit.cli import exit_codes, options, tables
-from tightfit.errors import AlreadyExistsError, InvalidInputError
+from tightfit.errors import AlreadyExistsError, InvalidInputError, UnavailableError
 from tightfit.names import last_segment
 from tightfit.quantities import format_bytes
 from tightfit.result_file import target_content
@@ -157,6 +160,81 @@ def delete_target(
     with options.connected(server, local=local, data_dir=data_dir) as client:
         client.delete_target(name)
     print(f"deleted {name}")
+
+
+@app.command("calibrate")
+def calibrate_target(
+    name: Name,
+    runner: Annotated[
+        str,
+        typer.Option(
+            "--runner",
+            metavar="NAME",
+            help="Runner on the device that measures.",
+            show_default=False,
+        ),
+    ],
+    networks: Annotated[
+        int,
+        typer.Option(
+            "--networks", metavar="N", min=32, max=512, help="Networks per number format."
+        ),
+    ] = 128,
+    server: options.Server = None,
+    local: options.Local = False,
+    data_dir: options.DataDir = None,
+    json_: options.Json = False,
+) -> None:
+    """Correct the estimates for a device by what a runner measures on it.
+
+    A designed set of small networks is written, measured and fitted; from then on estimates and jobs
+    of your project use the corrected emulator. Takes a second or two per network and number format.
+    A call that breaks off goes on where it stopped when it is repeated.
+    """
+    report = None
+    with (
+        options.connected(server, local=local, data_dir=data_dir) as client,
+        Progress(console=Console(stderr=True), disable=json_) as progress,
+    ):
+        task = progress.add_task("calibrating", total=1.0)
+        for step in client.calibrate_target(name, runner, network_count=networks):
+            progress.update(task, completed=step.fraction, description=escape(step.message))
+            if step.HasField("report"):
+                report = step.report
+    if report is None:
+        raise UnavailableError(
+            "the calibration ended without a result",
+            remedy="repeat it; it goes on where it stopped",
+        )
+    if json_:
+        print(json.dumps(MessageToDict(report, preserving_proto_field_name=True), indent=2))
+        return
+    _show_report(name, report)
+
+
+def _show_report(name: str, report: hardware_pb2.CalibrationReport) -> None:
+    print(f"{name} is calibrated by {last_segment(report.runner)} with {report.runtime}.")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    headings = ("FORMAT", "NETWORKS", "WITHIN 10 %", "MEDIAN ERROR", "P90", "BEFORE", "IN INTERVAL")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for item in report.quality:
+        shares = (
+            item.within_10_percent_ratio,
+            item.median_error_ratio,
+            item.p90_error_ratio,
+            item.median_error_before_ratio,
+            item.coverage_ratio,
+        )
+        table.add_row(
+            words.number_format_word(item.number_format),
+            str(item.network_count),
+            *(f"{share:.1%}" for share in shares),
+        )
+    tables.print_wide(table)
+    print("Each network was predicted from the others alone.")
+    if report.skipped:
+        print(f"{len(report.skipped)} networks have no measurement, the first: {report.skipped[0]}")
 
 
 def _create(

@@ -25,6 +25,7 @@ class MeasurementOrder:
         artifact_digest: Digest of the model file in the artifact store.
         macs: Multiply-accumulates of one inference; 0 where unknown.
         labels: That a runner must carry.
+        runner_id: The only runner that may measure it; any of the target where empty.
         min_run_count: Least number of inferences to measure.
         min_seconds: Least time to measure for.
         timeout_seconds: After which a runner gives up on the file.
@@ -38,6 +39,7 @@ class MeasurementOrder:
     target: HardwareSpec
     macs: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    runner_id: str = ""
     min_run_count: int = 100
     min_seconds: float = 3.0
     timeout_seconds: float = 300.0

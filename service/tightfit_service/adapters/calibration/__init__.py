@@ -1,0 +1,1 @@
+"""Networks that a device is measured with, to correct its emulator."""

@@ -1,0 +1,76 @@
+"""What a device measured of the designed set, from which its emulator is corrected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.network import NetworkProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A network that the device measured.
+
+    Attributes:
+        label: Which kind of network of the designed set.
+        number_format: That it was computed in.
+        profile: Its work, in that number format.
+        latency_ms: Median of its runs.
+        noise_ratio: Spread of the medians of successive parts of the measurement.
+    """
+
+    label: str
+    number_format: NumberFormat
+    profile: NetworkProfile
+    latency_ms: float
+    noise_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitQuality:
+    """How well the corrected emulator predicts a measured network that was left out of the fit.
+
+    Attributes:
+        number_format: Of the networks.
+        count: Networks left out in turn, an eighth at a time.
+        median_error: Median absolute error, as a fraction of the measurement.
+        p90_error: 90th percentile of it.
+        within_10_percent: Share of networks within 10 % of their measurement.
+        median_error_before: Median absolute error of the emulator as it came.
+        coverage: Share of measurements inside the 90 % interval.
+    """
+
+    number_format: NumberFormat
+    count: int
+    median_error: float
+    p90_error: float
+    within_10_percent: float
+    median_error_before: float
+    coverage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A corrected emulator of a project's target: everything that it is made from."""
+
+    project: str
+    target_name: str
+    runner: str
+    runtime_name: str
+    runtime_version: str
+    create_time: datetime
+    observations: tuple[Observation, ...]
+    quality: tuple[FitQuality, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """Networks of the set that have no measurement, each with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationProgress:
+    """How far a calibration is; the last one has the result."""
+
+    fraction: float
+    message: str
+    calibration: Calibration | None = None

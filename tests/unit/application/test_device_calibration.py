@@ -1,0 +1,255 @@
+"""A calibration writes its set, measures it on the runner that was named, fits, and is used from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fakes.artifacts import InMemoryArtifactStores
+from fakes.clock import FakeClock
+from fakes.linear_emulator import LinearEmulator
+from fakes.records import make_target
+from fakes.stores import InMemoryStore
+from fakes.target_store import InMemoryTargetStore
+from fakes.telemetry import RecordingTelemetry
+from tightfit_service.application.calibration_work import CALIBRATION_FILES, DesignedFile
+from tightfit_service.application.device_calibration import DeviceCalibrator
+from tightfit_service.application.device_measurements import DeviceMeasurements
+from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.plain import to_plain
+from tightfit_service.application.ports import (
+    Emulator,
+    MeasurementOrder,
+    NoteCallback,
+    ProgressCallback,
+    WorkResult,
+    WorkUnit,
+    no_notes,
+)
+from tightfit_service.domain.calibration import (
+    Calibration,
+    CalibrationProgress,
+    FitQuality,
+    Observation,
+)
+from tightfit_service.domain.errors import (
+    InvalidRequestError,
+    MeasurementFailedError,
+    NotFoundError,
+)
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.measurement import Measurement
+from tightfit_service.domain.network import NetworkProfile
+
+PROFILE = NetworkProfile(operators=(), tensors={}, inputs=(), outputs=())
+BOARD = replace(
+    make_target(),
+    name="board",
+    number_formats=(NumberFormat.INT8, NumberFormat.FLOAT32),
+    output_format=ModelFormat.TFLITE,
+)
+
+
+class Catalogue:
+    def get(self, name: str) -> HardwareSpec:
+        if name != "board":
+            raise NotFoundError(f"no target {name}")
+        return BOARD
+
+    def list(self) -> Sequence[HardwareSpec]:
+        return [BOARD]
+
+    def complete(self, partial: Mapping[str, Any]) -> HardwareSpec:
+        raise AssertionError(partial)
+
+
+class Writer:
+    """An executor that writes every network but each tenth."""
+
+    def __init__(self) -> None:
+        self.units: list[WorkUnit] = []
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+        assert unit.kind == CALIBRATION_FILES
+        self.units.append(unit)
+        files, outputs = [], {}
+        for index in unit.payload["indices"]:
+            problem = "no kernel" if index % 10 == 9 else ""
+            profile = None if problem else PROFILE
+            files.append(DesignedFile(index=index, label="net", profile=profile, problem=problem))
+            if not problem:
+                outputs[str(index)] = f"{unit.payload['number_format']}-{index}"
+        return WorkResult(payload={"files": [to_plain(file) for file in files]}, outputs=outputs)
+
+
+class Device:
+    """A device measurer; the first `failures` orders cannot be measured."""
+
+    def __init__(self) -> None:
+        self.orders: list[MeasurementOrder] = []
+        self.failures = 0
+
+    async def measure(
+        self, order: MeasurementOrder, *, on_note: NoteCallback = no_notes
+    ) -> Measurement:
+        self.orders.append(order)
+        if len(self.orders) <= self.failures:
+            raise MeasurementFailedError("the runtime crashed")
+        return Measurement(
+            measured_latency_ms_p50=2.0,
+            measured_latency_ms_p90=2.1,
+            measured_throughput_per_s=500.0,
+            run_count=100,
+            settled=True,
+            noise_ratio=0.01,
+            runtime_name="litert",
+            runtime_version="2.3",
+            runner=order.runner_id,
+        )
+
+
+class Fitted(LinearEmulator):
+    def __init__(self, count: int) -> None:
+        self.name = f"fitted to {count}"
+
+
+class Fitter:
+    def fit(
+        self, base: Emulator, target: HardwareSpec, observations: Sequence[Observation]
+    ) -> Emulator:
+        return Fitted(len(observations))
+
+    def quality(
+        self, base: Emulator, target: HardwareSpec, observations: Sequence[Observation]
+    ) -> Sequence[FitQuality]:
+        return [
+            FitQuality(
+                number_format=NumberFormat.INT8,
+                count=len(observations),
+                median_error=0.01,
+                p90_error=0.05,
+                within_10_percent=0.95,
+                median_error_before=0.5,
+                coverage=0.9,
+            )
+        ]
+
+
+class Calibrations:
+    def __init__(self) -> None:
+        self.saved: dict[tuple[str, str, str], Calibration] = {}
+
+    def save_calibration(self, calibration: Calibration) -> None:
+        key = (calibration.project, calibration.target_name, calibration.runtime_name)
+        self.saved[key] = calibration
+
+    def find_calibration(
+        self, project: str, target_name: str, runtime_name: str
+    ) -> Calibration | None:
+        return self.saved.get((project, target_name, runtime_name))
+
+    def delete_calibration(self, project: str, target_name: str) -> None:
+        self.saved = {k: v for k, v in self.saved.items() if k[:2] != (project, target_name)}
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.writer, self.device, self.calibrations = Writer(), Device(), Calibrations()
+        store, telemetry, clock = InMemoryStore(), RecordingTelemetry(), FakeClock()
+        self.hardware = HardwareLibrary(
+            catalogue=Catalogue(),
+            targets=InMemoryTargetStore(),
+            emulators=[LinearEmulator()],
+            records=store,
+            results=store,
+            executor=self.writer,
+            clock=clock,
+            telemetry=telemetry,
+            artifacts=InMemoryArtifactStores(),
+            calibrations=self.calibrations,
+            fitter=Fitter(),
+        )
+        self.calibrator = DeviceCalibrator(
+            hardware=self.hardware,
+            executor=self.writer,
+            results=store,
+            measurements=DeviceMeasurements(
+                measurer=self.device, results=store, telemetry=telemetry
+            ),
+            fitter=Fitter(),
+            calibrations=self.calibrations,
+            clock=clock,
+            telemetry=telemetry,
+        )
+
+    async def run(self, *, count: int = 40, target: str = "board") -> list[CalibrationProgress]:
+        course = self.calibrator.calibrate("p", target, runner_id="bench-1", network_count=count)
+        return [step async for step in course]
+
+
+async def test_a_calibration_measures_on_the_runner_and_is_used_by_its_project_only() -> None:
+    bench = Bench()
+    steps = await bench.run()
+    assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
+    found = steps[-1].calibration
+    assert found is not None
+    assert found.runtime_version == "litert 2.3"
+    assert len(found.observations) == 72
+    assert len(found.skipped) == 8
+    assert "no kernel" in found.skipped[0]
+    assert {order.runner_id for order in bench.device.orders} == {"bench-1"}
+    formats = {(o.number_format, o.latency_ms) for o in found.observations}
+    assert formats == {(NumberFormat.INT8, 2.0), (NumberFormat.FLOAT32, 2.0)}
+    corrected = await bench.hardware.cost_model("p", BOARD)
+    assert corrected.emulator.name == "fitted to 72"
+    assert (await bench.hardware.cost_model("p", BOARD)).emulator is corrected.emulator
+    assert (await bench.hardware.cost_model("other", BOARD)).emulator.name == "linear"
+
+
+async def test_files_are_all_written_before_the_first_is_measured() -> None:
+    bench = Bench()
+    async for step in bench.calibrator.calibrate(
+        "p", "board", runner_id="bench-1", network_count=32
+    ):
+        if step.message.startswith("writing"):
+            assert not bench.device.orders
+    assert sum(len(unit.payload["indices"]) for unit in bench.writer.units) == 64
+
+
+async def test_a_repeated_calibration_finds_its_files_and_measurements_again() -> None:
+    bench = Bench()
+    await bench.run()
+    units, orders = len(bench.writer.units), len(bench.device.orders)
+    await bench.run()
+    assert (len(bench.writer.units), len(bench.device.orders)) == (units, orders)
+
+
+async def test_single_networks_that_cannot_be_measured_are_named_and_many_end_it() -> None:
+    bench = Bench()
+    bench.device.failures = 3
+    found = (await bench.run())[-1].calibration
+    assert found is not None
+    assert sum("crashed" in reason for reason in found.skipped) == 3
+    bench = Bench()
+    bench.device.failures = 100
+    with pytest.raises(MeasurementFailedError):
+        await bench.run()
+    assert not bench.calibrations.saved
+
+
+async def test_what_cannot_be_calibrated_is_refused_before_anything_runs() -> None:
+    bench = Bench()
+    with pytest.raises(NotFoundError):
+        await bench.run(target="unknown")
+    for count in (0, 31, 513):
+        with pytest.raises(InvalidRequestError) as caught:
+            await bench.run(count=count)
+        assert caught.value.field == "network_count"
+    assert not bench.writer.units
