@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tightfit_service.application.ports import ArtifactStore, ArtifactStores
 from tightfit_service.domain.errors import IntegrityError, InvalidRequestError, NotFoundError
 
 MISSING = "0" * 64
+CLOCKS_DIFFER = timedelta(seconds=30)
 SIZES = [0, 1, 1000, (1 << 20) - 1, 1 << 20, (2 << 20) + 17]
 
 WriteFile = Callable[[bytes], Path]
@@ -188,3 +190,84 @@ def test_projects_see_nothing_of_each_other(
 def test_what_is_no_project_has_no_store(artifact_stores: ArtifactStores, project: str) -> None:
     with pytest.raises(InvalidRequestError):
         artifact_stores.of(project)
+
+
+def test_a_listing_tells_what_is_stored_and_since_when(
+    artifacts: ArtifactStore, write_file: WriteFile
+) -> None:
+    before = datetime.now(UTC) - CLOCKS_DIFFER
+    for data in (b"x", b"yy"):
+        artifacts.put(write_file(data), digest_of(data))
+    listed = {found.digest: found for found in artifacts.list_stored()}
+    assert {digest: found.size_bytes for digest, found in listed.items()} == {
+        digest_of(b"x"): 1,
+        digest_of(b"yy"): 2,
+    }
+    for found in listed.values():
+        assert before <= found.modify_time <= datetime.now(UTC) + CLOCKS_DIFFER
+    assert artifacts.used_bytes() == 3
+
+
+def test_what_is_set_aside_is_out_of_sight_until_it_is_restored(
+    artifacts: ArtifactStore, write_file: WriteFile
+) -> None:
+    digest = digest_of(b"data")
+    artifacts.put(write_file(b"data"), digest)
+    before = datetime.now(UTC) - CLOCKS_DIFFER
+    assert artifacts.set_aside(digest) == 4
+    assert artifacts.set_aside(digest) == 0
+    assert artifacts.size(digest) is None
+    with pytest.raises(NotFoundError):
+        list(artifacts.read(digest))
+    assert not list(artifacts.list_stored())
+    (aside,) = artifacts.list_set_aside()
+    assert (aside.digest, aside.size_bytes) == (digest, 4)
+    assert before <= aside.modify_time
+    assert artifacts.restore(digest)
+    assert not artifacts.restore(digest)
+    assert b"".join(artifacts.read(digest)) == b"data"
+    assert not list(artifacts.list_set_aside())
+
+
+def test_fetching_restores_what_is_set_aside(
+    artifacts: ArtifactStore, write_file: WriteFile, tmp_path: Path
+) -> None:
+    digest = digest_of(b"data")
+    artifacts.put(write_file(b"data"), digest)
+    artifacts.set_aside(digest)
+    artifacts.fetch(digest, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"data"
+    assert artifacts.size(digest) == 4
+
+
+def test_only_what_is_purged_is_gone_for_good(
+    artifacts: ArtifactStore, write_file: WriteFile, tmp_path: Path
+) -> None:
+    digest = digest_of(b"data")
+    for _ in range(2):
+        artifacts.put(write_file(b"data"), digest)
+        artifacts.set_aside(digest)
+    first, second = artifacts.list_set_aside()
+    artifacts.purge(first)
+    artifacts.purge(first)
+    assert [found.handle for found in artifacts.list_set_aside()] == [second.handle]
+    artifacts.put(write_file(b"data"), digest)
+    artifacts.purge(second)
+    assert b"".join(artifacts.read(digest)) == b"data"
+    artifacts.set_aside(digest)
+    artifacts.delete(digest)
+    with pytest.raises(NotFoundError):
+        artifacts.fetch(digest, tmp_path / "copy")
+
+
+def test_projects_are_known_by_what_they_have(
+    artifact_stores: ArtifactStores, write_file: WriteFile
+) -> None:
+    for project in ("mine", "theirs"):
+        artifact_stores.of(project).put(write_file(b"data"), digest_of(b"data"))
+    artifact_stores.of("theirs").set_aside(digest_of(b"data"))
+    artifact_stores.check()
+    assert {"mine", "theirs"} <= set(artifact_stores.projects())
+    assert all(not project.startswith(".") for project in artifact_stores.projects())
+    assert artifact_stores.collect_remains(older_than=timedelta(hours=1)) == 0
+    assert artifact_stores.of("mine").size(digest_of(b"data")) == 4
