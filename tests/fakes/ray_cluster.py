@@ -55,6 +55,7 @@ class RayCluster:
     folder: Path
     port: int
     client_port: int
+    cpus: int = 2
     nodes: list[RayNode] = field(default_factory=list)
 
     @property
@@ -68,12 +69,12 @@ class RayCluster:
         return str(self.folder / "token")
 
     @classmethod
-    def start(cls) -> RayCluster:
-        """Start a head node with two CPUs."""
+    def start(cls, *, cpus: int = 2) -> RayCluster:
+        """Start a head node; nodes have so many CPUs, and one GPU that is not there."""
         # a path below pytest's own is too long for the sockets that Ray puts there
         folder = Path(tempfile.mkdtemp(prefix="ray-"))
         (folder / "token").write_text(secrets.token_hex(32))
-        cluster = cls(folder=folder, port=_free_port(), client_port=_free_port())
+        cluster = cls(folder=folder, port=_free_port(), client_port=_free_port(), cpus=cpus)
         cluster.add_node(
             HEAD,
             "--head",
@@ -119,7 +120,7 @@ class RayCluster:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
-                    *(f"--node-ip-address={address}", "--num-cpus=2", "--num-gpus=1"),
+                    *(f"--node-ip-address={address}", f"--num-cpus={self.cpus}", "--num-gpus=1"),
                     *("--min-worker-port=0", "--max-worker-port=0"),
                     *("--object-store-memory=100000000", *options),
                 ],

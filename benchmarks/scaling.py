@@ -1,0 +1,223 @@
+"""Measures trials per hour with one worker and with two, in local processes and on a Ray cluster.
+
+python benchmarks/scaling.py [--trials N] [--epochs E] [--executors local ray] [--json FILE]
+
+A trial is a real one: the digits model of `examples/digits` pruned by a quarter, trained back, quantized,
+exported and evaluated, each with another seed. A worker computes with one thread, so a machine needs two
+idle cores. The Ray cluster is two nodes of this machine, one core each, which the script starts and ends.
+Efficiency is the rate with two workers over twice the rate with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from fakes.ray_cluster import RayCluster
+from fakes.telemetry import RecordingTelemetry
+from tightfit.dataset_file import packed, read_dataset_file
+from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
+from tightfit_service.adapters.execution.limits import WorkerLimits
+from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import (
+    Executor,
+    QuantizationSettings,
+    RecoverySettings,
+    WorkUnit,
+)
+from tightfit_service.application.work import IMPORT_MODEL, TRIAL, ModelFacts
+from tightfit_service.domain.recipe import PassStep, Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = "scaling"
+KEPT = 0.75
+SECOND_NODE = "127.0.0.3"
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What one executor did with one number of workers."""
+
+    executor: str
+    workers: int
+    trials: int
+    seconds: float
+    trials_per_hour: float
+    efficiency: float
+    """Against one worker of the same executor; 1 is perfect."""
+
+
+def main() -> None:
+    """Measure, print, and store."""
+    arguments = _parser().parse_args()
+    rows: list[Rate] = []
+    for kind in arguments.executors:
+        with tempfile.TemporaryDirectory(prefix="scaling-") as folder, _cluster(kind) as cluster:
+            rates: dict[int, tuple[int, float]] = {}
+            for workers in (1, 2):
+                work = _measured(
+                    kind,
+                    workers,
+                    cluster,
+                    Path(folder) / str(workers),
+                    trials=arguments.trials,
+                    epochs=arguments.epochs,
+                )
+                rates[workers] = (arguments.trials, asyncio.run(work))
+        alone = rates[1][0] / rates[1][1]
+        for workers, (trials, seconds) in rates.items():
+            rate = trials / seconds
+            rows.append(
+                Rate(
+                    executor=kind,
+                    workers=workers,
+                    trials=trials,
+                    seconds=round(seconds, 2),
+                    trials_per_hour=round(rate * 3_600, 1),
+                    efficiency=round(rate / (workers * alone), 3),
+                )
+            )
+            print(rows[-1], flush=True)
+    if arguments.json is not None:
+        found = {"cores": os.cpu_count(), "rates": [asdict(row) for row in rows]}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+async def _measured(
+    kind: str, workers: int, cluster: RayCluster | None, folder: Path, *, trials: int, epochs: float
+) -> float:
+    """Return the seconds that the trials take with warm workers."""
+    stores = FolderArtifactStores(root=folder / "artifacts")
+    executor = make_executor(
+        ExecutorOptions(
+            data_dir=folder,
+            worker_count=workers,
+            threads=1,
+            limits=WorkerLimits(),
+            isolation="auto",
+            user="",
+            kind=kind,
+            ray_address=cluster.address if cluster is not None else "",
+            ray_token_file=cluster.token_file if cluster is not None else "",
+            ray_node_dir=str(folder / "nodes"),
+        ),
+        artifacts=stores,
+        telemetry=RecordingTelemetry(),
+    )
+    await executor.start()
+    try:
+        units = await _units(executor, stores, trials=trials + workers, epochs=epochs)
+        # each worker loads its libraries and the data before the clock runs
+        await asyncio.gather(*(_run(executor, unit) for unit in units[:workers]))
+        begin = time.perf_counter()
+        await asyncio.gather(*(_run(executor, unit) for unit in units[workers:]))
+        return time.perf_counter() - begin
+    finally:
+        await executor.stop()
+
+
+async def _units(
+    executor: Executor, stores: FolderArtifactStores, *, trials: int, epochs: float
+) -> list[WorkUnit]:
+    """Return trials of the digits model that differ in their seeds."""
+    digits = ROOT / "examples" / "digits"
+    with packed(read_dataset_file(digits / "dataset.yaml")) as archive:
+        dataset = _stored(stores, archive.path)
+    imported = await executor.run(
+        WorkUnit(
+            project=PROJECT,
+            kind=IMPORT_MODEL,
+            payload={},
+            inputs={"model": _stored(stores, digits / "digits.onnx")},
+        ),
+        on_progress=lambda *_: None,
+    )
+    facts = from_plain(ModelFacts, imported.payload)
+    keep = {
+        group.group_id: list(range(max(1, round(KEPT * group.unit_count))))
+        for group in facts.space.groups
+    }
+    return [
+        WorkUnit(
+            project=PROJECT,
+            kind=TRIAL,
+            payload={
+                "model": imported.payload,
+                "recipe": to_plain(_recipe(seed, keep, epochs)),
+                "evaluate": True,
+                "teacher_key": "scaling",
+            },
+            inputs={"graph": imported.outputs["graph"], "dataset": dataset},
+            label=f"trial {seed}",
+        )
+        for seed in range(trials)
+    ]
+
+
+def _recipe(seed: int, keep: Mapping[str, Sequence[int]], epochs: float) -> Recipe:
+    steps = (
+        PassStep(pass_name="structured_pruning", parameters={"keep": dict(keep)}),
+        PassStep(
+            pass_name="recovery",
+            parameters=to_plain(RecoverySettings(epochs=epochs, max_seconds=3_600.0)),
+        ),
+        PassStep(pass_name="quantization", parameters=to_plain(QuantizationSettings())),
+    )
+    return Recipe(
+        source_digest="0" * 64,
+        seed=seed,
+        target="nucleo-h7a3zi-q",
+        output_format="tflite",
+        steps=steps,
+    )
+
+
+async def _run(executor: Executor, unit: WorkUnit) -> Any:
+    return await executor.run(unit, on_progress=lambda *_: None)
+
+
+def _stored(stores: FolderArtifactStores, path: Path) -> str:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    stores.of(PROJECT).put(path, digest)
+    return digest
+
+
+@contextmanager
+def _cluster(kind: str) -> Iterator[RayCluster | None]:
+    if kind != "ray":
+        yield None
+        return
+    cluster = RayCluster.start(cpus=1)
+    try:
+        cluster.add_node(SECOND_NODE)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--trials", type=int, default=12, help="trials per measurement")
+    parser.add_argument("--epochs", type=float, default=10.0, help="epochs of training per trial")
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS)
+    parser.add_argument("--json", type=Path, help="file to store the figures in")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
