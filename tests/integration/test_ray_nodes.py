@@ -111,8 +111,11 @@ async def test_units_spread_over_nodes_and_a_lost_node_costs_only_its_own(
     telemetry: RecordingTelemetry,
     tmp_path: Path,
 ) -> None:
-    executor = make()
+    executor = make(gpus_per_unit=0.5)
     await executor.start()
+    echo = WorkUnit(project="default", kind="echo", payload={}, inputs={})
+    echoed = await executor.run(echo, on_progress=lambda *_: None)
+    assert echoed.payload["environment"]["CUDA_VISIBLE_DEVICES"] == "0"
     units = [Hanging(executor, tmp_path / str(number)) for number in range(2)]
     pids = [await unit.pids() for unit in units]
     head = ray_cluster.nodes[0]
@@ -143,14 +146,6 @@ async def test_a_cluster_without_room_says_what_a_worker_asks_for(make: Make) ->
     await executor.start()
     with pytest.raises(UnavailableError, match=r"1 CPUs, 0\.5 GPUs and 1073741824 MiB"):
         await executor.check()
-
-
-async def test_workers_get_shares_of_a_gpu(make: Make) -> None:
-    executor = make(gpus_per_unit=0.5)
-    await executor.start()
-    unit = WorkUnit(project="default", kind="echo", payload={}, inputs={})
-    result = await executor.run(unit, on_progress=lambda *_: None)
-    assert result.payload["environment"]["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 async def test_a_cluster_that_is_not_there_is_unavailable_with_a_remedy(make: Make) -> None:

@@ -23,6 +23,7 @@ NAMESPACE = "tightfit"
 
 _PROBE_SECONDS = 3.0
 _DEFAULT_PORT = 10_001
+_ATTEMPTS = 3
 
 
 class RayLink:
@@ -126,6 +127,10 @@ class RayLink:
                 field="executor",
                 remedy="pip install 'tightfit-service[ray]'",
             ) from error
+        self._join(attempts=_ATTEMPTS)
+
+    def _join(self, *, attempts: int) -> None:
+        """Connect; a head that is busy may refuse, because it starts a process for each client."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -139,7 +144,9 @@ class RayLink:
         except Exception as error:
             with suppress(Exception):
                 self._ray.shutdown()
-            raise self._unreachable(error) from error
+            if attempts <= 1:
+                raise self._unreachable(error) from error
+            self._join(attempts=attempts - 1)
 
     def _unreachable(self, error: Exception) -> UnavailableError:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
