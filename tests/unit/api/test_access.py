@@ -6,9 +6,10 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -45,11 +46,11 @@ async def secured() -> AsyncIterator[SecuredService]:
 
 
 def _jobs(service: SecuredService) -> compression_pb2_grpc.CompressionServiceAsyncStub:
-    return compression_pb2_grpc.CompressionServiceStub(service.channel)  # type: ignore[return-value]  # of an asyncio channel
+    return compression_pb2_grpc.CompressionServiceStub(service.channel)
 
 
 def _access(service: SecuredService) -> access_pb2_grpc.AccessServiceAsyncStub:
-    return access_pb2_grpc.AccessServiceStub(service.channel)  # type: ignore[return-value]  # of an asyncio channel
+    return access_pb2_grpc.AccessServiceStub(service.channel)
 
 
 def _key(**roles: access_options_pb2.Role.ValueType) -> access_pb2.CreateApiKeyRequest:
@@ -60,7 +61,7 @@ def _key(**roles: access_options_pb2.Role.ValueType) -> access_pb2.CreateApiKeyR
     return access_pb2.CreateApiKeyRequest(api_key=access_pb2.ApiKey(grants=grants))
 
 
-async def _code(call: grpc.aio.UnaryUnaryCall) -> tuple[grpc.StatusCode, str]:
+async def _code(call: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
     try:
         await call
     except grpc.aio.AioRpcError as error:

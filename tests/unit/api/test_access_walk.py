@@ -46,7 +46,7 @@ for service in SERVICES:
             PATTERNS[resource.type] = list(resource.pattern)
 
 
-def _name(field: FieldDescriptor, project: str) -> str:
+def _name(field: Any, project: str) -> str:
     """Return a name for a field that refers to a resource, of the project where there are such names."""
     reference = field.GetOptions().Extensions[resource_pb2.resource_reference]
     patterns = PATTERNS.get(reference.type or reference.child_type, ["projects/{project}"])
@@ -80,7 +80,7 @@ def _request(method: MethodDescriptor, project: str) -> Message:
         inner = getattr(request, first.name)
         inner.SetInParent()
         _fill(inner, project)
-        for field in first.message_type.fields:
+        for field in inner.DESCRIPTOR.fields:
             if field.name == "name":
                 inner.name = f"projects/{project}/runners/x1"
     else:

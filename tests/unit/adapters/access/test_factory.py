@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
@@ -68,10 +70,10 @@ def test_tls_needs_files_that_belong_together(tmp_path: Path) -> None:
     authority = Authority()
     certificate, key = write_pair(tmp_path, authority.issue("server"))
     assert open_tls(certificate="", key="") is None
-    ends = []
+    ends: list[datetime] = []
     assert open_tls(certificate=str(certificate), key=str(key), on_read=ends.append) is not None
     assert len(ends) == 1
-    for given, field in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"certificate": str(certificate), "key": ""}, "tls_key_file"),
         ({"certificate": "", "key": str(key)}, "tls_cert_file"),
         ({"certificate": "", "key": "", "client_ca": str(certificate)}, "tls_cert_file"),
@@ -81,7 +83,8 @@ def test_tls_needs_files_that_belong_together(tmp_path: Path) -> None:
             {"certificate": str(certificate), "key": str(key), "client_ca": str(key)},
             "tls_client_ca_file",
         ),
-    ):
+    )
+    for given, field in cases:
         with pytest.raises(InvalidRequestError) as caught:
             open_tls(**given)
         assert caught.value.field == field
