@@ -200,7 +200,7 @@ class WorkSeries:
         )
         self.artifact_bytes = Counter(
             "tightfit_artifact_bytes",
-            "Bytes of artifacts, by direction (received, sent, stored, deleted).",
+            "Bytes of artifacts, by direction (received, sent, stored, deleted, purged).",
             ("direction",),
             registry=registry,
         )

@@ -146,7 +146,7 @@ class Telemetry(Protocol):
         ...
 
     def artifact_bytes(self, direction: str, count: int) -> None:
-        """Report bytes `received`, `sent`, `stored` or `deleted`."""
+        """Report bytes `received`, `sent`, `stored`, `deleted` (set aside) or `purged`."""
         ...
 
     def cache_lookup(self, *, hit: bool) -> None:
