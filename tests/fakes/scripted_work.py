@@ -141,6 +141,9 @@ class ScriptedExecutor:
     async def start(self) -> None:
         return
 
+    async def check(self) -> None:
+        """See `Executor`: there is nothing that could be away."""
+
     async def stop(self) -> None:
         return
 

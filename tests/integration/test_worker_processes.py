@@ -245,7 +245,7 @@ async def test_a_worker_reaches_no_network_and_not_its_server(make: Make) -> Non
     assert seen["open_files"] == min(
         DEFAULT_OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     )
-    if "user+namespace" in executor.isolation:
+    if "user+namespace" in str(executor.isolation):
         assert seen[environment_of_server] == "EACCES"
         assert seen["interfaces"] == 1
 
