@@ -89,7 +89,7 @@ def _after(token: str, fingerprint: str) -> str:
     )
     try:
         content = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError) as error:
+    except (binascii.Error, ValueError, RecursionError) as error:
         raise bad_token from error
     match content:
         case [str(given), str(after)] if given == fingerprint:

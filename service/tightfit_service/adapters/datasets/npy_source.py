@@ -11,6 +11,7 @@ import math
 import stat
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,16 @@ from tightfit_service.domain.errors import (
     UnavailableError,
 )
 
+_BAD_HEADER = (
+    ValueError,
+    KeyError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
+"""What NumPy raises for headers of .npy files that are none: it parses them as Python literals."""
 _BROKEN = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -238,7 +249,7 @@ def read_header(stream: IO[bytes], *, name: str, file_size: int) -> NpyHeader:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran_order, dtype = reader(stream, max_header_size=_MAX_NPY_HEADER_BYTES)
-    except (ValueError, KeyError, SyntaxError, TypeError, OverflowError, RecursionError) as error:
+    except _BAD_HEADER as error:
         raise InvalidDatasetError(
             f"array {name!r} is not a .npy array", field=field, remedy="write it with numpy.save"
         ) from error

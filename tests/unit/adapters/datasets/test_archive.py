@@ -378,6 +378,7 @@ def header_with_shape(shape: str) -> bytes:
         header_with_shape("(1, 3, 6, 5)") + b"x" * 91,
         header_with_shape("(-1, 3, 6, 5)") + b"x" * 90,
         header_with_shape("(1,) * 10**9"),
+        header_with_shape("(" * 20),
         header_with_shape("(" + "1," * 20 + ")") + b"x",
         b"\x93NUMPY\x01\x00\xff\xff" + b" " * 65535,
         b"\x93NUMPY\x09\x00" + b" " * 100,
@@ -385,7 +386,7 @@ def header_with_shape(shape: str) -> bytes:
         b"",
     ],
     ids=[
-        "huge", "too-short", "too-long", "negative", "code", "axes", "long-header", "version",
+        "huge", "too-short", "too-long", "negative", "code", "open", "axes", "long-header", "version",
         "text", "empty",
     ],
 )  # fmt: skip

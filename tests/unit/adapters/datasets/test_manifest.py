@@ -126,8 +126,8 @@ def test_mistakes_name_the_field_and_the_remedy(
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"x"', b'{"version": NaN}', b"[" * 100_000],
-    ids=["empty", "open", "no-utf8", "list", "text", "nan", "deep"],
+    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"x"', b'{"version": NaN}', b"[" * 100_000, b"1" * 5_000],
+    ids=["empty", "open", "no-utf8", "list", "text", "nan", "deep", "long number"],
 )
 def test_what_is_no_json_object_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidDatasetError) as caught:
