@@ -39,7 +39,7 @@ _LONGEST_WAIT_SECONDS = 8.0
 
 DEFAULT_REGION = "us-east-1"
 ENCRYPTIONS = ("", "sse-s3", "sse-kms")
-ADDRESSINGS = ("auto", "path", "virtual")
+ADDRESS_STYLES = ("auto", "path", "virtual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def open_client(options: S3Options, *, public: bool = False) -> Minio:
             field="s3_public_url" if public and options.public_url else "s3_url",
             remedy="give http://HOST:PORT or https://HOST:PORT",
         )
-    _check_choice("s3_addressing", options.addressing, ADDRESSINGS)
+    _check_choice("s3_addressing", options.addressing, ADDRESS_STYLES)
     _check_choice("s3_encryption", options.encryption, ENCRYPTIONS)
     client = Minio(
         parts.netloc,
