@@ -192,9 +192,13 @@ def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
         ResourceExhaustedError: The disk or the database's quota is full.
         UnavailableError: The database cannot be reached, is locked for too long, or is damaged.
     """
+    options: dict[str, Any] = {_WRITES: writes}
+    if not writes and engine.dialect.name == POSTGRESQL:
+        # every statement sees what is committed then, inside a transaction or not: two messages less
+        options["isolation_level"] = "AUTOCOMMIT"
     try:
         with (
-            engine.connect().execution_options(**{_WRITES: writes}) as connection,
+            engine.connect().execution_options(**options) as connection,
             connection.begin(),
         ):
             yield connection

@@ -30,7 +30,7 @@ from tightfit_service.adapters.storage.schema import (
     trials,
 )
 from tightfit_service.adapters.storage.sql_errors import repeated
-from tightfit_service.adapters.storage.sql_time import database_time, seconds_from_now
+from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import Claim, Lease, LostLife
 from tightfit_service.domain.job import Job, JobState
@@ -261,7 +261,7 @@ def _take(
     values = {
         "token": token,
         "owner": owner,
-        "claim_time": database_time(connection),
+        "claim_time": seconds_from_now(0.0),
         "expire_time": seconds_from_now(lease_seconds),
         "losses": to_plain(losses),
     }
