@@ -66,6 +66,7 @@ def test_a_token_continues_its_list() -> None:
         base64.urlsafe_b64encode(b"[1, 2]").decode(),
         base64.urlsafe_b64encode(json.dumps(["0" * 16, "a"]).encode()).decode(),
         base64.urlsafe_b64encode(b"\xff\xfe").decode(),
+        base64.urlsafe_b64encode(b"[" * 100_000).decode(),
         _token("other"),
         _token("p", ["running"]),
     ],
