@@ -35,7 +35,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
     """Build the image; TIGHTFIT_IMAGE_STORE names a folder whose image is taken as it is, and is kept."""
     kept = os.environ.get("TIGHTFIT_IMAGE_STORE")
     store = Path(kept) if kept else tmp_path_factory.mktemp("image")
-    command = [Path(__file__).with_name("build"), store, *(["--if-missing"] if kept else [])]
+    command = [
+        str(Path(__file__).with_name("build")),
+        str(store),
+        *(["--if-missing"] if kept else []),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     built = json.loads(done.stdout.splitlines()[-1])
@@ -122,7 +126,7 @@ def test_the_main_job_runs_in_a_container(image: BuiltImage, tmp_path: Path) -> 
         marker = tmp_path / "marker"
         marker.touch()
         with container.serving(tmp_path / "served") as serving:
-            result = compress(serving, tmp_path / "result", seconds=60)
+            result = compress(serving, tmp_path / "result", seconds=120)
             check = image.config()["Healthcheck"]["Test"][1:]
             environment = {"TIGHTFIT_HEALTH_LISTEN": serving.health_address}
             asked = container.run(*check, environment=environment)
