@@ -20,10 +20,15 @@ import yaml
 from tightfit.errors import InvalidInputError
 
 MANIFEST_VERSION = 1
-TASKS = ("classification",)
-METRICS = ("top1",)
+METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = {
+    "classification": ("top1", "top5", "f1", "auc", "agreement", "sqnr"),
+    "segmentation": ("miou", "agreement", "sqnr"),
+    "regression": ("mse", "mae", "sqnr"),
+    "reconstruction": ("mse", "mae", "auc", "sqnr"),
+}
+"""What can be judged by for each task, its default first."""
 LAYOUTS = ("NCHW", "NHWC", "ANY")
-SPLITS = ("train", "evaluation")
+SPLITS = ("train", "evaluation", "unlabeled")
 _TOP_KEYS = ("task", "arrays", "splits", "layout", "preprocess", "metric", "class_names")
 _PREPROCESS_KEYS = ("scale", "mean", "std")
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -74,23 +79,24 @@ def read_dataset_file(path: Path) -> DatasetFile:
     arrays, files = reader.arrays(content.get("arrays"))
     splits, calibration = reader.splits(content.get("splits"))
     available = reader.available_arrays(arrays, files)
-    for split, spec in splits.items():
-        for key, array in spec.items():
-            if array and available is not None and array not in available:
-                raise reader.error(
-                    f"there is no array {array!r}",
-                    at=f"splits.{split}.{key}",
-                    remedy=_offer(array, available, "arrays in the file"),
-                )
+    for at, array in _arrays_named(splits):
+        if array and available is not None and array not in available:
+            raise reader.error(
+                f"there is no array {array!r}",
+                at=at,
+                remedy=_offer(array, available, "arrays in the file"),
+            )
+    task = reader.choice(content, "task", tuple(METRICS_OF_TASK))
+    inputs = _input_names(splits)
     manifest = {
         "version": MANIFEST_VERSION,
-        "task": reader.choice(content, "task", TASKS),
+        "task": task,
         "arrays": arrays,
         "splits": splits,
         "calibration": calibration,
-        "layout": reader.choice(content, "layout", LAYOUTS),
-        "preprocess": reader.preprocess(content.get("preprocess")),
-        "metric": reader.choice(content, "metric", METRICS),
+        "layout": reader.layout(content, inputs),
+        "preprocess": reader.preprocesses(content.get("preprocess"), inputs),
+        "metric": reader.choice(content, "metric", METRICS_OF_TASK[task]),
     }
     if "class_names" in content:
         manifest["class_names"] = reader.class_names(content["class_names"])
@@ -364,7 +370,7 @@ class _Reader:
         with zipfile.ZipFile(files[arrays["*"]]) as archive:
             return tuple(name.removesuffix(".npy") for name in archive.namelist())
 
-    def splits(self, value: Any) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
+    def splits(self, value: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """Return the splits, and where calibration samples come from."""
         example = "splits: {evaluation: {input: test_x, label: test_y}}"
         mapping = self.mapping(value, at="splits", example=example)
@@ -374,22 +380,35 @@ class _Reader:
                 "there is no evaluation split", at="splits.evaluation", remedy=f"write {example}"
             )
         splits = {name: self._split(mapping[name], name) for name in SPLITS if name in mapping}
-        return splits, self._calibration(mapping.get("calibration"), tuple(splits))
+        unlabeled = splits.get("unlabeled")
+        if unlabeled is not None and (unlabeled["label"] or "train" not in splits):
+            raise self.error(
+                "an unlabeled split has no labels, and stands beside a training split",
+                at="splits.unlabeled",
+                remedy="call it train, whose labels may be left out, or leave its label out",
+            )
+        sources = tuple(name for name in splits if name != "unlabeled")
+        return splits, self._calibration(mapping.get("calibration"), sources)
 
-    def _split(self, value: Any, name: str) -> dict[str, str]:
+    def _split(self, value: Any, name: str) -> dict[str, Any]:
         at = f"splits.{name}"
         mapping = self.mapping(value, at=at, example=f"{name}: {{input: x, label: y}}")
         self.check_keys(mapping, ("input", "label"), at=at)
-        for key in ("input", "label"):
-            if not isinstance(mapping.get(key, ""), str):
+        given = mapping.get("input", "")
+        named = given if isinstance(given, dict) else {"": given}
+        checked = {f"{at}.input.{key}".rstrip("."): array for key, array in named.items()}
+        for where, array in {**checked, f"{at}.label": mapping.get("label", "")}.items():
+            if not isinstance(array, str):
                 raise self.error(
-                    f"{at}.{key} is no array name", at=f"{at}.{key}", remedy="name an array"
+                    f"{where} is no array name",
+                    at=where,
+                    remedy="name an array; of several inputs map each input's name to an array",
                 )
-        if not mapping.get("input"):
+        if not given or (isinstance(given, dict) and not all(given.values())):
             raise self.error(
                 f"{at} has no input", at=f"{at}.input", remedy="name the array of the inputs"
             )
-        return {"input": mapping["input"], "label": mapping.get("label", "")}
+        return {"input": given, "label": mapping.get("label", "")}
 
     def _calibration(self, value: Any, splits: tuple[str, ...]) -> dict[str, Any]:
         default = "train" if "train" in splits else "evaluation"
@@ -415,12 +434,33 @@ class _Reader:
             )
         return {"from": source, "count": count}
 
-    def preprocess(self, value: Any) -> dict[str, Any]:
-        at = "preprocess"
+    def layout(self, content: Mapping[str, Any], inputs: tuple[str, ...]) -> Any:
+        """Return the layout of all inputs, or that of each which is named."""
+        value = content.get("layout")
+        if not isinstance(value, dict):
+            return self.choice(content, "layout", LAYOUTS)
+        self.check_keys(value, inputs, at="layout")
+        for name, item in value.items():
+            if item not in LAYOUTS:
+                raise self.error(
+                    f"layout {item!r} is not offered",
+                    at=f"layout.{name}",
+                    remedy=_offer(str(item), LAYOUTS, "layouts"),
+                )
+        return dict(value)
+
+    def preprocesses(self, value: Any, inputs: tuple[str, ...]) -> dict[str, Any]:
+        """Return the preprocessing of all inputs, or that of each which is named."""
+        if isinstance(value, dict) and value and set(value) <= set(inputs):
+            return {name: self.preprocess(value[name], f"preprocess.{name}") for name in value}
+        return self.preprocess(value, "preprocess")
+
+    def preprocess(self, value: Any, at: str) -> dict[str, Any]:
+        """Return the preprocessing that stands at a place of the file."""
         mapping = self.mapping(
             {} if value is None else value,
             at=at,
-            example="preprocess: {scale: 1.0, mean: [0, 0, 0], std: [1, 1, 1]}",
+            example=f"{at.rpartition('.')[2]}: {{scale: 1.0, mean: [0, 0, 0], std: [1, 1, 1]}}",
         )
         self.check_keys(mapping, _PREPROCESS_KEYS, at=at)
         scale = self._number(mapping.get("scale", 1.0), at=f"{at}.scale")
@@ -452,6 +492,22 @@ class _Reader:
         if not isinstance(value, list):
             raise self.error(f"{at} is no list", at=at, remedy="give one figure per channel in []")
         return [self._number(item, at=f"{at}[{index}]") for index, item in enumerate(value)]
+
+
+def _arrays_named(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield where arrays are named, and their names."""
+    for split, spec in splits.items():
+        given = spec["input"]
+        named = given if isinstance(given, dict) else {"": given}
+        for name, array in named.items():
+            yield f"splits.{split}.input.{name}".rstrip("."), array
+        yield f"splits.{split}.label", spec["label"]
+
+
+def _input_names(splits: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of the model's inputs, where the splits give them."""
+    given = splits["evaluation"]["input"]
+    return tuple(given) if isinstance(given, dict) else ()
 
 
 def _offer(wrong: str, known: Iterable[str], what: str) -> str:

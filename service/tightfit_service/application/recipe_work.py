@@ -317,6 +317,7 @@ class RecipeWork:
                 cache_dir=teacher_cache,
                 on_progress=lambda share, text: on_progress(_RECOVERY_SHARE * share, text),
                 quantization=quantization,
+                unlabeled=splits.get(SplitName.UNLABELED),
             )
         except UnsupportedError as error:
             return None, [f"not trained: {error.message}"]

@@ -76,12 +76,16 @@ class Layout(enum.StrEnum):
 
 
 class SplitName(enum.StrEnum):
-    """The sets that are never mixed. SELECTION is held out by tightfit, not given by the user."""
+    """The sets that are never mixed. SELECTION is held out by tightfit, not given by the user.
+
+    UNLABELED holds further inputs for training, which only teachers answer for.
+    """
 
     TRAIN = "train"
     CALIBRATION = "calibration"
     SELECTION = "selection"
     EVALUATION = "evaluation"
+    UNLABELED = "unlabeled"
 
 
 METRICS_OF_TASK: Mapping[Task, tuple[MetricName, ...]] = {

@@ -113,7 +113,7 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("unknown key", FULL | {"metrik": "top1"}, "metrik", "'metric'"),
     ("unknown task", FULL | {"task": "clasification"}, "task", "'classification'"),
     ("unknown layout", FULL | {"layout": "NCWH"}, "layout", "'NCHW'"),
-    ("unknown metric", FULL | {"metric": "auc"}, "metric", "top1"),
+    ("unknown metric", FULL | {"metric": "loss"}, "metric", "top1"),
     ("no arrays", without(FULL, "arrays"), "arrays", "data.npz"),
     ("empty arrays", FULL | {"arrays": {}}, "arrays", "train_x"),
     ("arrays outside", FULL | {"arrays": "../data.npz"}, "arrays", "beside"),
@@ -244,3 +244,64 @@ def test_names_that_yaml_reads_otherwise_are_refused(folder: Path, value: Any, s
     with pytest.raises(InvalidInputError, match=said) as caught:
         read_dataset_file(write(folder, FULL | {"class_names": value}))
     assert "class_names" in str(caught.value)
+
+
+def test_inputs_without_labels_may_be_given_for_training(folder: Path) -> None:
+    splits = {**FULL["splits"], "unlabeled": {"input": "test_x"}}
+    found = read_dataset_file(write(folder, FULL | {"splits": splits})).manifest
+    assert found["splits"]["unlabeled"] == {"input": "test_x", "label": ""}
+    assert found["calibration"]["from"] == "train"
+    labelled = {**splits, "unlabeled": {"input": "test_x", "label": "test_y"}}
+    for wrong in (labelled, {k: v for k, v in splits.items() if k != "train"}):
+        wrong["calibration"] = {}
+        with pytest.raises(InvalidInputError, match="unlabeled split"):
+            read_dataset_file(write(folder, FULL | {"splits": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "default"),
+    [
+        ("classification", "agreement", "top1"),
+        ("segmentation", "miou", "miou"),
+        ("regression", "mae", "mse"),
+        ("reconstruction", "auc", "mse"),
+    ],
+)
+def test_each_task_has_its_metrics(folder: Path, task: str, metric: str, default: str) -> None:
+    content = FULL | {"task": task, "metric": metric}
+    assert read_dataset_file(write(folder, content)).manifest["metric"] == metric
+    assert (
+        read_dataset_file(write(folder, without(content, "metric"))).manifest["metric"] == default
+    )
+    with pytest.raises(InvalidInputError, match="not offered"):
+        read_dataset_file(write(folder, FULL | {"task": task, "metric": "psnr"}))
+
+
+def test_several_inputs_each_have_an_array_a_layout_and_a_preprocessing(folder: Path) -> None:
+    splits: dict[str, Any] = {
+        "evaluation": {"input": {"image": "test_x", "mask": "train_x"}, "label": "test_y"},
+        "calibration": {"from": "evaluation"},
+    }
+    content = FULL | {
+        "splits": splits,
+        "layout": {"image": "NHWC"},
+        "preprocess": {"image": {"scale": 0.5}, "mask": {"mean": [1]}},
+    }
+    found = read_dataset_file(write(folder, content)).manifest
+    assert found["splits"]["evaluation"]["input"] == splits["evaluation"]["input"]
+    assert found["layout"] == {"image": "NHWC"}
+    assert found["preprocess"]["image"] == {"scale": 0.5, "mean": [], "std": []}
+    assert found["preprocess"]["mask"]["mean"] == [1.0]
+    for wrong, said in (
+        ({"layout": {"image": "NHCW"}}, "layout.image"),
+        ({"layout": {"imgae": "NHWC"}}, "layout.imgae"),
+        ({"preprocess": {"image": {"scale": 0}}}, "preprocess.image.scale"),
+        (
+            {"splits": {"evaluation": {"input": {"image": "tset_x"}}}},
+            "splits.evaluation.input.image",
+        ),
+        ({"splits": {"evaluation": {"input": {"image": 3}}}}, "splits.evaluation.input.image"),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            read_dataset_file(write(folder, content | wrong))
+        assert caught.value.field == f"dataset.yaml: {said}"

@@ -244,7 +244,9 @@ def _labels(contents: _Contents, samples: Samples, spec: SplitSpec) -> LabelArra
     metric, task = contents.manifest.metric, contents.manifest.task
     if spec.label:
         return read_labels(contents.array(spec.label), split=samples.name, metric=metric)
-    return own_labels(samples) if task is Task.RECONSTRUCTION and metric.is_error else None
+    has_own = task is Task.RECONSTRUCTION and metric.is_error
+    is_labelled = samples.name != SplitName.UNLABELED.value
+    return own_labels(samples) if has_own and is_labelled else None
 
 
 class PackedDataset:
@@ -276,6 +278,8 @@ class PackedDataset:
     def _divide(self, given: Mapping[str, Samples]) -> None:
         evaluation = given[SplitName.EVALUATION.value]
         train = given.get(SplitName.TRAIN.value)
+        if SplitName.UNLABELED.value in given:
+            self._splits[SplitName.UNLABELED] = given[SplitName.UNLABELED.value]
         rng = np.random.default_rng(self._seed)
         whole = train if train is not None else evaluation
         if len(whole) < 2:

@@ -30,7 +30,8 @@ WHOLE_ARCHIVE_KEY = "*"
 
 _ARRAY_PATH = re.compile(r"arrays/[^/\\\x00]{1,200}\Z")
 _ARRAY_NAME = re.compile(r"[^/\\\x00]{1,200}\Z")
-_GIVEN_SPLITS = (SplitName.TRAIN.value, SplitName.EVALUATION.value)
+_CALIBRATING_SPLITS = (SplitName.TRAIN.value, SplitName.EVALUATION.value)
+_GIVEN_SPLITS = (*_CALIBRATING_SPLITS, SplitName.UNLABELED.value)
 _MAX_ARRAYS = 256
 _MAX_CHANNELS = 65_536
 _MAX_CLASSES = 65_536
@@ -248,6 +249,7 @@ def _splits(value: Any, task: Task, metric: MetricName) -> dict[str, SplitSpec]:
             field="splits.evaluation.label",
             remedy=f"name the array of {wanted}, or judge by metric: agreement without labels",
         )
+    _check_unlabeled(result)
     named = {frozenset(spec.input_arrays) for spec in result.values()}
     if len(named) > 1:
         raise InvalidDatasetError(
@@ -256,6 +258,25 @@ def _splits(value: Any, task: Task, metric: MetricName) -> dict[str, SplitSpec]:
             remedy="name the same inputs of the model in every split",
         )
     return result
+
+
+def _check_unlabeled(splits: Mapping[str, SplitSpec]) -> None:
+    """Refuse inputs without labels that are some, or that are beside nothing to train on."""
+    unlabeled = splits.get(SplitName.UNLABELED.value)
+    if unlabeled is None:
+        return
+    if unlabeled.label:
+        raise InvalidDatasetError(
+            "the unlabeled split names labels",
+            field="splits.unlabeled.label",
+            remedy="leave them out, or put these samples into the training split",
+        )
+    if SplitName.TRAIN.value not in splits:
+        raise InvalidDatasetError(
+            "there is an unlabeled split, but no training split beside which it could be used",
+            field="splits.unlabeled",
+            remedy="call it train, whose labels may be left out",
+        )
 
 
 def _split(value: Any, where: str) -> SplitSpec:
@@ -299,11 +320,11 @@ def _calibration(value: Any) -> CalibrationSpec:
     spec = _mapping(value, "calibration")
     _known_keys(spec, {"from", "count"}, "calibration")
     source = spec.get("from", CalibrationSpec().source)
-    if source not in _GIVEN_SPLITS:
+    if source not in _CALIBRATING_SPLITS:
         raise InvalidDatasetError(
             f"calibration.from is {source!r}",
             field="calibration.from",
-            remedy=near_names(str(source), _GIVEN_SPLITS),
+            remedy=near_names(str(source), _CALIBRATING_SPLITS),
         )
     count = spec.get("count", CalibrationSpec().count)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1_000_000:

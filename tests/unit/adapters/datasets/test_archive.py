@@ -149,6 +149,23 @@ def test_selection_is_held_out_of_training(tmp_path: Path) -> None:
     assert not rows & {sample.tobytes() for sample in selection.stored}
 
 
+def test_unlabeled_inputs_are_apart_from_all_others(tmp_path: Path) -> None:
+    arrays = image_arrays()
+    arrays["more_x"] = image_arrays(train_count=7, seed=5)["train_x"]
+    splits = {**manifest()["splits"], "unlabeled": {"input": "more_x"}}
+    path = pack(tmp_path / "d.zip", arrays, document=manifest(splits=splits))
+    opened = ArchiveDatasetReader().open(path, model=model())
+    found = opened.samples(SplitName.UNLABELED)
+    assert found is not None
+    assert found.labels is None
+    np.testing.assert_array_equal(found.stored, arrays["more_x"])
+    train = opened.samples(SplitName.TRAIN)
+    assert train is not None
+    assert len(train) == 36
+    without = pack(tmp_path / "e.zip", image_arrays())
+    assert ArchiveDatasetReader().open(without, model=model()).samples(SplitName.UNLABELED) is None
+
+
 def test_calibration_comes_from_training_and_is_capped(tmp_path: Path) -> None:
     path = pack(tmp_path / "d.zip", image_arrays())
     train = {sample.tobytes() for sample in split(path, SplitName.TRAIN).stored}

@@ -57,6 +57,12 @@ def test_a_training_split_may_be_unlabelled() -> None:
     assert found.splits["train"].label == ""
 
 
+def test_a_training_split_may_have_an_unlabeled_one_beside_it() -> None:
+    splits = {"train": {"input": "a"}, "evaluation": {"input": "b", "label": "c"}}
+    found = parse(splits={**splits, "unlabeled": {"input": "d"}})
+    assert found.splits["unlabeled"] == SplitSpec(input="d")
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "hint"),
     [
@@ -85,6 +91,23 @@ def test_a_training_split_may_be_unlabelled() -> None:
             "splits.train.input",
             "every split",
         ),
+        (
+            {"splits": {"unlabeled": {"input": "a"}, "evaluation": {"input": "b", "label": "c"}}},
+            "splits.unlabeled",
+            "train",
+        ),
+        (
+            {
+                "splits": {
+                    "train": {"input": "a", "label": "c"},
+                    "evaluation": {"input": "b", "label": "c"},
+                    "unlabeled": {"input": "b", "label": "c"},
+                }
+            },
+            "splits.unlabeled.label",
+            "training split",
+        ),
+        ({"calibration": {"from": "unlabeled"}}, "calibration.from", "'train'"),
         ({"arrays": {}}, "arrays", ".npz"),
         ({"arrays": []}, "arrays", ""),
         ({"arrays": {"*": "arrays/../x.npz"}}, "arrays.*", ""),

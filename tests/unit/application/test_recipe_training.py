@@ -1,0 +1,94 @@
+"""What a recipe's training is given of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fakes.networks import NETWORKS
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.ports import RecoveryResult
+from tightfit_service.application.recipe_work import RECOVERY_STEP, GraphSteps, RecipeWork
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.dataset import DatasetManifest, SplitName
+from tightfit_service.domain.errors import UnsupportedError
+from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.domain.recipe import PassStep, Recipe
+from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.graph.structure import tensor_shapes
+from tightfit_service.passes.quantization import StaticQuantizationPass
+from tightfit_service.passes.structured_pruning import StructuredPruningPass
+
+
+class _Dataset:
+    def __init__(self, splits: Mapping[SplitName, Samples]) -> None:
+        self._splits = splits
+
+    @property
+    def manifest(self) -> DatasetManifest:
+        raise NotImplementedError
+
+    def samples(self, split: SplitName) -> Samples | None:
+        return self._splits.get(split)
+
+
+class _Trainer(TorchTrainer):
+    """Notes what it is given, and trains nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(threads=1)
+        self.given: dict[str, Any] = {}
+
+    def recover(self, graph: bytes, **given: Any) -> RecoveryResult:
+        self.given = given
+        raise UnsupportedError("not here", field="model", remedy="elsewhere")
+
+
+def test_training_gets_inputs_that_only_teachers_answer(tmp_path: Path) -> None:
+    model = NETWORKS["mlp"](0)
+    shape = tensor_shapes(model)["input"]
+    rng = np.random.default_rng(0)
+    splits: dict[SplitName, Samples] = {
+        name: Samples(
+            stored=rng.normal(size=(count, *shape[1:])).astype(np.float32),
+            labels=None if name is SplitName.UNLABELED else np.zeros(count, dtype=np.int64),
+            name=name.value,
+        )
+        for count, name in enumerate(SplitName, start=4)
+    }
+    labelled = dict(splits)
+    del labelled[SplitName.UNLABELED]
+    for given in (splits, labelled):
+        trainer = _Trainer()
+        evaluator = OnnxRuntimeEvaluator()
+        work = RecipeWork(
+            steps=GraphSteps(pruning=StructuredPruningPass(), passes={}),
+            inspector=OnnxGraphInspector(),
+            trainer=trainer,
+            exporters={ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass())},
+            evaluators={ModelFormat.ONNX: evaluator},
+        )
+        outcome, _ = work.run(
+            model.SerializeToString(),
+            Recipe(
+                source_digest="1" * 64,
+                seed=0,
+                target="none",
+                output_format="onnx",
+                steps=(PassStep(pass_name=RECOVERY_STEP, parameters={"epochs": 1}),),
+            ),
+            _Dataset(given),
+            evaluate=False,
+            teacher_cache=tmp_path,
+            output_dir=tmp_path,
+            metadata={},
+            on_progress=lambda _share, _text: None,
+        )
+        assert trainer.given["unlabeled"] is given.get(SplitName.UNLABELED)
+        assert trainer.given["train"] is given[SplitName.TRAIN]
+        assert "not trained: not here" in outcome.notes
