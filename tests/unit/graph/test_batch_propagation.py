@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class _Graph:
     def weight(self, *shape: int) -> str:
         return self.constant(self.rng.normal(size=shape).astype(np.float32))
 
-    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         stem = f"t{len(self.nodes)}"
         results = [stem, *(f"{stem}_{index}" for index in range(1, outputs))]
         self.nodes.append(helper.make_node(kind, inputs, results, name=stem, **attributes))

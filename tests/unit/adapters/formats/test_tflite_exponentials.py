@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ _GAIN = 8.0
 """Makes some values large, whose exponentials an 8-bit scale cannot hold beside those under 1."""
 
 
-def _network(kind: str, **attributes: float) -> bytes:
+def _network(kind: str, **attributes: Any) -> bytes:
     b = Builder(0)
     x = b.conv("first", b.input("input", (3, 8, 8)), 3, 6, relu=False)
     x = b.node("gain", "Mul", [x, b.constant("factor", _GAIN, dtype=np.float32)])
