@@ -37,6 +37,8 @@ SCHEME = "bearer "
 RECHECK_SECONDS = 5.0
 """How often the caller of an open stream is looked at again."""
 STARTED = "STARTED"
+MOST_NAME_CHARACTERS = 500
+"""Of a name that is written down; callers may send names of megabytes."""
 _CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name")
 
 _log = structlog.get_logger(__name__)
@@ -87,8 +89,8 @@ class _Call:
             event_time=datetime.now(UTC),
             principal=self.principal.name,
             method=self.method,
-            project="" if self.project == WILDCARD else self.project,
-            resource=self.resource,
+            project="" if self.project == WILDCARD else self.project[:MOST_NAME_CHARACTERS],
+            resource=self.resource[:MOST_NAME_CHARACTERS],
             code=code,
             request_id=self.request_id,
             address=self.address,
