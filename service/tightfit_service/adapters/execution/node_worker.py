@@ -24,6 +24,7 @@ from tightfit_service import __version__
 from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.execution.messages import Message, error_message
+from tightfit_service.application import tracing
 from tightfit_service.application.ports import WorkUnit
 from tightfit_service.domain.errors import (
     IntegrityError,
@@ -73,6 +74,9 @@ class NodeWorker:
         base = options.folder or str(Path(tempfile.gettempdir()) / f"tightfit-node-{os.getuid()}")
         self._folders = _NodeFolders(Path(base), options.cache_bytes)
         self._restarts: list[str] = []
+        # this process is the worker's own: spans go to the service, which sends them on
+        self._tracer = tracing.RecordingTracer()
+        tracing.use_tracer(self._tracer)
         self._runs: dict[str, _Run] = {}
         caches = self._folders.own / "caches"
         caches.mkdir()
@@ -166,7 +170,11 @@ class NodeWorker:
             run.tell({"type": "progress", "fraction": fraction, "message": message})
 
         try:
-            result = await self._executor.run(unit, on_progress=on_progress)
+            try:
+                result = await self._executor.run(unit, on_progress=on_progress)
+            finally:
+                if spans := self._tracer.take():
+                    run.tell({"type": "spans", "spans": tracing.as_messages(spans)})
         except TightfitError as error:
             run.tell(error_message(error))
         except Exception as error:  # noqa: BLE001  # the border of a node: the service waits for an end

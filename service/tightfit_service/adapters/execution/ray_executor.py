@@ -21,6 +21,7 @@ from tightfit_service.adapters.execution.local_processes import RestartReports
 from tightfit_service.adapters.execution.messages import Message, error_from
 from tightfit_service.adapters.execution.node_worker import NodeOptions, NodeWorker
 from tightfit_service.adapters.execution.ray_link import RayLink
+from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
     ArtifactStores,
     ProgressCallback,
@@ -206,6 +207,8 @@ class RayExecutor:
                     on_progress(message["fraction"], message["message"])
                 elif kind == "restart":
                     self._telemetry.worker_restarted(message["reason"])
+                elif kind == "spans":
+                    tracing.adopt(message["spans"])
                 elif kind == "error":
                     raise error_from(message)
                 elif kind == "result":
