@@ -335,7 +335,11 @@ class _ProjectFiles:
 
 def _locked(path: Path) -> TextIO:
     opened = path.open("w")
-    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        opened.close()
+        raise
     return opened
 
 

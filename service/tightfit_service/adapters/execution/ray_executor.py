@@ -45,7 +45,8 @@ CHUNK_BYTES = 8 << 20
 _PATIENCE_SECONDS = 60.0
 _CANCEL_SECONDS = 1.6
 _CLOSE_SECONDS = 30.0
-_RETRY_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 15.0
 _SETTLE_SECONDS = 0.01
 
 
@@ -340,14 +341,16 @@ class RayExecutor:
 
     async def _keep_making(self) -> None:
         """Start a node worker, as often as it takes."""
+        pause = _RETRY_SECONDS
         while self._is_running:
             try:
                 await self._link.connect()
                 slot = await self._start_slot()
             except Exception as error:  # noqa: BLE001  # whatever it is, it is told and tried again
                 self._trouble = _first_line(error)
-                log.warning("ray.worker_not_started", error=self._trouble)
-                await asyncio.sleep(_RETRY_SECONDS)
+                log.warning("ray.worker_not_started", error=self._trouble, again_in_seconds=pause)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
             else:
                 self._slots.add(slot)
                 self._free.put_nowait(slot)

@@ -127,6 +127,8 @@ class RayLink:
                 field="executor",
                 remedy="pip install 'tightfit-service[ray]'",
             ) from error
+        # what matters of Ray's own words arrives as exceptions
+        logging.getLogger("ray").setLevel(logging.ERROR)
         self._join(attempts=_ATTEMPTS)
 
     def _join(self, *, attempts: int) -> None:
