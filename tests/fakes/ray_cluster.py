@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from tightfit_service.adapters.execution.process_tree import kill_all, members
 HEAD = "127.0.0.2"
 START_SECONDS = 60.0
 STARTS = 3
+_PR_SET_PDEATHSIG = 1
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or not sys.platform.startswith("linux"),
@@ -133,7 +136,7 @@ class RayCluster:
                 stdout=opened,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_hurry,  # noqa: PLW1509  # writes one file
+                preexec_fn=_tied_and_in_a_hurry,  # noqa: PLW1509  # two calls
             )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and process.poll() is None:
@@ -145,7 +148,9 @@ class RayCluster:
         return None
 
 
-def _hurry() -> None:
+def _tied_and_in_a_hurry() -> None:
+    # whoever starts nodes may be killed; they take SIGTERM as word to end their processes
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # A node gives up when its own helpers take more than 15 s to start, as they do on a busy machine.
     # Sessions share processors as groups (sched(7), autogroup), so it is the group that must hurry.
     with suppress(OSError):

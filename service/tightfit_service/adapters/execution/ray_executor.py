@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib
 import shutil
 import uuid
 from collections.abc import Coroutine
@@ -19,8 +18,8 @@ from tightfit_service import __version__
 from tightfit_service.adapters.execution.failures import not_running
 from tightfit_service.adapters.execution.local_processes import RestartReports
 from tightfit_service.adapters.execution.messages import Message, error_from
-from tightfit_service.adapters.execution.node_worker import NodeOptions, NodeWorker
-from tightfit_service.adapters.execution.ray_link import RayLink
+from tightfit_service.adapters.execution.node_worker import NodeOptions
+from tightfit_service.adapters.execution.ray_link import RayLink, RayNodeWorker
 from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
     ArtifactStores,
@@ -48,15 +47,6 @@ _CLOSE_SECONDS = 30.0
 _RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 15.0
 _SETTLE_SECONDS = 0.01
-
-
-class RayNodeWorker(NodeWorker):
-    """A node worker that says which of Ray's nodes it is on."""
-
-    async def start(self) -> Message:
-        """See `NodeWorker`."""
-        hello = await super().start()
-        return {**hello, "node": importlib.import_module("ray").util.get_node_ip_address()}
 
 
 class _LostError(Exception):

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tightfit_service.adapters.execution.messages import Message
+from tightfit_service.adapters.execution.node_worker import NodeWorker
 from tightfit_service.domain.errors import InvalidRequestError, UnavailableError
 
 NAMESPACE = "tightfit"
@@ -24,6 +26,15 @@ NAMESPACE = "tightfit"
 _PROBE_SECONDS = 3.0
 _DEFAULT_PORT = 10_001
 _ATTEMPTS = 3
+
+
+class RayNodeWorker(NodeWorker):
+    """A node worker that says which of Ray's nodes it is on."""
+
+    async def start(self) -> Message:
+        """See `NodeWorker`."""
+        hello = await super().start()
+        return {**hello, "node": importlib.import_module("ray").util.get_node_ip_address()}
 
 
 class RayLink:
@@ -102,11 +113,6 @@ class RayLink:
         except Exception as error:
             raise self._unreachable(error) from error
         return [node for node in found if node["Alive"]]
-
-    def is_lost_actor(self, error: BaseException) -> bool:
-        """Whether an exception says that an actor or its node is gone."""
-        kinds = self._ray.exceptions
-        return isinstance(error, (kinds.RayActorError, kinds.ObjectLostError))
 
     def _connect(self) -> None:
         # Ray reads these when it is imported; unset, its mode would depend on the home folder
