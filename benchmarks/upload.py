@@ -32,6 +32,7 @@ import numpy as np
 
 from tightfit import Client, operations
 from tightfit.connection import Patience, open_channel
+from tightfit.credentials import Credentials
 from tightfit.dataset_file import PackedDataset
 from tightfit.transfer import CHUNK_BYTES
 from tightfit.v1 import dataset_pb2, dataset_pb2_grpc
@@ -107,7 +108,7 @@ def bare_seconds(port: int, path: Path) -> float:
             while data := file.read(CHUNK_BYTES):
                 yield dataset_pb2.UploadDatasetRequest(data=data)
 
-    with open_channel(f"127.0.0.1:{port}", None) as channel:
+    with open_channel(f"127.0.0.1:{port}", Credentials()) as channel:
         stub = dataset_pb2_grpc.DatasetServiceStub(channel)
         grpc.channel_ready_future(channel).result(timeout=10)
         began = time.perf_counter()
