@@ -18,6 +18,9 @@ SCRATCH = "scratch"
 CACHES = "workers"
 """Folders below the data folder that workers may enter: running units, and what they keep between units."""
 
+PRIVATE = ("artifacts", "uploads", "keys")
+"""Folders below the data folder that are made later by others, and are none of the workers' business."""
+
 WORKER = ("-m", "tightfit_service", "worker")
 """What makes a Python interpreter a worker."""
 
@@ -75,6 +78,8 @@ def _on_this_machine(
     if options.user:
         user = WorkerUser.named(options.user)
         user.own(caches)
+        for name in PRIVATE:
+            (data_dir / name).mkdir(exist_ok=True)
         user.shut_out(data_dir, except_for=(SCRATCH, CACHES))
     return LocalProcessExecutor(
         command=[sys.executable, *WORKER, "--data-dir", str(caches)],
@@ -103,7 +108,7 @@ def _on_ray(options: ExecutorOptions, artifacts: ArtifactStores, telemetry: Tele
             user=options.user,
         ),
         artifacts=artifacts,
-        scratch_dir=options.data_dir.resolve() / SCRATCH,
+        scratch_dir=options.data_dir.resolve() / SCRATCH / "arriving",
         telemetry=telemetry,
         worker_count=options.worker_count,
         gpus_per_unit=options.gpus_per_unit,
