@@ -42,11 +42,8 @@ def run(settings: Settings, arguments: argparse.Namespace) -> None:
     from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
     from tightfit_service.bootstrap import default_quota, open_records
 
-    changes = {
-        field.name: _limit(field.name, getattr(arguments, field.name, None))
-        for field in fields(QuotaOverrides)
-        if getattr(arguments, field.name, None) is not None
-    }
+    given = {f.name: getattr(arguments, f.name, None) for f in fields(QuotaOverrides)}
+    changes = {name: _limit(name, text) for name, text in given.items() if text is not None}
     engine = open_records(settings)
     try:
         store = SqlQuotaStore(engine=engine)

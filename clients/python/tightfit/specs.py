@@ -25,6 +25,7 @@ def compression_spec(
     seed: int = 0,
     techniques: Sequence[str] = (),
     verify: str = "none",
+    priority: int = 0,
 ) -> job_pb2.CompressionSpec:
     """Return the message that `create_job` and `check` take.
 
@@ -40,6 +41,7 @@ def compression_spec(
         seed: Of every random choice.
         techniques: Names of what the search may use; empty leaves the choice to it.
         verify: Whether candidates are measured on a device: one of `tightfit.words.VERIFICATIONS`.
+        priority: Of the project's queued jobs the one with the highest starts first; -100 to 100.
 
     Raises:
         InvalidInputError: An unknown objective, format or verification.
@@ -52,6 +54,7 @@ def compression_spec(
         seed=seed,
         techniques=techniques,
         verification=verification_value(verify),
+        priority=priority,
     )
     if isinstance(target, str):
         spec.hardware_target = target_name(target)

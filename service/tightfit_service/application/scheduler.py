@@ -124,6 +124,7 @@ class JobScheduler:
         if self._replica.is_alone:
             await asyncio.to_thread(self._queue.end_leases)
         for name, work in (
+            # the first one claims: it is the first to be stopped
             ("job-scheduler", self._loop()),
             ("job-heartbeat", self._heartbeat()),
             ("job-watch", self._hub.follow_store(self._store)),
@@ -132,13 +133,12 @@ class JobScheduler:
 
     async def stop(self) -> None:
         """Stop running jobs and hand them back to the queue, for other replicas or the next start."""
-        claiming, *others = self._tasks or [None]
-        await _ended([claiming])
+        await _ended(self._tasks[:1])
         lives = [*self._running.values()]
         for life in lives:
             life.interrupt(_Wish.HAND_BACK)
         await asyncio.gather(*(life.task for life in lives if life.task), return_exceptions=True)
-        await _ended(others)
+        await _ended(self._tasks[1:])
         self._threads.shutdown(wait=False)
 
     def wake(self) -> None:
@@ -401,11 +401,10 @@ class JobScheduler:
         )
 
 
-async def _ended(tasks: Sequence[asyncio.Task[None] | None]) -> None:
-    found = [task for task in tasks if task is not None]
-    for task in found:
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*found, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _evidence(losses: Sequence[LostLife]) -> str:

@@ -58,6 +58,15 @@ def compress(
     seed: Annotated[
         int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=_SEARCH)
     ] = 0,
+    priority: Annotated[
+        int,
+        typer.Option(
+            min=-100,
+            max=100,
+            help="Of the project's queued jobs the one with the highest starts first.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = 0,
     technique: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,6 +130,7 @@ def compress(
                 seed=seed,
                 techniques=technique or (),
                 verify=verify,
+                priority=priority,
             )
         )
         device = job.spec.hardware_spec.name or target

@@ -169,7 +169,7 @@ def first_queued(project: str) -> Select[Any]:
     )
 
 
-def projects_in_turn(quota: Quota) -> Select[tuple[str, int]]:
+def projects_in_turn(quota: Quota) -> Select[str, int]:
     """Return the query of the projects with queued jobs that may run one more, whose turn it is first.
 
     Projects are found by jumping from one to the next in the index, not by reading all queued jobs;
