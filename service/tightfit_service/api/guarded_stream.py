@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -18,7 +18,8 @@ async def until(stream: AsyncIterator[T], ending: asyncio.Future[Exception]) -> 
     try:
         while True:
             step = asyncio.ensure_future(_next(stream))
-            await asyncio.wait({step, ending}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {step, ending}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 raise ending.result()
             item = step.result()

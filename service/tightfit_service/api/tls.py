@@ -19,7 +19,9 @@ def server_credentials(source: TlsSource) -> grpc.ServerCredentials:
         return _configuration(source.material()) if source.changed() else None
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(first), fetch, require_client_authentication=first.client_ca is not None
+        _configuration(first),
+        fetch,  # type: ignore[arg-type]  # gRPC takes None for "as before", which its types forgot
+        require_client_authentication=first.client_ca is not None,
     )
 
 

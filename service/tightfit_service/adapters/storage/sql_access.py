@@ -118,10 +118,10 @@ class SqlAuditStore:
 
 def _bounded(event: AuditEvent) -> dict[str, str]:
     """Return the texts as long as their columns; names come from callers, who may send anything."""
-    lengths = {
-        column.name: column.type.length
+    lengths: dict[str, int] = {
+        column.name: length
         for column in audit_events.c
-        if getattr(column.type, "length", None)
+        if (length := getattr(column.type, "length", None))
     }
     return {
         name: str(getattr(event, name)).replace("\0", "?")[:length]
