@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from tightfit_service.application.ports import ArtifactStores, Clock
@@ -141,11 +142,7 @@ def deployment_checks(
         "access": _in_thread(lambda: _access(exposure)),
     }
     for name, end in exposure.certificates.items():
-        checks[f"{name} certificate"] = _in_thread(
-            lambda name=name, end=end: certificate_finding(
-                f"{name} certificate", end(), clock.now()
-            )
-        )
+        checks[f"{name} certificate"] = _in_thread(partial(_certificate, name, end, clock))
     if workers is not None:
         checks["workers"] = _workers(workers)
     checks["versions"] = _in_thread(
@@ -208,6 +205,10 @@ def _clock(database: DatabaseProbe, clock: Clock) -> Finding:
     early, late = (there - after).total_seconds(), (there - before).total_seconds() + 1.0
     skew = early if early > 0 else min(late, 0.0)
     return skew_finding("clock", skew, between="this machine's clock and the database's")
+
+
+def _certificate(name: str, end: Callable[[], datetime], clock: Clock) -> Finding:
+    return certificate_finding(f"{name} certificate", end(), clock.now())
 
 
 def _queue(database: DatabaseProbe) -> Finding:

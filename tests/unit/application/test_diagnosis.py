@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import namedtuple
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,6 @@ from fakes.artifacts import InMemoryArtifactStores
 from fakes.clock import FakeClock
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.database_probe import SqlDatabaseProbe
-from tightfit_service.application import diagnosis
 from tightfit_service.application.diagnosis import (
     Diagnosis,
     Exposure,
@@ -133,7 +133,7 @@ async def test_a_disk_that_is_nearly_full_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, outcome: Outcome
 ) -> None:
     usage = namedtuple("usage", "total used free")  # noqa: PYI024  # as shutil's
-    monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda _: usage(1, 1, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, free))
 
     assert (await _findings(tmp_path))["disk"].outcome is outcome
 

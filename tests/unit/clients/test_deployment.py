@@ -58,7 +58,9 @@ class _Server:
         self.address = f"127.0.0.1:{port}"
         self._server.start()
 
-    def add(self, subject: str, outcome: diagnostics_pb2.Check.Outcome, remedy: str = "") -> None:
+    def add(
+        self, subject: str, outcome: diagnostics_pb2.Check.Outcome.ValueType, remedy: str = ""
+    ) -> None:
         check = diagnostics_pb2.Check(
             subject=subject, outcome=outcome, message=f"of {subject}", remedy=remedy
         )
