@@ -206,7 +206,7 @@ class WorkSeries:
         )
         self.restarts = Counter(
             "tightfit_worker_restarts",
-            "Worker processes that were replaced, by reason (killed, crashed, timeout, memory).",
+            "Worker processes that were replaced, by reason (killed, crashed, timeout, memory, ...).",
             ("reason",),
             registry=registry,
         )
