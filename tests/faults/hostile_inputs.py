@@ -67,9 +67,9 @@ CALLERS_FAULT = frozenset(
 )
 STREAMS = ("WatchJob", "ConnectRunner")
 """Methods whose streams stay open when they are accepted: then the caller's patience ends them."""
-SERVER_BYTES = 768 << 20
-"""Memory that the server process may come to; it is 250 MB or so when it starts."""
-ALL_BYTES = 6 << 30
+SERVER_BYTES = 512 << 20
+"""Memory that the server process may come to; it is 180 MB or so."""
+ALL_BYTES = 4 << 30
 """Memory that the server may come to with its workers; each is killed at its own limit."""
 
 Answer = tuple[str, str, str, str]
