@@ -100,14 +100,14 @@ async def _survived(
 async def _timed(
     unit: WorkUnit, executor: Executor, telemetry: Telemetry, on_progress: ProgressCallback
 ) -> WorkResult:
-    start, outcome = time.perf_counter(), "cancelled"
+    start, outcome, told = time.perf_counter(), "cancelled", {}
     try:
         with tracing.span("unit", kind=unit.kind, label=unit.label):
             traced = replace(unit, trace_parent=tracing.current())
             result = await executor.run(traced, on_progress=on_progress)
         outcome = "ok"
-    except (WorkFailedError, UnavailableError):
-        outcome = "failed"
+    except (WorkFailedError, UnavailableError) as error:
+        outcome, told = "failed", {"error": str(error)}
         raise
     except TightfitError:
         outcome = "refused"
@@ -115,5 +115,7 @@ async def _timed(
     finally:
         seconds = time.perf_counter() - start
         telemetry.unit_finished(unit.kind, outcome, seconds)
-        log.info(f"unit.{outcome}", kind=unit.kind, unit=unit.label, seconds=round(seconds, 3))
+        log.info(
+            f"unit.{outcome}", kind=unit.kind, unit=unit.label, seconds=round(seconds, 3), **told
+        )
     return result
