@@ -1,0 +1,335 @@
+"""Calibrates this machine as a device, and holds the result against networks that it has not seen.
+
+A server and a runner start on this machine; `CalibrateHardwareTarget` measures the designed set and
+corrects the emulator. The unseen networks are those of the coverage suite, each as it comes and with
+half of its prunable channels removed at random, in int8 and float32 by turns: none is of the designed
+set, and no code makes both. Each is measured twice, in two passes over all, so that the scatter of a
+repeated measurement is known; the estimates are those that a client of the server gets.
+
+    write     writes all files; may share the machine with other work
+    measure   calibrates and measures; wants a quiet machine
+
+Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--runtimes litert,onnxruntime]
+           [--networks 136] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import platform
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from running_server import RunningServer  # noqa: E402  # needs the path above
+from tightfit import Client  # noqa: E402
+from tightfit.v1 import hardware_pb2  # noqa: E402
+from tightfit_runner.device import this_device  # noqa: E402
+from tightfit_runner.measurement import LocalMachine, Order  # noqa: E402
+from tightfit_runner.runtimes import installed  # noqa: E402
+
+RUNTIMES = {"litert": ("LiteRT", "tflite"), "onnxruntime": ("ONNX Runtime", "onnx")}
+FORMATS = ("int8", "float32")
+SECONDS = 0.5
+RUNS = 50
+KEPT_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen:
+    """A network of the test set as written for a runtime."""
+
+    name: str
+    number_format: str
+    graph: str
+    file: str
+
+
+def write_unseen(folder: Path, runtime: str) -> list[Unseen]:
+    """Write the test set for a runtime, or find it written; networks that cannot be are told."""
+    import torch
+
+    from architectures import ARCHITECTURES
+    from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+    from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+    from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+    from tightfit_service.application.ports import Exporter, QuantizationSettings
+    from tightfit_service.application.samples import Samples
+    from tightfit_service.domain.dataset import Layout
+    from tightfit_service.domain.errors import TightfitError
+    from tightfit_service.domain.hardware import NumberFormat
+    from tightfit_service.passes.quantization import StaticQuantizationPass
+    from tightfit_service.passes.structured_pruning import StructuredPruningPass
+
+    listing = folder / "unseen.pkl"
+    if listing.exists():
+        found: list[Unseen] = pickle.loads(listing.read_bytes())
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    exporter: Exporter = (
+        TfliteExporter()
+        if runtime == "litert"
+        else OnnxExporter(quantizer=StaticQuantizationPass())
+    )
+    importer, pruning = OnnxImporter(), StructuredPruningPass()
+    rng = np.random.default_rng(11)
+    written: list[Unseen] = []
+    for name, architecture in ARCHITECTURES.items():
+        if len(architecture.shapes) != 1:
+            continue
+        model = importer.import_model(architecture.export())
+        keep = {
+            group.group_id: sorted(
+                rng.choice(
+                    group.unit_count, max(1, round(KEPT_SHARE * group.unit_count)), replace=False
+                ).tolist()
+            )
+            for group in pruning.space(model.graph).groups
+        }
+        graphs = {name: model.graph}
+        if keep:
+            graphs[f"{name}, half its channels"] = pruning.apply(model.graph, keep)
+        for title, graph in graphs.items():
+            number_format = FORMATS[len(written) % 2]
+            stored = rng.normal(size=(8, *model.inputs[0].shape[1:])).astype(np.float32)
+            samples = Samples(
+                stored=stored,
+                labels=None,
+                layout=Layout.ANY,
+                model_layout=Layout.ANY,
+                input_name=model.inputs[0].name,
+            )
+            try:
+                exported = exporter.export(
+                    graph,
+                    calibration=samples,
+                    settings=QuantizationSettings(
+                        number_format=NumberFormat(number_format), method="minmax"
+                    ),
+                    metadata={},
+                )
+            except TightfitError as error:
+                print(f"  not written: {title} in {number_format}: {error.message}", flush=True)
+                continue
+            stem = folder / f"unseen-{len(written)}"
+            stem.with_suffix(".onnx").write_bytes(graph)
+            stem.with_suffix(".file").write_bytes(exported.data)
+            written.append(
+                Unseen(
+                    name=title,
+                    number_format=number_format,
+                    graph=str(stem.with_suffix(".onnx")),
+                    file=str(stem.with_suffix(".file")),
+                )
+            )
+    listing.write_bytes(pickle.dumps(written))
+    return written
+
+
+def target_of(runtime: str) -> hardware_pb2.HardwareSpec:
+    """Return this machine as a target of one core."""
+    device = this_device()
+    label, _ = RUNTIMES[runtime]
+    return hardware_pb2.HardwareSpec(
+        name=f"this-machine-{runtime}",
+        core=device.core,
+        core_count=1,
+        clock_mhz=device.clock_mhz or 2_000.0,
+        isa_features=device.isa_features,
+        runtime=hardware_pb2.Runtime(name=label),
+        number_formats=[hardware_pb2.NUMBER_FORMAT_INT8, hardware_pb2.NUMBER_FORMAT_FLOAT32],
+        output_format=hardware_pb2.MODEL_FORMAT_TFLITE
+        if runtime == "litert"
+        else hardware_pb2.MODEL_FORMAT_ONNX,
+    )
+
+
+def calibrate(
+    server: RunningServer, client: Client, runtime: str, networks: int, *, is_writing: bool
+) -> dict[str, Any]:
+    """Run a calibration to its end, or only until all files are written."""
+    target = f"this-machine-{runtime}"
+    agent = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tightfit_runner",
+            f"--server={server.address}",
+            "--name=bench",
+            f"--target={target}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    start = time.monotonic()
+    try:
+        for step in client.calibrate_target(target, "bench", network_count=networks):
+            if is_writing and step.message.startswith("measuring"):
+                return {}
+            if step.HasField("report"):
+                return {
+                    "seconds": time.monotonic() - start,
+                    "runtime": step.report.runtime,
+                    "skipped": list(step.report.skipped),
+                    "left_out": {
+                        hardware_pb2.NumberFormat.Name(q.number_format)
+                        .removeprefix("NUMBER_FORMAT_")
+                        .lower(): {
+                            "networks": q.network_count,
+                            "median": q.median_error_ratio,
+                            "p90": q.p90_error_ratio,
+                            "within_10_percent": q.within_10_percent_ratio,
+                            "median_before": q.median_error_before_ratio,
+                            "coverage": q.coverage_ratio,
+                        }
+                        for q in step.report.quality
+                    },
+                }
+    finally:
+        agent.terminate()
+        agent.wait()
+    raise RuntimeError("the calibration ended without a report")
+
+
+def measured(networks: Sequence[Unseen], runtime: str) -> list[float | None]:
+    """Return the median latency of each network in ms, None where it does not run."""
+    machine = LocalMachine(versions={item.name: item.version for item in installed()})
+    found: list[float | None] = []
+    for network in networks:
+        order = Order(
+            path=Path(network.file),
+            format=RUNTIMES[runtime][1],
+            runtime=runtime,
+            threads=1,
+            timeout_seconds=60.0,
+            min_runs=RUNS,
+            min_seconds=SECONDS,
+        )
+        try:
+            found.append(machine.measure(order, threading.Event()).p50_ms)
+        except Exception as error:  # noqa: BLE001  # one network that does not run is a row without figures
+            print(f"  not measured: {network.name}: {error}", flush=True)
+            found.append(None)
+    return found
+
+
+def estimated(client: Client, networks: Sequence[Unseen], runtime: str) -> list[dict[str, float]]:
+    """Return value, low and high in ms of each network, as a client is told."""
+    rows = []
+    for network in networks:
+        model = client.upload_model(Path(network.graph))
+        answer = client.estimate(model.name, f"this-machine-{runtime}")
+        wanted = hardware_pb2.NumberFormat.Value(f"NUMBER_FORMAT_{network.number_format.upper()}")
+        cost = next(item.cost for item in answer.estimates if item.number_format == wanted)
+        latency = cost.estimated_latency_ms
+        rows.append({"value": latency.value, "low": latency.low, "high": latency.high})
+    return rows
+
+
+def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the errors of estimates and of repeated measurements."""
+    first = np.array([row["measured_ms"][0] for row in rows])
+    second = np.array([row["measured_ms"][1] for row in rows])
+    truth = np.sqrt(first * second)
+    values = np.array([row["estimate"]["value"] for row in rows])
+    before = np.array([row["before"]["value"] for row in rows])
+    low = np.array([row["estimate"]["low"] for row in rows])
+    high = np.array([row["estimate"]["high"] for row in rows])
+    errors, scatter = np.abs(values / second - 1), np.abs(first / second - 1)
+    return {
+        "networks": len(rows),
+        "median": float(np.median(errors)),
+        "p90": float(np.percentile(errors, 90)),
+        "within_10_percent": float(np.mean(errors <= 0.1)),
+        "within_25_percent": float(np.mean(errors <= 0.25)),
+        "bias": float(np.median(values / truth - 1)),
+        "coverage": float(np.mean((low <= second) & (second <= high))),
+        "median_before": float(np.median(np.abs(before / second - 1))),
+        "repeated_median": float(np.median(scatter)),
+        "repeated_within_10_percent": float(np.mean(scatter <= 0.1)),
+    }
+
+
+def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[str, Any]:
+    """Run the stages for one runtime and return what was found."""
+    unseen = write_unseen(work / runtime, runtime)
+    print(f"{runtime}: {len(unseen)} unseen networks", flush=True)
+    server = RunningServer(work / "server").start()
+    try:
+        with server.client() as client:
+            client.create_target(target_of(runtime))
+            if "write" in stages:
+                calibrate(server, client, runtime, networks, is_writing=True)
+            if "measure" not in stages:
+                return {}
+            before = estimated(client, unseen, runtime)
+            calibration = calibrate(server, client, runtime, networks, is_writing=False)
+            after = estimated(client, unseen, runtime)
+    finally:
+        server.stop()
+    passes = [measured(unseen, runtime) for _ in range(2)]
+    rows = [
+        {
+            "network": network.name,
+            "number_format": network.number_format,
+            "measured_ms": [first, second],
+            "estimate": estimate,
+            "before": old,
+        }
+        for network, estimate, old, first, second in zip(
+            unseen, after, before, *passes, strict=True
+        )
+        if first and second
+    ]
+    return {"calibration": calibration, "scores": scores(rows), "rows": rows}
+
+
+def main() -> None:
+    """Parse arguments, run, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--stage", default="write,measure")
+    parser.add_argument("--runtimes", default="litert,onnxruntime")
+    parser.add_argument("--networks", type=int, default=136)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    results: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
+    for runtime in arguments.runtimes.split(","):
+        found = run(
+            runtime, arguments.work.resolve(), arguments.stage.split(","), arguments.networks
+        )
+        if not found:
+            continue
+        results[runtime] = found
+        score = found["scores"]
+        print(
+            f"{runtime}: {score['networks']} unseen networks: {score['within_10_percent']:.0%} within "
+            f"10 %, median {score['median']:.1%}, p90 {score['p90']:.1%}, {score['coverage']:.0%} in "
+            f"the 90 % interval; before {score['median_before']:.0%}; a repeated measurement: "
+            f"{score['repeated_within_10_percent']:.0%} within 10 %, median "
+            f"{score['repeated_median']:.1%}",
+            flush=True,
+        )
+    if arguments.json and "measure" in arguments.stage:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
