@@ -111,7 +111,8 @@ def prove_batch(source: ModelProto, model: ModelProto) -> None:
                 remedy="export the model so that axis 0 of every output is the batch",
             )
     try:
-        compared(model, expected, run_working(model, inputs))
+        found = run_working(model, inputs)
+        compared(model, expected, found)
     except (ParityError, *LIBRARY_ERRORS) as error:
         told = error.message if isinstance(error, ParityError) else first_line(error)
         raise invalid(
@@ -119,22 +120,24 @@ def prove_batch(source: ModelProto, model: ModelProto) -> None:
             remedy="export the model with a free (dynamic) batch axis",
         ) from error
     _declare_outputs(model, expected)
-    _prove_apart(model, inputs)
+    _prove_apart(model, inputs, found)
 
 
-def _prove_apart(model: ModelProto, inputs: Sequence[FloatArray]) -> None:
+def _prove_apart(model: ModelProto, inputs: Sequence[FloatArray], found: Sequence[Array]) -> None:
     """See that what a graph returns for the first of two samples does not depend on the second.
 
     Where samples mix in a small term, outputs on like samples differ by no more than rounding does;
     so the second sample is made a far larger one. Quantized graphs may take their scales from whole
-    batches, as dynamic quantization does.
+    batches, as dynamic quantization does. `found` is what it returns for `inputs`.
     """
     if is_quantized(model):
         return
     far = [np.concatenate([value[:1], -_FAR * value[1:]]) for value in inputs]
-    for name, near, other in zip(
-        graph_outputs(model), run_working(model, inputs), run_working(model, far), strict=True
-    ):
+    try:
+        beside_far = run_working(model, far)
+    except LIBRARY_ERRORS:
+        return  # positions that are computed from such values may lie outside of what they pick from
+    for name, near, other in zip(graph_outputs(model), found, beside_far, strict=True):
         difference = relative_difference(near[:1], other[:1])
         if difference > _MIXED_LIMIT:
             raise invalid(
