@@ -189,7 +189,7 @@ class Serving:
         # The server is the process that listens; what started it passes its exit code on.
         for pid in processes_below(process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"tightfit_service" in command and b"serve" in command:
+            if command[0].endswith(b"python") and b"serve" in command:
                 os.kill(pid, signal.SIGTERM)
         self.exit_code = process.wait(timeout=STOP_SECONDS)
 
