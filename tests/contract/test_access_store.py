@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tightfit_service.adapters.storage.sql_access import SqlApiKeyStore, SqlAuditStore
@@ -123,5 +123,26 @@ def test_the_database_refuses_to_change_events(
     assert len(audit.list_events(None, "", Page(size=9))) == 1
 
 
-def test_looking_a_key_up_is_by_index(keys: SqlApiKeyStore, access_engine: Engine) -> None:
-    assert inspect(access_engine).get_pk_constraint("api_keys")["constrained_columns"] == ["key_id"]
+def test_the_database_refuses_to_empty_the_log(audit: SqlAuditStore, access_engine: Engine) -> None:
+    audit.append_events([_event()])
+    # SQLite has no TRUNCATE; a DELETE of everything is what it has instead
+    statement = "DELETE FROM" if access_engine.dialect.name == "sqlite" else "TRUNCATE"
+    with pytest.raises(DBAPIError, match="append-only"), access_engine.begin() as connection:
+        connection.execute(text(f"{statement} audit_events"))
+
+
+def test_keys_and_events_are_found_by_index(access_engine: Engine) -> None:
+    explain, hint = "EXPLAIN ", "SET LOCAL enable_seqscan = off"
+    if access_engine.dialect.name == "sqlite":
+        explain, hint = "EXPLAIN QUERY PLAN ", "SELECT 1"
+    for query in (
+        "SELECT * FROM api_keys WHERE key_id = 'a'",
+        "SELECT * FROM audit_events WHERE project = 'p' AND event_id < 9 ORDER BY event_id DESC",
+        "SELECT * FROM audit_events WHERE principal = 'p' ORDER BY event_id DESC",
+    ):
+        with access_engine.begin() as connection:
+            connection.execute(text(hint))
+            plan = str(connection.execute(text(explain + query)).all())
+        assert "index" in plan.lower(), plan
+        assert "TEMP B-TREE" not in plan, plan
+        assert "Sort" not in plan, plan
