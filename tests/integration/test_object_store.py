@@ -163,7 +163,9 @@ def test_the_rule_for_unfinished_uploads_is_set_beside_others(gateway: S3Gateway
     assert rules is not None
     own = [rule for rule in rules.rules if rule.rule_id == "tightfit-incomplete-uploads"]
     assert len(own) == 1
-    assert own[0].abort_incomplete_multipart_upload.days_after_initiation == 1
+    action = own[0].abort_incomplete_multipart_upload
+    assert action is not None
+    assert action.days_after_initiation == 1
 
 
 def test_of_racing_writers_one_writes_and_readers_see_whole_bytes(
