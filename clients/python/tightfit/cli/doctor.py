@@ -44,4 +44,6 @@ def _show(found: Sequence[Finding]) -> None:
             soft_wrap=True,
         )
         if finding.remedy:
-            console.print(f"{'':{width + 16}}[bold]try:[/bold] {escape(finding.remedy)}", soft_wrap=True)
+            console.print(
+                f"{'':{width + 16}}[bold]try:[/bold] {escape(finding.remedy)}", soft_wrap=True
+            )
