@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from e2e.image.built_image import USER, BuiltImage, Serving, processes_below, user_of
+from tightfit.cli import exit_codes
 
 ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "examples" / "digits"
@@ -60,7 +61,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
 
 def compress(serving: Serving, output: Path, seconds: int) -> dict[str, object]:
     """Run the command of examples/digits/demo.sh against a server; return its result."""
-    subprocess.run(
+    done = subprocess.run(
         [
             Path(sys.executable).with_name("tightfit"),
             "compress",
@@ -74,9 +75,10 @@ def compress(serving: Serving, output: Path, seconds: int) -> dict[str, object]:
             f"--server={serving.address}",
             f"--output={output}",
         ],
-        check=True,
+        check=False,
         timeout=900,
     )
+    assert done.returncode in (exit_codes.OK, exit_codes.BUDGET_NOT_MET)
     result = json.loads((output / "result.json").read_text())
     assert isinstance(result, dict)
     return result
@@ -133,7 +135,7 @@ def test_the_main_job_runs_in_a_container(image: BuiltImage, tmp_path: Path) -> 
             assert asked.returncode == 0, asked.stderr
         assert serving.exit_code == 0, serving.log()
         assert container.run(*check, environment=environment).returncode != 0
-        assert result["state"] == "succeeded"
+        assert result["state"] == "SUCCEEDED"
         assert (tmp_path / "result" / "report.html").stat().st_size > 10_000
         written = changed_files(container.root, marker)
         print(f"started in {serving.start_seconds:.1f} s; written outside the volumes: {written}")
@@ -159,7 +161,7 @@ def test_the_main_job_runs_with_a_read_only_root(image: BuiltImage, tmp_path: Pa
                         Path(f"/proc/{pid}/root/{place}").touch()
             result = compress(serving, tmp_path / "result", seconds=20)
         assert serving.exit_code == 0, serving.log()
-    assert result["state"] in ("succeeded", "infeasible")
+    assert result["state"] in ("SUCCEEDED", "INFEASIBLE")
     assert {path.stat().st_uid for path in serving.data.rglob("*")} == {USER}
 
 
