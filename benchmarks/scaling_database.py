@@ -52,7 +52,7 @@ from tightfit_service.domain.trial import TrialState
 
 PROJECTS = 50
 QUEUED = 10_000
-ROUNDS = 50
+ROUNDS = 300
 TRIALS_PER_JOB = 3
 
 _FILL = """
