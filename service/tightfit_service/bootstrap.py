@@ -245,6 +245,8 @@ def build_server(settings: Settings) -> Server:
         clock=clock,
         telemetry=telemetry,
         tool_versions=tool_versions(),
+        # a job alone takes all workers; with several at a time each has its share
+        parallel_trials=max(1, settings.worker_count // settings.concurrent_jobs),
         measurements=measurements,
         provenance=Provenance(
             signer=Ed25519Signer(

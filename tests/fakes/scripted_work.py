@@ -6,6 +6,7 @@ the square of the share cut, and half of that comes back with an epoch of traini
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -131,6 +132,11 @@ class ScriptedExecutor:
 
     def __init__(self) -> None:
         self.ran: list[WorkUnit] = []
+        self.running = 0
+        self.most_running = 0
+        """Units that ran at a time."""
+        self.pause_seconds = 0.0
+        """For which a unit lets others run."""
         self.fail: dict[int, TightfitError] = {}
         """Errors to raise at the n-th unit run, counted from 1."""
         self.variants: list[VariantOutcome] = []
@@ -152,6 +158,12 @@ class ScriptedExecutor:
         if (error := self.fail.get(len(self.ran))) is not None:
             raise error
         on_progress(0.5, "half way")
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(self.pause_seconds)
+        finally:
+            self.running -= 1
         handler = {
             IMPORT_MODEL: self._import,
             CHECK_DATASET: self._dataset,

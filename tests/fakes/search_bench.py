@@ -45,7 +45,9 @@ class Bench:
         verification: Verification = Verification.NONE,
         measurer: DeviceMeasurer | None = None,
         provenance: Provenance | None = None,
+        parallel_trials: int = 1,
     ) -> None:
+        self.parallel_trials = parallel_trials
         self.clock = FakeClock()
         self.provenance = provenance
         self.store = InMemoryStore()
@@ -105,6 +107,7 @@ class Bench:
             facts=facts(),
             graph_digest="9" * 64,
             tool_versions={},
+            parallel_trials=self.parallel_trials,
             measurements=self.measurements,
             provenance=self.provenance,
         )

@@ -38,6 +38,7 @@ from tightfit_service.application.recipe_making import RecipeMaker
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import PRECISION, network_passes
 from tightfit_service.application.time_budget import TimeBudget
+from tightfit_service.application.together import together
 from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
 from tightfit_service.application.work import (
     BASELINE,
@@ -212,37 +213,48 @@ class CompressionRun:
             TrialRole.FINALIST,
             self._portfolio.smallest(),
             self._time.short_training() if can_train else None,
+            index=self._book.next_index,
             evaluate=True,
         )
+        await self._store_result()
 
     async def _screen(self, portfolio: Portfolio, *, can_train: bool) -> None:
         """Compare several solutions after a short recovery, and learn from what is seen."""
         candidates = await asyncio.to_thread(portfolio.first_round)
-        began, rounds = self._time.elapsed, 0
+        began, rounds, seen = self._time.elapsed, 0, 0
         while candidates:
-            candidate = candidates.pop(0)
             last = (self._time.elapsed - began) / rounds if rounds else 0.0
             is_late = (
                 rounds > 0 and self._time.elapsed - began + last > self._time.screening_seconds
             )
-            may_start = self._time.may_start_trial(self._book.trials, keep_for_final=1)
-            if is_late or not may_start:
+            trials = self._book.trials
+            if is_late or not self._time.may_start_trial(trials, keep_for_final=1):
                 break
+            size = min(
+                self._context.parallel_trials, self._time.trials_left(trials, keep_for_final=1)
+            )
+            batch, candidates = candidates[:size], candidates[size:]
             await self._stages.enter(
                 "trial",
-                f"screening: {candidate.origin}",
-                begin=min(0.4, 0.15 + 0.05 * rounds),
-                end=min(0.4, 0.2 + 0.05 * rounds),
+                f"screening: {'; '.join(candidate.origin for candidate in batch)}",
+                begin=min(0.4, 0.15 + 0.05 * seen),
+                end=min(0.4, 0.15 + 0.05 * (seen + len(batch))),
             )
-            trial = await self._tried(
-                TrialRole.SCREENING,
-                candidate,
-                self._time.short_training() if can_train else None,
-                evaluate=False,
+            recovery = self._time.short_training() if can_train else None
+            first = self._book.next_index
+            tried = await together(
+                [
+                    self._tried(
+                        TrialRole.SCREENING, candidate, recovery, index=index, evaluate=False
+                    )
+                    for index, candidate in enumerate(batch, first)
+                ]
             )
-            rounds += 1
-            self._learn(portfolio, trial, candidate)
-            if not candidates and rounds >= 2:  # two observations before asking again
+            await self._store_result()
+            rounds, seen = rounds + 1, seen + len(batch)
+            for trial, candidate in zip(tried, batch, strict=True):
+                self._learn(portfolio, trial, candidate)
+            if not candidates and seen >= 2:  # two observations before asking again
                 await self._stages.enter(
                     "solve", "solving again with what was seen", begin=0.4, end=0.4
                 )
@@ -282,8 +294,13 @@ class CompressionRun:
                 quantization_aware=self._is_rounding_felt(candidate.proposal),
             )
             trial = await self._tried(
-                TrialRole.FINALIST, candidate, recovery if can_train else None, evaluate=True
+                TrialRole.FINALIST,
+                candidate,
+                recovery if can_train else None,
+                index=self._book.next_index,
+                evaluate=True,
             )
+            await self._store_result()
             tried.append(trial)
             self._learn(portfolio, trial, candidate)
             if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
@@ -300,12 +317,13 @@ class CompressionRun:
         candidate: Candidate,
         recovery: RecoverySettings | None,
         *,
+        index: int,
         evaluate: bool,
     ) -> Trial:
         baseline = self._book.baseline
         reference = baseline.selection_accuracy if baseline else None
-        trial = await self._book.run(
-            self._book.next_index,
+        return await self._book.run(
+            index,
             role,
             lambda: self._recipes.make(
                 first=candidate.form.steps,
@@ -318,8 +336,6 @@ class CompressionRun:
             if reference is None
             else reference.value - candidate.predicted_loss,
         )
-        await self._store_result()
-        return trial
 
     async def _finish(self) -> None:
         await self._stages.enter("package", "choosing the winner", begin=0.97, end=1.0)

@@ -27,7 +27,9 @@ class JobRunner:
         tool_versions: Mapping[str, str],
         measurements: DeviceMeasurements,
         provenance: Provenance | None = None,
+        parallel_trials: int = 1,
     ) -> None:
+        self._parallel_trials = parallel_trials
         self._store = store
         self._hardware = hardware
         self._executor = executor
@@ -57,6 +59,7 @@ class JobRunner:
             facts=facts,
             graph_digest=graph_digest,
             tool_versions=self._tool_versions,
+            parallel_trials=self._parallel_trials,
             measurements=self._measurements,
             provenance=self._provenance,
         )

@@ -38,9 +38,13 @@ class TimeBudget:
 
     def may_start_trial(self, trials: Sequence[Trial], *, keep_for_final: int) -> bool:
         """Whether limits on trials and time leave room for one more, so many for the end set aside."""
-        used = len(trials) - 1  # the quantized-only model is no search trial
-        has_trials = used + keep_for_final < self._spec.search_limits.max_trials
+        has_trials = self.trials_left(trials, keep_for_final=keep_for_final) > 0
         return has_trials and self.left(trials, shared_by=1) > RESERVE_SECONDS
+
+    def trials_left(self, trials: Sequence[Trial], *, keep_for_final: int) -> int:
+        """Return how many more trials the limit allows, so many for the end set aside."""
+        used = len(trials) - 1  # the quantized-only model is no search trial
+        return max(0, self._spec.search_limits.max_trials - used - keep_for_final)
 
     def left(self, trials: Sequence[Trial], *, shared_by: int) -> float:
         """Return the seconds that one more training may take, export and evaluation set aside."""

@@ -64,6 +64,8 @@ class RunContext:
     facts: ModelFacts
     graph_digest: str
     tool_versions: Mapping[str, str]
+    parallel_trials: int = 1
+    """Trials of one job that may run at a time; those of a screening round do."""
     measurements: DeviceMeasurements | None = None
     """Where jobs that ask for it have their candidates measured."""
     provenance: Provenance | None = None

@@ -170,3 +170,48 @@ async def test_the_same_seed_gives_the_same_search() -> None:
     first, second = await one.run(), await other.run()
     assert replace(first, result=first.result) == replace(second, result=second.result)
     assert one.trials() == other.trials()
+
+
+async def test_trials_of_a_screening_round_run_side_by_side_and_give_the_same() -> None:
+    alone, abreast = (
+        Bench(latency(WHOLE_LATENCY_MS / 2)),
+        Bench(latency(WHOLE_LATENCY_MS / 2), parallel_trials=3),
+    )
+    abreast.executor.pause_seconds = 0.01
+    first, second = await alone.run(), await abreast.run()
+    assert alone.executor.most_running == 1
+    assert 2 <= abreast.executor.most_running <= 3
+    assert [trial.index for trial in abreast.trials()] == list(range(len(abreast.trials())))
+    assert [t.recipe for t in alone.trials()] == [t.recipe for t in abreast.trials()]
+    assert first.result.best_trial == second.result.best_trial
+
+
+async def test_trials_abreast_keep_to_the_limit_on_trials() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), max_trials=2, parallel_trials=8)
+    await bench.run()
+    roles = [trial.role for trial in bench.trials()]
+    assert roles.count(TrialRole.SCREENING) == 1
+    assert roles.count(TrialRole.FINALIST) == 1
+
+
+async def test_a_trial_that_ends_the_job_takes_those_beside_it_along() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), parallel_trials=3)
+    bench.executor.pause_seconds = 0.01
+    begun = len((await _units_until_trials(bench)).ran)
+    for number in range(begun + 1, begun + 8):
+        bench.executor.fail[number] = WorkFailedError("the worker died")
+    with pytest.raises(WorkFailedError):
+        await bench.run()
+    assert bench.executor.running == 0
+    states = [trial.state for trial in bench.trials()]
+    assert states.count(TrialState.FAILED) >= 3
+
+
+async def _units_until_trials(bench: Bench) -> ScriptedExecutor:
+    """Return an executor that ran everything up to the first screening trial."""
+    other = Bench(latency(WHOLE_LATENCY_MS / 2), max_trials=1)
+    await other.run()
+    trials = other.executor.trials_run()
+    ran = ScriptedExecutor()
+    ran.ran = other.executor.ran[: len(other.executor.ran) - len(trials) + 1]
+    return ran
