@@ -271,7 +271,9 @@ async def test_a_calibration_stays_within_its_project(
         "hardware_target": "hardwareTargets/board-a",
         "runner": "projects/p/runners/bench-1",
     }
-    request = hardware_pb2.CalibrateHardwareTargetRequest(**(values | {field: value}))
+    request = hardware_pb2.CalibrateHardwareTargetRequest()
+    for name, text in (values | {field: value}).items():
+        setattr(request, name, text)
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in stub.CalibrateHardwareTarget(request):

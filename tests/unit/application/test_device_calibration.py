@@ -12,6 +12,7 @@ from fakes.artifacts import InMemoryArtifactStores
 from fakes.clock import FakeClock
 from fakes.linear_emulator import LinearEmulator
 from fakes.records import make_target
+from fakes.runners import RecordingRunnerTelemetry
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
@@ -183,7 +184,7 @@ class Bench:
             executor=self.writer,
             results=store,
             measurements=DeviceMeasurements(
-                measurer=self.device, results=store, telemetry=telemetry
+                measurer=self.device, results=store, telemetry=RecordingRunnerTelemetry()
             ),
             fitter=Fitter(),
             calibrations=self.calibrations,

@@ -215,7 +215,8 @@ def _equal(kinds: Sequence[_Kind], others: Sequence[_Kind], place: int) -> Float
         numbers.setdefault(kind[place], len(numbers))
     own = np.array([numbers[kind[place]] for kind in kinds])
     other = np.array([numbers[kind[place]] for kind in others])
-    return (own[:, None] == other[None, :]).astype(np.float64)
+    is_equal: FloatArray = (own[:, None] == other[None, :]).astype(np.float64)
+    return is_equal
 
 
 def _coordinates(terms: Sequence[Term]) -> tuple[list[_Kind], FloatArray]:
