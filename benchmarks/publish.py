@@ -182,6 +182,26 @@ def shares_of_macs(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def calibrations(found: dict[str, Any]) -> str:
+    """Return the table of calibrated runtimes."""
+    lines = [
+        "| runtime | unseen networks | within 10 % | median error | p90 | in the 90 % interval | before | "
+        "a repeated measurement within 10 % | its median |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for runtime in ("litert", "onnxruntime"):
+        if runtime not in found:
+            continue
+        score = found[runtime]["scores"]
+        lines.append(
+            f"| {found[runtime]['calibration']['runtime']} | {score['networks']} | "
+            f"{score['within_10_percent']:.0%} | {score['median']:.1%} | {score['p90']:.1%} | "
+            f"{score['coverage']:.0%} | {score['median_before']:.0%} | "
+            f"{score['repeated_within_10_percent']:.0%} | {score['repeated_median']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
 def pages() -> dict[Path, str]:
     """Return the pages as the results would have them."""
     rows = [
@@ -205,7 +225,13 @@ def pages() -> dict[Path, str]:
     alone = json.loads((RESULTS / "techniques.json").read_text())
     formats = json.loads((RESULTS / "quantization.json").read_text())
     shown = between(methods.read_text(), "techniques", techniques(alone))
+    devices = RESULTS / "calibration.json"
+    emulators = ROOT / "docs" / "emulators.md"
+    table = (
+        calibrations(json.loads(devices.read_text())) if devices.exists() else "Not measured yet."
+    )
     return {
+        emulators: between(emulators.read_text(), "calibration", table),
         methods: between(shown, "formats", number_formats(formats["files"])),
         packed: between(stages, "packing-files", packing_files(packing["files"])),
         readme: between(readme.read_text(), "main-job", main_job(rows)),

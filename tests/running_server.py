@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tightfit import Client
@@ -16,11 +17,23 @@ START_SECONDS = 120.0
 
 
 class RunningServer:
-    """`python -m tightfit_service serve` on free loopback ports."""
+    """`python -m tightfit_service serve` on free loopback ports.
 
-    def __init__(self, data_dir: Path, *options: str) -> None:
+    `program` is what Python is given instead of `-m tightfit_service`, `environment` what the server
+    sees besides this process's.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *options: str,
+        program: Sequence[str] = ("-m", "tightfit_service"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
         self._options = options
+        self._program = program
+        self._environment = dict(environment or {})
         self._ready_file = data_dir / "ready.json"
         self._process: subprocess.Popen[bytes] | None = None
         self.address = ""
@@ -33,8 +46,7 @@ class RunningServer:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
-                    "-m",
-                    "tightfit_service",
+                    *self._program,
                     "serve",
                     "--listen=127.0.0.1:0",
                     "--metrics-listen=127.0.0.1:0",
@@ -45,6 +57,7 @@ class RunningServer:
                 ],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self._environment},
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._ready_file.exists():
