@@ -133,7 +133,7 @@ class Deployment:
         self.environment = {
             "TIGHTFIT_DATABASE_URL": postgres.url(DATABASE),
             "TIGHTFIT_LEASE_SECONDS": str(work.lease_seconds),
-            "TIGHTFIT_CONCURRENT_JOBS": str(work.jobs),
+            "TIGHTFIT_CONCURRENT_JOBS": str(max(2, work.jobs // len(NAMES))),
             "TIGHTFIT_WORKER_COUNT": str(work.workers),
             "TIGHTFIT_WORKER_THREADS": "1",
             # one secret of all replicas, as a deployment has it
