@@ -33,7 +33,7 @@ from tightfit.errors import TightfitError
 from tightfit.v1 import model_pb2
 
 INSIDE = "TIGHTFIT_FAULTS_MOUNTS"
-DISK_BYTES = 64 << 20
+DISK_BYTES = 256 << 20
 MODEL_BYTES = 1 << 20
 UNIT_SECONDS = 2.0
 TRIALS = 6

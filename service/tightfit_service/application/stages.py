@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tightfit_service.application.journal import JobJournal
-from tightfit_service.application.patience import patiently
+from tightfit_service.application.patience import PATIENCE_SECONDS, patiently
 from tightfit_service.application.ports import (
     Executor,
     JobStore,
@@ -76,6 +76,7 @@ class Stages:
                 store=self._store,
                 telemetry=self._telemetry,
                 on_progress=report,
+                patience_seconds=PATIENCE_SECONDS,
             )
         finally:
             teller.cancel()

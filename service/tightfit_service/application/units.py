@@ -9,6 +9,7 @@ from dataclasses import replace
 import structlog
 
 from tightfit_service.application import tracing
+from tightfit_service.application.patience import patiently
 from tightfit_service.application.ports import (
     Executor,
     JobStore,
@@ -46,12 +47,14 @@ async def run_cached(
     store: JobStore,
     telemetry: Telemetry,
     on_progress: ProgressCallback = _quiet,
+    patience_seconds: float = 0.0,
 ) -> WorkResult:
     """Return the remembered result of the unit, or run it and remember what it gave.
 
     A unit whose worker dies is run again, `MAX_DEATHS` times in all over every job and server that
     wants it; then it is given up, and for a while refused at once, so that nobody can kill worker after
-    worker by asking for it. Other failures are not remembered: they may come from a full disk.
+    worker by asking for it. Other failures are not remembered: they may come from a full disk. A result
+    is kept for `patience_seconds` when the store is away or full and cannot take it.
 
     Raises:
         WorkerDiedError: The worker died each time; says how the last one did.
@@ -63,7 +66,11 @@ async def run_cached(
     if remembered is not None:
         return remembered
     result = await _survived(unit, digest, executor, store, telemetry, on_progress)
-    await asyncio.to_thread(store.store_result, unit.project, digest, result)
+    # for a store that is away the caller would run the unit again, which may have taken hours
+    await patiently(
+        lambda: asyncio.to_thread(store.store_result, unit.project, digest, result),
+        seconds=patience_seconds,
+    )
     return result
 
 

@@ -11,7 +11,12 @@ from fakes.telemetry import RecordingTelemetry
 from tightfit_service.application.ports import ProgressCallback, WorkResult, WorkUnit
 from tightfit_service.application.units import DEATHS_SECONDS, MAX_DEATHS, run_cached
 from tightfit_service.application.work import unit_digest
-from tightfit_service.domain.errors import InvalidModelError, WorkerDiedError, WorkFailedError
+from tightfit_service.domain.errors import (
+    InvalidModelError,
+    UnavailableError,
+    WorkerDiedError,
+    WorkFailedError,
+)
 
 UNIT = WorkUnit(project="default", kind="import_model", payload={}, inputs={"model": "a" * 64})
 RESULT = WorkResult(payload={"x": 1})
@@ -53,6 +58,36 @@ async def test_a_result_is_remembered() -> None:
     assert await run(executor, store) == RESULT
     assert await run(executor, store) == RESULT
     assert executor.run_count == 1
+
+
+class AwayStore(InMemoryStore):
+    """Cannot take results for so many attempts."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__()
+        self.attempts = attempts
+
+    def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
+        self.attempts -= 1
+        if self.attempts >= 0:
+            raise UnavailableError("the database cannot be reached")
+        super().store_result(project, input_digest, result)
+
+
+async def test_a_result_outlives_an_outage_of_the_store() -> None:
+    executor, store = ScriptedExecutor(RESULT), AwayStore(attempts=2)
+    told = RecordingTelemetry()
+    result = await run_cached(
+        UNIT, executor=executor, store=store, telemetry=told, patience_seconds=60.0
+    )
+    assert result == RESULT
+    assert store.cached_result(UNIT.project, unit_digest(UNIT)) == RESULT
+    assert executor.run_count == 1
+
+
+async def test_a_call_is_not_kept_waiting_for_a_store_that_is_away() -> None:
+    with pytest.raises(UnavailableError):
+        await run(ScriptedExecutor(RESULT), AwayStore(attempts=1))
 
 
 async def test_a_unit_survives_the_death_of_its_worker() -> None:
