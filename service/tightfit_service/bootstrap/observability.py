@@ -10,6 +10,7 @@ from importlib import metadata
 
 import structlog
 
+from tightfit_service.adapters.telemetry.log_output import lossy
 from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.tracing import use_tracer
@@ -35,7 +36,7 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[settings.log_level.upper()]
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(lossy(sys.stderr)),
         cache_logger_on_first_use=False,
     )
 
