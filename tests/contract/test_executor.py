@@ -28,6 +28,7 @@ from tightfit_service.domain.errors import (
     InvalidModelError,
     InvalidRequestError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
     UnsupportedError,
     WorkFailedError,
@@ -167,6 +168,12 @@ async def test_other_errors_become_failed_work_that_names_unit_and_cause(
         await executor.run(unit, on_progress=ignore_progress)
     assert (await executor.run(echo(), on_progress=ignore_progress)).payload
     await executor.check()
+
+
+async def test_a_full_disk_is_no_fault_of_the_work(executor: Executor) -> None:
+    unit = WorkUnit(project="default", kind="disk_full", payload={}, inputs={})
+    with pytest.raises(ResourceExhaustedError, match="free disk space"):
+        await executor.run(unit, on_progress=ignore_progress)
 
 
 @pytest.mark.parametrize("kind", ["stray_output", "not_plain"])

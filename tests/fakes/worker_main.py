@@ -50,6 +50,11 @@ def other_error(*_: Any, **__: Any) -> Result:
     raise ZeroDivisionError("one by zero")
 
 
+def disk_full(*_: Any, **__: Any) -> Result:
+    """Find no room for what it writes."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def exit_status(*_: Any, **__: Any) -> Result:
     """End the process without a word."""
     print("last words", flush=True)
@@ -154,6 +159,7 @@ HANDLERS: dict[str, WorkHandler] = {
     "echo": echo,
     "domain_error": domain_error,
     "other_error": other_error,
+    "disk_full": disk_full,
     "exit_status": exit_status,
     "segfault": segfault,
     "hang": hang,

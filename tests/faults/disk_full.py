@@ -137,7 +137,7 @@ def run(folder: Path, *, jobs: int, seconds: float) -> dict[str, Any]:
     problems = [
         f"{job.name}: {job.error.message}" for job in ended if job.state not in ORDERLY
     ] + corrupt
-    if "disk" not in refused or not read or not after or not alive or not at_work:
+    if "ResourceExhausted" not in refused or not read or not after or not alive or not at_work:
         problems.append(f"refused: {refused}, read: {read}, alive: {alive}, at work: {at_work}")
     return {
         "disk_bytes": DISK_BYTES,

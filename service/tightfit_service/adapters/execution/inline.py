@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tightfit_service.adapters.execution.failures import not_running
 from tightfit_service.adapters.execution.staging import Staging, UnitFolder
-from tightfit_service.adapters.execution.worker import find_handler
+from tightfit_service.adapters.execution.worker import disk_full, find_handler
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     ArtifactStores,
@@ -84,6 +84,8 @@ class InlineExecutor:
         except TightfitError:
             raise
         except Exception as error:
+            if (full := disk_full(error)) is not None:
+                raise full from error
             raise WorkFailedError(
                 f"{unit.label or unit.kind}: {type(error).__name__}: {error}"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import io
 import os
@@ -30,7 +31,11 @@ from tightfit_service.adapters.execution.worker_log import send_logs
 from tightfit_service.application import tracing
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import WorkHandler
-from tightfit_service.domain.errors import TightfitError, UnsupportedError
+from tightfit_service.domain.errors import (
+    ResourceExhaustedError,
+    TightfitError,
+    UnsupportedError,
+)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -70,6 +75,15 @@ def find_handler(handlers: Mapping[str, WorkHandler], kind: str) -> WorkHandler:
             remedy="run server and workers from the same version of tightfit",
         )
     return handler
+
+
+def disk_full(error: Exception) -> ResourceExhaustedError | None:
+    """Return what jobs wait for to pass, where a handler found no room on the disk."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return ResourceExhaustedError(
+        "the disk that workers write to is full", remedy="free disk space; jobs go on by themselves"
+    )
 
 
 class _Replies:
@@ -117,6 +131,8 @@ def _answer(handlers: Mapping[str, WorkHandler], unit: Message, replies: _Replie
     except Exception as error:  # noqa: BLE001  # the border of a unit: the server decides what to do
         traceback.print_exc()
         sys.stderr.flush()
+        if (full := disk_full(error)) is not None:
+            return error_message(full)
         is_memory = isinstance(error, MemoryError)
         return {
             "type": "failure",
