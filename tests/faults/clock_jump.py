@@ -86,18 +86,28 @@ def run(folder: Path, *, work: Work, hours: float) -> dict[str, Any]:
             )
         at.wait(PATIENCE_SECONDS)
         lost = sum("job.lease_lost" in at.replicas[name].log() for name in NAMES)
-        times = at.sql("SELECT max(document->>'time'), now() AT TIME ZONE 'utc' FROM job_events")
+        told = float(
+            at.sql(
+                "SELECT extract(epoch FROM max((document->>'time')::timestamptz)"
+                " - min((document->>'time')::timestamptz)) FROM job_events"
+            )
+        )
         found = at.check(collect=False)
     shares = {name: sum(owner.startswith(name) for owner in before.values()) for name in NAMES}
+    # which moment was first cannot be told by clocks that jump: each trial must have begun once
+    found.trials_begun_after_they_were_finished = []
     problems = [text for text in found.problems() if "dry run" not in text]
     if any(jump["changed_hands"] for jump in jumps) or lost:
         problems.append("jobs changed hands")
-    if "+01:00" in times or min(shares.values()) == 0 or not jumps[0]["jobs_held"]:
-        problems.append(f"the run shows nothing: {shares}, {jumps}")
+    if found.trials_begun != found.trials_finished:
+        problems.append("trials ran twice")
+    if told < 1.5 * hours * 3_600 or not min(shares.values()) or not jumps[0]["jobs_held"]:
+        problems.append(f"the run shows nothing: {told:.0f} s between events, {shares}, {jumps}")
     return {
         "hours": hours,
         "lease_seconds": work.lease_seconds,
         "jobs_of_replicas": shares,
+        "hours_between_the_times_of_events": round(told / 3_600, 2),
         "jumps": jumps,
         "states": found.states,
         "trials_finished": found.trials_finished,

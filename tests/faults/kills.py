@@ -103,9 +103,9 @@ class RayNodes:
 
 @contextmanager
 def stricken(
-    folder: Path, part: str, *, work: Work, seed: int
-) -> Iterator[tuple[Deployment, Strike]]:
-    """Yield a deployment, and what kills the part of it and starts it again."""
+    folder: Path, parts: Sequence[str], *, work: Work, seed: int
+) -> Iterator[tuple[Deployment, dict[str, Strike]]]:
+    """Yield a deployment, and by part what kills it and starts it again."""
     strikes: dict[str, Strike] = {
         "replica": kill_replica,
         "worker": kill_worker,
@@ -114,13 +114,13 @@ def stricken(
     }
     with ExitStack() as stack:
         settings: dict[str, str] = {}
-        if part == "ray":
+        if "ray" in parts:
             nodes = RayNodes()
             stack.callback(nodes.cluster.stop)
             settings = nodes.settings(folder)
             strikes["ray"] = nodes.kill
         made = stack.enter_context(deployment(folder, work=work, seed=seed, settings=settings))
-        yield made, strikes[part]
+        yield made, {part: strikes[part] for part in parts}
 
 
 def reason_missing(part: str) -> str:
@@ -135,9 +135,9 @@ def reason_missing(part: str) -> str:
     return ""
 
 
-def run(folder: Path, part: str, *, work: Work, kills: int, seed: int) -> dict[str, Any]:
-    """Kill a part so often, and return what was found."""
-    with stricken(folder, part, work=work, seed=seed) as (at, strike):
+def run(folder: Path, parts: Sequence[str], *, work: Work, kills: int, seed: int) -> dict[str, Any]:
+    """Kill so often, each part in its turn, and return what was found."""
+    with stricken(folder, parts, work=work, seed=seed) as (at, strikes):
         at.prepare(2 * work.jobs)
         began = time.monotonic()
         running: list[int] = []
@@ -147,7 +147,8 @@ def run(folder: Path, part: str, *, work: Work, kills: int, seed: int) -> dict[s
             time.sleep(at.chance.uniform(0.2, 4 * work.unit_seconds))
             running.append(at.unfinished())
             moments.append(time.monotonic() - began)
-            strike(at)
+            part = parts[number % len(parts)]
+            strikes[part](at)
             print(f"{part}: kill {number + 1}, {running[-1]} jobs were at work", flush=True)
         at.wait(PATIENCE_SECONDS)
         seconds = time.monotonic() - began
@@ -156,7 +157,7 @@ def run(folder: Path, part: str, *, work: Work, kills: int, seed: int) -> dict[s
     if min(running, default=0) == 0:
         problems.append("a kill came when no job ran")
     return {
-        "part": part,
+        "part": " and ".join(parts),
         "kills": kills,
         "jobs_at_work_when_killed": running,
         "seconds_of_kills": [round(moment, 1) for moment in moments],
@@ -164,7 +165,7 @@ def run(folder: Path, part: str, *, work: Work, kills: int, seed: int) -> dict[s
         "seed": seed,
         "work": {
             "unit_seconds": work.unit_seconds,
-            "workers_per_replica": 2 if part == "ray" else work.workers,
+            "workers_per_replica": 2 if "ray" in parts else work.workers,
             "lease_seconds": work.lease_seconds,
         },
         "store": "s3" if at.gateway.url else "folder",
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{part}: left out: {reason}", file=sys.stderr)
             continue
         with tempfile.TemporaryDirectory(prefix="tightfit-kills-") as folder:
-            found = run(Path(folder), part, work=work, kills=arguments.kills, seed=arguments.seed)
+            found = run(Path(folder), [part], work=work, kills=arguments.kills, seed=arguments.seed)
         print({key: value for key, value in found.items() if value}, flush=True)
         if arguments.json:
             merge(arguments.json, f"kill {part}", found)
