@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,15 +229,20 @@ def run(folder: Path, *, clients: int, watches: int, seconds: float, rounds: int
         pool = stack.enter_context(
             ProcessPoolExecutor(CALLERS, mp_context=multiprocessing.get_context("spawn"))
         )
-        call = {"jobs": jobs, "spec": spec.SerializeToString(), "pool": pool}
+        measure = partial(
+            measure_calls,
+            server.address,
+            clients=clients,
+            jobs=jobs,
+            spec=spec.SerializeToString(),
+            pool=pool,
+        )
         # caches and pools of connections fill, and the processes of the clients start
-        measure_calls(server.address, clients=clients, seconds=min(3.0, seconds), **call)
+        measure(seconds=min(3.0, seconds))
         held = [settled(server.pid)]
         calls, watched = [], []
         for _ in range(rounds):
-            calls.append(
-                measure_calls(server.address, clients=clients, seconds=seconds / rounds, **call)
-            )
+            calls.append(measure(seconds=seconds / rounds))
             with server.client() as client:
                 job = running_job(client)
             watched.append(asyncio.run(watch(server.address, watches=watches, job=job)))

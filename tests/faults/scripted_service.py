@@ -21,7 +21,8 @@ def run(ledger: str, unit_seconds: str, shift_seconds: str, *command: str) -> in
     executors.WORKER = (str(WORKER), "--ledger", ledger, "--unit-seconds", unit_seconds)
     shift = timedelta(seconds=float(shift_seconds))
     if shift:
-        bootstrap.SystemClock.now = lambda _: datetime.now(UTC) + shift  # type: ignore[method-assign]
+        clock = type("ShiftedClock", (), {"now": lambda _: datetime.now(UTC) + shift})
+        bootstrap.SystemClock.now = clock.now  # type: ignore[attr-defined, method-assign]
     return main(command)
 
 

@@ -21,7 +21,7 @@ CACHES = "workers"
 PRIVATE = ("artifacts", "uploads", "keys")
 """Folders below the data folder that are made later by others, and are none of the workers' business."""
 
-WORKER = ("-m", "tightfit_service", "worker")
+WORKER: tuple[str, ...] = ("-m", "tightfit_service", "worker")
 """What makes a Python interpreter a worker."""
 
 
