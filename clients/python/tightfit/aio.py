@@ -272,6 +272,11 @@ class AsyncClient:
         """Yield the runners of the project by name, those that have left too."""
         return self._pages(calls.list_runners(project=self.project, page_size=page_size))
 
+    @property
+    def credentials(self) -> Credentials:
+        """What the client shows of itself."""
+        return self._credentials
+
     async def diagnose(self) -> diagnostics_pb2.DiagnoseResponse:
         """Have the server look at what it stands on; needs the role admin where access is controlled."""
         return await self._call(calls.diagnose())

@@ -83,14 +83,22 @@ class LinearProgram:
         cost = np.zeros(self._column_count)
         for column, coefficient in self._cost.items():
             cost[column] = coefficient
-        outcome = milp(
-            cost,
-            integrality=np.concatenate(self._integral),
-            bounds=Bounds(0.0, np.concatenate(self._upper)),
-            constraints=LinearConstraint(self._matrix(), self._low, self._high),
-            options={"time_limit": time_limit_seconds, "mip_rel_gap": relative_gap},
-        )
-        # scipy's codes: 0 optimal, 1 time or iteration limit, 2 infeasible, 3 unbounded, 4 other.
+        # Once in some thousand small programs HiGHS gives up after its own presolve; without it, it does not.
+        for presolve in (True, False):
+            outcome = milp(
+                cost,
+                integrality=np.concatenate(self._integral),
+                bounds=Bounds(0.0, np.concatenate(self._upper)),
+                constraints=LinearConstraint(self._matrix(), self._low, self._high),
+                options={
+                    "time_limit": time_limit_seconds,
+                    "mip_rel_gap": relative_gap,
+                    "presolve": presolve,
+                },
+            )
+            # scipy's codes: 0 optimal, 1 time or iteration limit, 2 infeasible, 3 unbounded, 4 other.
+            if outcome.status != 4:
+                break
         if outcome.status == 2:
             return ProgramResult(status=ProgramStatus.INFEASIBLE, values=None)
         if outcome.x is None:
