@@ -134,12 +134,17 @@ def _solve(
     deadline = time.monotonic() + time_limit_seconds
     limits = dict(problem.limits)
     forbidden: list[Mapping[str, int]] = []
+    may_tighten = True
     while (left := deadline - time.monotonic()) > 0 and len(forbidden) < _MAX_CUT_ROUNDS:
         program, columns = formulation.program(problem, limits, forbidden)
         result = program.minimise(time_limit_seconds=left, relative_gap=relative_gap)
         if result.values is None:
-            is_proof = formulation.is_exact and limits == problem.limits
-            if result.status is ProgramStatus.INFEASIBLE and is_proof:
+            if result.status is ProgramStatus.INFEASIBLE and limits != problem.limits:
+                # tighter limits prove nothing: go on with the true ones, and without what missed them
+                limits, may_tighten = dict(problem.limits), False
+                continue
+            is_proven = formulation.is_exact or _is_out_of_reach(problem)
+            if result.status is ProgramStatus.INFEASIBLE and is_proven:
                 return Solution(status=SolutionStatus.INFEASIBLE)
             break
         kept = {
@@ -154,9 +159,19 @@ def _solve(
         forbidden.append(kept)
         for quantity, excess in missed.items():
             # Beyond the solver's tolerance the model itself was wrong there: it interpolates.
-            if quantity is not Quantity.ACCURACY and excess > _SOLVER_TOLERANCE:
+            is_cost = quantity is not Quantity.ACCURACY
+            if may_tighten and is_cost and excess > _SOLVER_TOLERANCE:
                 limits[quantity] /= 1.0 + excess
     return _raise_greedily(problem)
+
+
+def _is_out_of_reach(problem: CompressionProblem) -> bool:
+    """Whether a limit lies below the least that its cost can reach alone, whatever becomes of the others."""
+    least = smallest_costs(problem)
+    return any(
+        least[quantity] > limit * (1.0 + _SOLVER_TOLERANCE)
+        for quantity, limit in problem.limits.items()
+    )
 
 
 def _without_choice(problem: CompressionProblem) -> Solution:
