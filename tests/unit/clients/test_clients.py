@@ -239,10 +239,18 @@ def test_a_job_carries_what_was_asked_for(client: AnyClient, fake: FakeTightfit)
     assert first.request_id != second.request_id
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        # of a server that stops, for calls that it has not begun
+        grpc.StatusCode.CANCELLED,
+    ],
+)
 def test_creating_is_repeated_under_the_same_id_when_the_server_is_away(
-    client: AnyClient, fake: FakeTightfit
+    client: AnyClient, fake: FakeTightfit, code: grpc.StatusCode
 ) -> None:
-    fake.state.failures["CreateJob"] = [rich_status(grpc.StatusCode.UNAVAILABLE, "store is down")]
+    fake.state.failures["CreateJob"] = [rich_status(code, "going away")]
     client.call("create_job", compression_spec(model="m", target="t"))
     assert len(fake.state.created) == 2
     assert len({request.request_id for request in fake.state.created}) == 1
