@@ -75,7 +75,14 @@ def test_splits_are_apart_and_labelled_by_the_network(tmp_path: Path) -> None:
         _imported(graph), cache_dir=tmp_path, seed=0
     )
     seen: set[bytes] = set()
-    for split, count in zip(SplitName, (64, 16, 16, 32), strict=True):
+    counts = {
+        SplitName.TRAIN: 64,
+        SplitName.CALIBRATION: 16,
+        SplitName.SELECTION: 16,
+        SplitName.EVALUATION: 32,
+    }
+    assert dataset.samples(SplitName.UNLABELED) is None
+    for split, count in counts.items():
         samples = dataset.samples(split)
         assert samples is not None
         assert len(samples) == count
