@@ -130,6 +130,10 @@ async def test_stopping_hands_running_jobs_back() -> None:
     bench.queue("long")
     await bench.scheduler.start()
     await bench.until("long", JobState.RUNNING)
+    # the claim is stored before it is told
+    async with asyncio.timeout(10):
+        while not bench.store.list_events("long", after=0, limit=10):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
     await bench.scheduler.stop()
     assert bench.job("long").state is JobState.QUEUED
     again = Bench(succeed, store=bench.store)
