@@ -212,6 +212,7 @@ def settings(database: str) -> dict[str, str]:
 
 def run(folder: Path, *, clients: int, watches: int, seconds: float, rounds: int) -> dict[str, Any]:
     """Measure, and return what was found."""
+    load_before = [round(one, 1) for one in os.getloadavg()]
     with ExitStack() as stack:
         database = ""
         if not reason_missing():
@@ -257,7 +258,7 @@ def run(folder: Path, *, clients: int, watches: int, seconds: float, rounds: int
         "calls": calls,
         "watches": watched,
         "held": held,
-        "load_average": [round(one, 1) for one in os.getloadavg()],
+        "load_average_before": load_before,
     }
 
 

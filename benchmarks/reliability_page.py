@@ -183,7 +183,8 @@ def calls(load: dict[str, Any]) -> str:
     head = (
         f"{load['clients']} clients at once on one replica with {load['database']}, "
         f"{load['queued_jobs_at_the_start']} jobs in the queue and more with each CreateJob, pages of "
-        f"{load['page']}. Server, database and clients shared {load['cores']} cores."
+        f"{load['page']}. Server, database and clients shared {load['cores']} cores with other work: "
+        f"the load average was {load['load_average_before'][0]:.0f} before."
     )
     return "\n".join([head, "", *lines])
 
