@@ -185,8 +185,7 @@ def shares_of_macs(rows: Sequence[dict[str, Any]]) -> str:
 def calibrations(found: dict[str, Any]) -> str:
     """Return the table of calibrated runtimes."""
     lines = [
-        "| runtime | unseen networks | within 10 % | median error | p90 | in the 90 % interval | before | "
-        "a repeated measurement within 10 % | its median |",
+        "| runtime | unseen networks | within 10 % | median error | p90 | in interval | before | repeated: within 10 % | its median |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for runtime in ("litert", "onnxruntime"):
