@@ -59,9 +59,19 @@ def replicas(
             patch.setenv("TIGHTFIT_REPLICA_NAME", name)
             running[name] = RunningServer(root / name).start()
         yield running
-    for server in running.values():
-        if server.is_running:
-            assert server.stop() == 0
+        for server in running.values():
+            if server.is_running:
+                assert server.stop() == 0
+
+
+@pytest.fixture(autouse=True)
+def _both_run(replicas: Replicas) -> None:
+    """Start again what the test before killed; tests come in any order."""
+    for name, server in replicas.items():
+        if not server.is_running:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("TIGHTFIT_REPLICA_NAME", name)
+                server.start()
 
 
 def spec(client: Client, *, seed: int, share: float = 0.5) -> job_pb2.CompressionSpec:
