@@ -23,6 +23,7 @@ def test_a_sample_of_hostile_inputs_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1_800)
-def test_2000_hostile_inputs_are_refused(tmp_path: Path) -> None:
-    check(run(tmp_path, count=2_000, seed=0), least_refused=0.2)
+@pytest.mark.timeout(1_200)
+def test_hundreds_of_hostile_inputs_are_refused(tmp_path: Path) -> None:
+    """Run `python tests/faults/hostile_inputs.py` for 2,000 of them."""
+    check(run(tmp_path, count=500, seed=0), least_refused=0.2)
