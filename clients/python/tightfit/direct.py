@@ -145,7 +145,9 @@ def _opened(
         direct.url, method=direct.method, headers=headers, data=data
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
+        with urllib.request.urlopen(  # noqa: S310  # nosec B310
+            request, timeout=_TIMEOUT_SECONDS
+        ) as answer:
             if offset and answer.status != http.client.PARTIAL_CONTENT:
                 raise UnsupportedError("the object store sends no part of a file")
             yield answer
