@@ -44,6 +44,8 @@ UNIT_TIMEOUT_SECONDS = 1_800.0
 MIN_RUN_COUNT = 50
 MIN_SECONDS = 0.5
 """Of measuring per network: enough for a median of short runs; long ones take `MIN_RUN_COUNT` runs."""
+RUNNER_WAIT_SECONDS = 60.0
+"""For which a runner that is not connected is waited for: it may be starting, or have lost its network."""
 MAX_FAILED_SHARE = 0.25
 CALIBRATED = (NumberFormat.FLOAT32, NumberFormat.INT8)
 MEASURABLE = frozenset({ModelFormat.ONNX, ModelFormat.TFLITE})
@@ -221,6 +223,7 @@ class DeviceCalibrator:
             runner_id=runner_id,
             min_run_count=MIN_RUN_COUNT,
             min_seconds=MIN_SECONDS,
+            wait_seconds=RUNNER_WAIT_SECONDS,
         )
 
 
