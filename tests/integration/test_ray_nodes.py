@@ -123,7 +123,7 @@ async def test_units_spread_over_nodes_and_a_lost_node_costs_only_its_own(
     assert head.holds(pids[kept][0])
 
     second_node.kill()
-    assert not is_running(pids[lost][0])
+    await wait_until_gone(pids[lost])
     # the unit of the lost node is run again where there is room, which is on the head
     async with asyncio.timeout(PATIENCE_SECONDS):
         result = await units[lost].task
