@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 import structlog
@@ -229,13 +229,3 @@ class DeviceCalibrator:
 
 def _macs(file: DesignedFile) -> int:
     return file.profile.macs if file.profile is not None else 0
-
-
-def summary_lines(calibration: Calibration) -> Sequence[str]:
-    """Return what a calibration brought, a line per number format."""
-    return [
-        f"{item.number_format}: of {item.count} networks left out in turn, {item.within_10_percent:.0%} "
-        f"within 10 % (median {item.median_error:.1%}, before {item.median_error_before:.0%}), "
-        f"{item.coverage:.0%} inside the 90 % interval"
-        for item in calibration.quality
-    ]
