@@ -18,6 +18,7 @@ from tightfit_service.api.access_rules import AccessRule, AccessRules
 from tightfit_service.api.codec.access import WILDCARD
 from tightfit_service.api.errors import status_code
 from tightfit_service.api.guarded_stream import until
+from tightfit_service.api.handlers import form_of
 from tightfit_service.api.request_scope import project_of, projects_of, resource_of
 from tightfit_service.application.audit import AuditLog
 from tightfit_service.application.authentication import Authenticator, Credentials
@@ -124,23 +125,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         rule = self._rules.rule(method)
         if rule is None:
             return handler
-        is_stream = handler.request_streaming
-        if handler.response_streaming:
-            behaviour = handler.stream_stream if is_stream else handler.unary_stream
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if is_stream
-                else grpc.unary_stream_rpc_method_handler
-            )
-            wrapped = self._streaming(method, rule, behaviour, is_stream=is_stream)
-        else:
-            behaviour = handler.stream_unary if is_stream else handler.unary_unary
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if is_stream
-                else grpc.unary_unary_rpc_method_handler
-            )
-            wrapped = self._single(method, rule, behaviour, is_stream=is_stream)
+        make, behaviour = form_of(handler)
+        wrap = self._streaming if handler.response_streaming else self._single
+        wrapped = wrap(method, rule, behaviour, is_stream=handler.request_streaming)
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
     def _single(

@@ -15,6 +15,7 @@ import structlog
 from google.rpc import status_pb2  # type: ignore[import-untyped]  # ships no types
 
 from tightfit_service.api.errors import DETAILS_KEY, internal_status, to_status
+from tightfit_service.api.handlers import form_of
 from tightfit_service.application import tracing
 from tightfit_service.domain.errors import TightfitError
 
@@ -60,22 +61,9 @@ class BoundaryInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method).lstrip("/")
-        if handler.response_streaming:
-            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            wrapped = self._streaming(method, behaviour)
-        else:
-            behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-            wrapped = self._single(method, behaviour)
+        make, behaviour = form_of(handler)
+        wrap = self._streaming if handler.response_streaming else self._single
+        wrapped = wrap(method, behaviour)
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
     def _single(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tightfit_service.api.deadlines import FIRST_MESSAGE_SECONDS, Deadline
+from tightfit_service.api.handlers import form_of
 from tightfit_service.api.request_scope import project_of
 from tightfit_service.api.request_shape import Malformed, RequestShape, parsed_by
 from tightfit_service.domain.errors import InvalidRequestError, LimitExceededError
@@ -191,7 +192,7 @@ class LimitInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(OWN_METHODS):
             return handler
         kind = kind_of(method, has_request_stream=handler.request_streaming)
-        make, behaviour = _form(handler)
+        make, behaviour = form_of(handler)
         if method in RUNNERS:
             return make(
                 self._runner(behaviour),
@@ -279,14 +280,3 @@ def kind_of(method: str, *, has_request_stream: bool) -> str:
     if method in WATCHES:
         return "concurrent_watches"
     return "concurrent_uploads" if has_request_stream else "concurrent_calls"
-
-
-def _form(handler: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return what makes a handler of the same form, and what the handler does."""
-    if handler.response_streaming:
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        return grpc.unary_stream_rpc_method_handler, handler.unary_stream
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler, handler.stream_unary
-    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
