@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import ipaddress
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tightfit_service.application.ports import ArtifactStores, Clock
 from tightfit_service.application.ports.diagnosis import DatabaseProbe
+from tightfit_service.domain.addresses import is_loopback
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.job import JobState
 
@@ -263,16 +263,6 @@ def _access(exposure: Exposure) -> Finding:
         message=f"{exposure.listen} is open to the network: {' and '.join(missing)}",
         remedy="set up TLS and access control, or leave both to a mesh that brings them",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from its own machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _workers(check_workers: Callable[[], Awaitable[None]]) -> Check:

@@ -22,7 +22,6 @@ from tightfit_service.application.diagnosis import (
     Outcome,
     certificate_finding,
     deployment_checks,
-    is_loopback,
     skew_finding,
 )
 from tightfit_service.domain.errors import UnavailableError
@@ -173,8 +172,3 @@ def test_certificates_by_their_ends(left: timedelta, outcome: Outcome) -> None:
 )
 def test_clocks_by_their_difference(seconds: float, outcome: Outcome) -> None:
     assert skew_finding("clock", seconds, between="two clocks").outcome is outcome
-
-
-def test_loopback_is_known_by_its_names() -> None:
-    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.0.0.2", "::1"))
-    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.com"))

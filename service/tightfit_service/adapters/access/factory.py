@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from tightfit_service.application.audit import AuditLog
 from tightfit_service.application.authentication import Authenticator
 from tightfit_service.application.ports import Clock
 from tightfit_service.application.ports.access import RolePolicy
+from tightfit_service.domain.addresses import is_loopback
 from tightfit_service.domain.errors import InvalidRequestError
 
 log = structlog.get_logger(__name__)
@@ -109,7 +109,7 @@ def check_exposure(*, listen: str, has_tls: bool, knows_callers: bool, allowed: 
     Raises:
         InvalidRequestError: The port is open to others, lacks one of both, and that is not allowed.
     """
-    if is_loopback(listen) or (has_tls and knows_callers):
+    if is_local(listen) or (has_tls and knows_callers):
         return
     lacking = " and ".join(
         words for words, has in (("TLS", has_tls), ("authentication", knows_callers)) if not has
@@ -131,17 +131,11 @@ def check_exposure(*, listen: str, has_tls: bool, knows_callers: bool, allowed: 
     )
 
 
-def is_loopback(listen: str) -> bool:
+def is_local(listen: str) -> bool:
     """Whether an address such as `host:port`, `[::1]:0` or `unix:/path` is reached from this machine alone."""
     if listen.startswith(("unix:", "unix-abstract:")):
         return True
-    host = listen.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(listen.rpartition(":")[0].strip("[]"))
 
 
 def make_admin_key(

@@ -13,7 +13,7 @@ from fakes.access import Authority, write_pair
 from fakes.clock import FakeClock
 from tightfit_service.adapters.access.factory import (
     check_exposure,
-    is_loopback,
+    is_local,
     open_access,
     open_tls,
 )
@@ -37,7 +37,7 @@ from tightfit_service.domain.errors import InvalidRequestError
     ],
 )
 def test_a_port_is_local_only_where_that_is_certain(listen: str, local: bool) -> None:
-    assert is_loopback(listen) is local
+    assert is_local(listen) is local
 
 
 @pytest.mark.parametrize(
