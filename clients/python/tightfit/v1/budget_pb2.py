@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from tightfit.v1 import metrics_pb2 as tightfit_dot_v1_dot_metrics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tightfit/v1/budget.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x19tightfit/v1/metrics.proto\"\x81\x03\n\x06\x42udget\x12!\n\x0emax_latency_ms\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12 \n\rmax_energy_mj\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12 \n\rmax_ram_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0emax_size_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1f\n\x0cmin_accuracy\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12$\n\x11max_accuracy_drop\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12\x35\n\rtarget_limits\x18\x07 \x03(\x0b\x32\x18.tightfit.v1.TargetLimitB\x04\xe2\x41\x01\x03\x42\x11\n\x0f_max_latency_msB\x10\n\x0e_max_energy_mjB\x10\n\x0e_max_ram_bytesB\x11\n\x0f_max_size_bytesB\x0f\n\r_min_accuracyB\x14\n\x12_max_accuracy_drop\"Q\n\x0bTargetLimit\x12-\n\x08quantity\x18\x01 \x01(\x0e\x32\x15.tightfit.v1.QuantityB\x04\xe2\x41\x01\x03\x12\x13\n\x05limit\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x03\":\n\tObjective\x12-\n\x08quantity\x18\x01 \x01(\x0e\x32\x15.tightfit.v1.QuantityB\x04\xe2\x41\x01\x01\"o\n\x0cSearchLimits\x12\x1d\n\nmax_trials\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x31\n\x08max_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x42\r\n\x0b_max_trialsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tightfit/v1/budget.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x19tightfit/v1/metrics.proto\"\xbf\x03\n\x06\x42udget\x12!\n\x0emax_latency_ms\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12 \n\rmax_energy_mj\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12 \n\rmax_ram_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0emax_size_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1f\n\x0cmin_accuracy\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12$\n\x11max_accuracy_drop\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12%\n\x12max_download_bytes\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x12\x35\n\rtarget_limits\x18\x07 \x03(\x0b\x32\x18.tightfit.v1.TargetLimitB\x04\xe2\x41\x01\x03\x42\x11\n\x0f_max_latency_msB\x10\n\x0e_max_energy_mjB\x10\n\x0e_max_ram_bytesB\x11\n\x0f_max_size_bytesB\x0f\n\r_min_accuracyB\x14\n\x12_max_accuracy_dropB\x15\n\x13_max_download_bytes\"Q\n\x0bTargetLimit\x12-\n\x08quantity\x18\x01 \x01(\x0e\x32\x15.tightfit.v1.QuantityB\x04\xe2\x41\x01\x03\x12\x13\n\x05limit\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x03\":\n\tObjective\x12-\n\x08quantity\x18\x01 \x01(\x0e\x32\x15.tightfit.v1.QuantityB\x04\xe2\x41\x01\x01\"o\n\x0cSearchLimits\x12\x1d\n\nmax_trials\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x31\n\x08max_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x42\r\n\x0b_max_trialsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUDGET'].fields_by_name['min_accuracy']._serialized_options = b'\342A\001\001'
   _globals['_BUDGET'].fields_by_name['max_accuracy_drop']._loaded_options = None
   _globals['_BUDGET'].fields_by_name['max_accuracy_drop']._serialized_options = b'\342A\001\001'
+  _globals['_BUDGET'].fields_by_name['max_download_bytes']._loaded_options = None
+  _globals['_BUDGET'].fields_by_name['max_download_bytes']._serialized_options = b'\342A\001\001'
   _globals['_BUDGET'].fields_by_name['target_limits']._loaded_options = None
   _globals['_BUDGET'].fields_by_name['target_limits']._serialized_options = b'\342A\001\003'
   _globals['_TARGETLIMIT'].fields_by_name['quantity']._loaded_options = None
@@ -59,11 +61,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHLIMITS'].fields_by_name['max_time']._loaded_options = None
   _globals['_SEARCHLIMITS'].fields_by_name['max_time']._serialized_options = b'\342A\001\001'
   _globals['_BUDGET']._serialized_start=134
-  _globals['_BUDGET']._serialized_end=519
-  _globals['_TARGETLIMIT']._serialized_start=521
-  _globals['_TARGETLIMIT']._serialized_end=602
-  _globals['_OBJECTIVE']._serialized_start=604
-  _globals['_OBJECTIVE']._serialized_end=662
-  _globals['_SEARCHLIMITS']._serialized_start=664
-  _globals['_SEARCHLIMITS']._serialized_end=775
+  _globals['_BUDGET']._serialized_end=581
+  _globals['_TARGETLIMIT']._serialized_start=583
+  _globals['_TARGETLIMIT']._serialized_end=664
+  _globals['_OBJECTIVE']._serialized_start=666
+  _globals['_OBJECTIVE']._serialized_end=724
+  _globals['_SEARCHLIMITS']._serialized_start=726
+  _globals['_SEARCHLIMITS']._serialized_end=837
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,7 @@ class Budget(_message.Message):
     MAX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MIN_ACCURACY_FIELD_NUMBER: _builtins.int
     MAX_ACCURACY_DROP_FIELD_NUMBER: _builtins.int
+    MAX_DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
     TARGET_LIMITS_FIELD_NUMBER: _builtins.int
     max_latency_ms: _builtins.float
     """Greatest latency of one inference, in milliseconds; above 0."""
@@ -50,6 +51,10 @@ class Budget(_message.Message):
     """Greatest loss of accuracy against the uploaded model, a fraction from 0 to below 1: 0.01 allows
     one percentage point. Excludes `min_accuracy`.
     """
+    max_download_bytes: _builtins.int
+    """Greatest size of the packed file that is downloaded, in bytes; above 0. Holds for results in
+    TFLite and ONNX. The search meets it by sparsity and by clustering of weights.
+    """
     @_builtins.property
     def target_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetLimit]:
         """Limits that the target itself implies, such as its RAM. The server adds them; ignored on input."""
@@ -63,14 +68,17 @@ class Budget(_message.Message):
         max_size_bytes: _builtins.int | None = ...,
         min_accuracy: _builtins.float | None = ...,
         max_accuracy_drop: _builtins.float | None = ...,
+        max_download_bytes: _builtins.int | None = ...,
         target_limits: _abc.Iterable[Global___TargetLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop", "_max_energy_mj", b"_max_energy_mj", "_max_latency_ms", b"_max_latency_ms", "_max_ram_bytes", b"_max_ram_bytes", "_max_size_bytes", b"_max_size_bytes", "_min_accuracy", b"_min_accuracy", "max_accuracy_drop", b"max_accuracy_drop", "max_energy_mj", b"max_energy_mj", "max_latency_ms", b"max_latency_ms", "max_ram_bytes", b"max_ram_bytes", "max_size_bytes", b"max_size_bytes", "min_accuracy", b"min_accuracy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop", "_max_download_bytes", b"_max_download_bytes", "_max_energy_mj", b"_max_energy_mj", "_max_latency_ms", b"_max_latency_ms", "_max_ram_bytes", b"_max_ram_bytes", "_max_size_bytes", b"_max_size_bytes", "_min_accuracy", b"_min_accuracy", "max_accuracy_drop", b"max_accuracy_drop", "max_download_bytes", b"max_download_bytes", "max_energy_mj", b"max_energy_mj", "max_latency_ms", b"max_latency_ms", "max_ram_bytes", b"max_ram_bytes", "max_size_bytes", b"max_size_bytes", "min_accuracy", b"min_accuracy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop", "_max_energy_mj", b"_max_energy_mj", "_max_latency_ms", b"_max_latency_ms", "_max_ram_bytes", b"_max_ram_bytes", "_max_size_bytes", b"_max_size_bytes", "_min_accuracy", b"_min_accuracy", "max_accuracy_drop", b"max_accuracy_drop", "max_energy_mj", b"max_energy_mj", "max_latency_ms", b"max_latency_ms", "max_ram_bytes", b"max_ram_bytes", "max_size_bytes", b"max_size_bytes", "min_accuracy", b"min_accuracy", "target_limits", b"target_limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop", "_max_download_bytes", b"_max_download_bytes", "_max_energy_mj", b"_max_energy_mj", "_max_latency_ms", b"_max_latency_ms", "_max_ram_bytes", b"_max_ram_bytes", "_max_size_bytes", b"_max_size_bytes", "_min_accuracy", b"_min_accuracy", "max_accuracy_drop", b"max_accuracy_drop", "max_download_bytes", b"max_download_bytes", "max_energy_mj", b"max_energy_mj", "max_latency_ms", b"max_latency_ms", "max_ram_bytes", b"max_ram_bytes", "max_size_bytes", b"max_size_bytes", "min_accuracy", b"min_accuracy", "target_limits", b"target_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_accuracy_drop: _TypeAlias = _typing.Literal["max_accuracy_drop"]  # noqa: Y015
     _WhichOneofArgType__max_accuracy_drop: _TypeAlias = _typing.Literal["_max_accuracy_drop", b"_max_accuracy_drop"]  # noqa: Y015
+    _WhichOneofReturnType__max_download_bytes: _TypeAlias = _typing.Literal["max_download_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_download_bytes: _TypeAlias = _typing.Literal["_max_download_bytes", b"_max_download_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_energy_mj: _TypeAlias = _typing.Literal["max_energy_mj"]  # noqa: Y015
     _WhichOneofArgType__max_energy_mj: _TypeAlias = _typing.Literal["_max_energy_mj", b"_max_energy_mj"]  # noqa: Y015
     _WhichOneofReturnType__max_latency_ms: _TypeAlias = _typing.Literal["max_latency_ms"]  # noqa: Y015
@@ -83,6 +91,8 @@ class Budget(_message.Message):
     _WhichOneofArgType__min_accuracy: _TypeAlias = _typing.Literal["_min_accuracy", b"_min_accuracy"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_accuracy_drop) -> _WhichOneofReturnType__max_accuracy_drop | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_download_bytes) -> _WhichOneofReturnType__max_download_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_energy_mj) -> _WhichOneofReturnType__max_energy_mj | None: ...
     @_typing.overload
@@ -130,7 +140,9 @@ class Objective(_message.Message):
 
     QUANTITY_FIELD_NUMBER: _builtins.int
     quantity: _metrics_pb2.Quantity.ValueType
-    """The quantity: accuracy is maximised, costs are minimised. Absent means accuracy."""
+    """The quantity: accuracy is maximised, costs are minimised. Absent means accuracy. The size of the
+    download can be limited, and is no objective.
+    """
     def __init__(
         self,
         *,

@@ -101,8 +101,9 @@ class CompressionServiceServicer:
     def CreateJob(self, request, context):
         """CreateJob queues a job and returns at once.
 
-        Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset that
-        does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset or target);
+        Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset or a teacher
+        that does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset, teacher or
+        target);
         ALREADY_EXISTS (`request_id` was used for another specification); UNIMPLEMENTED (a model or target that
         is understood but not offered); UNAVAILABLE (the store is down; retry with the same `request_id`).
         """
@@ -166,8 +167,8 @@ class CompressionServiceServicer:
 
         Estimates only; nothing is trained or stored.
 
-        Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset or target); UNIMPLEMENTED (as
-        CreateJob); UNAVAILABLE (retry).
+        Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
+        UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

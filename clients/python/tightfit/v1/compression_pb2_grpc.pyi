@@ -42,8 +42,9 @@ class CompressionServiceStub:
     CreateJob: _grpc.UnaryUnaryMultiCallable[_compression_pb2.CreateJobRequest, _job_pb2.CompressionJob]
     """CreateJob queues a job and returns at once.
 
-    Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset that
-    does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset or target);
+    Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset or a teacher
+    that does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset, teacher or
+    target);
     ALREADY_EXISTS (`request_id` was used for another specification); UNIMPLEMENTED (a model or target that
     is understood but not offered); UNAVAILABLE (the store is down; retry with the same `request_id`).
     """
@@ -83,8 +84,8 @@ class CompressionServiceStub:
 
     Estimates only; nothing is trained or stored.
 
-    Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset or target); UNIMPLEMENTED (as
-    CreateJob); UNAVAILABLE (retry).
+    Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
+    UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).
     """
     ListTrials: _grpc.UnaryUnaryMultiCallable[_compression_pb2.ListTrialsRequest, _compression_pb2.ListTrialsResponse]
     """ListTrials returns the trials of a job, ordered by index.
@@ -117,8 +118,9 @@ class CompressionServiceAsyncStub(CompressionServiceStub):
     CreateJob: _aio.UnaryUnaryMultiCallable[_compression_pb2.CreateJobRequest, _job_pb2.CompressionJob]  # type: ignore[assignment]
     """CreateJob queues a job and returns at once.
 
-    Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset that
-    does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset or target);
+    Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset or a teacher
+    that does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset, teacher or
+    target);
     ALREADY_EXISTS (`request_id` was used for another specification); UNIMPLEMENTED (a model or target that
     is understood but not offered); UNAVAILABLE (the store is down; retry with the same `request_id`).
     """
@@ -158,8 +160,8 @@ class CompressionServiceAsyncStub(CompressionServiceStub):
 
     Estimates only; nothing is trained or stored.
 
-    Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset or target); UNIMPLEMENTED (as
-    CreateJob); UNAVAILABLE (retry).
+    Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
+    UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).
     """
     ListTrials: _aio.UnaryUnaryMultiCallable[_compression_pb2.ListTrialsRequest, _compression_pb2.ListTrialsResponse]  # type: ignore[assignment]
     """ListTrials returns the trials of a job, ordered by index.
@@ -195,8 +197,9 @@ class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_pb2.CompressionJob, _abc.Awaitable[_job_pb2.CompressionJob]]:
         """CreateJob queues a job and returns at once.
 
-        Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset that
-        does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset or target);
+        Codes: OK; INVALID_ARGUMENT (names the field: a limit of zero, an unknown format, a dataset or a teacher
+        that does not fit the model, impossible figures of a target); NOT_FOUND (model, dataset, teacher or
+        target);
         ALREADY_EXISTS (`request_id` was used for another specification); UNIMPLEMENTED (a model or target that
         is understood but not offered); UNAVAILABLE (the store is down; retry with the same `request_id`).
         """
@@ -272,8 +275,8 @@ class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Estimates only; nothing is trained or stored.
 
-        Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset or target); UNIMPLEMENTED (as
-        CreateJob); UNAVAILABLE (retry).
+        Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
+        UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).
         """
 
     @_abc_1.abstractmethod

@@ -81,6 +81,10 @@ class _ModelFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelForm
     """OpenVINO IR, both of its files in one zip archive; results may leave in it."""
     MODEL_FORMAT_EXECUTORCH: _ModelFormat.ValueType  # 6
     """ExecuTorch program (`.pte`); results may leave in it."""
+    MODEL_FORMAT_VELA: _ModelFormat.ValueType  # 7
+    """A TFLite file that Vela compiled for Ethos-U and the one it was made of, both in one zip archive;
+    results may leave in it.
+    """
 
 class ModelFormat(_ModelFormat, metaclass=_ModelFormatEnumTypeWrapper):
     """ModelFormat is a file format of models."""
@@ -99,6 +103,10 @@ MODEL_FORMAT_OPENVINO: ModelFormat.ValueType  # 5
 """OpenVINO IR, both of its files in one zip archive; results may leave in it."""
 MODEL_FORMAT_EXECUTORCH: ModelFormat.ValueType  # 6
 """ExecuTorch program (`.pte`); results may leave in it."""
+MODEL_FORMAT_VELA: ModelFormat.ValueType  # 7
+"""A TFLite file that Vela compiled for Ethos-U and the one it was made of, both in one zip archive;
+results may leave in it.
+"""
 Global___ModelFormat: _TypeAlias = ModelFormat  # noqa: Y015
 
 @_typing.final

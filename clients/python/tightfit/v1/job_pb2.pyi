@@ -53,6 +53,38 @@ VERIFICATION_REQUIRED: Verification.ValueType  # 3
 """Nothing counts as fitting that was not measured. The job waits up to ten minutes for a runner."""
 Global___Verification: _TypeAlias = Verification  # noqa: Y015
 
+class _ImportanceCriterion:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImportanceCriterionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportanceCriterion.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPORTANCE_CRITERION_UNSPECIFIED: _ImportanceCriterion.ValueType  # 0
+    """The search chooses: FISHER today."""
+    IMPORTANCE_CRITERION_TAYLOR: _ImportanceCriterion.ValueType  # 1
+    """The change of the loss to first order: gradient times activation, by the data's labels."""
+    IMPORTANCE_CRITERION_FISHER: _ImportanceCriterion.ValueType  # 2
+    """The diagonal of the Fisher information: squared gradient times activation, by labels drawn from the
+    model's own answers.
+    """
+    IMPORTANCE_CRITERION_MAGNITUDE: _ImportanceCriterion.ValueType  # 3
+    """The L2 norm of the weights that make a channel; looks at no data."""
+
+class ImportanceCriterion(_ImportanceCriterion, metaclass=_ImportanceCriterionEnumTypeWrapper):
+    """ImportanceCriterion says what the channels to remove are chosen by."""
+
+IMPORTANCE_CRITERION_UNSPECIFIED: ImportanceCriterion.ValueType  # 0
+"""The search chooses: FISHER today."""
+IMPORTANCE_CRITERION_TAYLOR: ImportanceCriterion.ValueType  # 1
+"""The change of the loss to first order: gradient times activation, by the data's labels."""
+IMPORTANCE_CRITERION_FISHER: ImportanceCriterion.ValueType  # 2
+"""The diagonal of the Fisher information: squared gradient times activation, by labels drawn from the
+model's own answers.
+"""
+IMPORTANCE_CRITERION_MAGNITUDE: ImportanceCriterion.ValueType  # 3
+"""The L2 norm of the weights that make a channel; looks at no data."""
+Global___ImportanceCriterion: _TypeAlias = ImportanceCriterion  # noqa: Y015
+
 @_typing.final
 class CompressionJob(_message.Message):
     """CompressionJob is one request for compression, with its state and its result."""
@@ -205,6 +237,9 @@ class CompressionSpec(_message.Message):
     RECIPE_FIELD_NUMBER: _builtins.int
     VERIFICATION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TEACHERS_FIELD_NUMBER: _builtins.int
+    IMPORTANCE_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Resource name of the model."""
     dataset: _builtins.str
@@ -220,6 +255,12 @@ class CompressionSpec(_message.Message):
     priority: _builtins.int
     """Among the queued jobs of its project the one with the highest priority starts first, then the
     oldest; from -100 to 100. Projects take turns whatever the priority of their jobs.
+    """
+    importance: Global___ImportanceCriterion.ValueType
+    """What the channels to remove are chosen by. Unspecified leaves the choice to the search."""
+    packed: _builtins.bool
+    """Whether each trial has, beside its model, the packed file that a client downloads and restores bit
+    by bit. A limit on the download implies it. For results in TFLite and ONNX.
     """
     @_builtins.property
     def hardware_spec(self) -> _hardware_pb2.HardwareSpec:
@@ -242,12 +283,19 @@ class CompressionSpec(_message.Message):
     @_builtins.property
     def techniques(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the techniques that the search may use: `structured_pruning`, `low_rank`,
-        `precision`, `resolution`, `depth_pruning`. Empty leaves the choice to the search.
+        `precision`, `resolution`, `depth_pruning`, and for a limit on the download `sparsity` and
+        `clustering`. Empty leaves the choice to the search.
         """
 
     @_builtins.property
     def recipe(self) -> _recipe_pb2.Recipe:
         """The recipe that is applied instead of a search, for jobs made by ApplyRecipe."""
+
+    @_builtins.property
+    def teachers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Resource names of models of the same project that training learns from besides the model as it
+        came: at most 4, each for the same inputs and classes. Their answers are averaged.
+        """
 
     def __init__(
         self,
@@ -265,10 +313,13 @@ class CompressionSpec(_message.Message):
         recipe: _recipe_pb2.Recipe | None = ...,
         verification: Global___Verification.ValueType = ...,
         priority: _builtins.int = ...,
+        teachers: _abc.Iterable[_builtins.str] | None = ...,
+        importance: Global___ImportanceCriterion.ValueType = ...,
+        packed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "objective", b"objective", "recipe", b"recipe", "search_limits", b"search_limits", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "model", b"model", "objective", b"objective", "output_format", b"output_format", "priority", b"priority", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "importance", b"importance", "model", b"model", "objective", b"objective", "output_format", b"output_format", "packed", b"packed", "priority", b"priority", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "teachers", b"teachers", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["hardware_target", "hardware_spec"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

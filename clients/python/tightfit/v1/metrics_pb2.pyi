@@ -37,6 +37,8 @@ class _QuantityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quantity.Val
     """Flash occupied by the model, in bytes."""
     QUANTITY_ACCURACY: _Quantity.ValueType  # 5
     """Value of the dataset's metric on its evaluation set, a fraction from 0 to 1."""
+    QUANTITY_DOWNLOAD: _Quantity.ValueType  # 6
+    """Packed file that is downloaded, in bytes."""
 
 class Quantity(_Quantity, metaclass=_QuantityEnumTypeWrapper):
     """Quantity names a property of a compressed model that can be limited or optimised."""
@@ -53,6 +55,8 @@ QUANTITY_SIZE: Quantity.ValueType  # 4
 """Flash occupied by the model, in bytes."""
 QUANTITY_ACCURACY: Quantity.ValueType  # 5
 """Value of the dataset's metric on its evaluation set, a fraction from 0 to 1."""
+QUANTITY_DOWNLOAD: Quantity.ValueType  # 6
+"""Packed file that is downloaded, in bytes."""
 Global___Quantity: _TypeAlias = Quantity  # noqa: Y015
 
 @_typing.final
@@ -218,6 +222,7 @@ class Metrics(_message.Message):
     SELECTION_ACCURACY_HIGH_FIELD_NUMBER: _builtins.int
     SELECTION_ACCURACY_SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     MEASURED_FIELD_NUMBER: _builtins.int
+    DOWNLOAD_BYTES_FIELD_NUMBER: _builtins.int
     file_bytes: _builtins.int
     """Size of the exported file, in bytes."""
     accuracy: _builtins.float
@@ -238,6 +243,8 @@ class Metrics(_message.Message):
     """Upper end of the 95 % Wilson score interval of `selection_accuracy`."""
     selection_accuracy_sample_count: _builtins.int
     """Number of samples behind `selection_accuracy`; 0 when it is absent."""
+    download_bytes: _builtins.int
+    """Size of the packed file that a client downloads and restores, in bytes. Absent where none was made."""
     @_builtins.property
     def cost(self) -> Global___CostEstimate:
         """Predicted cost on the target."""
@@ -260,10 +267,11 @@ class Metrics(_message.Message):
         selection_accuracy_high: _builtins.float | None = ...,
         selection_accuracy_sample_count: _builtins.int = ...,
         measured: Global___MeasuredCost | None = ...,
+        download_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "cost", b"cost", "measured", b"measured", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_download_bytes", b"_download_bytes", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "cost", b"cost", "download_bytes", b"download_bytes", "measured", b"measured", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "accuracy_sample_count", b"accuracy_sample_count", "cost", b"cost", "file_bytes", b"file_bytes", "measured", b"measured", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low", "selection_accuracy_sample_count", b"selection_accuracy_sample_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_accuracy_high", b"_accuracy_high", "_accuracy_low", b"_accuracy_low", "_download_bytes", b"_download_bytes", "_selection_accuracy", b"_selection_accuracy", "_selection_accuracy_high", b"_selection_accuracy_high", "_selection_accuracy_low", b"_selection_accuracy_low", "accuracy", b"accuracy", "accuracy_high", b"accuracy_high", "accuracy_low", b"accuracy_low", "accuracy_sample_count", b"accuracy_sample_count", "cost", b"cost", "download_bytes", b"download_bytes", "file_bytes", b"file_bytes", "measured", b"measured", "selection_accuracy", b"selection_accuracy", "selection_accuracy_high", b"selection_accuracy_high", "selection_accuracy_low", b"selection_accuracy_low", "selection_accuracy_sample_count", b"selection_accuracy_sample_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
     _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
@@ -271,6 +279,8 @@ class Metrics(_message.Message):
     _WhichOneofArgType__accuracy_high: _TypeAlias = _typing.Literal["_accuracy_high", b"_accuracy_high"]  # noqa: Y015
     _WhichOneofReturnType__accuracy_low: _TypeAlias = _typing.Literal["accuracy_low"]  # noqa: Y015
     _WhichOneofArgType__accuracy_low: _TypeAlias = _typing.Literal["_accuracy_low", b"_accuracy_low"]  # noqa: Y015
+    _WhichOneofReturnType__download_bytes: _TypeAlias = _typing.Literal["download_bytes"]  # noqa: Y015
+    _WhichOneofArgType__download_bytes: _TypeAlias = _typing.Literal["_download_bytes", b"_download_bytes"]  # noqa: Y015
     _WhichOneofReturnType__selection_accuracy: _TypeAlias = _typing.Literal["selection_accuracy"]  # noqa: Y015
     _WhichOneofArgType__selection_accuracy: _TypeAlias = _typing.Literal["_selection_accuracy", b"_selection_accuracy"]  # noqa: Y015
     _WhichOneofReturnType__selection_accuracy_high: _TypeAlias = _typing.Literal["selection_accuracy_high"]  # noqa: Y015
@@ -283,6 +293,8 @@ class Metrics(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy_high) -> _WhichOneofReturnType__accuracy_high | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy_low) -> _WhichOneofReturnType__accuracy_low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__download_bytes) -> _WhichOneofReturnType__download_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__selection_accuracy) -> _WhichOneofReturnType__selection_accuracy | None: ...
     @_typing.overload

@@ -177,13 +177,13 @@ class Trial(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What the trial produced: `model` (the exported file), `graph` (float ONNX) and others, each to
-        the resource name of its artifact.
+        """What the trial produced: `model` (the exported file), `graph` (float ONNX), `packed` (the packed
+        file, where it is asked for) and others, each to the resource name of its artifact.
         """
 
     @_builtins.property
     def stage_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Seconds spent per stage: `prune`, `recover`, `export`, `evaluate`."""
+        """Seconds spent per stage: `prune`, `recover`, `export`, `pack`, `evaluate`."""
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
