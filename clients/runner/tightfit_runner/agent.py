@@ -289,6 +289,7 @@ def _hello(identity: Identity) -> Any:
 
 
 def _fill(message: Any, result: Result) -> None:
+    message.measured_latency_ms_p10 = result.p10_ms
     message.measured_latency_ms_p50 = result.p50_ms
     message.measured_latency_ms_p90 = result.p90_ms
     if result.p99_ms is not None:

@@ -119,11 +119,14 @@ class SerialBoard:
                         notes.append(f"no energy: {error}")
                         meter = self._meter = None
         noise = steadiness.spread(latencies)
-        p50, p90 = (float(value) for value in np.percentile(latencies, (50, 90)))
+        p10, p50, p90 = (
+            float(value) for value in np.percentile(latencies, (steadiness.UNDISTURBED, 50, 90))
+        )
         watts = joules / seconds if seconds and not notes else None
         return Result(
             p50_ms=p50,
             p90_ms=p90,
+            p10_ms=p10,
             throughput_per_s=1e3 / (sum(latencies) / len(latencies)),
             run_count=count * WINDOWS,
             warm_up_count=1,

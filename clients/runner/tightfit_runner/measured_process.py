@@ -60,6 +60,7 @@ def _measure(order: dict[str, Any], channel: _Channel) -> None:
     peak_bytes = _peak_bytes()
     channel.say(
         "done",
+        p10_ms=summary.p10_ms,
         p50_ms=summary.p50_ms,
         p90_ms=summary.p90_ms,
         p99_ms=summary.p99_ms,

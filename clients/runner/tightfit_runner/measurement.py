@@ -47,6 +47,7 @@ class Result:
     p90_ms: float
     throughput_per_s: float
     run_count: int
+    p10_ms: float = 0.0
     p99_ms: float | None = None
     warm_up_count: int = 0
     settled: bool = False
@@ -136,6 +137,7 @@ class LocalMachine:
         return Result(
             p50_ms=done["p50_ms"],
             p90_ms=done["p90_ms"],
+            p10_ms=done["p10_ms"],
             p99_ms=done["p99_ms"],
             throughput_per_s=done["throughput_per_s"],
             run_count=done["run_count"],

@@ -17,15 +17,13 @@ class Observation:
         label: Which kind of network of the designed set.
         number_format: That it was computed in.
         profile: Its work, in that number format.
-        latency_ms: Median of its runs.
-        noise_ratio: Spread of the medians of successive parts of the measurement.
+        latency_ms: Of a run that nobody else on the device disturbed.
     """
 
     label: str
     number_format: NumberFormat
     profile: NetworkProfile
     latency_ms: float
-    noise_ratio: float
 
 
 @dataclass(frozen=True, kw_only=True)

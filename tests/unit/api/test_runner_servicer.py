@@ -52,6 +52,7 @@ def make_hello(**changes: Any) -> runner_pb2.ConnectRunnerRequest:
 
 def make_measurement(order_id: str, **changes: Any) -> runner_pb2.ConnectRunnerRequest:
     values: dict[str, Any] = {
+        "measured_latency_ms_p10": 1.9,
         "measured_latency_ms_p50": 2.0,
         "measured_latency_ms_p90": 2.5,
         "measured_latency_ms_p99": 3.0,
@@ -148,6 +149,7 @@ async def test_a_measurement_comes_back_with_all_that_was_sent(
     assert measured.throttled
     assert (measured.runtime_name, measured.runtime_version) == ("litert", "2.3.0")
     assert (measured.notes, measured.runner) == (("warm",), "bench")
+    assert measured.measured_latency_ms_p10 == 1.9
 
 
 async def test_what_a_device_cannot_tell_is_absent(service: Service, agent: Agent) -> None:
@@ -164,6 +166,7 @@ async def test_what_a_device_cannot_tell_is_absent(service: Service, agent: Agen
     await agent.say(runner_pb2.ConnectRunnerRequest(measurement=bare))
     measured = await asyncio.wait_for(task, 10)
 
+    assert measured.measured_latency_ms_p10 is None
     assert measured.measured_latency_ms_p99 is None
     assert measured.measured_peak_ram_bytes is None
     assert measured.energy is None

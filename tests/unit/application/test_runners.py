@@ -407,6 +407,9 @@ LIES: list[dict[str, Any]] = [
     {"measured_latency_ms_p50": 1e-6},
     {"measured_latency_ms_p50": 1e-3},  # 12 million MACs in a microsecond
     {"measured_latency_ms_p90": 1.0},  # below the median
+    {"measured_latency_ms_p10": 2.1},  # above the median
+    {"measured_latency_ms_p10": 1e-3},
+    {"measured_latency_ms_p10": math.nan},
     {"measured_throughput_per_s": math.nan},
     {"run_count": 0},
     {"run_count": 100_000},  # 200 s of inferences in a moment

@@ -739,6 +739,7 @@ class Measurement(_message.Message):
     THROTTLED_FIELD_NUMBER: _builtins.int
     RUNTIME_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    MEASURED_LATENCY_MS_P10_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The offer that it answers."""
     measured_latency_ms_p50: _builtins.float
@@ -767,6 +768,10 @@ class Measurement(_message.Message):
     """Greatest resident memory of the whole process, in bytes."""
     throttled: _builtins.bool
     """Whether the device lowered its clock meanwhile."""
+    measured_latency_ms_p10: _builtins.float
+    """10th percentile of the latency, in milliseconds: what an inference takes when nobody else disturbs
+    the device. Calibrations are fitted to it. 0 where the runner does not say; then the median counts.
+    """
     @_builtins.property
     def energy(self) -> Global___EnergyReading:
         """Energy. Absent without a sensor."""
@@ -807,10 +812,11 @@ class Measurement(_message.Message):
         throttled: _builtins.bool = ...,
         runtime: _hardware_pb2.Runtime | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        measured_latency_ms_p10: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "process_peak_ram_bytes", b"process_peak_ram_bytes", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "measured_throughput_per_s", b"measured_throughput_per_s", "noise_ratio", b"noise_ratio", "notes", b"notes", "order_id", b"order_id", "process_peak_ram_bytes", b"process_peak_ram_bytes", "run_count", b"run_count", "runtime", b"runtime", "settled", b"settled", "throttled", b"throttled", "warm_up_count", b"warm_up_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p10", b"measured_latency_ms_p10", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "measured_throughput_per_s", b"measured_throughput_per_s", "noise_ratio", b"noise_ratio", "notes", b"notes", "order_id", b"order_id", "process_peak_ram_bytes", b"process_peak_ram_bytes", "run_count", b"run_count", "runtime", b"runtime", "settled", b"settled", "throttled", b"throttled", "warm_up_count", b"warm_up_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["measured_latency_ms_p99"]  # noqa: Y015
     _WhichOneofArgType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99"]  # noqa: Y015

@@ -25,7 +25,6 @@ Z = 1.645
 LEAST_OBSERVATIONS = 24
 UNSEEN_DEVIATION = 0.5
 """Of the logarithm, for kinds of operators that the set does not have."""
-LEAST_NOISE = 0.005
 LEAST_PRIOR_MS = 1e-6
 BORDER_MS = 3e-7
 """First guess per element that enters or leaves a network: converted once at 3 elements a nanosecond."""
@@ -57,7 +56,6 @@ class _Fit:
         self,
         works: Sequence[Sequence[_Work]],
         latencies_ms: Sequence[float],
-        noises: Sequence[float],
         *,
         ratio: float,
         parameters: FloatArray | None = None,
@@ -65,7 +63,7 @@ class _Fit:
         self._ratio = ratio
         self._kinds = {work.kind for network in works for work in network}
         terms = [[self.term(work) for work in network] for network in works]
-        self.process = OperatorProcess(terms, latencies_ms, noises, parameters=parameters)
+        self.process = OperatorProcess(terms, latencies_ms, parameters=parameters)
 
     def term(self, work: _Work) -> Term:
         """Return a piece of work with its prior."""
@@ -111,10 +109,9 @@ class CalibratedEmulator:
         self._target = target
         works = [self._works(item.profile) for item in observations]
         latencies = [item.latency_ms for item in observations]
-        noises = [max(item.noise_ratio / 2, LEAST_NOISE) for item in observations]
         self._ratio = self._typical_ratio(observations)
-        self._fit = _Fit(works, latencies, noises, ratio=self._ratio)
-        self.left_out_errors, deviations = self._cross_validated(works, latencies, noises)
+        self._fit = _Fit(works, latencies, ratio=self._ratio)
+        self.left_out_errors, deviations = self._cross_validated(works, latencies)
         """Log of prediction over measurement of each network, from a fit without it."""
         scores = np.sort(np.abs(self.left_out_errors / deviations))
         # Intervals are stretched until they cover the left-out networks (V. Vovk, "Cross-conformal
@@ -195,7 +192,6 @@ class CalibratedEmulator:
         self,
         works: Sequence[Sequence[_Work]],
         latencies_ms: Sequence[float],
-        noises: Sequence[float],
     ) -> tuple[FloatArray, FloatArray]:
         """Return log error and deviation of each network, predicted by a fit to the other folds."""
         errors, deviations = np.zeros(len(works)), np.zeros(len(works))
@@ -204,7 +200,6 @@ class CalibratedEmulator:
             fit = _Fit(
                 [works[place] for place in kept],
                 [latencies_ms[place] for place in kept],
-                [noises[place] for place in kept],
                 ratio=self._ratio,
                 parameters=self._fit.process.parameters,
             )

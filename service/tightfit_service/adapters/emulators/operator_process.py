@@ -59,7 +59,6 @@ class OperatorProcess:
     Args:
         networks: Terms of each measured network.
         latencies_ms: Their measurements.
-        noises: Relative deviation of each measurement.
         parameters: Of the process, as `parameters` has them; found by their evidence where absent.
     """
 
@@ -67,13 +66,11 @@ class OperatorProcess:
         self,
         networks: Sequence[Sequence[Term]],
         latencies_ms: Sequence[float],
-        noises: Sequence[float],
         *,
         parameters: FloatArray | None = None,
     ) -> None:
         self._terms, self._members = _distinct(networks)
         self._prior = np.array([term.prior_ms for term in self._terms])
-        self._noises = np.asarray(noises, dtype=np.float64)
         self._logs = np.log(np.asarray(latencies_ms, dtype=np.float64))
         self._kinds, self._positions = _coordinates(self._terms)
         self._related = _relation(self._kinds, self._kinds)
@@ -136,14 +133,12 @@ class OperatorProcess:
         shares = times / totals[:, None]
         # linear around the present gain: log t = log total + shares (g - gain)
         residual = self._logs - np.log(totals) + shares @ gain
-        covariance = shares @ kernel @ shares.T + np.diag(self._noise_variance())
+        noise = math.exp(2 * self._parameters[5]) + JITTER
+        covariance = shares @ kernel @ shares.T + noise * np.eye(len(totals))
         factor = cholesky(covariance, lower=True)
         weights = cho_solve((factor, True), residual)
         evidence = -0.5 * float(residual @ weights) - float(np.log(np.diag(factor)).sum())
         return _State(shares=shares, factor=factor, weights=weights, evidence=evidence)
-
-    def _noise_variance(self) -> FloatArray:
-        return self._noises**2 + math.exp(2 * self._parameters[5]) + JITTER
 
     def _tuned(self) -> FloatArray:
         """Return the parameters of greatest evidence, at the shares found so far."""

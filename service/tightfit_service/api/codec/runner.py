@@ -114,6 +114,7 @@ def failure_kind_from_proto(number: int) -> FailureKind:
 def measurement_from_proto(message: runner_pb2.Measurement) -> Measurement:
     """Return what was measured, not checked yet: `Measurement.check` does that."""
     return Measurement(
+        measured_latency_ms_p10=message.measured_latency_ms_p10 or None,
         measured_latency_ms_p50=message.measured_latency_ms_p50,
         measured_latency_ms_p90=message.measured_latency_ms_p90,
         measured_latency_ms_p99=(

@@ -54,7 +54,6 @@ def measured(latency: Callable[[Operator], float] = device_ms) -> list[Observati
             profile=profile,
             latency_ms=(0.02 + sum(map(latency, profile.operators)))
             * math.exp(NOISE * rng.standard_normal()),
-            noise_ratio=NOISE,
         )
         for profile in profiles()
     ]
@@ -129,7 +128,7 @@ def test_a_process_finds_what_terms_take_from_sums_alone() -> None:
     }
     networks = [[terms[i] for i in rng.integers(0, len(terms), 5)] for _ in range(60)]
     latencies = [sum(truth[term] for term in network) for network in networks]
-    process = OperatorProcess(networks, latencies, [0.005] * len(networks))
+    process = OperatorProcess(networks, latencies)
     gains = process.gains(terms)
     assert np.allclose(gains, [truth[term] for term in terms], rtol=0.1)
     predicted, deviation = process.network(networks[0])

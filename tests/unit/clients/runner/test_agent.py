@@ -44,6 +44,7 @@ DEVICE = Device(
     sensors=("frequency",),
 )
 RESULT = Result(
+    p10_ms=1.9,
     p50_ms=2.0,
     p90_ms=2.5,
     throughput_per_s=450.0,
