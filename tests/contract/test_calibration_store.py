@@ -42,7 +42,6 @@ CALIBRATION = Calibration(
                 outputs=("y",),
             ),
             latency_ms=1.5,
-            noise_ratio=0.01,
         ),
     ),
     quality=(
@@ -70,12 +69,14 @@ def test_a_calibration_comes_back_whole(store: CalibrationStore) -> None:
     assert store.find_calibration("p", "board", "LiteRT") is None
     store.save_calibration(CALIBRATION)
     assert store.find_calibration("p", "board", "LiteRT") == CALIBRATION
+    assert store.calibration_time("p", "board", "LiteRT") == CALIBRATION.create_time
 
 
 def test_others_do_not_see_it(store: CalibrationStore) -> None:
     store.save_calibration(CALIBRATION)
     for key in (("q", "board", "LiteRT"), ("p", "bord", "LiteRT"), ("p", "board", "TFLM")):
         assert store.find_calibration(*key) is None
+        assert store.calibration_time(*key) is None
 
 
 def test_a_later_one_takes_its_place_and_both_runtimes_go_with_the_target(

@@ -108,13 +108,17 @@ class HardwareLibrary:
         plain = self.plain_cost_model(target)
         if self._calibrations is None or self._fitter is None or not project:
             return plain
-        calibration = await asyncio.to_thread(
-            self._calibrations.find_calibration, project, target.name, target.runtime.name
-        )
-        if calibration is None:
+        name = (project, target.name, target.runtime.name)
+        # asked for by every estimate, while what a calibration is made from is megabytes
+        made = await asyncio.to_thread(self._calibrations.calibration_time, *name)
+        if made is None:
             return plain
-        key = (project, target, calibration.create_time)
+        key = (project, target, made)
         if key not in self._fitted:
+            calibration = await asyncio.to_thread(self._calibrations.find_calibration, *name)
+            if calibration is None:
+                return plain
+            key = (project, target, calibration.create_time)
             fitted = await asyncio.to_thread(
                 self._fitter.fit, plain.emulator, target, calibration.observations
             )

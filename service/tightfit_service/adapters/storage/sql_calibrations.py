@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import Engine, delete, insert, select
 
 from tightfit_service.adapters.storage.database import transaction
@@ -48,6 +50,17 @@ class SqlCalibrationStore:
         with transaction(self._engine, writes=False) as connection:
             document = connection.execute(query).scalar()
         return None if document is None else from_plain(Calibration, document)
+
+    def calibration_time(
+        self, project: str, target_name: str, runtime_name: str
+    ) -> datetime | None:
+        """See `CalibrationStore`."""
+        query = select(calibrations.c.create_time).filter_by(
+            project=project, target_name=target_name, runtime_name=runtime_name
+        )
+        with transaction(self._engine, writes=False) as connection:
+            made: datetime | None = connection.execute(query).scalar()
+        return made
 
     def delete_calibration(self, project: str, target_name: str) -> None:
         """See `CalibrationStore`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from tightfit_service.application.ports.hardware import Emulator
@@ -63,6 +64,12 @@ class CalibrationStore(Protocol):
         self, project: str, target_name: str, runtime_name: str
     ) -> Calibration | None:
         """Return the calibration, or None."""
+        ...
+
+    def calibration_time(
+        self, project: str, target_name: str, runtime_name: str
+    ) -> datetime | None:
+        """Return when the calibration was made, or None; does not read what it is made from."""
         ...
 
     def delete_calibration(self, project: str, target_name: str) -> None:
