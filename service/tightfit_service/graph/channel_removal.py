@@ -20,6 +20,7 @@ from tightfit_service.graph.structure import (
     remove_dead_code,
     set_attribute,
     set_initializer,
+    unique_name,
 )
 
 Mask = npt.NDArray[np.bool_]
@@ -96,12 +97,7 @@ class _Removal:
         """Give a node a constant of its own as input `index`."""
         while len(node.input) <= index:
             node.input.append("")
-        name = f"{node.name}.{stem}"
-        suffix = 1
-        while name in self.names:
-            suffix += 1
-            name = f"{node.name}.{stem}_{suffix}"
-        self.names.add(name)
+        name = unique_name(f"{node.name}.{stem}", self.names)
         set_initializer(self.model, name, value)
         node.input[index] = name
 

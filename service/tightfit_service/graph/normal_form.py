@@ -29,6 +29,7 @@ from tightfit_service.graph.structure import (
     initializers,
     replace_nodes,
     set_initializer,
+    unique_name,
 )
 
 BATCH = "batch"
@@ -348,10 +349,6 @@ def _scales_for(node: NodeProto, shapes: Mapping[str, Shape]) -> Array | None:
 
 
 def _add_constant(model: ModelProto, names: set[str], stem: str, value: Array) -> str:
-    name, suffix = stem, 1
-    while name in names:
-        suffix += 1
-        name = f"{stem}_{suffix}"
-    names.add(name)
+    name = unique_name(stem, names)
     set_initializer(model, name, value)
     return name

@@ -6,7 +6,12 @@ import onnx
 from onnx import ModelProto
 
 from tightfit_service.domain.errors import WorkFailedError
-from tightfit_service.graph.structure import first_line, names_read, remove_dead_code
+from tightfit_service.graph.structure import (
+    first_line,
+    names_read,
+    remove_dead_code,
+    unique_name,
+)
 
 
 class FreshNames:
@@ -21,12 +26,7 @@ class FreshNames:
 
     def take(self, stem: str) -> str:
         """Return the stem, with a number behind it where the graph has it already, and reserve it."""
-        name, suffix = stem, 1
-        while name in self._taken:
-            suffix += 1
-            name = f"{stem}_{suffix}"
-        self._taken.add(name)
-        return name
+        return unique_name(stem, self._taken)
 
 
 def rebuilt(model: ModelProto, *, technique: str) -> ModelProto:

@@ -25,6 +25,7 @@ from tightfit_service.graph.structure import (
     replace_nodes,
     set_attribute,
     set_initializer,
+    unique_name,
 )
 
 FRONT = -1
@@ -94,7 +95,7 @@ class SampleAxes:
 
     def _free_name(self, name: str) -> None:
         """Rename what is computed under an output's name, in another layout than the output's."""
-        other = self._unique(f"{name}.inner", self._taken)
+        other = unique_name(f"{name}.inner", self._taken)
         for node in self._nodes:
             for names in (node.input, node.output):
                 for index, item in enumerate(names):
@@ -236,8 +237,8 @@ class SampleAxes:
         self, kind: str, inputs: Sequence[str], *, result: str = "", **attributes: Any
     ) -> str:
         """Add a node of one output and return the name of that."""
-        result = result or self._unique(f"{inputs[0]}.{kind.lower()}", self._taken)
-        name = self._unique(f"{result}/{kind}", self._node_names)
+        result = result or unique_name(f"{inputs[0]}.{kind.lower()}", self._taken)
+        name = unique_name(f"{result}/{kind}", self._node_names)
         self._nodes.append(helper.make_node(kind, inputs, [result], name=name, **attributes))
         return result
 
@@ -247,14 +248,6 @@ class SampleAxes:
 
     def constant(self, stem: str, value: Array) -> str:
         """Return the name of a new constant."""
-        name = self._unique(stem, self._taken)
+        name = unique_name(stem, self._taken)
         self._added[name] = np.ascontiguousarray(value).reshape(value.shape)
-        return name
-
-    def _unique(self, stem: str, taken: set[str]) -> str:
-        name, suffix = stem, 1
-        while name in taken:
-            suffix += 1
-            name = f"{stem}_{suffix}"
-        taken.add(name)
         return name

@@ -276,3 +276,13 @@ def _skeleton(model: ModelProto, batch: int) -> ModelProto:
         bare.name = value.name
         bare.type.tensor_type.elem_type = value.type.tensor_type.elem_type
     return skeleton
+
+
+def unique_name(stem: str, taken: set[str]) -> str:
+    """Return the stem, with a number behind it where it is taken already, and add it to `taken`."""
+    name, suffix = stem, 1
+    while name in taken:
+        suffix += 1
+        name = f"{stem}_{suffix}"
+    taken.add(name)
+    return name

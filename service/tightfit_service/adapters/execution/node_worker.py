@@ -24,6 +24,7 @@ from tightfit_service import __version__
 from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.execution.messages import Message, error_message
+from tightfit_service.adapters.execution.staging import shrink_folder
 from tightfit_service.application import tracing
 from tightfit_service.application.ports import WorkUnit
 from tightfit_service.domain.errors import (
@@ -275,7 +276,7 @@ class _NodeFolders:
         partial.rename(pinned)
         with suppress(FileExistsError):
             os.link(pinned, self._shared / pinned.name)
-        self._shrink()
+        shrink_folder(self._shared, self._cache_bytes)
 
     def unpin(self, run_id: str) -> None:
         shutil.rmtree(self._pins / run_id, ignore_errors=True)
@@ -299,18 +300,6 @@ class _NodeFolders:
     def remove(self) -> None:
         shutil.rmtree(self.own, ignore_errors=True)
         self._lock.close()
-
-    def _shrink(self) -> None:
-        files = []
-        for entry in os.scandir(self._shared):
-            with suppress(FileNotFoundError):
-                files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
-        used = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if used <= self._cache_bytes:
-                return
-            Path(path).unlink(missing_ok=True)
-            used -= size
 
 
 @dataclass(frozen=True)

@@ -157,25 +157,28 @@ class Staging:
                 target.chmod(0o444)
                 os.link(target, cached)
             os.utime(target)
-        self._shrink_cache()
+        with self._lock:
+            shrink_folder(self._cache, self._cache_bytes)
         return target
 
     def _lock_of(self, key: str) -> threading.Lock:
         with self._lock:
             return self._key_locks[key]
 
-    def _shrink_cache(self) -> None:
-        with self._lock:
-            files = []
-            for entry in os.scandir(self._cache):
-                with suppress(FileNotFoundError):
-                    files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
-            used = sum(size for _, size, _ in files)
-            for _, size, path in sorted(files):
-                if used <= self._cache_bytes:
-                    return
-                Path(path).unlink(missing_ok=True)
-                used -= size
+
+def shrink_folder(folder: Path, most_bytes: int) -> None:
+    """Remove the files of a folder that were not used for longest, until `most_bytes` are left at most."""
+    files = []
+    for entry in os.scandir(folder):
+        # others may remove files meanwhile
+        with suppress(FileNotFoundError):
+            files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+    used = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if used <= most_bytes:
+            return
+        Path(path).unlink(missing_ok=True)
+        used -= size
 
 
 def _checked(name: str) -> str:

@@ -27,6 +27,7 @@ from tightfit_service.graph.structure import (
     replace_nodes,
     set_attribute,
     set_initializer,
+    unique_name,
 )
 
 Order = tuple[int, ...]
@@ -135,7 +136,7 @@ class _Layout:
         if wanted not in views:
             source_order = self._home[root] if self._home[root] in views else next(iter(views))
             step = _compose(_inverse(source_order), wanted)
-            added = self._unique(f"{root}{_suffix(wanted)}", self._taken)
+            added = unique_name(f"{root}{_suffix(wanted)}", self._taken)
             self._add_transpose(views[source_order], step, added)
             views[wanted] = added
         return views[wanted]
@@ -152,7 +153,7 @@ class _Layout:
         return added
 
     def _add_transpose(self, source: str, order: Order, result: str) -> None:
-        name = self._unique(f"{result}/Transpose", self._node_names)
+        name = unique_name(f"{result}/Transpose", self._node_names)
         self._nodes.append(
             helper.make_node("Transpose", [source], [result], name=name, perm=list(order))
         )
@@ -169,16 +170,8 @@ class _Layout:
             root, order = self._root[name]
             self._views[root][order] = name
             return
-        node = self._unique(f"{name}/Identity", self._node_names)
+        node = unique_name(f"{name}/Identity", self._node_names)
         self._nodes.append(helper.make_node("Identity", [found], [name], name=node))
-
-    def _unique(self, stem: str, taken: set[str]) -> str:
-        name, suffix = stem, 1
-        while name in taken:
-            suffix += 1
-            name = f"{stem}_{suffix}"
-        taken.add(name)
-        return name
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -208,7 +201,7 @@ class _Layout:
         for place, (name, order) in enumerate(zip(node.output, orders, strict=True)):
             physical = name
             if order != _identity(len(order)):
-                physical = self._unique(f"{name}{_suffix(order)}", self._taken)
+                physical = unique_name(f"{name}{_suffix(order)}", self._taken)
             copy.output[place] = physical
             self._define(name, physical, order)
         self._nodes.append(copy)
@@ -369,14 +362,14 @@ class _Layout:
         shape, order = self._flattened[node.input[0]]
         weights = self._constants[node.input[1]]
         columns = weights.reshape(-1, *shape[1:]).transpose(order).reshape(weights.shape)
-        name = self._unique(f"{node.input[1]}.reordered", self._taken)
+        name = unique_name(f"{node.input[1]}.reordered", self._taken)
         self._added[name] = np.ascontiguousarray(columns)
         source = self._view(node.input[0], _identity(2))
         self._emit(node, [source, name, *node.input[2:]], [_identity(2)])
         return True
 
     def _sizes(self, stem: str, values: Sequence[int] | Array) -> str:
-        name = self._unique(stem, self._taken)
+        name = unique_name(stem, self._taken)
         self._added[name] = np.asarray(values, dtype=np.int64)
         return name
 

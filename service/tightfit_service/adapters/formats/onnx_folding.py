@@ -19,6 +19,7 @@ from tightfit_service.graph.structure import (
     replace_nodes,
     set_initializer,
     tensor_shapes,
+    unique_name,
 )
 
 _PROBED_BATCHES = (1, 2, 3)
@@ -93,11 +94,7 @@ def _fold_round(model: ModelProto, *, batches: Sequence[int] = _PROBED_BATCHES) 
         if constant is None:
             continue
         changed = True
-        name, suffix = f"{reader.node}.{reader.name}", 1
-        while name in taken:
-            suffix += 1
-            name = f"{reader.node}.{reader.name}_{suffix}"
-        taken.add(name)
+        name = unique_name(f"{reader.node}.{reader.name}", taken)
         set_initializer(model, name, constant)
         node.input[reader.index] = name
     repeated = {name: seen[0] for name, seen in values.items() if _repeats_batch(seen)}

@@ -23,7 +23,7 @@ from tightfit_service.adapters.formats.tflite_reader import (
     Type,
 )
 from tightfit_service.graph.model_file import invalid, shown
-from tightfit_service.graph.structure import Array
+from tightfit_service.graph.structure import Array, unique_name
 
 TO_NCHW = (0, 3, 1, 2)
 TO_NHWC = (0, 2, 3, 1)
@@ -287,7 +287,7 @@ class Translation:
         assert self._current is not None
         outputs = self._current.operator.outputs
         stem = self._tensor_names[outputs[0]] if outputs else "operator"
-        return _unique(f"{stem}.{suffix}", self._taken)
+        return unique_name(f"{stem}.{suffix}", self._taken)
 
     def _name_nodes(self, translated: TranslatedOperator) -> None:
         """Call the node that does the work by the tensor that it computes, the others by what they do."""
@@ -301,7 +301,9 @@ class Translation:
         leading = next((node for node in unnamed if node.op_type in _LEADING), None)
         for node in unnamed:
             is_stem = node is (leading or unnamed[-1])
-            node.name = _unique(stem if is_stem else f"{stem}/{node.op_type}", self._taken_nodes)
+            node.name = unique_name(
+                stem if is_stem else f"{stem}/{node.op_type}", self._taken_nodes
+            )
 
 
 _BOUNDS = {Activation.RELU6: (0.0, 6.0), Activation.RELU_N1_TO_1: (-1.0, 1.0)}
@@ -318,7 +320,7 @@ def _tensor_names(graph: TfliteGraph) -> list[str]:
         given = graph.tensors[index].name
         if index not in ends:
             given = _short(given.split(";")[0])
-        names[index] = _unique(given[:_NAME_CHARACTERS] or f"t{index}", taken)
+        names[index] = unique_name(given[:_NAME_CHARACTERS] or f"t{index}", taken)
     return names
 
 
@@ -326,12 +328,3 @@ def _short(name: str) -> str:
     """Return a name without the Python modules that litert-torch puts before each class."""
     parts = [_MODULES.sub("", part) for part in name.split("/")]
     return "/".join(part for part in parts if part != "ChannelLastIOWrapper")
-
-
-def _unique(stem: str, taken: set[str]) -> str:
-    name, suffix = stem, 1
-    while name in taken:
-        suffix += 1
-        name = f"{stem}_{suffix}"
-    taken.add(name)
-    return name
