@@ -7,6 +7,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
 
 PYTEST_ARGS ?= -m "not long"
+# one process per core, each computing with one thread
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format lint types imports protos protos-check chart figures security audit lock sbom clean serve
@@ -28,7 +30,7 @@ demo: $(VENV)/.installed  ## Set up everything and compress the digits model for
 	PATH="$(abspath $(BIN)):$$PATH" sh examples/digits/demo.sh demo-out
 
 test: $(VENV)/.installed-dev  ## Set up everything and run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 check: lint types imports protos-check chart figures security audit test  ## Everything that a change must pass
 
