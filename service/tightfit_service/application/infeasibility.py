@@ -9,6 +9,7 @@ from tightfit_service.domain.budget import Budget, LimitSource, Quantity
 from tightfit_service.domain.job import Infeasibility, Relaxation
 from tightfit_service.domain.trial import (
     COST_QUANTITIES,
+    MAXIMA,
     Metrics,
     Trial,
     TrialState,
@@ -35,7 +36,8 @@ def explain_infeasibility(
         budget: The budget, limits implied by the target included.
         baseline: Metrics of the model as it came; a known point like any trial.
         reachable: Least upper end per cost quantity that pruning to the smallest widths would reach
-            by estimate, whatever the accuracy.
+            by estimate, whatever the accuracy; for DOWNLOAD the smallest packed file that sparsity
+            and clustering are predicted to make.
         needed: Least limit per quantity that would do by the solver's estimate (for ACCURACY the
             loss to allow), used where no known model shows it.
     """
@@ -54,7 +56,7 @@ def explain_infeasibility(
     )
     if baseline is not None:
         known.append((None, baseline))
-    limited = [q for q in COST_QUANTITIES if budget.limit_of(q) is not None]
+    limited = [q for q in MAXIMA if budget.limit_of(q) is not None]
     floor = budget.accuracy_floor(accuracy)
     if floor is not None:
         limited.append(Quantity.ACCURACY)
@@ -154,6 +156,7 @@ def _explanation(
                 f"no widths reach the {quantity} limit: it is {limit:.4g}, and the smallest network "
                 f"that pruning can make is estimated at {least:.4g}"
             )
+    parts += _download_out_of_reach(budget, reachable)
     if not parts and binding:
         names = " and ".join(str(quantity) for quantity in binding)
         parts.append(f"the limits on {names} were not met together by any trial")
@@ -162,3 +165,14 @@ def _explanation(
     if not parts:
         parts.append("no trial could be completed")
     return "; ".join(parts)
+
+
+def _download_out_of_reach(budget: Budget, reachable: Mapping[Quantity, float]) -> list[str]:
+    limit, least = budget.limit_of(Quantity.DOWNLOAD), reachable.get(Quantity.DOWNLOAD)
+    if limit is None or least is None or least <= limit:
+        return []
+    said = (
+        f"no sparsity or clustering reaches the download limit: it is {limit:.0f} bytes, and the "
+        f"smallest packed file that they can make is predicted to have {least:.0f}"
+    )
+    return [said]

@@ -259,7 +259,7 @@ class Proposer:
             proposal = self._by_kept.get(self._kept_of(trial))
             if proposal is None or proposal.pace is None:
                 continue
-            if trial.is_feasible:
+            if trial.fits_unpacked:
                 self._pace_met = min(self._pace_met, proposal.pace)
             else:
                 self._pace_too_tight = max(self._pace_too_tight, proposal.pace)

@@ -15,7 +15,9 @@ NODE_PASSES = ("low_rank", PRECISION)
 """Passes that offer other ways to compute single nodes."""
 NETWORK_PASSES = ("resolution", "depth_pruning")
 """Passes that offer other forms of the network as a whole."""
-TECHNIQUES = (PRUNING, *NODE_PASSES, *NETWORK_PASSES)
+DOWNLOAD_PASSES = ("sparsity", "clustering")
+"""Passes that make packed files smaller, and nothing else."""
+TECHNIQUES = (PRUNING, *NODE_PASSES, *NETWORK_PASSES, *DOWNLOAD_PASSES)
 
 
 def check_techniques(names: Sequence[str]) -> tuple[str, ...]:
@@ -57,3 +59,10 @@ def network_passes(spec: JobSpec) -> tuple[str, ...]:
     if spec.techniques:
         return tuple(name for name in NETWORK_PASSES if name in spec.techniques)
     return NETWORK_PASSES
+
+
+def download_passes(spec: JobSpec) -> tuple[str, ...]:
+    """Return the passes to consider where the packed file is larger than the limit on the download."""
+    if spec.techniques:
+        return tuple(name for name in DOWNLOAD_PASSES if name in spec.techniques)
+    return DOWNLOAD_PASSES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tightfit_service.application.ports import Clock, RecoverySettings
+from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.job import JobSpec
 from tightfit_service.domain.trial import Trial
 
@@ -17,6 +18,12 @@ SCREENING_TIME_SHARE = 0.2
 
 RESERVE_SECONDS = 5.0
 
+DOWNLOAD_TIME_SHARE = 0.35
+"""Share of the search time that is kept for making the download smaller, where its size is limited."""
+
+DOWNLOAD_TRIALS = 3
+"""Trials that are kept for it; of few trials, half."""
+
 
 class TimeBudget:
     """Seconds of one job's search, those spent in its earlier lives included."""
@@ -25,6 +32,14 @@ class TimeBudget:
         self._spec = spec
         self._clock = clock
         self._began = clock.monotonic() - spent_seconds
+        limits = spec.search_limits
+        is_limited = spec.budget.limit_of(Quantity.DOWNLOAD) is not None
+        self._kept_seconds = DOWNLOAD_TIME_SHARE * limits.max_seconds if is_limited else 0.0
+        self._kept_trials = min(DOWNLOAD_TRIALS, limits.max_trials // 2) if is_limited else 0
+
+    def begin_last_stage(self) -> None:
+        """Let what comes now use what was kept for it."""
+        self._kept_seconds, self._kept_trials = 0.0, 0
 
     @property
     def elapsed(self) -> float:
@@ -44,7 +59,8 @@ class TimeBudget:
     def trials_left(self, trials: Sequence[Trial], *, keep_for_final: int) -> int:
         """Return how many more trials the limit allows, so many for the end set aside."""
         used = len(trials) - 1  # the quantized-only model is no search trial
-        return max(0, self._spec.search_limits.max_trials - used - keep_for_final)
+        most = self._spec.search_limits.max_trials - self._kept_trials
+        return max(0, most - used - keep_for_final)
 
     def left(self, trials: Sequence[Trial], *, shared_by: int) -> float:
         """Return the seconds that one more training may take, export and evaluation set aside."""
@@ -55,7 +71,7 @@ class TimeBudget:
         overhead = RESERVE_SECONDS + 1.5 * sum(
             seconds for stage, seconds in last.items() if stage != "recover"
         )
-        left = self._spec.search_limits.max_seconds - self.elapsed
+        left = self._spec.search_limits.max_seconds - self._kept_seconds - self.elapsed
         return max(1.0, round(left / shared_by - overhead, 1))
 
     def short_training(self) -> RecoverySettings:

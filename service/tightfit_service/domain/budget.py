@@ -23,6 +23,8 @@ class Quantity(enum.StrEnum):
     """Flash occupied by the model, bytes."""
     ACCURACY = "accuracy"
     """Metric on the evaluation set, fraction in [0, 1]."""
+    DOWNLOAD = "download"
+    """Packed file that is downloaded, bytes; it can be limited, and is no objective."""
 
 
 class LimitSource(enum.StrEnum):
@@ -96,6 +98,7 @@ class Constraint:
             Quantity.ENERGY: "budget.max_energy_mj",
             Quantity.RAM: "budget.max_ram_bytes",
             Quantity.SIZE: "budget.max_size_bytes",
+            Quantity.DOWNLOAD: "budget.max_download_bytes",
             Quantity.ACCURACY: (
                 "budget.max_accuracy_drop" if self.max_drop is not None else "budget.min_accuracy"
             ),

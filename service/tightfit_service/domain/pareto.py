@@ -38,6 +38,8 @@ def _point(metrics: Metrics, *, by_selection: bool) -> tuple[float, ...]:
     return (
         -(known.value if known else 0.0),
         *(cost_of(metrics, quantity) for quantity in COST_QUANTITIES),
+        # all trials of a job are packed, or none is
+        *([] if metrics.download_bytes is None else [float(metrics.download_bytes)]),
     )
 
 

@@ -47,6 +47,7 @@ class Metrics:
     was not evaluated there (screening trials see the selection set only) or there is no dataset.
     `selection_accuracy` is measured on the selection set and ranks trials.
     `measured` is what a device said of the file; None where none was asked, or none answered.
+    `download_bytes` is the size of the packed file; None where none was made.
     """
 
     cost: CostEstimate
@@ -54,6 +55,7 @@ class Metrics:
     accuracy: Accuracy | None = None
     selection_accuracy: Accuracy | None = None
     measured: Measurement | None = None
+    download_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ def cost_of(metrics: Metrics, quantity: Quantity) -> float:
     Memory stays an estimate: what a process holds has the runtime's own in it, which emulators leave out.
     For SIZE that is the larger of the flash occupied and the exported file: runtimes that compile the
     model keep less than the file, but who limits the size of a model expects the file to meet it.
+    DOWNLOAD is the packed file, or the file itself where none was packed.
     """
     cost = metrics.cost
     measured = _measured(metrics.measured, quantity)
@@ -87,6 +90,9 @@ def cost_of(metrics: Metrics, quantity: Quantity) -> float:
         return measured
     if quantity is Quantity.SIZE:
         return max(cost.flash_bytes.high, float(metrics.file_bytes))
+    if quantity is Quantity.DOWNLOAD:
+        known = metrics.download_bytes
+        return float(metrics.file_bytes if known is None else known)
     return {
         Quantity.LATENCY: cost.latency_ms,
         Quantity.ENERGY: cost.energy_mj,
@@ -105,6 +111,10 @@ def _measured(measurement: Measurement | None, quantity: Quantity) -> float | No
 
 
 COST_QUANTITIES = (Quantity.LATENCY, Quantity.ENERGY, Quantity.RAM, Quantity.SIZE)
+"""What widths and ways to compute decide, and emulators estimate."""
+
+MAXIMA = (*COST_QUANTITIES, Quantity.DOWNLOAD)
+"""Everything that a budget can set a maximum for."""
 
 
 def violations(
@@ -117,7 +127,7 @@ def violations(
     interval is reported beside it. An accuracy floor without any accuracy is missed.
     """
     missed: list[Violation] = []
-    for quantity in COST_QUANTITIES:
+    for quantity in MAXIMA:
         limit = budget.limit_of(quantity)
         if limit is not None and (actual := cost_of(metrics, quantity)) > limit:
             missed.append(Violation(quantity=quantity, limit=limit, actual=actual))
@@ -161,4 +171,13 @@ class Trial:
         """Whether the trial ran to its end and misses no limit."""
         return (
             self.state is TrialState.COMPLETED and self.metrics is not None and not self.violations
+        )
+
+    @property
+    def fits_unpacked(self) -> bool:
+        """Whether the trial ran to its end and misses no limit, but perhaps that on the download."""
+        return (
+            self.state is TrialState.COMPLETED
+            and self.metrics is not None
+            and all(missed.quantity is Quantity.DOWNLOAD for missed in self.violations)
         )

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tightfit_service.application.ports import PassContext
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile
 from tightfit_service.graph.model_file import copy_model, load_model, save_model
 from tightfit_service.passes.layer_weights import (
     LayerWeight,
     Rows,
     checked_nodes,
+    largest_layers,
     layer_weights,
     refused,
     relative_error,
@@ -24,6 +25,8 @@ from tightfit_service.passes.layer_weights import (
 )
 
 MOST_CLUSTERS = 256
+DOWNLOAD_CLUSTERS = (64, 32, 16, 8)
+"""Values per layer that a limit on the download is met with."""
 _MOST_GROUPS = 4096
 _MOST_ROUNDS = 100
 
@@ -31,7 +34,7 @@ _Values = npt.NDArray[np.float64]
 
 
 class ClusteringPass:
-    """Implements `application.ports.NodePass`; stateless, deterministic and thread-safe.
+    """Implements `application.ports.NodePass` and `DownloadPass`; stateless and deterministic.
 
     Parameters: `{"nodes": {node: {"clusters": 16, "groups": 1}}}`. The weights of a layer, or of each
     of `groups` runs of its rows (output channels; see `LayerWeight.rows`), are replaced by the
@@ -93,6 +96,23 @@ class ClusteringPass:
         """Return none: no target that is known computes a clustered layer at less cost."""
         del graph, profile, target, context
         return {}
+
+    def strengths(
+        self, graph: bytes, target: HardwareSpec, number_format: NumberFormat
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return parameters for the whole network, from the most clusters to the fewest.
+
+        Layers too small to matter keep their values. Numbers of 4 bits have 16 values already, so
+        nothing is offered for them.
+        """
+        del target
+        names = largest_layers(layer_weights(load_model(graph)))
+        if not names or number_format is NumberFormat.INT4:
+            return ()
+        return [
+            {"nodes": {name: {"clusters": clusters} for name in names}}
+            for clusters in DOWNLOAD_CLUSTERS
+        ]
 
     def errors(self, graph: bytes, parameters: Mapping[str, Any]) -> Mapping[str, float]:
         """Return the relative squared error of each chosen node's weight, in [0, 1].

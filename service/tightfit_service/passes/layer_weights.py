@@ -23,6 +23,9 @@ from tightfit_service.graph.structure import (
 Rows = npt.NDArray[np.float32]
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+_WORTHWHILE_SHARE = 0.01
+"""Of all weights: what a smaller layer would save is not worth the accuracy that it risks."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerWeight:
@@ -95,6 +98,20 @@ def _memory_order(node: NodeProto, weight: Array) -> tuple[tuple[int, ...], int,
     # (..., in, out); a stack of matrices is one after another
     leading = tuple(range(weight.ndim - 2))
     return (*leading, weight.ndim - 1, weight.ndim - 2), weight.ndim - 1, weight.ndim - 2
+
+
+def largest_layers(weights: Mapping[str, LayerWeight]) -> tuple[str, ...]:
+    """Return the layers that hold a hundredth of all weights or more each, in topological order.
+
+    A weight that several nodes read counts for the first of them.
+    """
+    first: dict[str, str] = {}
+    for node, weight in weights.items():
+        first.setdefault(weight.name, node)
+    total = sum(weights[node].value.size for node in first.values())
+    return tuple(
+        node for node in first.values() if weights[node].value.size >= _WORTHWHILE_SHARE * total
+    )
 
 
 def replace_weight(model: ModelProto, weight: LayerWeight, rows: Rows) -> None:

@@ -20,6 +20,7 @@ from tightfit_service.passes.layer_weights import (
     LayerWeight,
     Rows,
     checked_nodes,
+    largest_layers,
     layer_weights,
     refused,
     relative_error,
@@ -34,6 +35,8 @@ _KEYS = {
     "n:m": {"pattern", "n", "m"},
     "unstructured": {"pattern", "ratio"},
 }
+DOWNLOAD_RATIOS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.93)
+"""Shares of zeros that a limit on the download is met with."""
 _LARGEST_BLOCK = 1024
 _LARGEST_M = 64
 
@@ -68,7 +71,7 @@ class _Choice:
 
 
 class SparsityPass:
-    """Implements `application.ports.NodePass`; stateless and thread-safe.
+    """Implements `application.ports.NodePass` and `DownloadPass`; stateless and thread-safe.
 
     Parameters: `{"nodes": {node: {"pattern": ...}}}` with
 
@@ -136,6 +139,26 @@ class SparsityPass:
         """
         del graph, profile, target, context
         return {}
+
+    def strengths(
+        self, graph: bytes, target: HardwareSpec, number_format: NumberFormat
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return parameters for the whole network, from the fewest zeros to the most.
+
+        Zeros come in blocks of the target's memory word. Layers too small to matter stay dense.
+        """
+        block = list(word_block(target, number_format))
+        names = largest_layers(layer_weights(load_model(graph)))
+        if not names:
+            return ()
+        return [
+            {
+                "nodes": {
+                    name: {"pattern": "block", "block": block, "ratio": ratio} for name in names
+                }
+            }
+            for ratio in DOWNLOAD_RATIOS
+        ]
 
     def errors(
         self, graph: bytes, parameters: Mapping[str, Any], context: PassContext

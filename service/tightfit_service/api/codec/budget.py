@@ -19,9 +19,10 @@ _LIMIT_FIELDS = {
     "max_energy_mj": Quantity.ENERGY,
     "max_ram_bytes": Quantity.RAM,
     "max_size_bytes": Quantity.SIZE,
+    "max_download_bytes": Quantity.DOWNLOAD,
     "min_accuracy": Quantity.ACCURACY,
 }
-_WHOLE = ("max_ram_bytes", "max_size_bytes")
+_WHOLE = ("max_ram_bytes", "max_size_bytes", "max_download_bytes")
 
 
 def budget_to_proto(budget: Budget) -> budget_pb2.Budget:

@@ -33,7 +33,11 @@ def cost_to_proto(cost: CostEstimate) -> metrics_pb2.CostEstimate:
 
 def metrics_to_proto(metrics: Metrics) -> metrics_pb2.Metrics:
     """Return the metrics; accuracies that are not known are absent."""
-    message = metrics_pb2.Metrics(cost=cost_to_proto(metrics.cost), file_bytes=metrics.file_bytes)
+    message = metrics_pb2.Metrics(
+        cost=cost_to_proto(metrics.cost),
+        file_bytes=metrics.file_bytes,
+        download_bytes=metrics.download_bytes,
+    )
     if (accuracy := metrics.accuracy) is not None:
         message.accuracy = accuracy.value
         message.accuracy_low = accuracy.low

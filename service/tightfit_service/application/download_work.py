@@ -1,0 +1,339 @@
+"""What sparsity and clustering would make of a trained network's packed file, found out in a worker.
+
+Each strength of either pass is a level, and so is leaving it out. Files grow smaller with both, so for
+each number of clusters the fewest zeros that reach the aim are found by bisection. Sizes are
+those of files that were exported and packed, without training; training moves them by little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import (
+    DownloadPass,
+    PassContext,
+    ProgressCallback,
+    QuantizationSettings,
+    WorkHandler,
+)
+from tightfit_service.application.recipe_work import (
+    CLUSTERING_STEP,
+    SPARSITY_STEP,
+    RecipeWork,
+    Splits,
+    accuracy_of,
+    quantization_of,
+)
+from tightfit_service.application.samples import Samples
+from tightfit_service.application.work import SENSITIVITY_SAMPLES, WorkHandlers
+from tightfit_service.domain.dataset import SplitName
+from tightfit_service.domain.errors import (
+    InvalidModelError,
+    InvalidRequestError,
+    ParityError,
+    UnsupportedError,
+)
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.recipe import PassStep, Recipe
+
+DOWNLOAD_NOTES = "download_notes"
+DOWNLOAD_OPTIONS = "download_options"
+
+_CALIBRATION_SAMPLES = 16
+"""Ranges of activations take the same few bytes whatever they are."""
+
+_Parameters = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOption:
+    """One way to make a trained network's packed file smaller, and what it is predicted to do.
+
+    Attributes:
+        sparsity: Parameters of that pass; None leaves it out.
+        clustering: Parameters of that pass; None leaves it out.
+        download_bytes: Size of the packed file.
+        lost: Accuracy (fraction) that it loses on selection samples without any training, against the
+            network as it is; None where there is nothing to measure it with.
+        label: A few words for people.
+    """
+
+    sparsity: Mapping[str, Any] | None
+    clustering: Mapping[str, Any] | None
+    download_bytes: int
+    lost: float | None
+    label: str
+
+    @property
+    def steps(self) -> tuple[PassStep, ...]:
+        """The steps that make it, zeros before clusters: what is zero belongs to no cluster."""
+        chosen = ((SPARSITY_STEP, self.sparsity), (CLUSTERING_STEP, self.clustering))
+        return tuple(
+            PassStep(pass_name=name, parameters=parameters)
+            for name, parameters in chosen
+            if parameters is not None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOffer:
+    """The options that are predicted to reach an aim, those that lose least first.
+
+    `least` is the smallest file that could be made; None where the passes can do nothing here.
+    """
+
+    options: tuple[DownloadOption, ...] = ()
+    least: DownloadOption | None = None
+
+
+def with_shared_scales(settings: QuantizationSettings) -> QuantizationSettings:
+    """Return how clustered weights are exported: with one scale per tensor equal values stay equal.
+
+    Where weights have 4 bits, that would cost more accuracy than equal values are worth.
+    """
+    used = {settings.number_format, *settings.node_formats.values()}
+    return settings if NumberFormat.INT4 in used else replace(settings, per_channel=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadWork:
+    """The handlers; composed in the worker process."""
+
+    handlers: WorkHandlers
+    passes: Mapping[str, DownloadPass]
+    """Sparsity and clustering, by their names."""
+
+    def table(self) -> Mapping[str, WorkHandler]:
+        """Return the handlers by the kind of unit they run."""
+        return {DOWNLOAD_NOTES: self.notes, DOWNLOAD_OPTIONS: self.options}
+
+    def notes(
+        self,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        output_dir: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+        """Say what the passes do not bring on a target.
+
+        Inputs: `graph`. Payload: `target`, `techniques` (the passes). Payload of the result: `reasons`,
+        sentences by the name of the pass.
+        """
+        del output_dir, on_progress
+        graph = inputs["graph"].read_bytes()
+        target = from_plain(HardwareSpec, payload["target"])
+        return {
+            "reasons": {
+                name: list(self.passes[name].applies_to(graph, target))
+                for name in payload["techniques"]
+            }
+        }, {}
+
+    def options(
+        self,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        output_dir: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+        """Find what brings a finished trial's packed file to a size.
+
+        Inputs: `graph`, `start` (the trial's float graph), and `dataset` unless there is none. Payload:
+        `model`, `recipe` (the trial's), `target`, `techniques` (the passes that may be used),
+        `packed_bytes` (what the trial's file has now), `aim_bytes`. Payload of the result: a
+        `DownloadOffer`.
+        """
+        del output_dir
+        recipe = from_plain(Recipe, payload["recipe"])
+        dataset = self.handlers.open_dataset(payload, inputs, inputs["graph"].read_bytes())
+        splits = Splits.of(dataset, recipe.steps)
+        start, settings = inputs["start"].read_bytes(), quantization_of(recipe)
+        target = from_plain(HardwareSpec, payload["target"])
+        levels = {
+            name: self.passes[name].strengths(start, target, settings.number_format)
+            for name in payload["techniques"]
+        }
+        grid = _Grid(
+            recipes=self.handlers.recipes,
+            start=start,
+            splits=splits,
+            settings=settings,
+            model_format=ModelFormat(recipe.output_format),
+            seed=recipe.seed,
+            zeros=(None, *levels.get(SPARSITY_STEP, ())),
+            clusters=(None, *levels.get(CLUSTERING_STEP, ())),
+            packed_bytes=int(payload["packed_bytes"]),
+            on_progress=on_progress,
+        )
+        return to_plain(grid.offer(int(payload["aim_bytes"]))), {}
+
+
+_Place = tuple[int, int]
+"""Level of clustering, level of sparsity; 0 leaves a pass out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """An exported file and the size of its packed form, infinite where it cannot be exported."""
+
+    data: bytes
+    packed_bytes: float
+
+
+@dataclass(kw_only=True)
+class _Grid:
+    """All pairs of levels of one network; files are made when they are asked for."""
+
+    recipes: RecipeWork
+    start: bytes
+    splits: Splits
+    settings: QuantizationSettings
+    model_format: ModelFormat
+    seed: int
+    zeros: tuple[_Parameters, ...]
+    clusters: tuple[_Parameters, ...]
+    packed_bytes: int
+    on_progress: ProgressCallback
+    _files: dict[_Place, _File] = field(default_factory=dict)
+    _sparse: dict[int, bytes] = field(default_factory=dict)
+    _accuracies: dict[_Place, float | None] = field(default_factory=dict)
+
+    def offer(self, aim: int) -> DownloadOffer:
+        """Return the options that reach the aim."""
+        reached: list[_Place] = []
+        most = len(self.zeros) - 1
+        for level in range(len(self.clusters)):
+            fewest = self._fewest_zeros(level, most, aim)
+            if fewest is None:
+                continue
+            reached.append((level, fewest))
+            most = fewest
+            if fewest == 0:  # fewer clusters would lose more for nothing
+                break
+        changed = [place for place in reached if place != (0, 0)]
+        changed.sort(key=lambda place: (self._lost(place) or 0.0, sum(place)))
+        made = [place for place in self._files if place != (0, 0)]
+        least = min(made, key=self._size, default=None)
+        return DownloadOffer(
+            options=tuple(self._option(place) for place in changed),
+            least=None if least is None or math.isinf(self._size(least)) else self._option(least),
+        )
+
+    def _fewest_zeros(self, level: int, most: int, aim: int) -> int | None:
+        """Return the lowest level of sparsity up to `most` that reaches the aim; None where none does."""
+        if self._size((level, 0)) <= aim:
+            return 0
+        while most > 0 and math.isinf(self._size((level, most))):
+            most -= 1
+        if self._size((level, most)) > aim:
+            return None
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._size((level, middle)) <= aim:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _size(self, place: _Place) -> float:
+        """Return the predicted size: the trial's file has metadata that files made here lack."""
+        return self._file(place).packed_bytes + self.packed_bytes - self._file((0, 0)).packed_bytes
+
+    def _file(self, place: _Place) -> _File:
+        if place not in self._files:
+            total = len(self.zeros) * len(self.clusters)
+            self.on_progress(
+                len(self._files) / total, f"packing: {self._label(place) or 'as it is'}"
+            )
+            self._files[place] = self._made(place)
+        return self._files[place]
+
+    def _made(self, place: _Place) -> _File:
+        calibration = self.splits.get(SplitName.CALIBRATION)
+        settings = with_shared_scales(self.settings) if place[0] else self.settings
+        try:
+            exported = self.recipes.exporters[self.model_format].export(
+                self._changed(place),
+                calibration=None if calibration is None else _few(calibration),
+                settings=settings,
+                metadata={},
+            )
+        except (InvalidModelError, InvalidRequestError, ParityError, UnsupportedError):
+            if place == (0, 0):
+                raise
+            # so much was taken away that the file no longer computes what the graph does
+            return _File(data=b"", packed_bytes=math.inf)
+        packed = self.recipes.pack(exported.data, self.model_format)
+        return _File(data=exported.data, packed_bytes=float(len(packed)))
+
+    def _changed(self, place: _Place) -> bytes:
+        level, sparse = place
+        if sparse not in self._sparse:
+            self._sparse[sparse] = self._applied(self.start, SPARSITY_STEP, self.zeros[sparse])
+        return self._applied(self._sparse[sparse], CLUSTERING_STEP, self.clusters[level])
+
+    def _applied(self, graph: bytes, name: str, parameters: _Parameters) -> bytes:
+        if parameters is None:
+            return graph
+        calibration = self.splits.get(SplitName.CALIBRATION)
+        context = PassContext(calibration=calibration, seed=self.seed)
+        return self.recipes.steps.apply(
+            graph, PassStep(pass_name=name, parameters=parameters), context
+        )
+
+    def _lost(self, place: _Place) -> float | None:
+        before, after = self._accuracy((0, 0)), self._accuracy(place)
+        return None if before is None or after is None else max(0.0, before - after)
+
+    def _accuracy(self, place: _Place) -> float | None:
+        if place not in self._accuracies:
+            self._accuracies[place] = self._measured(place)
+        return self._accuracies[place]
+
+    def _measured(self, place: _Place) -> float | None:
+        selection = self.splits.get(SplitName.SELECTION)
+        if selection is None or not self._file(place).data:
+            return None
+        sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
+        evaluator = self.recipes.evaluators[self.model_format]
+        found = accuracy_of(evaluator, self._file(place).data, sample)
+        return None if found is None else found.value
+
+    def _option(self, place: _Place) -> DownloadOption:
+        level, sparse = place
+        return DownloadOption(
+            sparsity=self.zeros[sparse],
+            clustering=self.clusters[level],
+            download_bytes=math.ceil(self._size(place)),
+            lost=self._lost(place),
+            label=self._label(place),
+        )
+
+    def _label(self, place: _Place) -> str:
+        level, sparse = place
+        parts = (
+            _words(SPARSITY_STEP, self.zeros[sparse]),
+            _words(CLUSTERING_STEP, self.clusters[level]),
+        )
+        return ", ".join(filter(None, parts))
+
+
+def _few(calibration: Samples) -> Samples:
+    return calibration.take(range(min(_CALIBRATION_SAMPLES, len(calibration))))
+
+
+def _words(name: str, parameters: _Parameters) -> str:
+    """Return a pass and its strength, which is that of all its nodes, in a few words."""
+    if parameters is None:
+        return ""
+    choice: Mapping[str, Any] = next(iter(parameters["nodes"].values()))
+    numbers = [
+        f"{key} {value:g}" for key, value in choice.items() if isinstance(value, int | float)
+    ]
+    return " ".join([name, *numbers])
