@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,18 @@ COSTS: tuple[CostFigure, ...] = (
         "flash_bytes",
     ),
 )
-COST_BY_QUANTITY: Mapping[str, CostFigure] = {cost.quantity: cost for cost in COSTS}
+DOWNLOAD = CostFigure(
+    "download",
+    "Download",
+    "download_bytes",
+    "max_download_bytes",
+    "--max-download",
+    format_bytes,
+    bytes_option,
+)
+"""What is known exactly: its metric is a number, where a packed file was made."""
+
+COST_BY_QUANTITY: Mapping[str, CostFigure] = {cost.quantity: cost for cost in (*COSTS, DOWNLOAD)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def limits_of(result: Mapping[str, Any]) -> dict[str, Limit]:
     """Return the limits that hold, by quantity; the tighter of the user's and the target's."""
     budget, target = result["budget"], result["target"]
     limits: dict[str, Limit] = {}
-    for cost in COSTS:
+    for cost in COST_BY_QUANTITY.values():
         asked = budget.get(cost.budget)
         implied = target.get(cost.target_limit) if cost.target_limit else None
         if asked is not None and (not implied or asked <= implied):
@@ -195,6 +206,7 @@ def summary_table(result: Mapping[str, Any]) -> SummaryTable:
         limit = limits.get(cost.quantity)
         cells = tuple(_cost_cell(figures, cost, limit) for _, figures in columns)
         rows.append(Row(cost.quantity, cost.label, limit, cells))
+    rows.extend(_download_rows([figures for _, figures in columns], limits.get("download")))
     for quantity, label, key, show in (
         ("file", "File", "file_bytes", format_bytes),
         ("macs", "MACs", "macs", format_count),
@@ -244,6 +256,20 @@ def _cost_cell(figures: Figures, cost: CostFigure, limit: Limit | None) -> Cell:
     detail = "" if is_exact else format_range(cost.show, low, high)
     met = None if limit is None else high <= limit.value
     return Cell(cost.show(estimate["value"]), detail, met)
+
+
+def _download_rows(columns: Sequence[Figures], limit: Limit | None) -> Iterator[Row]:
+    """Yield the row of packed files, where any was made or their size is limited."""
+    sizes = [figures.get(DOWNLOAD.metric) for figures in columns]
+    if limit is None and not any(sizes):
+        return
+    cells = (
+        Cell("unknown")
+        if size is None
+        else Cell(format_bytes(size), met=None if limit is None else size <= limit.value)
+        for size in sizes
+    )
+    yield Row(DOWNLOAD.quantity, DOWNLOAD.label, limit, tuple(cells))
 
 
 def _plain_cell(figures: Figures, key: str, show: Callable[[float], str]) -> Cell:

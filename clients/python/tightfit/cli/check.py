@@ -30,6 +30,7 @@ def check(
     max_energy: options.MaxEnergy = None,
     max_ram: options.MaxRam = None,
     max_size: options.MaxSize = None,
+    max_download: options.MaxDownload = None,
     min_accuracy: options.MinAccuracy = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
     server: options.Server = None,
@@ -46,6 +47,7 @@ def check(
         max_energy=max_energy,
         max_ram=max_ram,
         max_size=max_size,
+        max_download=max_download,
         min_accuracy=min_accuracy,
         max_accuracy_drop=max_accuracy_drop,
     )

@@ -29,6 +29,7 @@ _OWN_FILES = (
         for names in FILE_SETS.values()
         for name in names
     ),
+    *(f"{stem}.packed" for stem in ("model", _CLOSEST)),
     "recipe.json",
     "result.json",
     "report.html",
@@ -79,6 +80,10 @@ def write(folder: Path, result: Mapping[str, Any], client: Client) -> list[str]:
                 written.extend(
                     _fetch_model(folder, digest, format_, client, fits=bool(result["best"]))
                 )
+            if packed := trial["artifacts"].get("packed"):
+                name = f"{'model' if result['best'] else _CLOSEST}.packed"
+                client.download_artifact(packed, folder / name)
+                written.append(name)
             _write_json(folder / "recipe.json", trial["recipe"])
             written.append("recipe.json")
             if signed := trial["artifacts"].get("provenance"):

@@ -26,6 +26,7 @@ _LIMIT_OPTIONS = frozenset(
         "--max-energy",
         "--max-ram",
         "--max-size",
+        "--max-download",
         "--min-accuracy",
         "--max-accuracy-drop",
     }
