@@ -98,6 +98,23 @@ def test_formats_without_an_importer_are_named_with_those_that_are_offered() -> 
         (b"<?xml version='1.0'?><net/>", "XML", "ONNX or TFLite"),
         (b"hello, this is no model at all", "not an ONNX model", ""),
     ],
+    # bytes do not name a test: an archive has the time in it
+    ids=[
+        "nothing",
+        "old checkpoint",
+        "checkpoint",
+        "pickle",
+        "TorchScript",
+        "HDF5",
+        "Keras",
+        "SavedModel file",
+        "SavedModel archive",
+        "half an archive",
+        "ExecuTorch",
+        "gzip",
+        "XML",
+        "text",
+    ],
 )
 def test_other_files_are_named(data: bytes, what: str, remedy: str) -> None:
     with pytest.raises(InvalidModelError) as caught:
