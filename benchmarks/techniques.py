@@ -33,7 +33,13 @@ from tightfit_service.application.resampling import resize_samples
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Preprocess
 from tightfit_service.domain.hardware import HardwareSpec
-from tightfit_service.domain.network import Alternative, NetworkProfile, Operator
+from tightfit_service.domain.network import (
+    DEFAULT_IMPORTANCE,
+    Alternative,
+    ImportanceCriterion,
+    NetworkProfile,
+    Operator,
+)
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.passes.depth_pruning import DepthPruningPass
 from tightfit_service.passes.low_rank import LowRankPass
@@ -51,6 +57,8 @@ CIFAR = "cifar10/cifar10_train20k_test4k.npz"
 CALIBRATION = 256
 EVALUATION = 1_000
 PRUNED_SHARE = 0.3
+RANKED_SHARES = (0.1, 0.2)
+"""Shares of each group that are cut to compare criteria: at `PRUNED_SHARE` none leaves much untrained."""
 LAYER_ERRORS = (0.01, 0.03, 0.08, 0.16)
 """Relative squared errors that low rank may leave in the output of each layer."""
 
@@ -107,6 +115,14 @@ def structured_pruning(case: Case) -> Iterator[Candidate]:
     yield Candidate(what=f"{PRUNED_SHARE:.0%} of each group", graph=pruned(case))
 
 
+def importance(case: Case) -> Iterator[Candidate]:
+    """Every group loses the same share of its units, the least important ones by each criterion."""
+    for share in RANKED_SHARES:
+        for criterion in ImportanceCriterion:
+            what = f"{share:.0%} of each group by {criterion}"
+            yield Candidate(what=what, graph=pruned(case, share, criterion))
+
+
 def depth_pruning(case: Case) -> Iterator[Candidate]:
     technique = DepthPruningPass()
     context = PassContext(calibration=case.calibration)
@@ -152,20 +168,27 @@ def resolution(case: Case) -> Iterator[Candidate]:
 Technique = Callable[[Case], Iterator[Candidate]]
 TECHNIQUES: Mapping[str, Technique] = {
     "structured_pruning": structured_pruning,
+    "importance": importance,
     "depth_pruning": depth_pruning,
     "low_rank": low_rank,
     "resolution": resolution,
 }
 
 
-def pruned(case: Case) -> bytes:
-    """Return the network without the share of each group that Taylor importance ranks last."""
+def pruned(
+    case: Case,
+    share: float = PRUNED_SHARE,
+    criterion: ImportanceCriterion = DEFAULT_IMPORTANCE,
+) -> bytes:
+    """Return the network without the share of each group that a criterion ranks last."""
     technique = StructuredPruningPass()
     space = technique.space(case.graph)
-    scores = TorchTrainer().importance(case.graph, space, case.calibration, seed=0)
+    scores = TorchTrainer().importance(
+        case.graph, space, case.calibration, seed=0, criterion=criterion
+    )
     keep = {}
     for group in space.groups:
-        count = max(1, round(group.unit_count * (1 - PRUNED_SHARE)))
+        count = max(1, round(group.unit_count * (1 - share)))
         order = np.argsort(-np.asarray(scores[group.group_id]), kind="stable")
         keep[group.group_id] = sorted(order[:count].tolist())
     return technique.apply(case.graph, keep)

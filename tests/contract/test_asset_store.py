@@ -10,7 +10,7 @@ from fakes.records import digest_of, make_asset, make_job, make_spec
 from fakes.stores import RecordStore
 from tightfit_service.application.ports import Page
 from tightfit_service.domain.errors import AlreadyExistsError, NotFoundError, PreconditionError
-from tightfit_service.domain.job import JobState
+from tightfit_service.domain.job import JobState, TeacherModel
 
 
 def test_an_asset_comes_back_as_it_was_stored(store: RecordStore) -> None:
@@ -87,6 +87,35 @@ def test_the_inputs_of_an_unfinished_job_are_in_use(store: RecordStore) -> None:
     assert not store.is_digest_used("default", digest_of("nothing"))
     store.update_job(replace(job, state=JobState.CANCELLED))
     assert not store.is_digest_used("default", digest_of("model"))
+
+
+TEACHER = TeacherModel(name="teacher", digest=digest_of("teacher"))
+
+
+def test_a_teacher_stays_while_an_unfinished_job_learns_from_it(store: RecordStore) -> None:
+    for name in ("teacher", "model"):
+        store.add_asset(make_asset(name, digest=digest_of(name)))
+    store.add_asset(make_asset("data", kind="dataset", digest=digest_of("teacher")))
+    job = store.create_job(make_job(spec=make_spec(teachers=(TEACHER,))))
+    store.create_job(make_job("other"))
+    for name in ("teacher", "model"):
+        with pytest.raises(PreconditionError):
+            store.delete_asset("default", "model", name)
+    assert store.delete_asset("default", "dataset", "data")  # nobody works on these data
+    store.update_job(replace(job, state=JobState.CANCELLED))
+    assert store.delete_asset("default", "model", "teacher").asset_id == "teacher"
+    with pytest.raises(PreconditionError):
+        store.delete_asset("default", "model", "model")
+
+
+def test_the_teachers_of_an_unfinished_job_are_in_use(store: RecordStore) -> None:
+    job = store.create_job(make_job(spec=make_spec(teachers=(TEACHER,))))
+    assert store.get_job("default", "job").spec.teachers == (TEACHER,)
+    assert store.is_digest_used("default", digest_of("teacher"))
+    assert not store.is_digest_used("elsewhere", digest_of("teacher"))
+    store.update_job(replace(job, state=JobState.CANCELLED))
+    assert not store.is_digest_used("default", digest_of("teacher"))
+    store.delete_job("default", "job")
 
 
 def test_a_job_without_dataset_uses_no_dataset(store: RecordStore) -> None:

@@ -29,6 +29,7 @@ from tightfit_service.domain.job import (
     LayerAttribution,
     PreflightNote,
     Relaxation,
+    TeacherModel,
 )
 from tightfit_service.domain.quantities import Accuracy, Interval
 from tightfit_service.domain.recipe import PassStep, Recipe
@@ -102,6 +103,7 @@ def metrics(message: metrics_pb2.Metrics) -> Metrics:
         file_bytes=message.file_bytes,
         accuracy=accuracy("accuracy"),
         selection_accuracy=accuracy("selection_accuracy"),
+        download_bytes=(message.download_bytes if message.HasField("download_bytes") else None),
     )
 
 
@@ -173,6 +175,9 @@ def job(message: job_pb2.CompressionJob) -> Job:
             search_limits=search_limits_from_proto(message.spec.search_limits),
             output_format=enums.MODEL_FORMAT.optional(message.spec.output_format, field="x"),
             seed=message.spec.seed,
+            packed=message.spec.packed,
+            teachers=tuple(TeacherModel(name=name, digest="") for name in message.spec.teachers),
+            importance=enums.IMPORTANCE.optional(message.spec.importance, field="x"),
         ),
         state=enums.JOB_STATE.from_proto(message.state, field="x"),
         create_time=time("create_time"),

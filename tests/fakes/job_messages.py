@@ -60,6 +60,7 @@ def _spec(result: Mapping[str, Any]) -> job_pb2.CompressionSpec:
         model=result["model"]["name"],
         dataset=result["dataset"]["name"],
         seed=result["seed"],
+        packed=result["packed"],
         output_format=hardware_pb2.ModelFormat.Value(f"MODEL_FORMAT_{result['format'].upper()}"),
         hardware_spec=hardware_pb2.HardwareSpec(
             name=target["name"],
@@ -108,7 +109,9 @@ def _fill_infeasibility(
 
 
 def metrics_message(figures: Mapping[str, Any]) -> metrics_pb2.Metrics:
-    metrics = metrics_pb2.Metrics(file_bytes=figures["file_bytes"])
+    metrics = metrics_pb2.Metrics(
+        file_bytes=figures["file_bytes"], download_bytes=figures["download_bytes"]
+    )
     metrics.cost.macs = figures["macs"]
     for key in _ESTIMATES:
         getattr(metrics.cost, key).CopyFrom(metrics_pb2.Estimate(**figures[key]))

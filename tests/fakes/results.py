@@ -49,6 +49,7 @@ def figures(
         "estimated_peak_ram_bytes": estimate(ram, 0.02),
         "flash_bytes": estimate(flash, 0.0),
         "file_bytes": int(flash),
+        "download_bytes": None,
         "measured": None,
     }
 
@@ -205,6 +206,7 @@ def succeeded() -> dict[str, Any]:
             "max_energy_mj": None,
             "max_ram_bytes": 131_072,
             "max_size_bytes": None,
+            "max_download_bytes": None,
             "min_accuracy": None,
             "max_accuracy_drop": 0.015,
         },
@@ -232,6 +234,9 @@ def succeeded() -> dict[str, Any]:
         "search_limits": {"max_trials": 12, "max_seconds": 900.0},
         "seed": 0,
         "verification": "none",
+        "packed": False,
+        "teachers": [],
+        "importance": "",
         "baseline": figures(58.0, accuracy=0.9153, flash=1_080_000, ram=208_000, macs=40_800_000),
         "baseline_int8": figures(36.2, accuracy=0.9148, flash=281_000, macs=40_800_000),
         "best": copy.deepcopy(best),

@@ -10,12 +10,16 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from fakes.scripted_download import PACKED_SHARE, loss, offer, share, strength
+from tightfit_service.application.download_work import DOWNLOAD_NOTES, DOWNLOAD_OPTIONS
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
+    BeginCallback,
     ProgressCallback,
     TensorSignature,
     WorkResult,
     WorkUnit,
+    begin_at_once,
 )
 from tightfit_service.application.recipe_work import TrialOutcome
 from tightfit_service.application.work import (
@@ -23,6 +27,7 @@ from tightfit_service.application.work import (
     CHECK_DATASET,
     IMPORT_MODEL,
     SENSITIVITY,
+    TEACHER,
     TRIAL,
     VARIANTS,
     BaselineOutcome,
@@ -30,6 +35,7 @@ from tightfit_service.application.work import (
     MeasuredPoint,
     ModelFacts,
     SensitivityOutcome,
+    TeacherOutcome,
     VariantOutcome,
     unit_digest,
 )
@@ -45,7 +51,7 @@ from tightfit_service.domain.network import (
     WidthTerm,
 )
 from tightfit_service.domain.quantities import wilson_accuracy
-from tightfit_service.domain.recipe import Recipe
+from tightfit_service.domain.recipe import PassStep, Recipe
 
 UNITS = {"a": 16, "b": 32}
 BASELINE_ACCURACY = 0.9
@@ -143,6 +149,11 @@ class ScriptedExecutor:
         """Other forms of the network that a search may turn to."""
         self.alternatives: list[MeasuredAlternative] = []
         """Other ways to compute single nodes."""
+        self.models: dict[str, ModelFacts] = {}
+        """Facts of model files by digest; the others are all the network above."""
+        self.teacher_accuracy = 0.92
+        self.growth = 1.0
+        """By which packed files are larger than was predicted before training."""
 
     async def start(self) -> None:
         return
@@ -153,7 +164,14 @@ class ScriptedExecutor:
     async def stop(self) -> None:
         return
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
+        await on_begin()
         self.ran.append(unit)
         if (error := self.fail.get(len(self.ran))) is not None:
             raise error
@@ -170,7 +188,10 @@ class ScriptedExecutor:
             BASELINE: self._baseline,
             SENSITIVITY: self._sensitivity,
             VARIANTS: self._variants,
+            TEACHER: self._teacher,
             TRIAL: self._trial,
+            DOWNLOAD_NOTES: self._download_notes,
+            DOWNLOAD_OPTIONS: self._download_options,
         }[unit.kind]
         return handler(unit)
 
@@ -178,7 +199,12 @@ class ScriptedExecutor:
         return [unit_digest(unit) for unit in self.ran if unit.kind == TRIAL]
 
     def _import(self, unit: WorkUnit) -> WorkResult:
-        return WorkResult(payload=to_plain(facts()), outputs={"graph": "9" * 64})
+        digest = unit.inputs["model"]
+        known = self.models.get(digest)
+        return WorkResult(
+            payload=to_plain(known or facts()),
+            outputs={"graph": "9" * 64 if known is None else digest[::-1]},
+        )
 
     def _variants(self, unit: WorkUnit) -> WorkResult:
         wanted = [v for v in self.variants if v.variant.pass_name in unit.payload["techniques"]]
@@ -211,30 +237,60 @@ class ScriptedExecutor:
         )
         return WorkResult(payload=to_plain(outcome))
 
+    def _teacher(self, unit: WorkUnit) -> WorkResult:
+        outcome = TeacherOutcome(
+            accuracy=wilson_accuracy(self.teacher_accuracy * 1000, 1000),
+            model_accuracy=wilson_accuracy(BASELINE_ACCURACY * 1000, 1000),
+        )
+        return WorkResult(payload=to_plain(outcome))
+
     def _trial(self, unit: WorkUnit) -> WorkResult:
         recipe = from_plain(Recipe, unit.payload["recipe"])
         step = recipe.step("structured_pruning")
         keep: Mapping[str, Any] = step.parameters["keep"] if step else {}
         kept = {g: len(keep.get(g, range(n))) for g, n in UNITS.items()}
         profile = network(kept["a"], kept["b"])
-        recovery = recipe.step("recovery")
-        epochs = float(recovery.parameters["epochs"]) if recovery else 0.0
+        finished = unit.payload.get("finished_steps", 0)
+        trained = [_epochs(step) for step in recipe.steps if step.pass_name == "recovery"]
+        recoveries = [
+            _epochs(step) for step in recipe.steps[finished:] if step.pass_name == "recovery"
+        ]
+        epochs, last = (trained[0], trained[-1]) if trained else (0.0, 0.0)
         cut = sum(
             (1 - kept[g] / n) ** 2 * w for (g, n), w in zip(UNITS.items(), (0.2, 0.1), strict=True)
         )
-        value = QUANTIZED_ACCURACY - cut / (1 + epochs)
+        ratio, clusters = strength(recipe)
+        value = QUANTIZED_ACCURACY - cut / (1 + epochs) - loss(ratio, clusters) / (1 + 2 * last)
         accuracy = wilson_accuracy(value * 1000, 1000)
+        file_bytes = profile.weight_count + 1000
+        packed = file_bytes * PACKED_SHARE * share(ratio, clusters)
+        if ratio or clusters:
+            packed *= self.growth
         outcome = TrialOutcome(
             profile=profile,
-            file_bytes=profile.weight_count + 1000,
+            file_bytes=file_bytes,
+            download_bytes=round(packed) if unit.payload.get("packed") else None,
             accuracy=accuracy if unit.payload["evaluate"] else None,
             selection_accuracy=accuracy,
             float_selection_accuracy=accuracy,
             parity={"top1_agreement": 1.0},
             stage_seconds={"recover": epochs, "export": 1.0},
-            epochs=epochs,
+            recoveries=tuple(recoveries),
         )
         digest = unit_digest(unit)
-        return WorkResult(
-            payload=to_plain(outcome), outputs={"model": digest, "graph": digest[::-1]}
-        )
+        outputs = {"model": digest, "graph": digest[::-1]}
+        if unit.payload.get("packed"):
+            outputs["packed"] = digest[32:] + digest[:32]
+        return WorkResult(payload=to_plain(outcome), outputs=outputs)
+
+    def _download_notes(self, unit: WorkUnit) -> WorkResult:
+        runtime = unit.payload["target"]["runtime"]["name"]
+        reasons = {name: [f"{runtime}: no kernels"] for name in unit.payload["techniques"]}
+        return WorkResult(payload={"reasons": reasons})
+
+    def _download_options(self, unit: WorkUnit) -> WorkResult:
+        return WorkResult(payload=to_plain(offer(unit.payload)))
+
+
+def _epochs(step: PassStep) -> float:
+    return float(step.parameters["epochs"])

@@ -17,8 +17,9 @@ from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.trial_book import RunContext
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
 from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
-from tightfit_service.domain.job import Job, JobSpec, JobState
+from tightfit_service.domain.job import Job, JobSpec, JobState, TeacherModel
 from tightfit_service.domain.measurement import Verification
+from tightfit_service.domain.network import ImportanceCriterion
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Trial
 
@@ -46,6 +47,10 @@ class Bench:
         measurer: DeviceMeasurer | None = None,
         provenance: Provenance | None = None,
         parallel_trials: int = 1,
+        packed: bool = False,
+        techniques: tuple[str, ...] = (),
+        teachers: tuple[TeacherModel, ...] = (),
+        importance: ImportanceCriterion | None = None,
     ) -> None:
         self.parallel_trials = parallel_trials
         self.clock = FakeClock()
@@ -65,6 +70,10 @@ class Bench:
             search_limits=SearchLimits(max_trials=max_trials, max_seconds=600),
             recipe=recipe,
             verification=verification,
+            packed=packed,
+            techniques=techniques,
+            teachers=teachers,
+            importance=importance,
         )
         self.measurements = (
             None
@@ -106,6 +115,9 @@ class Bench:
             ),
             facts=facts(),
             graph_digest="9" * 64,
+            teacher_graphs=tuple(
+                teacher.digest for teacher in self.store.get_job("p", "j").spec.teachers
+            ),
             tool_versions={},
             parallel_trials=self.parallel_trials,
             measurements=self.measurements,

@@ -248,8 +248,9 @@ class InMemoryStore:
     def delete_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         record = self.get_asset(project, kind, asset_id)
         for job in self._unfinished():
-            used = job.spec.model_digest if kind == "model" else job.spec.dataset_digest
-            if job.project == project and used == record.digest:
+            models = {job.spec.model_digest, *(t.digest for t in job.spec.teachers)}
+            used = models if kind == "model" else {job.spec.dataset_digest}
+            if job.project == project and record.digest in used:
                 raise PreconditionError(f"job {job.job_id} uses the {kind}", field="name")
         return self.assets.pop((project, kind, asset_id))
 
@@ -264,7 +265,12 @@ class InMemoryStore:
             )
             or any(
                 job.project == project
-                and digest in (job.spec.model_digest, job.spec.dataset_digest)
+                and digest
+                in (
+                    job.spec.model_digest,
+                    job.spec.dataset_digest,
+                    *(teacher.digest for teacher in job.spec.teachers),
+                )
                 for job in self._unfinished()
             )
         )

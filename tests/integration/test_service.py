@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from fakes.damaged_models import damaged
 from fakes.networks import NETWORKS
@@ -60,6 +62,39 @@ def digits_spec(
 
 def trials_of(client: Client, job: str) -> dict[int, trial_pb2.Trial]:
     return {trial.index: trial for trial in client.list_trials(job)}
+
+
+@pytest.mark.slow
+def test_a_second_teacher_is_listened_to_and_recorded(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    model = onnx.load(EXAMPLE / "digits.onnx")
+    random = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype == np.float32:
+            noise = random.normal(1.0, 0.01, value.shape).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(value * noise, tensor.name))
+    onnx.save(model, tmp_path / "teacher.onnx")
+    onnx.save(NETWORKS["plain_cnn"](0), tmp_path / "stranger.onnx")
+    with server.client() as client:
+        spec = digits_spec(client)
+        spec.importance = job_pb2.IMPORTANCE_CRITERION_TAYLOR
+        stranger = client.upload_model(tmp_path / "stranger.onnx")
+        spec.teachers.append(stranger.name)
+        with pytest.raises(TightfitError, match="the teacher takes") as caught:
+            client.create_job(spec)
+        assert caught.value.field == "teachers[0]"
+        teacher = client.upload_model(tmp_path / "teacher.onnx")
+        spec.teachers[0] = teacher.name
+        job = client.wait(client.create_job(spec).name)
+        assert job.state == job_pb2.CompressionJob.STATE_SUCCEEDED, job.error
+        assert list(job.spec.teachers) == [teacher.name]
+        (said,) = (note.message for note in job.result.notes if note.code == "TEACHER")
+        recipe = client.get_trial(job.result.best_trial).recipe
+    assert "has an accuracy of 9" in said
+    (training,) = (step for step in recipe.steps if step.pass_name == "recovery")
+    assert list(training.parameters["teachers"]) == [teacher.digest]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ _BUDGET_KEYS = (
     "max_energy_mj",
     "max_ram_bytes",
     "max_size_bytes",
+    "max_download_bytes",
     "min_accuracy",
     "max_accuracy_drop",
 )
@@ -80,6 +81,9 @@ def build_result(
         },
         "seed": spec.seed,
         "verification": words.verification_word(spec.verification),
+        "packed": spec.packed or spec.budget.HasField("max_download_bytes"),
+        "teachers": list(spec.teachers),
+        "importance": words.importance_word(spec.importance),
         "baseline": metrics_content(outcome.baseline) if outcome.HasField("baseline") else None,
         "baseline_int8": metrics_content(outcome.baseline_int8)
         if outcome.HasField("baseline_int8")
@@ -110,6 +114,7 @@ def metrics_content(metrics: metrics_pb2.Metrics) -> dict[str, Any]:
     content: dict[str, Any] = {key: _optional(metrics, key) for key in _ACCURACIES}
     content |= cost_content(metrics.cost if metrics.HasField("cost") else None)
     content["file_bytes"] = metrics.file_bytes or None
+    content["download_bytes"] = _optional(metrics, "download_bytes")
     content["measured"] = _measured(metrics.measured) if metrics.HasField("measured") else None
     return content
 

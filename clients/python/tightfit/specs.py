@@ -9,7 +9,7 @@ from google.protobuf import duration_pb2
 
 from tightfit.names import target_name
 from tightfit.v1 import budget_pb2, hardware_pb2, job_pb2
-from tightfit.words import format_value, quantity_value, verification_value
+from tightfit.words import format_value, importance_value, quantity_value, verification_value
 
 
 def compression_spec(
@@ -24,8 +24,11 @@ def compression_spec(
     output_format: str = "",
     seed: int = 0,
     techniques: Sequence[str] = (),
+    teachers: Sequence[str] = (),
+    importance: str = "",
     verify: str = "none",
     priority: int = 0,
+    packed: bool = False,
 ) -> job_pb2.CompressionSpec:
     """Return the message that `create_job` and `check` take.
 
@@ -40,11 +43,15 @@ def compression_spec(
         output_format: One of `tightfit.words.FORMATS`, or "" for what the target's runtime loads.
         seed: Of every random choice.
         techniques: Names of what the search may use; empty leaves the choice to it.
+        teachers: Resource names of uploaded models that training learns from besides the model.
+        importance: What channels are chosen by, one of `tightfit.words.IMPORTANCES`; "" leaves the
+            choice to the search.
         verify: Whether candidates are measured on a device: one of `tightfit.words.VERIFICATIONS`.
         priority: Of the project's queued jobs the one with the highest starts first; -100 to 100.
+        packed: Whether a packed file for download is wanted beside the model.
 
     Raises:
-        InvalidInputError: An unknown objective, format or verification.
+        InvalidInputError: An unknown objective, format, importance or verification.
     """
     spec = job_pb2.CompressionSpec(
         model=model,
@@ -53,8 +60,10 @@ def compression_spec(
         objective=budget_pb2.Objective(quantity=quantity_value(objective)),
         seed=seed,
         techniques=techniques,
+        teachers=teachers,
         verification=verification_value(verify),
         priority=priority,
+        packed=packed,
     )
     if isinstance(target, str):
         spec.hardware_target = target_name(target)
@@ -62,6 +71,8 @@ def compression_spec(
         spec.hardware_spec.CopyFrom(target)
     if output_format:
         spec.output_format = format_value(output_format)
+    if importance:
+        spec.importance = importance_value(importance)
     if max_trials is not None:
         spec.search_limits.max_trials = max_trials
     if max_seconds is not None:

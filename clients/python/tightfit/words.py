@@ -29,6 +29,8 @@ VERIFICATIONS = ("none", "if-available", "required")
 def quantity_word(value: int) -> str:
     """Return `latency` for QUANTITY_LATENCY."""
     return _word(metrics_pb2.Quantity, value, "QUANTITY_")
+IMPORTANCES = ("taylor", "fisher", "magnitude")
+"""What the channels to remove may be chosen by."""
 
 
 def quantity_value(word: str) -> metrics_pb2.Quantity.ValueType:
@@ -68,6 +70,17 @@ def number_format_word(value: int) -> str:
 
 def job_state_word(value: int) -> str:
     """Return `SUCCEEDED` for STATE_SUCCEEDED."""
+def importance_value(word: str) -> job_pb2.ImportanceCriterion.ValueType:
+    """Return IMPORTANCE_CRITERION_FISHER for `fisher`. Raises InvalidInputError for an unknown word."""
+    check_word(word, IMPORTANCES, field="--importance")
+    return job_pb2.ImportanceCriterion.Value(f"IMPORTANCE_CRITERION_{word.upper()}")
+
+
+def importance_word(value: int) -> str:
+    """Return `fisher` for IMPORTANCE_CRITERION_FISHER, "" for the unspecified one."""
+    return _word(job_pb2.ImportanceCriterion, value, "IMPORTANCE_CRITERION_") if value else ""
+
+
     return _word(job_pb2.CompressionJob.State, value, "STATE_").upper()
 
 

@@ -9,6 +9,7 @@
 4. Screening: short recovery of several solutions; what is seen corrects the prediction, and the
    problem is solved again.
 5. Finish: long recovery of the best, evaluated on the evaluation set in the exported file's runtime.
+6. Download: where its packed file is larger than the limit on it, sparsity and clustering of the best.
 
 Every trial is stored before it runs and its result is remembered by the digest of its inputs, so a
 run that is interrupted anywhere goes on where it was: it proposes the same trials again and finds
@@ -25,6 +26,7 @@ from datetime import datetime
 from tightfit_service.application.attribution import PredictedLosses, attribute_layers
 from tightfit_service.application.choice import closest_trial, summary
 from tightfit_service.application.costing import preflight_notes, with_target_limits
+from tightfit_service.application.download_limit import DownloadStage
 from tightfit_service.application.infeasibility import explain_infeasibility
 from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.journal import JobJournal
@@ -34,8 +36,10 @@ from tightfit_service.application.portfolio import Candidate, Portfolio
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal
 from tightfit_service.application.provenance import ARTIFACT_NAME, MODEL, Outcome
-from tightfit_service.application.recipe_making import RecipeMaker
+from tightfit_service.application.recipe_making import RecipeMaker, teachers_of
+from tightfit_service.application.recipe_work import RECOVERY_STEP
 from tightfit_service.application.stages import Stages
+from tightfit_service.application.teaching import JobTeachers
 from tightfit_service.application.techniques import PRECISION, network_passes
 from tightfit_service.application.time_budget import TimeBudget
 from tightfit_service.application.together import together
@@ -94,7 +98,26 @@ class CompressionRun:
             book=self._book,
             notes=self._notes,
         )
+        self._teachers = JobTeachers(
+            context,
+            spec=self._spec,
+            label=journal.job.job_id,
+            stages=self._stages,
+            notes=self._notes,
+        )
         self._portfolio: Portfolio | None = None
+        self._download = DownloadStage(
+            context,
+            spec=self._spec,
+            budget=self._budget,
+            label=journal.job.job_id,
+            recipes=self._recipes,
+            stages=self._stages,
+            book=self._book,
+            notes=self._notes,
+            time=self._time,
+            after_trial=self._store_result,
+        )
 
     async def run(self) -> None:
         """Run the search to its end and bring the job to SUCCEEDED or INFEASIBLE.
@@ -111,14 +134,20 @@ class CompressionRun:
         await self._store_result()
         if self._spec.recipe is not None:
             await self._reapply()
-        elif self._needs_search(quantized):
-            await self._search(baseline)
+        else:
+            if self._needs_search(quantized):
+                await self._search(baseline)
+            await self._shrink_download(baseline)
         await self._finish()
 
     async def _reapply(self) -> None:
         """Apply the recipe that the job brings."""
         recipe = self._spec.recipe
         assert recipe is not None
+        training = recipe.step(RECOVERY_STEP)
+        if training is not None:
+            await self._teachers.compare(teachers_of(training))
+            await self._teachers.meet(self._book.dataset_inputs())
         await self._stages.enter("trial", "applying the recipe", begin=0.1, end=0.95)
         await self._book.run(
             1, TrialRole.FINALIST, lambda: self._recipes.reapplied(recipe), evaluate=True
@@ -134,6 +163,7 @@ class CompressionRun:
             warnings=self._facts.warnings,
         )
         await self._notes.extend(found, stage="preflight")
+        await self._download.announce()
         if self._spec.dataset_digest is None:
             await self._notes.add(
                 "NO_DATASET",
@@ -168,10 +198,21 @@ class CompressionRun:
 
     def _needs_search(self, quantized: Trial) -> bool:
         """Whether anything better than quantizing alone is asked for."""
-        return self._spec.objective.quantity is not Quantity.ACCURACY or not quantized.is_feasible
+        return self._spec.objective.quantity is not Quantity.ACCURACY or not quantized.fits_unpacked
+
+    async def _shrink_download(self, baseline: BaselineOutcome) -> None:
+        """Make the packed file smaller, where only that misses its limit."""
+        if self._download.base is None:
+            return
+        can_train = baseline.train_count > 0
+        if can_train and self._portfolio is None:
+            await self._teachers.meet(self._book.dataset_inputs())
+        await self._download.run(can_train=can_train)
 
     async def _search(self, baseline: BaselineOutcome) -> None:
         can_train = baseline.train_count > 0
+        if can_train:
+            await self._teachers.meet(self._book.dataset_inputs())
         first = await self._forms.as_it_came()
         portfolio = Portfolio(prepared=[first], objective=self._spec.objective)
         self._portfolio = portfolio
@@ -303,7 +344,7 @@ class CompressionRun:
             await self._store_result()
             tried.append(trial)
             self._learn(portfolio, trial, candidate)
-            if trial.is_feasible and self._spec.objective.quantity is Quantity.ACCURACY:
+            if trial.fits_unpacked and self._spec.objective.quantity is Quantity.ACCURACY:
                 break
 
     def _is_rounding_felt(self, proposal: Proposal) -> bool:
@@ -356,7 +397,7 @@ class CompressionRun:
             self._book.trials,
             budget=self._budget,
             baseline=self._book.baseline,
-            reachable=reachable,
+            reachable={**reachable, **self._download.reachable},
             needed=needed,
         )
         for index in infeasibility.closest_trials[:1]:

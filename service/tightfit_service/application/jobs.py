@@ -35,6 +35,7 @@ from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.techniques import check_techniques
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import CheckReport, JobRequest
+from tightfit_service.application.teaching import find_teachers
 from tightfit_service.application.work import CHECK_DATASET, CHECK_RECIPE, ModelFacts
 from tightfit_service.domain.budget import Objective, Quantity
 from tightfit_service.domain.errors import (
@@ -147,6 +148,13 @@ class JobDesk:
             job_id=uuid.uuid4().hex[:16],
             project=project,
             spec=JobSpec(
+        teachers = await find_teachers(
+            request.teachers,
+            project=project,
+            model_digest=digest,
+            model=facts,
+            hardware=self._hardware,
+        )
                 model_digest=digest,
                 model_name=request.model,
                 target=target,
@@ -172,15 +180,31 @@ class JobDesk:
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:
         """Run the preflight: estimates only."""
+                teachers=teachers,
+                importance=request.importance,
+                packed=request.packed,
         target = await self._hardware.resolve(project, request.target)
         costs = await self._hardware.cost_model(project, target)
-        _, facts, graph_digest = await self._hardware.model_facts(project, request.model)
+        digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if request.dataset:
             dataset = await asyncio.to_thread(
                 self._records.get_asset, project, DATASET, request.dataset
             )
             await self._check_dataset(project, dataset.digest, facts, graph_digest)
-        return check_report(request, costs=costs, facts=facts)
+        await find_teachers(
+            request.teachers,
+            project=project,
+            model_digest=digest,
+            model=facts,
+            hardware=self._hardware,
+        )
+        report = check_report(request, costs=costs, facts=facts)
+        if request.budget.limit_of(Quantity.DOWNLOAD) is None:
+            return report
+        notes = await download_notes(
+            self._run, project=project, graph_digest=graph_digest, target=target
+        )
+        return replace(report, notes=(*report.notes, *notes))
 
     async def get(self, project: str, job_id: str) -> Job:
         """Return a job."""

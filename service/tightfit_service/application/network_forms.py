@@ -30,7 +30,7 @@ from tightfit_service.domain.budget import Budget
 from tightfit_service.domain.errors import UnsupportedError, WorkFailedError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec
-from tightfit_service.domain.network import NetworkProfile, PruningSpace
+from tightfit_service.domain.network import DEFAULT_IMPORTANCE, NetworkProfile, PruningSpace
 from tightfit_service.domain.recipe import PassStep
 from tightfit_service.domain.trial import Metrics, Trial
 
@@ -111,6 +111,7 @@ class FormFinder:
                 SENSITIVITY,
                 {
                     "seed": self._spec.seed,
+                    "importance": str(self._spec.importance or DEFAULT_IMPORTANCE),
                     "shares": list(SENSITIVITY_SHARES),
                     "space": to_plain(space),
                     "techniques": list(techniques),

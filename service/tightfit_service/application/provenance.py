@@ -132,6 +132,7 @@ def statement(outcome: Outcome, *, files: Mapping[str, str], key_id: str) -> dic
             "budget": budget_content(spec.budget),
             "objective": str(spec.objective.quantity),
             "seed": spec.seed,
+            "teachers": [{"digest": _sha256(teacher.digest)} for teacher in spec.teachers],
             "recipe": {"content": recipe, "digest": _sha256(digest_of(recipe))},
             "trial": {"index": trial.index, "role": str(trial.role)},
             "artifact": {

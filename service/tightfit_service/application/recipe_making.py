@@ -60,7 +60,8 @@ class RecipeMaker:
             PassStep(pass_name=name, parameters={"nodes": chosen}) for name, chosen in nodes.items()
         ]
         if recovery is not None:
-            steps.append(PassStep(pass_name=RECOVERY_STEP, parameters=to_plain(recovery)))
+            taught = replace(recovery, teachers=self._teachers)
+            steps.append(PassStep(pass_name=RECOVERY_STEP, parameters=to_plain(taught)))
         knows_rounding = recovery is not None and recovery.quantization_aware
         quantization = QuantizationSettings(
             number_format=self.number_format,
@@ -80,16 +81,64 @@ class RecipeMaker:
             architecture=self.architecture,
         )
 
+    def continued(
+        self,
+        recipe: Recipe,
+        *,
+        further: Sequence[PassStep],
+        recovery: RecoverySettings | None,
+        quantization: QuantizationSettings,
+    ) -> Recipe:
+        """Return a recipe that goes on where an earlier one ended, training after each further step.
+
+        Where training knows about rounding, only the last does.
+        """
+        steps = list(trained_steps(recipe))
+        for number, step in enumerate(further, start=1):
+            steps.append(step)
+            if recovery is not None:
+                knows_rounding = recovery.quantization_aware and number == len(further)
+                taught = replace(
+                    recovery, quantization_aware=knows_rounding, teachers=self._teachers
+                )
+                steps.append(PassStep(pass_name=RECOVERY_STEP, parameters=to_plain(taught)))
+        steps.append(PassStep(pass_name=QUANTIZATION_STEP, parameters=to_plain(quantization)))
+        return replace(recipe, steps=tuple(steps))
+
     def reapplied(self, recipe: Recipe) -> Recipe:
-        """Return a recipe found on an earlier model, to be applied to this job's model as it is."""
+        """Return a recipe found on an earlier model, to be applied to this job's model as it is.
+
+        What teaches besides the original are this job's teachers.
+        """
         return replace(
             recipe,
+            steps=tuple(self._taught(step) for step in recipe.steps),
             source_digest=self.spec.model_digest,
             target=self.spec.target.name,
             output_format=str(self.spec.format),
             tool_versions=self.tool_versions,
             architecture=self.architecture,
         )
+
+    @property
+    def _teachers(self) -> tuple[str, ...]:
+        return tuple(teacher.digest for teacher in self.spec.teachers)
+
+    def _taught(self, step: PassStep) -> PassStep:
+        """Return a step that says who teaches in this job, if it trains."""
+        if step.pass_name != RECOVERY_STEP or teachers_of(step) == self._teachers:
+            return step
+        return replace(step, parameters={**step.parameters, "teachers": list(self._teachers)})
+
+
+def teachers_of(step: PassStep) -> tuple[str, ...]:
+    """Return the digests of the models that taught besides the original in a recovery step."""
+    return tuple(step.parameters.get("teachers", ()))
+
+
+def trained_steps(recipe: Recipe) -> tuple[PassStep, ...]:
+    """Return the steps that change or train the network; the one left out is for its export."""
+    return tuple(step for step in recipe.steps if step.pass_name != QUANTIZATION_STEP)
 
 
 def is_in(alternative: Alternative, recipe: Recipe) -> bool:

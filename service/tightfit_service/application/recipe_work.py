@@ -13,10 +13,12 @@ from tightfit_service.application.file_metadata import recipe_metadata
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
     Evaluator,
+    ExportedModel,
     Exporter,
     GraphInspector,
     GraphPass,
     OpenDataset,
+    Packer,
     PassContext,
     ProgressCallback,
     QuantizationSettings,
@@ -25,6 +27,7 @@ from tightfit_service.application.ports import (
     StructuredPruning,
     Trainer,
 )
+from tightfit_service.application.ports.export import FileCompiler, TargetEvaluator
 from tightfit_service.application.resampling import resize_samples
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import SplitName
@@ -33,7 +36,7 @@ from tightfit_service.domain.errors import (
     InvalidRequestError,
     UnsupportedError,
 )
-from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 from tightfit_service.domain.network import NetworkProfile
 from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.recipe import PassStep, Recipe
@@ -76,9 +79,20 @@ class TrialOutcome:
     parity: Mapping[str, float]
     stage_seconds: Mapping[str, float]
     history: tuple[Mapping[str, float], ...] = ()
-    epochs: float = 0.0
+    recoveries: tuple[float, ...] = ()
+    """Epochs of each training that was run, in the order of the recipe."""
     steps: int = 0
     notes: tuple[str, ...] = ()
+    download_bytes: int | None = None
+    """Of the packed file; None where none was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedGraph:
+    """A float graph that the first `steps` steps of a recipe have made already."""
+
+    graph: bytes
+    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +185,30 @@ class Splits:
         return samples
 
 
+@dataclass(kw_only=True)
+class _Network:
+    """A network on its way through a recipe.
+
+    Attributes:
+        teachers: The original, the network whose layers are fitted to, and further teachers.
+        trained: What the last training gave.
+        recoveries: Epochs of each training.
+    """
+
+    graph: bytes
+    teachers: tuple[bytes, ...]
+    trained: RecoveryResult | None = None
+    recoveries: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def take_trained(self, said: Sequence[str]) -> None:
+        """Go on with what training gave, if it could train."""
+        self.notes.extend(said)
+        self.recoveries.append(0.0 if self.trained is None else self.trained.epochs)
+        if self.trained is not None:
+            self.graph = self.trained.graph
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeWork:
     """Applies recipes through the ports."""
@@ -180,6 +218,11 @@ class RecipeWork:
     trainer: Trainer
     exporters: Mapping[ModelFormat, Exporter]
     evaluators: Mapping[ModelFormat, Evaluator]
+    pack: Packer
+    compilers: Mapping[ModelFormat, FileCompiler] = field(default_factory=dict)
+    """By what they make; the files that they compile come from an exporter, and are what is evaluated."""
+    target_evaluator: TargetEvaluator | None = None
+    """Judges files of some targets on the evaluation set; None leaves it to the evaluators."""
 
     def run(
         self,
@@ -187,7 +230,11 @@ class RecipeWork:
         recipe: Recipe,
         dataset: OpenDataset,
         *,
+        target: HardwareSpec,
         evaluate: bool,
+        packed: bool = False,
+        start: TrainedGraph | None = None,
+        teachers: Sequence[bytes] = (),
         teacher_cache: Path,
         output_dir: Path,
         metadata: Mapping[str, str],
@@ -199,8 +246,12 @@ class RecipeWork:
             graph: The model that the recipe is for.
             recipe: What to do.
             dataset: Data to train, calibrate and evaluate on.
+            target: What the file is for.
             evaluate: Whether the evaluation set may be looked at.
-            teacher_cache: Folder for the original's answers.
+            packed: Whether a packed file is made beside the exported one.
+            start: What an earlier trial made by the first steps; None begins with the model.
+            teachers: Networks that training learns from besides the original.
+            teacher_cache: Folder for the teachers' answers.
             output_dir: Where the exported file and the float graph are written.
             metadata: What travels inside the exported file, besides what the recipe says.
             on_progress: Told about progress.
@@ -210,65 +261,42 @@ class RecipeWork:
         """
         timed = _Stages()
         splits = Splits.of(dataset, recipe.steps)
-        quantization = quantization_of(recipe)
-        working = teacher = reference = graph
-        trained: RecoveryResult | None = None
-        notes: list[str] = []
-        done: list[PassStep] = []
-        for step in recipe.steps:
-            if step.pass_name == QUANTIZATION_STEP:
-                continue
-            if step.pass_name == RECOVERY_STEP:
-                with timed.stage("recover"):
-                    settings = recovery_of(step, done)
-                    trained, said = self._recover(
-                        working,
-                        (teacher, reference),
-                        settings,
-                        splits,
-                        quantization,
-                        teacher_cache,
-                        on_progress,
-                    )
-                notes.extend(said)
-                if trained is not None:
-                    working = trained.graph
-                continue
-            on_progress(0.0, f"applying {step.pass_name.replace('_', ' ')}")
-            context = PassContext(calibration=splits.get(SplitName.CALIBRATION), seed=recipe.seed)
-            with timed.stage("prune"):
-                working = self.steps.apply(working, step, context)
-                if step.pass_name == RESOLUTION_STEP:
-                    # layers are fitted to those of the original at the same size, but the original
-                    # itself answers best, if its inputs are still there
-                    reference = self.steps.apply(reference, step, context)
-                    teacher = graph if step.parameters.get("inside") else reference
-            done.append(step)
+        network = _Network(graph=graph, teachers=(graph, graph, *teachers))
+        self._carry_out(network, recipe, splits, start, teacher_cache, timed, on_progress)
+        working, trained, notes = network.graph, network.trained, network.notes
 
         on_progress(_RECOVERY_SHARE, "exporting")
-        exporter = self.exporters[ModelFormat(recipe.output_format)]
-        epochs = 0.0 if trained is None else trained.epochs
-        said_by_recipe = recipe_metadata(as_carried_out(recipe, epochs))
+        output_format = ModelFormat(recipe.output_format)
+        compiler = self.compilers.get(output_format)
+        exporter = self.exporters[compiler.source_format if compiler else output_format]
+        said_by_recipe = recipe_metadata(as_carried_out(recipe, network.recoveries))
         with timed.stage("export"):
             exported = exporter.export(
                 working,
                 calibration=splits.get(SplitName.CALIBRATION),
-                settings=quantization,
+                settings=quantization_of(recipe),
                 metadata={**said_by_recipe, **metadata},
                 ranges=trained.ranges if trained is not None and trained.ranges else None,
             )
+            if compiler is not None:
+                exported = compiler.compile(exported, target)
         notes.extend(exported.notes)
+
+        packed_data = None
+        if packed:
+            on_progress(0.83, "packing the exported file")
+            with timed.stage("pack"):
+                packed_data = self.pack(exported.data, exported.format)
 
         on_progress(0.85, "evaluating the exported file")
         evaluator = self.evaluators[exported.format]
         selection = splits.get(SplitName.SELECTION)
         with timed.stage("evaluate"):
             selection_accuracy = accuracy_of(evaluator, exported.data, selection)
-            accuracy = (
-                accuracy_of(evaluator, exported.data, splits.get(SplitName.EVALUATION))
-                if evaluate
-                else None
-            )
+            accuracy = None
+            if evaluate:
+                accuracy, said = self._judged(exported, splits.get(SplitName.EVALUATION), target)
+                notes.extend(said)
         float_accuracy = accuracy_of(self.evaluators[ModelFormat.ONNX], working, selection)
         outcome = TrialOutcome(
             profile=self.inspector.profile(working),
@@ -279,20 +307,90 @@ class RecipeWork:
             parity=dict(exported.parity),
             stage_seconds=timed.seconds,
             history=() if trained is None else trained.history,
-            epochs=epochs,
+            recoveries=tuple(network.recoveries),
             steps=0 if trained is None else trained.steps,
             notes=tuple(notes),
+            download_bytes=None if packed_data is None else len(packed_data),
         )
-        model_path = output_dir / f"model.{recipe.output_format}"
-        model_path.write_bytes(exported.data)
-        graph_path = output_dir / "graph.onnx"
-        graph_path.write_bytes(working)
-        return outcome, {"model": model_path, "graph": graph_path}
+        files = {
+            "model": output_dir / f"model.{recipe.output_format}",
+            "graph": output_dir / "graph.onnx",
+        }
+        files["model"].write_bytes(exported.data)
+        files["graph"].write_bytes(working)
+        if packed_data is not None:
+            files["packed"] = output_dir / "model.packed"
+            files["packed"].write_bytes(packed_data)
+        return outcome, files
+
+    def _carry_out(
+        self,
+        network: _Network,
+        recipe: Recipe,
+        splits: Splits,
+        start: TrainedGraph | None,
+        teacher_cache: Path,
+        timed: _Stages,
+        on_progress: ProgressCallback,
+    ) -> None:
+        """Take the steps of a recipe that change or train the network; `start` has taken the first."""
+        finished = 0 if start is None else start.steps
+        done: list[PassStep] = []
+        for place, step in enumerate(recipe.steps):
+            if step.pass_name == QUANTIZATION_STEP:
+                continue
+            if start is not None and place == finished:
+                network.graph = start.graph
+            if step.pass_name == RECOVERY_STEP and place >= finished:
+                with timed.stage("recover"):
+                    network.trained, said = self._recover(
+                        network.graph,
+                        network.teachers,
+                        recovery_of(step, done),
+                        splits,
+                        quantization_of(recipe),
+                        teacher_cache,
+                        on_progress,
+                    )
+                network.take_trained(said)
+            # what resizes inputs concerns the teachers as well
+            elif place >= finished or step.pass_name == RESOLUTION_STEP:
+                on_progress(0.0, f"applying {step.pass_name.replace('_', ' ')}")
+                calibration = splits.get(SplitName.CALIBRATION)
+                with timed.stage("prune"):
+                    context = PassContext(calibration=calibration, seed=recipe.seed)
+                    self._change(network, step, context)
+            done.append(step)
+
+    def _change(self, network: _Network, step: PassStep, context: PassContext) -> None:
+        network.graph = self.steps.apply(network.graph, step, context)
+        if step.pass_name != RESOLUTION_STEP:
+            return
+        # layers are fitted to those of the original at the same size, but the original
+        # itself answers best, if its inputs are still there
+        teacher, reference, *others = network.teachers
+        reference = self.steps.apply(reference, step, context)
+        if not step.parameters.get("inside"):
+            teacher = reference
+            others = [self.steps.apply(other, step, context) for other in others]
+        network.teachers = (teacher, reference, *others)
+
+    def _judged(
+        self, exported: ExportedModel, samples: Samples | None, target: HardwareSpec
+    ) -> tuple[Accuracy | None, Sequence[str]]:
+        """Return the accuracy of a file, as the target computes it where that can be had, and notes."""
+        judge = self.target_evaluator
+        if samples is None or samples.labels is None:
+            return None, ()
+        if judge is None or not judge.supports(target, exported.format):
+            return self.evaluators[exported.format].evaluate(exported.data, samples), ()
+        found = judge.evaluate(exported.data, exported.format, samples)
+        return found.accuracy, found.notes
 
     def _recover(
         self,
         working: bytes,
-        originals: tuple[bytes, bytes],
+        originals: Sequence[bytes],
         settings: RecoverySettings,
         splits: Splits,
         quantization: QuantizationSettings,
@@ -301,16 +399,18 @@ class RecipeWork:
     ) -> tuple[RecoveryResult | None, Sequence[str]]:
         """Train a graph back; where that cannot be done, say why and go on without.
 
-        `originals` are the teacher, and the network whose layers are fitted to.
+        `originals` are the teacher, the network whose layers are fitted to, and further teachers.
         """
+        teacher, reference, *others = originals
         train = splits.get(SplitName.TRAIN)
         if train is None:
             return None, ["not trained: the dataset has no training split"]
         try:
             result = self.trainer.recover(
                 working,
-                teacher=originals[0],
-                reference=originals[1],
+                teacher=teacher,
+                reference=reference,
+                more_teachers=others,
                 train=train,
                 selection=splits.need(SplitName.SELECTION),
                 settings=settings,
@@ -365,15 +465,18 @@ def quantization_of(recipe: Recipe) -> QuantizationSettings:
     return from_plain(QuantizationSettings, step.parameters)
 
 
-def as_carried_out(recipe: Recipe, epochs: float) -> Recipe:
-    """Return a recipe that trains as long as it did, however much time there is the next time."""
-    steps = [
-        replace(step, parameters={**step.parameters, "epochs": epochs, "max_seconds": None})
-        if step.pass_name == RECOVERY_STEP
-        else step
-        for step in recipe.steps
-    ]
-    return replace(recipe, steps=tuple(steps))
+def as_carried_out(recipe: Recipe, recoveries: Sequence[float]) -> Recipe:
+    """Return a recipe that trains as long as it did, however much time there is the next time.
+
+    `recoveries` has the epochs of its last trainings; those before were carried out earlier.
+    """
+    steps, left = [], list(recoveries)
+    for step in reversed(recipe.steps):
+        parameters = step.parameters
+        if step.pass_name == RECOVERY_STEP and left:
+            parameters = {**parameters, "epochs": left.pop(), "max_seconds": None}
+        steps.append(replace(step, parameters=parameters))
+    return replace(recipe, steps=tuple(reversed(steps)))
 
 
 def accuracy_of(evaluator: Evaluator, data: bytes, samples: Samples | None) -> Accuracy | None:

@@ -49,6 +49,10 @@ class JobRunner:
         facts, graph_digest = await self._hardware.facts_of_digest(
             journal.job.project, spec.model_digest
         )
+        teachers = [
+            await self._hardware.facts_of_digest(journal.job.project, teacher.digest)
+            for teacher in spec.teachers
+        ]
         context = RunContext(
             project=journal.job.project,
             store=self._store,
@@ -58,6 +62,7 @@ class JobRunner:
             cost_model=await self._hardware.cost_model(journal.job.project, spec.target),
             facts=facts,
             graph_digest=graph_digest,
+            teacher_graphs=tuple(digest for _, digest in teachers),
             tool_versions=self._tool_versions,
             parallel_trials=self._parallel_trials,
             measurements=self._measurements,

@@ -26,11 +26,13 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.recipe_work import (
+    RECOVERY_STEP,
     TrialOutcome,
     as_carried_out,
     quantization_of,
 )
 from tightfit_service.application.stages import Stages
+from tightfit_service.application.teacher_inputs import teacher_inputs
 from tightfit_service.application.work import TRIAL, ModelFacts, unit_digest
 from tightfit_service.domain.budget import Budget, Quantity
 from tightfit_service.domain.errors import MeasurementFailedError, TightfitError
@@ -63,6 +65,8 @@ class RunContext:
     cost_model: CostModel
     facts: ModelFacts
     graph_digest: str
+    teacher_graphs: tuple[str, ...] = ()
+    """Digests of the working graphs of the teachers beside the original, in the order of the spec."""
     tool_versions: Mapping[str, str]
     parallel_trials: int = 1
     """Trials of one job that may run at a time; those of a screening round do."""
@@ -70,6 +74,14 @@ class RunContext:
     """Where jobs that ask for it have their candidates measured."""
     provenance: Provenance | None = None
     """Who signs what a finished job found; None leaves results unsigned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierTrial:
+    """A completed trial whose network another one starts from: it has made the first `steps` of its recipe."""
+
+    trial: Trial
+    steps: int
 
 
 class TrialBook:
@@ -149,8 +161,11 @@ class TrialBook:
         *,
         evaluate: bool,
         predicted_accuracy: float | None = None,
+        after: EarlierTrial | None = None,
     ) -> Trial:
         """Run a trial, or take it as it was finished in an earlier life.
+
+        The network is made from the model as it came, or from that of the trial `after` which it comes.
 
         Raises:
             TightfitError: The quantized-only model failed, or too many trials did.
@@ -165,6 +180,7 @@ class TrialBook:
                 make_recipe,
                 evaluate=evaluate,
                 predicted_accuracy=predicted_accuracy,
+                after=after,
             )
 
     async def _run(
@@ -175,6 +191,7 @@ class TrialBook:
         *,
         evaluate: bool,
         predicted_accuracy: float | None,
+        after: EarlierTrial | None,
     ) -> Trial:
         trial = self._stored.get(index) or Trial(
             index=index,
@@ -186,7 +203,7 @@ class TrialBook:
         if trial.state is TrialState.FAILED:
             self._trials[index] = trial
             return trial
-        unit = self._unit(trial, evaluate=evaluate)
+        unit = self._unit(trial, evaluate=evaluate, after=after)
         if trial.state is not TrialState.COMPLETED:
             trial = replace(trial, state=TrialState.RUNNING, input_digest=unit_digest(unit))
             await self._journal.trial(trial, f"trial {index} started")
@@ -275,8 +292,10 @@ class TrialBook:
             Quantity.LATENCY: metrics.cost.latency_ms.low,
             Quantity.ENERGY: metrics.cost.energy_mj.low,
         }
+        # what a download lacks, sparsity and clustering may bring: the device computes the same then
         return all(
-            missed.quantity in lowest and lowest[missed.quantity] <= missed.limit
+            missed.quantity is Quantity.DOWNLOAD
+            or (missed.quantity in lowest and lowest[missed.quantity] <= missed.limit)
             for missed in trial.violations
         )
 
@@ -286,18 +305,28 @@ class TrialBook:
             metrics, self._budget, baseline_accuracy=baseline.value if baseline else None
         )
 
-    def _unit(self, trial: Trial, *, evaluate: bool) -> WorkUnit:
+    def _unit(self, trial: Trial, *, evaluate: bool, after: EarlierTrial | None) -> WorkUnit:
         data = self._spec.dataset_digest or "synthetic"
+        started = {} if after is None else {"start": after.trial.artifacts["graph"]}
+        is_trained = trial.recipe.step(RECOVERY_STEP) is not None
         return WorkUnit(
             project=self._context.project,
             kind=TRIAL,
             payload={
                 "model": to_plain(self._context.facts),
                 "recipe": to_plain(trial.recipe),
+                "target": to_plain(self._spec.target),
                 "evaluate": evaluate,
                 "teacher_key": f"{self._context.graph_digest[:16]}-{data[:16]}",
+                **({"packed": True} if self._spec.is_packed else {}),
+                **({} if after is None else {"finished_steps": after.steps}),
             },
-            inputs={"graph": self._context.graph_digest, **self.dataset_inputs()},
+            inputs={
+                "graph": self._context.graph_digest,
+                **self.dataset_inputs(),
+                **(teacher_inputs(self._context.teacher_graphs) if is_trained else {}),
+                **started,
+            },
             timeout_seconds=max(UNIT_TIMEOUT_SECONDS, 2 * self._spec.search_limits.max_seconds),
             label=f"{self._journal.job.job_id} trial {trial.index}",
         )
@@ -315,11 +344,12 @@ class TrialBook:
             file_bytes=outcome.file_bytes,
             accuracy=outcome.accuracy,
             selection_accuracy=outcome.selection_accuracy,
+            download_bytes=outcome.download_bytes,
         )
         return replace(
             trial,
             state=TrialState.COMPLETED,
-            recipe=as_carried_out(trial.recipe, outcome.epochs),
+            recipe=as_carried_out(trial.recipe, outcome.recoveries),
             metrics=metrics,
             violations=self._violations(metrics),
             artifacts=dict(result.outputs),

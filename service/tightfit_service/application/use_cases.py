@@ -19,6 +19,7 @@ from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, Runtime
 from tightfit_service.domain.job import Job, JobEvent, JobState, PreflightNote
 from tightfit_service.domain.measurement import FailureKind, Measurement, Verification
+from tightfit_service.domain.network import ImportanceCriterion
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, Violation
 
@@ -135,6 +136,12 @@ class JobRequest:
     verification: Verification = Verification.NONE
     priority: int = 0
     """Among the queued jobs of the project the one with the highest starts first; -100 to 100."""
+    teachers: tuple[str, ...] = ()
+    """Models that recovery training learns from besides the original."""
+    importance: ImportanceCriterion | None = None
+    """What channels are chosen by; None leaves the choice to the search."""
+    packed: bool = False
+    """Whether a packed file for download is asked for beside the model."""
     request_id: str = ""
 
 

@@ -36,12 +36,25 @@ from tightfit_service.application.ports import (
     WorkHandler,
     WorkUnit,
 )
-from tightfit_service.application.recipe_work import GraphSteps, RecipeWork, Splits, accuracy_of
+from tightfit_service.application.recipe_work import (
+    GraphSteps,
+    RecipeWork,
+    Splits,
+    TrainedGraph,
+    accuracy_of,
+)
 from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.teacher_inputs import teacher_graphs
 from tightfit_service.domain.dataset import SplitName
 from tightfit_service.domain.errors import InvalidDatasetError, UnsupportedError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
-from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace, Variant
+from tightfit_service.domain.network import (
+    Alternative,
+    ImportanceCriterion,
+    NetworkProfile,
+    PruningSpace,
+    Variant,
+)
 from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.recipe import PassStep, Recipe
 
@@ -51,6 +64,7 @@ BASELINE = "baseline"
 SENSITIVITY = "sensitivity"
 VARIANTS = "variants"
 CHECK_RECIPE = "check_recipe"
+TEACHER = "teacher"
 TRIAL = "trial"
 
 WORK_VERSION = 3
@@ -160,6 +174,14 @@ class SensitivityOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherOutcome:
+    """How a further teacher and the model as it came do on the selection set."""
+
+    accuracy: Accuracy
+    model_accuracy: Accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariantOutcome:
     """Another form of the whole network: what is left to do in it, and what can be pruned there.
 
@@ -213,6 +235,7 @@ class WorkHandlers:
             SENSITIVITY: self.sensitivity,
             VARIANTS: self.variants,
             CHECK_RECIPE: self.check_recipe,
+            TEACHER: self.teacher,
             TRIAL: self.trial,
         }
 
@@ -297,7 +320,7 @@ class WorkHandlers:
         """
         del output_dir
         graph = inputs["graph"].read_bytes()
-        dataset = self._open(payload, inputs, graph)
+        dataset = self.open_dataset(payload, inputs, graph)
         evaluation = Splits(dataset=dataset).need(SplitName.EVALUATION)
         on_progress(0.05, "comparing with the original file on real inputs")
         count = min(PARITY_SAMPLES, len(evaluation))
@@ -330,25 +353,18 @@ class WorkHandlers:
 
         Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `seed`, `shares` (shares
         of a group to cut for the measured points), `space` (what can be pruned), `techniques` (node
-        passes to consider), `target`, and
-        `number_format` where it is to be measured what that costs layer by layer, else None.
+        passes to consider), `target`, `importance` (what units are scored by), and `number_format` where
+        it is to be measured what that costs layer by layer, else None.
         Payload of the result: `SensitivityOutcome`.
         """
         del output_dir
         graph = inputs["graph"].read_bytes()
-        splits = Splits(dataset=self._open(payload, inputs, graph))
+        splits = Splits(dataset=self.open_dataset(payload, inputs, graph))
         space = from_plain(PruningSpace, payload["space"])
         selection = splits.need(SplitName.SELECTION)
         scored_on = splits.get(SplitName.TRAIN) or selection
-        notes: tuple[str, ...] = ()
         on_progress(0.0, "importance of every channel")
-        try:
-            importance = self.recipes.trainer.importance(
-                graph, space, scored_on, seed=int(payload["seed"])
-            )
-        except UnsupportedError as error:
-            importance = {group.group_id: [1.0] * group.unit_count for group in space.groups}
-            notes = (f"no gradients, so channels are ranked by measurement only: {error.message}",)
+        importance, notes = self._importance(graph, space, scored_on, payload)
         sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
         onnx = self.evaluators[ModelFormat.ONNX]
         points: list[MeasuredPoint] = []
@@ -385,6 +401,19 @@ class WorkHandlers:
             notes=notes,
         )
         return to_plain(outcome), {}
+
+    def _importance(
+        self, graph: bytes, space: PruningSpace, samples: Samples, payload: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Sequence[float]], tuple[str, ...]]:
+        """Return the scores of every unit; those of its weights where there are no gradients."""
+        trainer, seed = self.recipes.trainer, int(payload["seed"])
+        criterion = ImportanceCriterion(payload["importance"])
+        try:
+            return trainer.importance(graph, space, samples, seed=seed, criterion=criterion), ()
+        except UnsupportedError as error:
+            note = f"no gradients, so channels are ranked by their weights: {error.message}"
+        criterion = ImportanceCriterion.MAGNITUDE
+        return trainer.importance(graph, space, samples, seed=seed, criterion=criterion), (note,)
 
     def _alternatives(
         self, graph: bytes, payload: Mapping[str, Any], context: PassContext, sample: Samples
@@ -459,7 +488,7 @@ class WorkHandlers:
         """
         del output_dir
         graph = inputs["graph"].read_bytes()
-        dataset = self._open(payload, inputs, graph)
+        dataset = self.open_dataset(payload, inputs, graph)
         context = PassContext(calibration=dataset.samples(SplitName.CALIBRATION))
         onnx = self.evaluators[ModelFormat.ONNX]
         target = from_plain(HardwareSpec, payload["target"])
@@ -506,6 +535,33 @@ class WorkHandlers:
         self.steps.check(inputs["graph"].read_bytes(), from_plain(Recipe, payload["recipe"]))
         return {}, {}
 
+    def teacher(
+        self,
+        payload: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        output_dir: Path,
+        on_progress: ProgressCallback,
+    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+        """Hold a teacher besides the original against it, on samples that both answer.
+
+        Inputs: `graph`, `teacher0`, and `dataset` unless there is none. Payload: `model`. Payload of the
+        result: `TeacherOutcome`.
+        """
+        del output_dir
+        graph = inputs["graph"].read_bytes()
+        (teacher,) = teacher_graphs(inputs)
+        selection = Splits(dataset=self.open_dataset(payload, inputs, graph)).need(
+            SplitName.SELECTION
+        )
+        self.recipes.trainer.check_teacher(teacher, original=graph, samples=selection)
+        on_progress(0.2, "how well the teacher does")
+        sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
+        onnx = self.evaluators[ModelFormat.ONNX]
+        outcome = TeacherOutcome(
+            accuracy=onnx.evaluate(teacher, sample), model_accuracy=onnx.evaluate(graph, sample)
+        )
+        return to_plain(outcome), {}
+
     def trial(
         self,
         payload: Mapping[str, Any],
@@ -515,22 +571,34 @@ class WorkHandlers:
     ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
         """Apply a recipe: passes, training, export, evaluation of the exported file.
 
-        Inputs: `graph`, and `dataset` unless there is none. Payload: `model`, `recipe`, `teacher_key`
-        (names the cache of the teacher's outputs), `evaluate` (whether the evaluation set may be
-        looked at). Outputs: `model` (the exported file), `graph` (float ONNX).
+        Inputs: `graph`, working graphs of further teachers (see `teacher_inputs`), and `dataset` unless
+        there is none. Payload: `model`, `recipe`, `target` (what the file is for), `teacher_key` (names
+        the cache of the teachers' outputs), `evaluate` (whether the evaluation set may be looked at).
+        With `start`, the float graph of an earlier trial, the recipe goes on from there: `finished_steps`
+        says how many of its steps that has behind it. `packed` asks for a packed file.
+        Outputs: `model` (the exported file), `graph` (float ONNX), `packed` where it is asked for.
         Payload of the result: `TrialOutcome`.
         """
         graph = inputs["graph"].read_bytes()
         recipe = from_plain(Recipe, payload["recipe"])
-        dataset = self._open(payload, inputs, graph)
+        dataset = self.open_dataset(payload, inputs, graph)
         # what made-up data looks like says nothing about real inputs
         samples = dataset.samples(SplitName.CALIBRATION) if "dataset" in inputs else None
         metadata = input_metadata(samples, dataset.manifest.class_names)
+        start = None
+        if "start" in inputs:
+            start = TrainedGraph(
+                graph=inputs["start"].read_bytes(), steps=int(payload["finished_steps"])
+            )
         outcome, files = self.recipes.run(
             graph,
             recipe,
             dataset,
+            target=from_plain(HardwareSpec, payload["target"]),
             evaluate=bool(payload["evaluate"]),
+            packed=bool(payload.get("packed")),
+            start=start,
+            teachers=teacher_graphs(inputs),
             teacher_cache=self._teacher_cache(payload),
             output_dir=output_dir,
             metadata=metadata,
@@ -538,9 +606,10 @@ class WorkHandlers:
         )
         return to_plain(outcome), files
 
-    def _open(
+    def open_dataset(
         self, payload: Mapping[str, Any], inputs: Mapping[str, Path], graph: bytes
     ) -> OpenDataset:
+        """Return the dataset of a unit, made up from the model `graph` where it has none."""
         model = _facts(payload).as_imported(graph)
         if "dataset" in inputs:
             dataset = self.datasets.open(inputs["dataset"], model=model)

@@ -11,6 +11,7 @@ from tightfit_service.domain.budget import Budget, Objective, Quantity, SearchLi
 from tightfit_service.domain.errors import PreconditionError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 from tightfit_service.domain.measurement import Verification
+from tightfit_service.domain.network import ImportanceCriterion
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics
 
@@ -63,6 +64,19 @@ def check_transition(before: JobState, after: JobState) -> None:
         )
 
 
+MAX_TEACHERS = 4
+"""Beside the original: each costs one pass over the training set per view of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherModel:
+    """A model that recovery training learns from besides the original."""
+
+    name: str
+    """Resource name of the model."""
+    digest: str
+
+
 MAX_PRIORITY = 100
 """Jobs may be between minus this and this."""
 
@@ -90,6 +104,17 @@ class JobSpec:
     verification: Verification = Verification.NONE
     priority: int = 0
     """Among the queued jobs of its project the one with the highest starts first; between -100 and 100."""
+    teachers: tuple[TeacherModel, ...] = ()
+    """Recovery training learns from the mean of their answers and the original's."""
+    importance: ImportanceCriterion | None = None
+    """What channels are chosen by; None leaves the choice to the search."""
+    packed: bool = False
+    """Whether a packed file for download is asked for beside the model."""
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether models are packed: that is asked for, or the size of the download is limited."""
+        return self.packed or self.budget.limit_of(Quantity.DOWNLOAD) is not None
 
     @property
     def format(self) -> ModelFormat:

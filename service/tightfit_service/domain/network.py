@@ -142,6 +142,20 @@ class NetworkProfile:
         return sum(op.weight_count for op in self.operators)
 
 
+class ImportanceCriterion(enum.StrEnum):
+    """What the channels to remove are chosen by."""
+
+    TAYLOR = "taylor"
+    """The change of the loss to first order, by the data's labels (Molchanov et al., ICLR 2017)."""
+    FISHER = "fisher"
+    """The rise of the loss by the diagonal of the Fisher information (Theis et al., 2018)."""
+    MAGNITUDE = "magnitude"
+    """The norm of the weights that make a channel (Li et al., ICLR 2017); looks at no data."""
+
+
+DEFAULT_IMPORTANCE = ImportanceCriterion.FISHER
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
     """A set of channels of equal standing: each unit can be removed everywhere at once.

@@ -4,7 +4,7 @@ The prediction is a sum over groups, so that the solver can use it:
 
     loss(kept) = recovery * sum_g factor_g * curve_g(kept_g)
 
-1. `curve_g` comes from importance scores alone (first-order Taylor, Molchanov et al., CVPR 2019): the
+1. `curve_g` comes from importance scores alone (see `domain.network.ImportanceCriterion`): the
    scores of the units removed, least first, which makes the curve convex, times 1 / share kept,
    because the scores describe the full network and know nothing of what its last units must carry.
 2. `factor_g` is 1 at first. Probes (one group pruned, nothing retrained) correct it relative to the

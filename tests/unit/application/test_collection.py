@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.clock import FakeClock
-from fakes.records import make_asset, make_job, make_trial
+from fakes.records import make_asset, make_job, make_spec, make_trial
 from fakes.stores import InMemoryStore, RecordStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.storage.database import open_database, upgrade
@@ -29,7 +30,7 @@ from tightfit_service.application.collection import (
 )
 from tightfit_service.application.ports import ResultExpiry, UploadTicket, WorkResult
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, UnavailableError
-from tightfit_service.domain.job import JobState
+from tightfit_service.domain.job import JobState, TeacherModel
 
 DAY = 24 * 3600
 CONTENTS = [f"content {number}".encode() for number in range(4)]
@@ -112,15 +113,27 @@ def test_everything_of_a_project_goes_when_its_last_job_and_model_went(world: Wo
     for _ in range(40):
         world.clock.advance(DAY)
         world.collector.collect()
-    assert world.store.used_bytes() == 3 * BYTES
+    assert len(list(world.store.list_stored())) == 3
     world.records.delete_job("default", "job")
     world.records.delete_asset("default", "model", "asset")
     for _ in range(2):
         world.collector.collect()
         world.clock.advance(DAY + 60)
     world.collector.collect()
-    assert world.store.used_bytes() == 0
+    assert not list(world.store.list_stored())
     assert not world.store.aside
+
+
+def test_the_teacher_of_an_unfinished_job_is_kept(world: World) -> None:
+    digest = world.put(0)
+    teacher = TeacherModel(name="teacher", digest=digest)
+    job = world.records.create_job(make_job(spec=make_spec(teachers=(teacher,))))
+    for _ in range(3):
+        world.clock.advance(2 * DAY)
+        assert world.collector.collect().is_empty
+    assert world.can_fetch(digest)
+    world.records.update_job(replace(job, state=JobState.CANCELLED))
+    assert world.collector.collect().set_aside_count == 1
 
 
 def test_a_dry_run_changes_nothing_and_says_the_same(world: World) -> None:

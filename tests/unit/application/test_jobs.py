@@ -34,6 +34,7 @@ from tightfit_service.domain.errors import (
 )
 from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
 from tightfit_service.domain.quota import Quota, QuotaOverrides
+from tightfit_service.domain.network import ImportanceCriterion
 
 WHOLE_MS = facts().macs * 1e-6
 
@@ -166,6 +167,8 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
         (request(target={"core": "z80"}), UnsupportedError, "hardware_target"),
         (request(output_format=ModelFormat.PT2), InvalidRequestError, "output_format"),
         (request(output_format=ModelFormat.OPENVINO), UnsupportedError, "output_format"),
+        (request(teachers=("x",)), NotFoundError, "teachers[0]"),
+        (request(teachers=("m",)), InvalidRequestError, "teachers[0]"),
         (
             request(at_most(Quantity.RAM, 1 << 20)),
             InvalidBudgetError,
@@ -225,3 +228,18 @@ async def test_a_job_beyond_a_quota_names_it_with_use_and_remedy(desk: JobDesk) 
 
 async def test_a_priority_is_kept_with_the_job(desk: JobDesk) -> None:
     assert (await desk.create("p", request(priority=7))).spec.priority == 7
+    with pytest.raises(ResourceExhaustedError, match=r"hold 10 bytes.*quota is 10") as caught:
+        await desk.create("full", request())
+    assert caught.value.field == "parent"
+    assert caught.value.remedy
+
+
+async def test_teachers_are_checked_before_a_search(desk: JobDesk) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        await desk.check("p", request(teachers=("x",)))
+    assert caught.value.field == "teachers[0]"
+
+
+async def test_what_channels_are_chosen_by_is_kept_with_the_job(desk: JobDesk) -> None:
+    job = await desk.create("p", request(importance=ImportanceCriterion.TAYLOR))
+    assert job.spec.importance is ImportanceCriterion.TAYLOR

@@ -19,7 +19,7 @@ from fakes.signed_results import finished_job, outcome_of, provenance
 from tightfit_service.application.provenance import canonical
 from tightfit_service.domain.errors import IntegrityError
 from tightfit_service.domain.hardware import ModelFormat
-from tightfit_service.domain.job import JobState
+from tightfit_service.domain.job import JobState, TeacherModel
 
 
 def statement_in(stores: InMemoryArtifactStores, digest: str) -> dict[str, Any]:
@@ -55,6 +55,20 @@ async def test_the_winner_of_a_job_carries_a_statement_of_what_was_done(tmp_path
     assert best.metrics.accuracy is not None
     assert said["accuracy"]["value"] == best.metrics.accuracy.value
     assert not [note for note in job.result.notes if note.code == "NOT_SIGNED"]
+
+
+async def test_the_statement_names_the_teachers(tmp_path: Path) -> None:
+    stores = InMemoryArtifactStores()
+    bench = Bench(
+        latency(0.5 * WHOLE_LATENCY_MS),
+        provenance=provenance(stores, tmp_path / "scratch"),
+        teachers=(TeacherModel(name="t", digest="3" * 64),),
+    )
+    job = await bench.run()
+    assert job.result.best_trial is not None
+    best = bench.trials()[job.result.best_trial]
+    said = statement_in(stores, best.artifacts["provenance"])["predicate"]
+    assert said["teachers"] == [{"digest": {"sha256": "3" * 64}}]
 
 
 async def test_the_closest_model_of_a_budget_out_of_reach_is_signed_as_such(tmp_path: Path) -> None:

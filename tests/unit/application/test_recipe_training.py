@@ -7,17 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fakes.networks import NETWORKS
+from fakes.records import make_target
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.ports import RecoveryResult
-from tightfit_service.application.recipe_work import RECOVERY_STEP, GraphSteps, RecipeWork
+from tightfit_service.application.ports import PassContext, RecoveryResult
+from tightfit_service.application.recipe_work import (
+    RECOVERY_STEP,
+    RESOLUTION_STEP,
+    GraphSteps,
+    RecipeWork,
+)
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import DatasetManifest, SplitName
 from tightfit_service.domain.errors import UnsupportedError
-from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.graph.structure import tensor_shapes
@@ -72,6 +80,7 @@ def test_training_gets_inputs_that_only_teachers_answer(tmp_path: Path) -> None:
             trainer=trainer,
             exporters={ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass())},
             evaluators={ModelFormat.ONNX: evaluator},
+            pack=pack,
         )
         outcome, _ = work.run(
             model.SerializeToString(),
@@ -83,6 +92,7 @@ def test_training_gets_inputs_that_only_teachers_answer(tmp_path: Path) -> None:
                 steps=(PassStep(pass_name=RECOVERY_STEP, parameters={"epochs": 1}),),
             ),
             _Dataset(given),
+            target=make_target(),
             evaluate=False,
             teacher_cache=tmp_path,
             output_dir=tmp_path,
@@ -92,3 +102,69 @@ def test_training_gets_inputs_that_only_teachers_answer(tmp_path: Path) -> None:
         assert trainer.given["unlabeled"] is given.get(SplitName.UNLABELED)
         assert trainer.given["train"] is given[SplitName.TRAIN]
         assert "not trained: not here" in outcome.notes
+
+
+class _Resizing:
+    """A pass that notes which graphs it is applied to, and leaves them as they are."""
+
+    name = RESOLUTION_STEP
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def applies_to(self, graph: bytes, target: HardwareSpec) -> tuple[str, ...]:
+        del graph, target
+        return ()
+
+    def check(self, graph: bytes, parameters: Mapping[str, Any]) -> None:
+        del graph, parameters
+
+    def apply(self, graph: bytes, parameters: Mapping[str, Any], context: PassContext) -> bytes:
+        del parameters, context
+        self.seen.append(graph)
+        return graph
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_further_teachers_are_made_for_the_size_that_the_samples_get(
+    tmp_path: Path, inside: bool
+) -> None:
+    graph, *teachers = (NETWORKS["plain_cnn"](seed).SerializeToString() for seed in range(3))
+    rng = np.random.default_rng(0)
+    samples = Samples(
+        stored=rng.normal(size=(4, 3, 8, 8)).astype(np.float32), labels=np.zeros(4, dtype=np.int64)
+    )
+    trainer, resolution = _Trainer(), _Resizing()
+    work = RecipeWork(
+        steps=GraphSteps(pruning=StructuredPruningPass(), passes={RESOLUTION_STEP: resolution}),
+        inspector=OnnxGraphInspector(),
+        trainer=trainer,
+        pack=pack,
+        exporters={ModelFormat.ONNX: OnnxExporter(quantizer=StaticQuantizationPass())},
+        evaluators={ModelFormat.ONNX: OnnxRuntimeEvaluator()},
+    )
+    size: dict[str, Any] = {"height": 8, "width": 8, "inside": inside}
+    work.run(
+        graph,
+        Recipe(
+            source_digest="1" * 64,
+            seed=0,
+            target="none",
+            output_format="onnx",
+            steps=(
+                PassStep(pass_name=RESOLUTION_STEP, parameters=size),
+                PassStep(pass_name=RECOVERY_STEP, parameters={"epochs": 1}),
+            ),
+        ),
+        _Dataset(dict.fromkeys(SplitName, samples)),
+        target=make_target(),
+        evaluate=False,
+        teachers=teachers,
+        teacher_cache=tmp_path,
+        output_dir=tmp_path,
+        metadata={},
+        on_progress=lambda _share, _text: None,
+    )
+    assert trainer.given["teacher"] == graph
+    assert trainer.given["more_teachers"] == teachers
+    assert resolution.seen == [graph, graph] + ([] if inside else teachers)

@@ -50,7 +50,9 @@ def test_a_profile_with_an_alternative_is_that_of_the_graph_it_makes(case: Case)
             assert guessed.tensors == real.tensors
 
 
-@pytest.mark.parametrize("name", ["structured_pruning", "depth_pruning", "low_rank", "resolution"])
+@pytest.mark.parametrize(
+    "name", ["structured_pruning", "importance", "depth_pruning", "low_rank", "resolution"]
+)
 def test_techniques_that_leave_work_out_make_something_cheaper(name: str, case: Case) -> None:
     whole, *rows = rows_of(case, {name: TECHNIQUES[name]})
     assert whole.latency_ratio == 1.0
@@ -59,3 +61,12 @@ def test_techniques_that_leave_work_out_make_something_cheaper(name: str, case: 
     assert min(row.macs for row in rows) < whole.macs
     assert min(row.latency_ratio for row in rows) < 1.0
     assert all(row.latency_ratio <= 1.0 for row in rows)
+
+
+def test_criteria_of_importance_cut_as_much_and_choose_otherwise(case: Case) -> None:
+    candidates = list(TECHNIQUES["importance"](case))
+    inspector = OnnxGraphInspector()
+    for start in range(0, len(candidates), 3):
+        graphs = [candidate.graph for candidate in candidates[start : start + 3]]
+        assert len({inspector.profile(graph).macs for graph in graphs}) == 1
+        assert len(set(graphs)) == 3

@@ -497,12 +497,14 @@ def test_a_recipe_is_applied_to_its_own_target_and_format(
     assert run(*COMPRESS, "-o", "out") == 0
     (folder / "newer.onnx").write_bytes(b"newer weights")
     again = ("apply", "out/recipe.json", "newer.onnx", "--data", "dataset.yaml")
-    assert run(*again, "--max-latency", "18ms", "-o", "again") == 0
+    taught = ("--teacher", "net.onnx")
+    assert run(*again, *taught, "--max-latency", "18ms", "-o", "again") == 0
     request: Any = fake.state.created[-1]
     assert [step.pass_name for step in request.recipe.steps]
     assert request.spec.hardware_target == "hardwareTargets/nucleo-h7a3zi-q"
     assert request.spec.budget.max_latency_ms == 18
     assert request.spec.seed == request.recipe.seed
+    assert len(request.spec.teachers) == 1
     assert (folder / "again" / "model.tflite").is_file()
 
 
@@ -532,6 +534,37 @@ def test_techniques_are_passed_on_and_unknown_ones_refused(
     capsys.readouterr()
     assert run(*COMPRESS, "--technique", "low_rnk") == 2
     assert "did you mean 'low_rank'" in capsys.readouterr().err
+
+
+def test_teachers_are_uploaded_like_the_model(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    teachers = [f"teacher{number}.onnx" for number in range(2)]
+    for name in teachers:
+        (folder / name).write_bytes(name.encode())
+    options = [word for name in teachers for word in ("--teacher", name)]
+    assert run(*COMPRESS, *options) == 0
+    given = list(fake.state.created[-1].job.spec.teachers)
+    assert {name.encode() for name in teachers} <= set(fake.state.assets.values())
+    assert len(set(given)) == 2
+    assert all(name.startswith("projects/default/models/") for name in given)
+    capsys.readouterr()
+    assert run(*COMPRESS, "--teacher", "nobody.onnx") == 2
+    assert "there is no file nobody.onnx" in capsys.readouterr().err
+
+
+def test_what_channels_are_chosen_by_is_passed_on(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "--importance", "taylor") == 0
+    assert fake.state.created[-1].job.spec.importance == job_pb2.IMPORTANCE_CRITERION_TAYLOR
+    assert run(*COMPRESS) == 0
+    assert fake.state.created[-1].job.spec.importance == 0
+    capsys.readouterr()
+    assert run(*COMPRESS, "--importance", "tailor") == 2
+    assert "did you mean 'taylor'" in capsys.readouterr().err
 
 
 def test_what_is_not_packed_is_not_unpacked(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tightfit.cli import options, outputs, watching
-from tightfit.cli.inputs import check_files, upload_inputs
+from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
 from tightfit.names import last_segment
 from tightfit.recipe_file import read_recipe_file
 from tightfit.specs import compression_spec
@@ -36,8 +36,10 @@ def apply(
     max_energy: options.MaxEnergy = None,
     max_ram: options.MaxRam = None,
     max_size: options.MaxSize = None,
+    max_download: options.MaxDownload = None,
     min_accuracy: options.MinAccuracy = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
+    teacher: options.Teachers = None,
     format_: Annotated[
         str | None,
         typer.Option(
@@ -46,6 +48,7 @@ def apply(
             help="Format of the result.  [default: the recipe's format]",
         ),
     ] = None,
+    packed: options.Packed = False,
     verify: options.Verify = "none",
     output: options.Output = None,
     server: options.Server = None,
@@ -66,6 +69,7 @@ def apply(
         max_energy=max_energy,
         max_ram=max_ram,
         max_size=max_size,
+        max_download=max_download,
         min_accuracy=min_accuracy,
         max_accuracy_drop=max_accuracy_drop,
     )
@@ -74,7 +78,7 @@ def apply(
         check_word(format_, FORMATS, field="--format")
     steps = read_recipe_file(recipe)
     wanted = options.target_of(target or steps.target)
-    check_files(model, data)
+    check_files(model, data, teacher or ())
     if output is not None:
         outputs.prepare(output)
     with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
@@ -86,7 +90,9 @@ def apply(
             budget=budget,
             output_format=format_ or format_word(steps.output_format),
             seed=steps.seed,
+            teachers=upload_teachers(client, teacher or ()),
             verify=verify,
+            packed=packed,
         )
         job = client.apply_recipe(spec, steps)
         title = f"{recipe.name} on {model.name}, job {last_segment(job.name)}"

@@ -9,10 +9,10 @@ import typer
 
 from tightfit import quantities
 from tightfit.cli import options, outputs, watching
-from tightfit.cli.inputs import check_files, upload_inputs
+from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
 from tightfit.names import last_segment
 from tightfit.specs import compression_spec
-from tightfit.words import FORMATS, QUANTITIES, TECHNIQUES, VERIFICATIONS, check_word
+from tightfit.words import FORMATS, IMPORTANCES, QUANTITIES, TECHNIQUES, VERIFICATIONS, check_word
 
 _SEARCH = "Search"
 
@@ -33,6 +33,7 @@ def compress(
     max_energy: options.MaxEnergy = None,
     max_ram: options.MaxRam = None,
     max_size: options.MaxSize = None,
+    max_download: options.MaxDownload = None,
     min_accuracy: options.MinAccuracy = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
     objective: Annotated[
@@ -76,6 +77,15 @@ def compress(
             rich_help_panel=_SEARCH,
         ),
     ] = None,
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(IMPORTANCES),
+            help="What the channels to remove are chosen by.  [default: the search chooses]",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    teacher: options.Teachers = None,
     format_: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +94,7 @@ def compress(
             help="Format of the result.  [default: what the target's runtime loads]",
         ),
     ] = None,
+    packed: options.Packed = False,
     verify: options.Verify = "none",
     output: options.Output = None,
     server: options.Server = None,
@@ -101,22 +112,26 @@ def compress(
         max_energy=max_energy,
         max_ram=max_ram,
         max_size=max_size,
+        max_download=max_download,
         min_accuracy=min_accuracy,
         max_accuracy_drop=max_accuracy_drop,
     )
     check_word(objective, QUANTITIES, field="--objective")
     for name in technique or ():
         check_word(name, TECHNIQUES, field="--technique")
+    if importance is not None:
+        check_word(importance, IMPORTANCES, field="--importance")
     check_word(verify, VERIFICATIONS, field="--verify")
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     seconds = quantities.parse_duration_s(max_time, option="--max-time") if max_time else None
     wanted = options.target_of(target)
-    check_files(model, data)
+    check_files(model, data, teacher or ())
     if output is not None:
         outputs.prepare(output)
     with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
         uploaded, dataset = upload_inputs(client, model, data, target=wanted)
+        teachers = upload_teachers(client, teacher or ())
         job = client.create_job(
             compression_spec(
                 model=uploaded,
@@ -129,8 +144,11 @@ def compress(
                 output_format=format_ or "",
                 seed=seed,
                 techniques=technique or (),
+                teachers=teachers,
+                importance=importance or "",
                 verify=verify,
                 priority=priority,
+                packed=packed,
             )
         )
         device = job.spec.hardware_spec.name or target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tightfit.cli.display import TransferLine
@@ -11,14 +12,17 @@ from tightfit.errors import InvalidInputError
 from tightfit.v1 import hardware_pb2
 
 
-def check_files(model: Path, data: Path | None) -> None:
+def check_files(model: Path, data: Path | None, teachers: Sequence[Path] = ()) -> None:
     """Refuse what cannot be read.
 
     Raises:
         InvalidInputError: There is no model file, or the dataset file is wrong.
     """
-    if not model.is_file():
-        raise InvalidInputError(f"there is no file {model}", field="MODEL", remedy="check the path")
+    for path, field in ((model, "MODEL"), *((teacher, "--teacher") for teacher in teachers)):
+        if not path.is_file():
+            raise InvalidInputError(
+                f"there is no file {path}", field=field, remedy="check the path"
+            )
     if data is not None:
         read_dataset_file(data)
 
@@ -37,3 +41,11 @@ def upload_inputs(
     if data is None:
         return uploaded.name, ""
     return uploaded.name, client.upload_dataset(data, on_progress=TransferLine("dataset")).name
+
+
+def upload_teachers(client: Client, teachers: Sequence[Path]) -> list[str]:
+    """Send the models that training learns from besides the model, and return their resource names."""
+    return [
+        client.upload_model(teacher, on_progress=TransferLine(f"teacher {teacher.name}")).name
+        for teacher in teachers
+    ]

@@ -23,6 +23,7 @@ from tightfit.words import VERIFICATIONS
 
 _WHERE = "Where it runs"
 _BUDGET = "Budget: limits on the result"
+_TRAINING = "Training"
 
 Server = Annotated[
     str | None,
@@ -129,6 +130,14 @@ MaxSize = Annotated[
     str | None,
     typer.Option(metavar="256KiB", help="Greatest size in flash.", rich_help_panel=_BUDGET),
 ]
+MaxDownload = Annotated[
+    str | None,
+    typer.Option(
+        metavar="40KiB",
+        help="Greatest size of the packed file that is downloaded; implies --packed.",
+        rich_help_panel=_BUDGET,
+    ),
+]
 MinAccuracy = Annotated[
     float | None,
     typer.Option(metavar="0.95", help="Least accuracy, a fraction.", rich_help_panel=_BUDGET),
@@ -147,6 +156,24 @@ Verify = Annotated[
         "--verify",
         metavar="|".join(VERIFICATIONS),
         help="Measure candidates on a connected device before one wins.",
+    ),
+]
+
+Packed = Annotated[
+    bool,
+    typer.Option(
+        "--packed",
+        help="Pack the result for download as well; `tightfit unpack` restores it bit by bit.",
+    ),
+]
+
+Teachers = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--teacher",
+        metavar="FILE",
+        help="Model of the same inputs and classes that training learns from too; repeat for several.",
+        rich_help_panel=_TRAINING,
     ),
 ]
 
@@ -210,6 +237,7 @@ def budget_of(
     max_energy: str | None,
     max_ram: str | None,
     max_size: str | None,
+    max_download: str | None,
     min_accuracy: float | None,
     max_accuracy_drop: float | None,
 ) -> budget_pb2.Budget:
@@ -227,6 +255,8 @@ def budget_of(
         budget.max_ram_bytes = quantities.parse_bytes(max_ram, option="--max-ram")
     if max_size is not None:
         budget.max_size_bytes = quantities.parse_bytes(max_size, option="--max-size")
+    if max_download is not None:
+        budget.max_download_bytes = quantities.parse_bytes(max_download, option="--max-download")
     if min_accuracy is not None and max_accuracy_drop is not None:
         raise InvalidInputError(
             "--min-accuracy and --max-accuracy-drop contradict each other",

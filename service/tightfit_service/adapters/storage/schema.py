@@ -99,6 +99,13 @@ job_leases = Table(
 
 project_quotas = Table(
     "project_quotas",
+job_teachers = Table(
+    "job_teachers",
+    metadata,
+    Column("job_id", _NAME, ForeignKey(jobs.c.job_id, ondelete="CASCADE"), primary_key=True),
+    Column("digest", _DIGEST, primary_key=True, index=True),
+)
+
     metadata,
     Column("project", _NAME, primary_key=True),
     # NULL takes the deployment's default, 0 is none

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import (
+    ColumnElement,
+    Connection,
     Engine,
     delete,
     exists,
@@ -36,6 +38,7 @@ from tightfit_service.adapters.storage.schema import (
     assets,
     job_events,
     job_leases,
+    job_teachers,
     jobs,
     trial_artifacts,
     trials,
@@ -102,6 +105,14 @@ class SqlStore:
                 lock_project(connection, job.project)
                 check_queued_jobs(quota, count_queued(connection, job.project))
             connection.execute(insert(jobs).values(last_sequence=0, **job_columns(job)))
+            insert_all(
+                connection,
+                job_teachers,
+                [
+                    {"job_id": job.job_id, "digest": digest}
+                    for digest in sorted({teacher.digest for teacher in job.spec.teachers})
+                ],
+            )
         return job
 
     def get_job(self, project: str, job_id: str) -> Job:
@@ -358,7 +369,6 @@ class SqlStore:
     @repeated
     def delete_asset(self, project: str, kind: str, asset_id: str) -> AssetRecord:
         """See `AssetStore`. A job uses an asset when it works on the same bytes in the same project."""
-        used = jobs.c.model_digest if kind == "model" else jobs.c.dataset_digest
         with transaction(self._engine, writes=True) as connection:
             row = find_asset(connection, project, kind, asset_id)
             if row is None:
@@ -367,7 +377,9 @@ class SqlStore:
                 select(jobs.c.job_id).where(
                     jobs.c.project == project,
                     jobs.c.state.in_(_UNFINISHED),
-                    used == row.digest,
+                    or_(jobs.c.model_digest == row.digest, _taught_by(row.digest))
+                    if kind == "model"
+                    else jobs.c.dataset_digest == row.digest,
                 )
             ).scalar()
             if user is not None:
@@ -382,7 +394,7 @@ class SqlStore:
         return asset_from(row)
 
     def is_digest_used(self, project: str, digest: str) -> bool:
-        """See `AssetStore`. The model and the dataset of an unfinished job count as used."""
+        """See `AssetStore`. Model, dataset and teachers of an unfinished job count as used."""
         query = select(
             or_(
                 exists().where(assets.c.project == project, assets.c.digest == digest),
@@ -395,9 +407,37 @@ class SqlStore:
                 exists().where(
                     jobs.c.project == project,
                     jobs.c.state.in_(_UNFINISHED),
-                    or_(jobs.c.model_digest == digest, jobs.c.dataset_digest == digest),
+                    or_(
+                        jobs.c.model_digest == digest,
+                        jobs.c.dataset_digest == digest,
+                        _taught_by(digest),
+                    ),
                 ),
             )
+
+
+def _taught_by(digest: str) -> ColumnElement[bool]:
+    """Whether a model teaches in a job besides the original."""
+    return jobs.c.job_id.in_(select(job_teachers.c.job_id).where(job_teachers.c.digest == digest))
+
+
+def _append(connection: Connection, event: JobEvent, lease: Lease | None) -> JobEvent:
+    """Store an event under the job's next number, and hold the job's row from then on."""
+    # the row is locked by the update, so numbers come out in order and without gaps
+    sequence = connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == event.job_id)
+        .values(last_sequence=jobs.c.last_sequence + 1)
+        .returning(jobs.c.last_sequence)
+    ).scalar()
+    if sequence is None:
+        raise no_job(event.job_id)
+    check_lease(connection, event.job_id, lease)
+    stored = replace(event, sequence=sequence)
+    connection.execute(
+        insert(job_events).values(job_id=event.job_id, sequence=sequence, document=to_plain(stored))
+    )
+    return stored
         )
         with transaction(self._engine, writes=False) as connection:
             return bool(connection.execute(query).scalar())

@@ -7,6 +7,7 @@ them apart again. Everything behind is the network as it came, under the names t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +32,13 @@ def has_several_inputs(graph: bytes) -> bool:
     return len(graph_inputs(load_model(graph))) > 1
 
 
-def join_inputs(graph: bytes) -> bytes:
-    """Return the graph with one input of shape (batch, values) in place of its own, in their order."""
+def join_inputs(graph: bytes, names: Sequence[str] = ()) -> bytes:
+    """Return the graph with one input of shape (batch, values) in place of its own.
+
+    `names` is the order in which they lie there; by default that of the graph.
+    """
     model = load_model(graph)
-    names = graph_inputs(model)
+    names = names or graph_inputs(model)
     shapes = tensor_shapes(model)
     sizes = [math.prod(shapes[name][1:]) for name in names]
     added = {f"{JOINED}/sizes": np.asarray(sizes, dtype=np.int64)}

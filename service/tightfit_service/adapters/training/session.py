@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from tightfit_service.adapters.training.constraints import WeightConstraints
 from tightfit_service.adapters.training.fake_quantization import Range
@@ -27,7 +26,7 @@ from tightfit_service.adapters.training.range_calibration import rounding_of
 from tightfit_service.adapters.training.recovery import RecoveryRun, recalibrate
 from tightfit_service.adapters.training.scoring import Score, find_augmentation
 from tightfit_service.adapters.training.targets import find_targets
-from tightfit_service.adapters.training.teacher import VIEW_COUNT, Teacher
+from tightfit_service.adapters.training.teacher import VIEW_COUNT, open_teachers
 from tightfit_service.adapters.training.training_set import TrainingSet, has_class_labels
 from tightfit_service.application.ports import (
     ProgressCallback,
@@ -36,7 +35,7 @@ from tightfit_service.application.ports import (
     RecoverySettings,
 )
 from tightfit_service.application.samples import FloatArray, Samples
-from tightfit_service.domain.errors import DivergedError, InvalidDatasetError, UnsupportedError
+from tightfit_service.domain.errors import DivergedError, InvalidDatasetError
 
 _STATISTICS_SAMPLES = 512
 _PROBE_FROM_STEPS = 100
@@ -75,14 +74,15 @@ class RecoverySession:
         `settings.max_seconds` counts from.
 
         Raises:
-            UnsupportedError: An operator has no rule, or a teacher answers in other shapes.
+            UnsupportedError: An operator has no rule.
+            InvalidRequestError: A teacher takes or answers something else than the original.
             InvalidDatasetError: Labels that the network has no output for.
         """
         self._graph, self._original, self._settings = graph, reference, settings
         self._quantization = quantization
         self._train, self._on_progress, self._begun = train, on_progress, begun
         targets = find_targets(graph, is_regression=train.metric.is_error)
-        self._teachers = _open_teachers(teachers, train)
+        self._teachers = open_teachers(teachers, train, threads=torch.get_num_threads())
         self._inputs = _some_inputs(train, settings.seed)
         first = self._teachers[0].logits(self._inputs[:1])
         for split, samples in (("train", train), ("selection", selection)):
@@ -270,45 +270,6 @@ class RecoverySession:
 def _variance(value: FloatArray) -> float:
     found = float(value.var(dtype=np.float64))
     return found if np.isfinite(found) and found > 1e-12 else 1.0
-
-
-def _open_teachers(graphs: Sequence[bytes], train: Samples) -> list[Teacher]:
-    """Load teachers, the original first; all have to answer in the same shapes.
-
-    Raises:
-        UnsupportedError: One does not.
-    """
-    teachers = []
-    expected: list[tuple[int, ...]] | None = None
-    for graph in graphs:
-        targets = find_targets(graph, is_regression=train.metric.is_error)
-        teacher = Teacher(
-            graph=graph,
-            tensors=[target.name for target in targets],
-            threads=torch.get_num_threads(),
-        )
-        shapes = _answer_shapes(teacher, train)
-        expected = expected or shapes
-        if shapes != expected:
-            raise UnsupportedError(
-                f"a teacher answers in shapes {shapes}, the original in {expected}",
-                field="recovery.teachers",
-                remedy="give teachers for the same inputs and classes",
-            )
-        teachers.append(teacher)
-    return teachers
-
-
-def _answer_shapes(teacher: Teacher, train: Samples) -> list[tuple[int, ...]]:
-    try:
-        answers = teacher.answers(train.inputs([0]))
-    except (InvalidArgument, Fail, RuntimeException) as error:
-        raise UnsupportedError(
-            "a teacher does not take the samples",
-            field="recovery.teachers",
-            remedy="give teachers for inputs of the same shape and preprocessing",
-        ) from error
-    return [answer.shape[1:] for answer in answers]
 
 
 def _notes(student: Student) -> list[str]:

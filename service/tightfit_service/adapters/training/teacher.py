@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
+from tightfit_service.adapters.training.targets import find_targets
 from tightfit_service.application.samples import FloatArray, IntArray, Samples
+from tightfit_service.domain.errors import InvalidRequestError, UnsupportedError
 
 VIEW_COUNT = 4
 """Different augmentations of each sample; each costs a pass of the teacher over the training set, once."""
@@ -101,15 +104,83 @@ class Teacher:
         )
         self._input = self._session.get_inputs()[0].name
         self._tensors = list(tensors)
+        self.shapes: Sequence[tuple[int, ...]] | None = None
+        """Of a sample's answers, where they are to be other than the graph's; the sizes agree."""
         self.digest = hashlib.sha256(graph + "\n".join(tensors).encode()).hexdigest()
 
     def answers(self, inputs: FloatArray) -> tuple[FloatArray, ...]:
         """Return the distilled tensors of a batch, each of shape (n, ...)."""
-        return tuple(self._session.run(self._tensors, {self._input: inputs}))
+        found = self._session.run(self._tensors, {self._input: inputs})
+        if self.shapes is None:
+            return tuple(found)
+        return tuple(
+            answer.reshape(len(answer), *shape)
+            for answer, shape in zip(found, self.shapes, strict=True)
+        )
 
     def logits(self, inputs: FloatArray) -> FloatArray:
         """Return the first distilled tensor of a batch, shape (n, ...)."""
         return self.answers(inputs)[0]
+
+
+def open_teachers(graphs: Sequence[bytes], samples: Samples, *, threads: int) -> list[Teacher]:
+    """Load teachers, the original first; all have to answer the same questions in the same shapes.
+
+    Sizes of one do not count: answers of shape (n, 10, 1, 1) are taken for (n, 10). Fields of errors
+    number the further teachers from 0.
+
+    Raises:
+        InvalidRequestError: A further teacher takes other inputs, or answers something else.
+        UnsupportedError: The original does not take the samples.
+    """
+    teachers: list[Teacher] = []
+    shapes: Sequence[tuple[int, ...]] = ()
+    losses: Sequence[str] = ()
+    for number, graph in enumerate(graphs, start=-1):
+        targets = find_targets(graph, is_regression=samples.metric.is_error)
+        names = [target.name for target in targets]
+        teacher = Teacher(graph=graph, tensors=names, threads=threads)
+        own_shapes = _answer_shapes(teacher, samples, number)
+        own_losses = [target.loss for target in targets]
+        if not teachers:
+            shapes, losses = own_shapes, own_losses
+        elif [_dense(shape) for shape in own_shapes] != [_dense(shape) for shape in shapes]:
+            raise InvalidRequestError(
+                f"a teacher answers in shapes {own_shapes}, the model in {shapes}",
+                field=f"teachers[{number}]",
+                remedy="give teachers for the same inputs and classes",
+            )
+        elif own_losses != losses:
+            raise InvalidRequestError(
+                "a teacher gives values where the model gives scores of classes, or the reverse",
+                field=f"teachers[{number}]",
+                remedy="give teachers that end in the same activation (Softmax, Sigmoid or none)",
+            )
+        else:
+            teacher.shapes = shapes
+        teachers.append(teacher)
+    return teachers
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _answer_shapes(teacher: Teacher, samples: Samples, number: int) -> list[tuple[int, ...]]:
+    """Return the shapes of what a teacher answers to one sample; -1 numbers the original."""
+    try:
+        answers = teacher.answers(samples.inputs([0]))
+    except (InvalidArgument, Fail, RuntimeException) as error:
+        if number < 0:
+            raise UnsupportedError(
+                "the original does not take the samples", field="dataset"
+            ) from error
+        raise InvalidRequestError(
+            "a teacher does not take the samples",
+            field=f"teachers[{number}]",
+            remedy="give teachers for inputs of the same shape and preprocessing",
+        ) from error
+    return [answer.shape[1:] for answer in answers]
 
 
 def _with_output_types(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -21,6 +21,7 @@ from tightfit_service.adapters.training.joined_inputs import (
     part_inputs,
 )
 from tightfit_service.adapters.training.session import RecoverySession, check_samples
+from tightfit_service.adapters.training.teacher import open_teachers
 from tightfit_service.application.ports import (
     ProgressCallback,
     QuantizationSettings,
@@ -28,7 +29,7 @@ from tightfit_service.application.ports import (
     RecoverySettings,
 )
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.network import PruningSpace
+from tightfit_service.domain.network import DEFAULT_IMPORTANCE, ImportanceCriterion, PruningSpace
 from tightfit_service.graph.structure import graph_inputs
 
 
@@ -40,12 +41,28 @@ class TorchTrainer:
         self._threads = threads
 
     def importance(
-        self, graph: bytes, space: PruningSpace, samples: Samples, *, seed: int
+        self,
+        graph: bytes,
+        space: PruningSpace,
+        samples: Samples,
+        *,
+        seed: int,
+        criterion: ImportanceCriterion = DEFAULT_IMPORTANCE,
     ) -> Mapping[str, Sequence[float]]:
         """Return the importance of each unit of each group; see `ports.Trainer`."""
         self._prepare_torch(seed)
         check_samples(samples, "train")
-        return channel_importance(graph, space, samples, seed=seed)
+        return channel_importance(graph, space, samples, seed=seed, criterion=criterion)
+
+    def check_teacher(self, teacher: bytes, *, original: bytes, samples: Samples) -> None:
+        """Refuse a teacher that cannot be listened to; see `ports.Trainer`."""
+        graphs, few = [original, teacher], samples.take([0])
+        if has_several_inputs(original):
+            names = graph_inputs(onnx.load_model_from_string(original))
+            with tempfile.TemporaryDirectory(prefix="joined-inputs-") as name:
+                few = join_samples(few, names, Path(name))
+            graphs = [join_inputs(graph, names) for graph in graphs]
+        open_teachers(graphs, few, threads=torch.get_num_threads())
 
     def recover(
         self,
@@ -120,7 +137,7 @@ class TorchTrainer:
                 train=join_samples(train, names, folder),
                 selection=join_samples(selection, names, folder),
                 cache_dir=cache_dir,
-                more_teachers=[join_inputs(network) for network in more_teachers],
+                more_teachers=[join_inputs(network, names) for network in more_teachers],
                 unlabeled=None if unlabeled is None else join_samples(unlabeled, names, folder),
                 reference=None if reference is None else join_inputs(reference),
                 **others,

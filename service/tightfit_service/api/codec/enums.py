@@ -13,6 +13,7 @@ from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.job import JobEventKind, JobState
 from tightfit_service.domain.measurement import FailureKind, Verification
+from tightfit_service.domain.network import ImportanceCriterion
 from tightfit_service.domain.trial import TrialRole, TrialState
 
 E = TypeVar("E", bound=enum.StrEnum)
@@ -70,5 +71,8 @@ EVENT_KIND = EnumCodec(JobEventKind, _wire(job_pb2.JobEvent.Kind), prefix="KIND"
 TRIAL_STATE = EnumCodec(TrialState, _wire(trial_pb2.Trial.State), prefix="STATE")
 TRIAL_ROLE = EnumCodec(TrialRole, _wire(trial_pb2.Trial.Role), prefix="ROLE")
 VERIFICATION = EnumCodec(Verification, _wire(job_pb2.Verification), prefix="VERIFICATION")
+IMPORTANCE = EnumCodec(
+    ImportanceCriterion, _wire(job_pb2.ImportanceCriterion), prefix="IMPORTANCE_CRITERION"
+)
 RUNNER_STATE = EnumCodec(RunnerState, _wire(runner_pb2.Runner.State), prefix="STATE")
 FAILURE_KIND = EnumCodec(FailureKind, _wire(runner_pb2.WorkFailure.Kind), prefix="KIND")

@@ -112,7 +112,15 @@ def request_from_proto(
         output_format=enums.MODEL_FORMAT.optional(spec.output_format, field="output_format"),
         seed=spec.seed,
         priority=spec.priority,
+        packed=spec.packed,
         techniques=tuple(spec.techniques),
+        teachers=tuple(
+            resource_names.parse_owned(
+                resource_names.MODEL, name, project_id=project_id, field=f"teachers[{number}]"
+            )
+            for number, name in enumerate(spec.teachers)
+        ),
+        importance=enums.IMPORTANCE.optional(spec.importance, field="importance"),
         recipe=None if recipe is None else recipe_from_proto(recipe),
         request_id=request_id,
         verification=enums.VERIFICATION.optional(spec.verification, field="verification")
@@ -183,9 +191,14 @@ def _spec_to_proto(spec: JobSpec, *, project_id: str) -> job_pb2.CompressionSpec
         output_format=enums.MODEL_FORMAT.to_proto(spec.output_format),
         seed=spec.seed,
         priority=spec.priority,
+        packed=spec.packed,
         techniques=spec.techniques,
         recipe=None if spec.recipe is None else recipe_to_proto(spec.recipe),
         verification=enums.VERIFICATION.to_proto(spec.verification),
+        teachers=[
+            _full_name(resource_names.MODEL, teacher.name, project_id) for teacher in spec.teachers
+        ],
+        importance=enums.IMPORTANCE.to_proto(spec.importance),
     )
 
 

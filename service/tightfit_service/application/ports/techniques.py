@@ -10,7 +10,14 @@ from typing import Any, Protocol
 from tightfit_service.application.ports.export import QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
-from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace, Variant
+from tightfit_service.domain.network import (
+    DEFAULT_IMPORTANCE,
+    Alternative,
+    ImportanceCriterion,
+    NetworkProfile,
+    PruningSpace,
+    Variant,
+)
 
 
 class StructuredPruning(Protocol):
@@ -101,6 +108,19 @@ class NetworkPass(GraphPass, Protocol):
         ...
 
 
+class DownloadPass(GraphPass, Protocol):
+    """A technique that makes the packed file of a network smaller, with several strengths to choose from."""
+
+    def strengths(
+        self, graph: bytes, target: HardwareSpec, number_format: NumberFormat
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return parameters for the whole network from mildest to strongest; none where it cannot help.
+
+        `number_format` is that of the exported weights.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecoverySettings:
     """How a compressed graph is trained back.
@@ -118,6 +138,8 @@ class RecoverySettings:
             activations rounded, per-channel scales, fused activations.
         keep_zeros: Weights that are exactly zero stay so (after sparsity).
         share_values: Weights of a layer that are equal stay equal (after clustering).
+        teachers: Digests of the model files that taught besides the original: a record, which the
+            trainer does not look at.
     """
 
     epochs: float = 1.0
@@ -133,6 +155,7 @@ class RecoverySettings:
     quantization_aware: bool = False
     keep_zeros: bool = False
     share_values: bool = False
+    teachers: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -160,12 +183,29 @@ class Trainer(Protocol):
     """Gradients and training of working graphs. One call at a time per process."""
 
     def importance(
-        self, graph: bytes, space: PruningSpace, samples: Samples, *, seed: int
+        self,
+        graph: bytes,
+        space: PruningSpace,
+        samples: Samples,
+        *,
+        seed: int,
+        criterion: ImportanceCriterion = DEFAULT_IMPORTANCE,
     ) -> Mapping[str, Sequence[float]]:
-        """Return, per group id, the importance of each unit: predicted increase of the loss when removed.
+        """Return, per group id, the importance of each unit: what its removal is predicted to cost.
 
-        First-order Taylor (Molchanov et al., CVPR 2019): the squared sum of gradient times value,
-        accumulated over the unit's channels; comparable between groups.
+        TAYLOR and FISHER are in units of the loss and comparable between groups; MAGNITUDE compares
+        units of one group only, and looks neither at samples nor at the seed.
+
+        Raises:
+            UnsupportedError: TAYLOR or FISHER, and an operator has no gradient here.
+        """
+        ...
+
+    def check_teacher(self, teacher: bytes, *, original: bytes, samples: Samples) -> None:
+        """Refuse a network that cannot teach besides the original; runs both on one sample.
+
+        Raises:
+            InvalidRequestError: It takes other inputs, or answers something else.
         """
         ...
 
@@ -204,6 +244,7 @@ class Trainer(Protocol):
                 teacher itself: the original at another resolution.
 
         Raises:
+            InvalidRequestError: One of `more_teachers` takes other inputs, or answers something else.
             DivergedError: Every rollback diverged again; the best state so far was no better than the start.
         """
         ...

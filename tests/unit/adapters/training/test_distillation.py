@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ from tightfit_service.adapters.training.losses import NO_LABEL, DistillationLoss
 from tightfit_service.adapters.training.module import build_module
 from tightfit_service.adapters.training.number_format import TrainingFormat
 from tightfit_service.adapters.training.targets import DistilledTensor
-from tightfit_service.adapters.training.teacher import Augmentation
+from tightfit_service.adapters.training.teacher import Augmentation, open_teachers
+from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.adapters.training.training_set import TrainingSet
 from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout, MetricName
-from tightfit_service.domain.errors import UnsupportedError
+from tightfit_service.domain.errors import InvalidRequestError
 
 SCORES = DistilledTensor(name="x", loss="softmax", axis=1, output="x")
 VALUES = DistilledTensor(name="y", loss="squared_error", axis=None, output="y")
@@ -134,15 +136,86 @@ def test_a_second_teacher_is_listened_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [residual, padded_shortcut])
 def test_a_teacher_of_other_classes_or_inputs_is_refused(other: type, tmp_path: Path) -> None:
     model = mlp(1)
-    with pytest.raises(UnsupportedError) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         recover(
             halved(model),
             model,
             tmp_path,
             RecoverySettings(epochs=1),
-            more_teachers=[other(0).SerializeToString()],
+            more_teachers=[mlp(2).SerializeToString(), other(0).SerializeToString()],
         )
-    assert caught.value.field == "recovery.teachers"
+    assert caught.value.field == "teachers[1]"
+    assert caught.value.remedy
+    with pytest.raises(InvalidRequestError):
+        TorchTrainer(threads=1).check_teacher(
+            other(0).SerializeToString(),
+            original=model.SerializeToString(),
+            samples=samples_of(model, 4, 1),
+        )
+
+
+def _with_last(model: ModelProto, op_type: str, shape: tuple[int, ...]) -> bytes:
+    """The network with one more node at its end, whose output has another shape."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    (output,) = changed.graph.output
+    node = onnx.helper.make_node(op_type, [output.name], ["end"], name="end")
+    if op_type == "Reshape":
+        goal = np.asarray([-1, *shape], dtype=np.int64)
+        changed.graph.initializer.append(onnx.numpy_helper.from_array(goal, "end.shape"))
+        node.input.append("end.shape")
+    changed.graph.node.append(node)
+    del changed.graph.output[:]
+    changed.graph.output.append(
+        onnx.helper.make_tensor_value_info("end", onnx.TensorProto.FLOAT, ["batch", *shape])
+    )
+    onnx.checker.check_model(changed, full_check=True)
+    return changed.SerializeToString()
+
+
+def test_answers_of_a_teacher_with_sizes_of_one_take_the_shape_of_the_original() -> None:
+    model, other = mlp(1), mlp(2)
+    samples = samples_of(model, 6, 1)
+    reshaped = _with_last(other, "Reshape", (3, 1, 1))
+    _, teacher = open_teachers([model.SerializeToString(), reshaped], samples, threads=1)
+    inputs = samples.inputs(slice(None))
+    np.testing.assert_array_equal(teacher.logits(inputs), teacher_of(other).logits(inputs))
+
+
+def test_a_teacher_that_gives_values_in_place_of_scores_is_refused() -> None:
+    model = mlp(1)
+    graphs = [model.SerializeToString(), _with_last(mlp(2), "Sigmoid", (3,))]
+    with pytest.raises(InvalidRequestError, match="values") as caught:
+        open_teachers(graphs, samples_of(model, 6, 1), threads=1)
+    assert caught.value.field == "teachers[0]"
+
+
+def test_a_second_teacher_that_knows_less_teaches_less(tmp_path: Path) -> None:
+    """The first one is the network itself in both cases."""
+    model = onnx.load_model_from_string(trained_depthwise())
+    selection, test = gratings(128, 2), gratings(512, 3)
+    unlabelled = replace(gratings(256, 1), labels=None)
+    settings = RecoverySettings(epochs=6, batch_size=32, seed=1)
+    clueless = onnx.ModelProto()
+    clueless.CopyFrom(model)
+    random = np.random.default_rng(0)
+    for tensor in clueless.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        noisy = value + random.normal(0, value.std(), value.shape).astype(value.dtype)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(noisy, tensor.name))
+    known, misled = (
+        recover(
+            halved(model),
+            model,
+            tmp_path,
+            settings,
+            train=unlabelled,
+            selection=selection,
+            more_teachers=[teacher.SerializeToString()],
+        )
+        for teacher in (model, clueless)
+    )
+    assert accuracy(known.graph, test) > accuracy(misled.graph, test)
 
 
 @pytest.mark.parametrize("make", [residual, padded_shortcut])

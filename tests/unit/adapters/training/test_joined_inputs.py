@@ -69,6 +69,21 @@ def test_parting_brings_back_the_graph() -> None:
     )
 
 
+def test_inputs_are_joined_in_a_given_order() -> None:
+    """A teacher whose inputs come in another order reads the same samples."""
+    model = onnx.load_model_from_string(GRAPH)
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend(reversed(inputs))
+    turned = model.SerializeToString()
+    rows = join_samples(_samples(5), NAMES, Path("unused")).inputs(slice(None))
+    joined = {joined_inputs.JOINED: rows}
+    wanted = _run(join_inputs(GRAPH), joined)
+    for own, other in zip(wanted, _run(join_inputs(turned, NAMES), joined), strict=True):
+        np.testing.assert_array_equal(own, other)
+    TorchTrainer(threads=1).check_teacher(turned, original=GRAPH, samples=_samples(5))
+
+
 def test_large_sets_are_joined_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = join_samples(_samples(9), NAMES, tmp_path)
     monkeypatch.setattr(joined_inputs, "_IN_MEMORY_BYTES", 100)

@@ -58,8 +58,9 @@ from tightfit_service.domain.job import (
     JobSpec,
     LayerAttribution,
     Relaxation,
+    TeacherModel,
 )
-from tightfit_service.domain.network import OperatorKind
+from tightfit_service.domain.network import ImportanceCriterion, OperatorKind
 from tightfit_service.domain.quantities import Interval
 from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.domain.trial import Metrics, Trial
@@ -93,7 +94,7 @@ def budgets(draw: st.DrawFn) -> Budget:
                 value = draw(st.floats(0.01, 0.99))
                 constraints.append(Constraint(quantity=quantity, source=source, **{key: value}))
                 continue
-            whole = quantity in (Quantity.RAM, Quantity.SIZE)
+            whole = quantity in (Quantity.RAM, Quantity.SIZE, Quantity.DOWNLOAD)
             limit = float(draw(st.integers(1, 2**48))) if whole else draw(limits)
             constraints.append(Constraint(quantity=quantity, source=source, limit=limit))
     return Budget(constraints=tuple(constraints))
@@ -315,6 +316,17 @@ def test_trials(trial: Trial, project_id: str, job_id: str) -> None:
             search_limits=st.just(SearchLimits()),
             output_format=st.none() | st.sampled_from(ModelFormat),
             seed=st.integers(0, 2**62),
+            packed=st.booleans(),
+            # digests of teachers are told by recipes
+            teachers=st.lists(
+                st.builds(
+                    TeacherModel,
+                    name=IDS.map(lambda name: f"projects/p/models/{name}"),
+                    digest=st.just(""),
+                ),
+                max_size=4,
+            ).map(tuple),
+            importance=st.none() | st.sampled_from(ImportanceCriterion),
         ),
         create_time=TIMES,
         update_time=TIMES,
