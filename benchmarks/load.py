@@ -1,11 +1,12 @@
 """Measures a server under many clients: call times, open watches, memory and file descriptors.
 
-    python benchmarks/load.py [--clients 200] [--watches 1000] [--seconds 15] [--rounds 4] [--json FILE]
+    python benchmarks/load.py [--clients 200] [--watches 1000] [--seconds 40] [--rounds 4] [--json FILE]
 
 The server is a process of its own on loopback with a database of its own (PostgreSQL where it is
 installed, or else SQLite), filled with queued jobs. The clients are coroutines of two further processes,
-each with a connection of its own, and call again as soon as they are answered, so that times are those of a
-saturated server. Limits of calls per second are off, as they would refuse what is to be measured.
+each with a connection of its own. First they wait between their calls, five seconds at the mean and at random,
+as programs do that poll their jobs; then they call again as soon as they are answered, so that times are
+those of a saturated server. Limits of calls per second are off, as they would refuse what is to be measured.
 """
 
 from __future__ import annotations
@@ -48,12 +49,23 @@ CALLERS = 2
 STREAMS_PER_CONNECTION = 100
 CALLS = ("GetJob", "ListJobs", "CreateJob")
 WEIGHTS = (6, 3, 1)
+PAUSE_SECONDS = 5.0
+"""Mean wait of a client that polls, between an answer and its next call."""
 
 
 async def call_for(
-    address: str, clients: int, seconds: float, jobs: Sequence[str], spec: bytes, seed: int
+    address: str,
+    clients: int,
+    seconds: float,
+    jobs: Sequence[str],
+    spec: bytes,
+    seed: int,
+    pause_seconds: float,
 ) -> dict[str, list[float]]:
-    """Have clients call for so long; return the seconds of each call, by method."""
+    """Have clients call for so long; return the seconds of each call, by method.
+
+    `pause_seconds` is what a client waits at the mean between an answer and its next call.
+    """
     times: dict[str, list[float]] = defaultdict(list)
     end = time.monotonic() + seconds
     wanted = job_pb2.CompressionSpec.FromString(spec)
@@ -63,7 +75,12 @@ async def call_for(
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options=options) as channel:
             stub = compression_pb2_grpc.CompressionServiceStub(channel)
-            while time.monotonic() < end:
+            while True:
+                if pause_seconds:
+                    # exponential waits: no client knows of the others
+                    await asyncio.sleep(chance.expovariate(1 / pause_seconds))
+                if time.monotonic() >= end:
+                    return
                 name = chance.choices(CALLS, WEIGHTS)[0]
                 began = time.perf_counter()
                 await _call(stub, name, chance.choice(jobs), wanted)
@@ -92,11 +109,20 @@ def in_process(*arguments: Any) -> dict[str, list[float]]:
 
 
 def measure_calls(
-    address: str, *, clients: int, seconds: float, jobs: Sequence[str], spec: bytes, pool: Any
+    address: str,
+    *,
+    clients: int,
+    seconds: float,
+    jobs: Sequence[str],
+    spec: bytes,
+    pool: Any,
+    pause_seconds: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Return what calls take with so many clients at once."""
     parts = [
-        pool.submit(in_process, address, clients // CALLERS, seconds, jobs, spec, number)
+        pool.submit(
+            in_process, address, clients // CALLERS, seconds, jobs, spec, number, pause_seconds
+        )
         for number in range(CALLERS)
     ]
     times: dict[str, list[float]] = defaultdict(list)
@@ -241,6 +267,8 @@ def run(folder: Path, *, clients: int, watches: int, seconds: float, rounds: int
         # caches and pools of connections fill, and the processes of the clients start
         measure(seconds=min(3.0, seconds))
         held = [settled(server.pid)]
+        polling = measure(seconds=seconds, pause_seconds=PAUSE_SECONDS)
+        print("polling:", polling, flush=True)
         calls, watched = [], []
         for _ in range(rounds):
             calls.append(measure(seconds=seconds / rounds))
@@ -255,6 +283,8 @@ def run(folder: Path, *, clients: int, watches: int, seconds: float, rounds: int
         "clients": clients,
         "queued_jobs_at_the_start": JOBS,
         "page": PAGE,
+        "pause_seconds": PAUSE_SECONDS,
+        "polling": polling,
         "calls": calls,
         "watches": watched,
         "held": held,
@@ -275,7 +305,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure a server under many clients.")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--watches", type=int, default=1_000)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of calls, over all rounds")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=40.0,
+        help="of calls, once with pauses and once over all rounds without",
+    )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

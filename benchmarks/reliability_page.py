@@ -173,18 +173,22 @@ def rolling(row: dict[str, Any]) -> str:
 
 def calls(load: dict[str, Any]) -> str:
     """Return the table of call times."""
-    lines = ["| call | round | calls | per second | p50 | p99 |", "|---|---|---|---|---|---|"]
-    for number, found in enumerate(load["calls"], 1):
+    lines = ["| call | clients | calls | per second | p50 | p99 |", "|---|---|---|---|---|---|"]
+    rounds = [(f"round {number}", found) for number, found in enumerate(load["calls"], 1)]
+    if "polling" in load:
+        pauses = f"a call every {load['pause_seconds']:.0f} s each"
+        rounds.insert(0, (pauses, load["polling"]))
+    for title, found in rounds:
         lines += [
-            f"| {name} | {number} | {row['count']} | {row['per_second']:.0f} | {row['p50_ms']:.0f} ms | "
+            f"| {name} | {title} | {row['count']} | {row['per_second']:.0f} | {row['p50_ms']:.0f} ms | "
             f"{row['p99_ms']:.0f} ms |"
             for name, row in found.items()
         ]
     head = (
         f"{load['clients']} clients at once on one replica with {load['database']}, "
         f"{load['queued_jobs_at_the_start']} jobs in the queue and more with each CreateJob, pages of "
-        f"{load['page']}. Server, database and clients shared {load['cores']} cores with other work: "
-        f"the load average was {load['load_average_before'][0]:.0f} before."
+        f"{load['page']}. Server, database and clients shared {load['cores']} cores; the load average "
+        f"was {load['load_average_before'][0]:.1f} before."
     )
     return "\n".join([head, "", *lines])
 
