@@ -186,6 +186,7 @@ class Bench:
         payload: dict[str, Any] = {
             "model": to_plain(self.facts),
             "recipe": to_plain(recipe),
+            "target": to_plain(bootstrap.catalogue().get(TARGET)),
             "evaluate": evaluate,
             "teacher_key": self.network,
         }

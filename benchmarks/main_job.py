@@ -254,6 +254,7 @@ def _uniform(
             {
                 "model": plain_facts,
                 "recipe": to_plain(recipe),
+                "target": to_plain(hardware),
                 "evaluate": True,
                 "teacher_key": "uniform",
             },

@@ -32,6 +32,7 @@ from tightfit.dataset_file import packed, read_dataset_file
 from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
 from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
+from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     Executor,
@@ -44,6 +45,7 @@ from tightfit_service.domain.recipe import PassStep, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "scaling"
+TARGET = "nucleo-h7a3zi-q"
 KEPT = 0.75
 SECOND_NODE = "127.0.0.3"
 EXECUTORS = ("local", "ray")
@@ -152,6 +154,7 @@ async def _units(
         group.group_id: list(range(max(1, round(KEPT * group.unit_count))))
         for group in facts.space.groups
     }
+    target = to_plain(YamlTargetCatalogue().get(TARGET))
     return [
         WorkUnit(
             project=PROJECT,
@@ -159,6 +162,7 @@ async def _units(
             payload={
                 "model": imported.payload,
                 "recipe": to_plain(_recipe(seed, keep, epochs)),
+                "target": target,
                 "evaluate": True,
                 "teacher_key": "scaling",
             },
@@ -181,7 +185,7 @@ def _recipe(seed: int, keep: Mapping[str, Sequence[int]], epochs: float) -> Reci
     return Recipe(
         source_digest="0" * 64,
         seed=seed,
-        target="nucleo-h7a3zi-q",
+        target=TARGET,
         output_format="tflite",
         steps=steps,
     )

@@ -9,11 +9,15 @@ from tightfit.errors import InvalidInputError
 from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, trial_pb2
 
 QUANTITIES = ("accuracy", "latency", "energy", "ram", "size")
-FORMATS = ("tflite", "onnx", "c_array", "openvino", "executorch")
+FORMATS = ("tflite", "onnx", "c_array", "openvino", "executorch", "vela")
 """Formats that results can be asked for in."""
 FILE_SUFFIXES = {"executorch": "pte"}
 """Of files in formats that are not called by their suffix."""
-FILE_SETS = {"c_array": ("model.h", "model.c"), "openvino": ("model.xml", "model.bin")}
+FILE_SETS = {
+    "c_array": ("model.h", "model.c"),
+    "openvino": ("model.xml", "model.bin"),
+    "vela": ("model_vela.tflite", "model.tflite"),
+}
 """Of formats that are several files: what these are called."""
 TECHNIQUES = (
     "structured_pruning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import structlog
 
@@ -57,6 +57,7 @@ EXPORTABLE = (
     ModelFormat.C_ARRAY,
     ModelFormat.OPENVINO,
     ModelFormat.EXECUTORCH,
+    ModelFormat.VELA,
 )
 
 
@@ -79,10 +80,12 @@ class JobDesk:
         telemetry: Telemetry,
         quotas: Quotas,
         missing_extras: Mapping[ModelFormat, str] | None = None,
+        target_checks: Mapping[ModelFormat, Callable[[HardwareSpec], object]] | None = None,
     ) -> None:
         """Keep the ports.
 
         `missing_extras` says what to install for formats whose libraries this server does not have.
+        `target_checks` raise TightfitError for targets that nothing can be written for in a format.
         """
         self._jobs = jobs
         self._records = records
@@ -94,6 +97,7 @@ class JobDesk:
         self._telemetry = telemetry
         self._quotas = quotas
         self._missing_extras = missing_extras or {}
+        self._target_checks = target_checks or {}
 
     async def create(self, project: str, request: JobRequest) -> Job:
         """Queue a job; the same `request_id` gives the same job."""
@@ -124,6 +128,8 @@ class JobDesk:
                 field="output_format",
                 remedy=f"install {self._missing_extras[output_format]} there, or choose tflite or onnx",
             )
+        if output_format in self._target_checks:
+            self._target_checks[output_format](target)
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if facts.is_quantized:
             raise InvalidModelError(

@@ -34,7 +34,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 ARTIFACT_NAME = "provenance"
 MODEL = "model"
 
-_FILE_SETS = (ModelFormat.C_ARRAY, ModelFormat.OPENVINO)
+_FILE_SETS = (ModelFormat.C_ARRAY, ModelFormat.OPENVINO, ModelFormat.VELA)
 """Formats whose artifact is an archive that reaches the user unpacked."""
 _SUFFIXES = {ModelFormat.EXECUTORCH: "pte"}
 

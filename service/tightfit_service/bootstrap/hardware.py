@@ -29,6 +29,8 @@ REPORTED_PACKAGES = (
     "ai-edge-quantizer",
     "openvino",
     "executorch",
+    "ethos-u-vela",
+    "tflite-micro",
     "scipy",
     "numpy",
 )
@@ -37,6 +39,7 @@ REPORTED_PACKAGES = (
 EXTRAS = {
     ModelFormat.OPENVINO: ("openvino", "openvino"),
     ModelFormat.EXECUTORCH: ("executorch", "executorch"),
+    ModelFormat.VELA: ("ethos-u", "ethosu"),
 }
 """Output formats that need an extra of this distribution: its name, and the package that it brings."""
 

@@ -82,6 +82,7 @@ from tightfit_service.bootstrap.storage import (
     open_storage,
     take_data_dir,
 )
+from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings
 
 PARENT_POLL_SECONDS = 0.5
@@ -230,6 +231,7 @@ def build_server(settings: Settings) -> Server:
         hub=hub,
         clock=clock,
         telemetry=telemetry,
+        target_checks={ModelFormat.VELA: VelaCompiler().check},
         missing_extras=missing_extras(),
     )
     return Server(

@@ -58,12 +58,15 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
 def build_handlers(settings: Settings) -> WorkHandlers:
     """Compose what runs in a worker; the heavy libraries are loaded here and nowhere in the server."""
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
+    from tightfit_service.adapters.emulators.vela import VelaCompiler
+    from tightfit_service.adapters.evaluation.contained_evaluator import ContainedEvaluator
     from tightfit_service.adapters.evaluation.executorch_evaluator import ExecutorchEvaluator
     from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
     from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
     from tightfit_service.adapters.evaluation.openvino_evaluator import OpenvinoEvaluator
+    from tightfit_service.adapters.evaluation.tflm_evaluator import TflmEvaluator
     from tightfit_service.adapters.formats.any_import import AnyImporter
-    from tightfit_service.adapters.formats.c_array_export import CArrayEvaluator, CArrayExporter
+    from tightfit_service.adapters.formats.c_array_export import CArrayExporter, tflite_in
     from tightfit_service.adapters.formats.executorch_export import ExecutorchExporter
     from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
@@ -74,6 +77,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
     from tightfit_service.adapters.formats.pt2_import import Pt2Importer
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
+    from tightfit_service.adapters.formats.vela_export import VelaFileCompiler, source_in
     from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
     from tightfit_service.adapters.training.torch_trainer import TorchTrainer
     from tightfit_service.graph.profile import OnnxGraphInspector
@@ -121,10 +125,20 @@ def build_handlers(settings: Settings) -> WorkHandlers:
             evaluators={
                 ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
                 ModelFormat.TFLITE: litert,
-                ModelFormat.C_ARRAY: CArrayEvaluator(tflite=litert),
+                ModelFormat.C_ARRAY: ContainedEvaluator(file_in=tflite_in, evaluator=litert),
                 ModelFormat.OPENVINO: OpenvinoEvaluator(split=network_and_weights, threads=threads),
                 ModelFormat.EXECUTORCH: ExecutorchEvaluator(),
+                ModelFormat.VELA: ContainedEvaluator(file_in=source_in, evaluator=litert),
             },
+            compilers={ModelFormat.VELA: VelaFileCompiler(vela=VelaCompiler())},
+            target_evaluator=TflmEvaluator(
+                files={
+                    ModelFormat.TFLITE: bytes,
+                    ModelFormat.C_ARRAY: tflite_in,
+                    ModelFormat.VELA: source_in,
+                },
+                threads=threads,
+            ),
         ),
         node_passes={item.name: item for item in node_passes},
         network_passes={item.name: item for item in network_passes},

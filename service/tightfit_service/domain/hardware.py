@@ -38,6 +38,9 @@ class ModelFormat(enum.StrEnum):
     """OpenVINO IR, both of its files in one zip archive; output only."""
     EXECUTORCH = "executorch"
     """ExecuTorch program (`.pte`); output only."""
+    VELA = "vela"
+    """A TFLite file compiled for Ethos-U by Vela, and the one it was made of, in one zip archive; output
+    only."""
 
 
 class AcceleratorKind(enum.StrEnum):

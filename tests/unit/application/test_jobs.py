@@ -14,6 +14,7 @@ from fakes.scripted_work import ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
+from tightfit_service.adapters.emulators.vela import VelaCompiler
 from tightfit_service.application.caller import calling
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
@@ -115,6 +116,7 @@ def desk() -> JobDesk:
         hub=hub,
         clock=clock,
         telemetry=telemetry,
+        target_checks={ModelFormat.VELA: VelaCompiler().check},
         missing_extras={ModelFormat.OPENVINO: "tightfit-service[openvino]"},
     )
 
@@ -169,6 +171,7 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
         (request(output_format=ModelFormat.OPENVINO), UnsupportedError, "output_format"),
         (request(teachers=("x",)), NotFoundError, "teachers[0]"),
         (request(teachers=("m",)), InvalidRequestError, "teachers[0]"),
+        (request(output_format=ModelFormat.VELA), UnsupportedError, "output_format"),
         (
             request(at_most(Quantity.RAM, 1 << 20)),
             InvalidBudgetError,

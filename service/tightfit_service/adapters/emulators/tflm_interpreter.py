@@ -7,11 +7,11 @@ matches bit by bit. It aborts the process on what it does not support, so it nev
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,33 @@ from tightfit_service.domain.quantities import Interval
 Array = npt.NDArray[Any]
 
 TIMEOUT_S = 300.0
+ARENA_BYTES = 64 << 20
+"""Room for tensors on top of ten times the file; what is used of it is counted."""
+EXTRA = "tightfit-service[tflm]"
+_MOST_WORDS = 300
 _ARENA = re.compile(r"Arena allocation (total|head|tail) (\d+) bytes")
 _PROGRAM = """
 import sys
+import time
 import numpy as np
 from tflite_micro.python.tflite_micro import runtime
 
-model, given, wanted = sys.argv[1:4]
-interpreter = runtime.Interpreter.from_file(model)
-results = []
-for sample in np.load(given):
-    details = interpreter.get_input_details(0)
-    interpreter.set_input(sample.reshape(details["shape"]).astype(details["dtype"]), 0)
+model, given, wanted, arena_bytes = sys.argv[1:5]
+interpreter = runtime.Interpreter.from_file(model, arena_size=int(arena_bytes))
+with np.load(given) as archive:
+    inputs = [archive[name] for name in archive.files]
+results, seconds = [], 0.0
+for place in range(len(inputs[0])):
+    for index, samples in enumerate(inputs):
+        details = interpreter.get_input_details(index)
+        sample = samples[place].reshape(details["shape"]).astype(details["dtype"])
+        interpreter.set_input(sample, index)
+    begin = time.perf_counter()
     interpreter.invoke()
+    seconds += time.perf_counter() - begin
     results.append(interpreter.get_output(0).copy())
-np.save(wanted, np.concatenate(results) if results else np.empty(0))
+outputs = np.concatenate(results) if results else np.empty(0)
+np.savez(wanted, outputs=outputs, seconds=seconds)
 interpreter.print_allocations()
 """
 
@@ -69,10 +81,12 @@ class MicroRun:
 
     Attributes:
         outputs: First output for every sample, in the file's own number format.
+        seconds: Time that the inferences took, without loading.
         arena: Memory of the interpreter.
     """
 
     outputs: Array
+    seconds: float
     arena: Arena
 
 
@@ -96,8 +110,12 @@ class TflmInterpreter:
         """
         return self.run(data, np.empty((0, 1), dtype=np.int8)).arena
 
-    def run(self, data: bytes, samples: Sequence[Array] | Array) -> MicroRun:
-        """Run a file on samples, each of the shape and in the number format of its one input.
+    def run(self, data: bytes, *inputs: Array) -> MicroRun:
+        """Run a file on samples, one after the other.
+
+        Args:
+            data: The file.
+            inputs: Per input of the file, in its order, the samples in its number format, shape (n, ...).
 
         Raises:
             InvalidModelError: The interpreter does not run the file: an operator or a type that it lacks.
@@ -105,18 +123,19 @@ class TflmInterpreter:
         """
         if not self.is_installed():
             raise UnsupportedError(
-                "the interpreter of TensorFlow Lite for Microcontrollers is not there",
+                "the interpreter of TensorFlow Lite for Microcontrollers is not installed",
                 field="runtime",
-                remedy="install tflite-micro beside the service",
+                remedy=f"install {EXTRA} where the service runs",
             )
         with tempfile.TemporaryDirectory(prefix="tightfit-tflm-") as text:
             folder = Path(text)
             (folder / "model.tflite").write_bytes(data)
-            np.save(folder / "given.npy", np.asarray(samples))
-            names = [str(folder / name) for name in ("model.tflite", "given.npy", "wanted.npy")]
+            np.savez(folder / "given.npz", *inputs)
+            names = [str(folder / name) for name in ("model.tflite", "given.npz", "wanted.npz")]
+            arena_bytes = str(10 * len(data) + ARENA_BYTES)
             try:
                 done = subprocess.run(
-                    (sys.executable, "-c", _PROGRAM, *names),
+                    (sys.executable, "-P", "-c", _PROGRAM, *names, arena_bytes),
                     capture_output=True,
                     text=True,
                     timeout=self.timeout_s,
@@ -128,16 +147,19 @@ class TflmInterpreter:
                     field="model",
                     remedy="give fewer samples",
                 ) from error
-            wanted = folder / "wanted.npy"
+            wanted = folder / "wanted.npz"
             if done.returncode or not wanted.is_file():
                 raise InvalidModelError(
                     f"TensorFlow Lite for Microcontrollers does not run the model: {_reason(done)}",
                     field="model",
                     remedy="export it in int8 with operators of its resolver",
                 )
-            return MicroRun(
-                outputs=np.load(wanted, allow_pickle=False), arena=_arena(done.stdout + done.stderr)
-            )
+            with np.load(wanted, allow_pickle=False) as found:
+                return MicroRun(
+                    outputs=found["outputs"],
+                    seconds=float(found["seconds"]),
+                    arena=_arena(done.stdout + done.stderr),
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +205,11 @@ def _arena(log: str) -> Arena:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what the runtime said, which names the operator, or else how the process ended."""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode < 0 and not lines:
+    said = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), lines))
+    if said or lines:
+        return "; ".join(said[:2] or lines[-1:])[:_MOST_WORDS]
+    if done.returncode < 0:
         return f"it ended with signal {-done.returncode}"
-    return lines[-1][:200] if lines else f"it ended with code {done.returncode}"
+    return f"it ended with code {done.returncode}"

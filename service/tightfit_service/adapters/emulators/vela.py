@@ -48,6 +48,7 @@ LATENCY_LOG_WIDTH = math.log(1.5)
 ENERGY_LOG_WIDTH = math.log(2.5)
 WAITING_MW = 20.0
 TIMEOUT_S = 120.0
+EXTRA = "tightfit-service[ethos-u]"
 CONFIDENCE = 0.9
 KIB = 1024
 
@@ -91,13 +92,36 @@ class VelaCompiler:
 
     def supports(self, target: HardwareSpec) -> bool:
         """Whether Vela is there and compiles for the target's accelerator."""
+        return self.is_installed() and _is_offered(target.accelerator)
+
+    def check(self, target: HardwareSpec) -> Accelerator:
+        """Return what Vela compiles for.
+
+        Raises:
+            UnsupportedError: Vela does not compile for the target, or is not installed.
+        """
         accelerator = target.accelerator
-        return (
-            accelerator is not None
-            and accelerator.kind in CONFIGURATIONS
-            and _macs_per_cycle(accelerator) in CONFIGURATIONS[accelerator.kind]
-            and self.is_installed()
-        )
+        if accelerator is None or accelerator.kind not in CONFIGURATIONS:
+            raise UnsupportedError(
+                f"{target.name} has no Ethos-U, and Vela compiles for nothing else",
+                field="output_format",
+                remedy="choose a target with an Ethos-U, such as cortex-m55-ethos-u55-128, or tflite",
+            )
+        if not _is_offered(accelerator):
+            offered = ", ".join(map(str, CONFIGURATIONS[accelerator.kind]))
+            raise UnsupportedError(
+                f"Vela does not compile for {accelerator.kind} with {_macs_per_cycle(accelerator)} "
+                f"multiply-accumulates per cycle, which {target.name} has",
+                field="output_format",
+                remedy=f"give accelerator.macs_per_cycle.int8 as one of {offered}, or choose tflite",
+            )
+        if not self.is_installed():
+            raise UnsupportedError(
+                "Vela is not installed where this service runs",
+                field="output_format",
+                remedy=f"install {EXTRA} there, or choose tflite",
+            )
+        return accelerator
 
     def refine(self, data: bytes, target: HardwareSpec, cost: CostEstimate) -> CostEstimate:
         """Return Vela's estimate, with the warnings of the one that it takes the place of.
@@ -153,14 +177,9 @@ class VelaCompiler:
             InvalidModelError: Vela cannot compile the file, or takes longer than `timeout_s`.
             UnsupportedError: Nothing of the network runs on Ethos-U, or Vela does not know the target.
         """
-        if not self.supports(target) or target.accelerator is None:
-            raise UnsupportedError(
-                f"Vela does not compile for {target.name!r} here",
-                field="hardware_target",
-                remedy="choose a target with an Ethos-U, and install ethos-u-vela beside the service",
-            )
+        accelerator = self.check(target)
         with tempfile.TemporaryDirectory(prefix="tightfit-vela-") as folder:
-            return self._compile_in(Path(folder), data, target, target.accelerator)
+            return self._compile_in(Path(folder), data, target, accelerator)
 
     def _compile_in(
         self, folder: Path, data: bytes, target: HardwareSpec, accelerator: Accelerator
@@ -281,6 +300,12 @@ def _energy_mj(macs: int, latency_ms: float, target: HardwareSpec) -> float:
         return latency_ms * target.power.accelerator_mw / 1e3
     waiting = target.power.idle_mw or WAITING_MW
     return macs * PICOJOULES_PER_MAC * 1e-9 + latency_ms * waiting / 1e3
+
+
+def _is_offered(accelerator: Accelerator | None) -> bool:
+    return accelerator is not None and _macs_per_cycle(accelerator) in CONFIGURATIONS.get(
+        accelerator.kind, ()
+    )
 
 
 def _macs_per_cycle(accelerator: Accelerator) -> int:

@@ -107,11 +107,29 @@ class LitertRunner:
             for part, output in zip(parts, self._invoke(chunks), strict=True):
                 part.append(output[:count])
         return [
-            output.transpose(_TO_NCHW) if layout == "NHWC" and output.ndim == 4 else output
-            for output, layout in zip(
-                (np.concatenate(part) for part in parts), self._output_layouts, strict=True
-            )
+            _in_working_layout(np.concatenate(part), layout)
+            for part, layout in zip(parts, self._output_layouts, strict=True)
         ]
+
+    def stored(self, inputs: ModelInputs) -> list[npt.NDArray[Any]]:
+        """Return inputs as the file takes them: in its order, layout and number formats.
+
+        Raises:
+            InvalidDatasetError: The inputs' names or shapes are not the model's.
+        """
+        arrays = zip(self._arrays(inputs), self._inputs, strict=True)
+        return [quantized(values, detail) for values, detail in arrays]
+
+    def restored(self, output: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the first output as `run` does, from what the file's operators left in it."""
+        return _in_working_layout(dequantized(output, self._outputs[0]), self._output_layouts[0])
+
+    @property
+    def output_step(self) -> float:
+        """The least difference between two values of the first output; 0 where it is of floats."""
+        detail = self._outputs[0]
+        is_float = np.dtype(detail["dtype"]).kind == "f"
+        return 0.0 if is_float else float(detail["quantization"][0])
 
     def _arrays(self, inputs: ModelInputs) -> list[FloatArray]:
         given = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
@@ -142,6 +160,10 @@ class LitertRunner:
             raise InvalidModelError(
                 "LiteRT cannot run the file", field="model", remedy="check its operators"
             ) from error
+
+
+def _in_working_layout(output: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.float32]:
+    return output.transpose(_TO_NCHW) if layout == "NHWC" and output.ndim == 4 else output
 
 
 def _words(text: str, count: int) -> list[str]:

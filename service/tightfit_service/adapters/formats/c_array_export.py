@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
 from tightfit_service.adapters.formats.c_source import (
     HEADER_NAME,
     SOURCE_NAME,
@@ -16,15 +13,13 @@ from tightfit_service.adapters.formats.c_source import (
 )
 from tightfit_service.adapters.formats.file_set import join_files, split_files
 from tightfit_service.application.ports import (
-    Evaluator,
     ExportedModel,
     Exporter,
     QuantizationSettings,
 )
-from tightfit_service.application.samples import ModelInputs, Samples
+from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import ParityError
 from tightfit_service.domain.hardware import ModelFormat
-from tightfit_service.domain.quantities import Accuracy
 
 
 class CArrayExporter:
@@ -66,26 +61,6 @@ class CArrayExporter:
         return replace(
             exported, data=data, format=ModelFormat.C_ARRAY, device_bytes=len(exported.data)
         )
-
-
-class CArrayEvaluator:
-    """Runs the file in the array in its own runtime (`ports.Evaluator`)."""
-
-    def __init__(self, *, tflite: Evaluator) -> None:
-        """Keep the evaluator of the file in the array."""
-        self._tflite = tflite
-
-    def outputs(self, data: bytes, inputs: ModelInputs) -> npt.NDArray[np.float32]:
-        """Return the first output for float inputs in working layout, shape (n, ...).
-
-        Raises:
-            InvalidModelError: Not such an archive, or a file that does not run.
-        """
-        return self._tflite.outputs(tflite_in(data), inputs)
-
-    def evaluate(self, data: bytes, samples: Samples) -> Accuracy:
-        """Return the metric that the samples declare."""
-        return self._tflite.evaluate(tflite_in(data), samples)
 
 
 def tflite_in(data: bytes) -> bytes:

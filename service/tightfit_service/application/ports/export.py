@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tightfit_service.application.samples import ModelInputs, Samples
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.quantities import Accuracy
 
 
@@ -95,5 +95,61 @@ class Evaluator(Protocol):
 
         Raises:
             InvalidDatasetError: Samples have no labels, or shapes or labels do not fit the model.
+        """
+        ...
+
+
+class FileCompiler(Protocol):
+    """Compiles exported files for the accelerator of a target."""
+
+    @property
+    def source_format(self) -> ModelFormat:
+        """Format of the files that it compiles."""
+        ...
+
+    def compile(self, exported: ExportedModel, target: HardwareSpec) -> ExportedModel:
+        """Compile a file, and check what came of it against what it was compiled from.
+
+        Raises:
+            InvalidModelError: The compiler does not take the file.
+            ParityError: The compiled file is not one of the same network.
+            UnsupportedError: The compiler is not installed, or does not know the target.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetAccuracy:
+    """The accuracy of a file, and in words how far it was computed as the target computes it."""
+
+    accuracy: Accuracy
+    notes: tuple[str, ...] = ()
+
+
+class TargetEvaluator(Protocol):
+    """Runs exported files as the runtime of a target computes them, which takes longer than `Evaluator`."""
+
+    def supports(self, target: HardwareSpec, model_format: ModelFormat) -> bool:
+        """Whether this is the runtime of the target, and loads such files."""
+        ...
+
+    def evaluate(self, data: bytes, model_format: ModelFormat, samples: Samples) -> TargetAccuracy:
+        """Return the declared metric over the samples.
+
+        Raises:
+            InvalidDatasetError: Samples have no labels, or shapes or labels do not fit the model.
+        """
+        ...
+
+
+class Packer(Protocol):
+    """Makes files for download, which the client restores bit by bit."""
+
+    def __call__(self, data: bytes, model_format: ModelFormat) -> bytes:
+        """Return the packed form of an exported file; deterministic.
+
+        Raises:
+            ResourceExhaustedError: Larger than clients unpack.
+            IntegrityError: Unpacking did not give the file back.
         """
         ...

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fakes.networks import NETWORKS
+from tightfit_service.adapters.evaluation.contained_evaluator import ContainedEvaluator
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
 from tightfit_service.adapters.formats.c_array_export import (
-    CArrayEvaluator,
     CArrayExporter,
     tflite_in,
 )
@@ -133,7 +133,8 @@ def test_metadata_takes_no_flash(exported: ExportedModel) -> None:
 
 def test_it_is_evaluated_from_its_source(exported: ExportedModel) -> None:
     inputs = np.random.default_rng(1).normal(size=(3, 3, 8, 8)).astype(np.float32)
-    found = CArrayEvaluator(tflite=LitertEvaluator()).outputs(exported.data, inputs)
+    evaluator = ContainedEvaluator(file_in=tflite_in, evaluator=LitertEvaluator())
+    found = evaluator.outputs(exported.data, inputs)
     expected = LitertEvaluator().outputs(tflite_in(exported.data), inputs)
     assert exported.format is ModelFormat.C_ARRAY
     np.testing.assert_array_equal(found, expected)
