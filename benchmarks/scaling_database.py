@@ -37,12 +37,14 @@ from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
+    BeginCallback,
     Claim,
     Lease,
     Page,
     ProgressCallback,
     WorkResult,
     WorkUnit,
+    begin_at_once,
 )
 from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
 from tightfit_service.application.units import run_cached
@@ -91,9 +93,16 @@ class WaitingExecutor:
         self._seconds = seconds
         self.waited: dict[str, float] = {}
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
         """Wait."""
         del on_progress
+        await on_begin()
         began = time.perf_counter()
         await asyncio.sleep(self._seconds)
         self.waited[unit.label] = time.perf_counter() - began

@@ -27,6 +27,7 @@ from tightfit_service.domain.errors import (
     DivergedError,
     InvalidModelError,
     InvalidRequestError,
+    LeaseLostError,
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
@@ -212,6 +213,46 @@ async def test_more_units_than_workers_wait_their_turn(executor: Executor) -> No
     units = [executor.run(echo(number), on_progress=ignore_progress) for number in range(5)]
     results = await asyncio.gather(*units)
     assert [result.payload["payload"]["x"] for result in results] == list(range(5))
+
+
+async def test_a_unit_begins_when_a_worker_is_there_and_before_it_has_it(
+    executor: Executor,
+) -> None:
+    told: list[tuple[int, str]] = []
+    free = asyncio.Event()
+
+    async def run(number: int) -> None:
+        async def on_begin() -> None:
+            told.append((number, "has a worker"))
+            await free.wait()
+            await asyncio.sleep(0.05)
+            told.append((number, "may begin"))
+
+        def on_progress(fraction: float, message: str) -> None:
+            del fraction
+            told.append((number, message))
+
+        await executor.run(echo(number), on_progress=on_progress, on_begin=on_begin)
+
+    units = [asyncio.create_task(run(number)) for number in range(2)]
+    while not told:  # noqa: ASYNC110  # executors tell nobody else
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    assert len(told) == 1, "there is one worker"
+    free.set()
+    await asyncio.gather(*units)
+    first = told[0][0]
+    course = ["has a worker", "may begin", "begun", "done"]
+    assert told == [(number, text) for number in (first, 1 - first) for text in course]
+
+
+async def test_what_is_raised_before_a_unit_begins_ends_it(executor: Executor) -> None:
+    async def on_begin() -> None:
+        raise LeaseLostError("somebody else has the job")
+
+    with pytest.raises(LeaseLostError):
+        await executor.run(echo(), on_progress=ignore_progress, on_begin=on_begin)
+    assert (await executor.run(echo(), on_progress=ignore_progress)).payload
 
 
 async def test_nothing_of_a_unit_stays_in_the_scratch_folder(

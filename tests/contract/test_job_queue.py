@@ -199,6 +199,44 @@ def test_lives_that_end_at_the_same_unit_are_counted_and_progress_forgives(
     assert all(loss.since <= loss.last_heard or loss.last_heard for loss in last.losses)
 
 
+def test_lives_in_which_a_job_only_waited_are_told_and_do_not_count(
+    store: RecordStore, queue: JobQueue
+) -> None:
+    store.create_job(make_job())
+    counted = []
+    for owner, is_waiting in [("a", False), ("b", True), ("c", True), ("d", False), ("e", True)]:
+        taken = claimed(queue, owner)
+        counted.append([(loss.owner, loss.only_waited) for loss in taken.losses])
+        waiting = {"job", "another"} if is_waiting else set()
+        queue.renew_leases([taken.lease], lease_seconds=60.0, waiting=waiting)
+        queue.end_leases()
+    assert counted == [
+        [],
+        [("a", False)],
+        [("a", False), ("b", True)],
+        [("a", False), ("c", True)],
+        [("a", False), ("d", False)],
+    ]
+    last = claimed(queue, "f")
+    assert [loss.owner for loss in last.losses if not loss.only_waited] == ["a", "d"]
+    assert last.losses[-1].owner == "e"
+    assert last.losses[-1].unit == "stage start"
+
+
+def test_the_heartbeat_says_last_whether_a_job_waits(store: RecordStore, queue: JobQueue) -> None:
+    for name in "xy":
+        store.create_job(make_job(name))
+    leases = [claimed(queue).lease for _ in range(2)]
+    queue.renew_leases(leases, lease_seconds=60.0, waiting={"x", "y"})
+    queue.renew_leases(leases, lease_seconds=60.0, waiting={"y"})
+    queue.end_leases()
+    waited = {}
+    for _ in range(2):
+        taken = claimed(queue, "b")
+        waited[taken.job.job_id] = taken.losses[-1].only_waited
+    assert waited == {"x": False, "y": True}
+
+
 def test_the_stage_is_named_where_no_trial_was_running(store: RecordStore, queue: JobQueue) -> None:
     store.create_job(make_job())
     taken = claimed(queue, "a")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast
@@ -58,6 +58,7 @@ class _Held:
     since: datetime | None = None
     expire_time: datetime | None = None
     cancel_requested: bool = False
+    only_waits: bool = False
     losses: tuple[LostLife, ...] = field(default_factory=tuple)
 
 
@@ -314,12 +315,15 @@ class InMemoryStore:
         return self._take(job_id, owner, lease_seconds, now)
 
     @_transaction
-    def renew_leases(self, leases: Sequence[Lease], *, lease_seconds: float) -> Mapping[str, bool]:
+    def renew_leases(
+        self, leases: Sequence[Lease], *, lease_seconds: float, waiting: Collection[str] = ()
+    ) -> Mapping[str, bool]:
         known = {}
         for lease in leases:
             held = self.held.get(lease.job_id, _Held())
             if held.token == lease.token and held.expire_time is not None:
                 held.expire_time = datetime.now(UTC) + timedelta(seconds=lease_seconds)
+                held.only_waits = lease.job_id in waiting
                 known[lease.job_id] = held.cancel_requested
         return known
 
@@ -355,16 +359,19 @@ class InMemoryStore:
 
     def _take(self, job_id: str, owner: str, lease_seconds: float, now: datetime) -> Claim:
         before, held = self.jobs[job_id], self.held.setdefault(job_id, _Held())
-        is_running = before.state is JobState.RUNNING
-        if is_running:
+        losses: tuple[LostLife, ...] = ()
+        if before.state is JobState.RUNNING:
             assert held.expire_time is not None
             life = LostLife(
                 owner=held.owner,
                 since=held.since or held.expire_time,
                 last_heard=held.expire_time,
                 unit=self._running_unit(job_id),
+                only_waited=held.only_waits,
             )
-            held.losses = (*(loss for loss in held.losses if loss.unit == life.unit), life)
+            losses = (*(loss for loss in held.losses if loss.unit == life.unit), life)
+            held.losses = tuple(loss for loss in losses if not loss.only_waited)
+        held.only_waits = False
         held.token, held.owner, held.since = held.token + 1, owner, datetime.now(UTC)
         held.expire_time = held.since + timedelta(seconds=lease_seconds)
         self.jobs[job_id] = replace(
@@ -378,7 +385,7 @@ class InMemoryStore:
             job=self.jobs[job_id],
             lease=Lease(job_id=job_id, owner=owner, token=held.token),
             before=before,
-            losses=held.losses if is_running else (),
+            losses=losses,
             cancel_requested=held.cancel_requested,
         )
 

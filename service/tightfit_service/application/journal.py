@@ -13,6 +13,7 @@ import structlog
 
 from tightfit_service.application.patience import PATIENCE_SECONDS, patiently
 from tightfit_service.application.ports import Clock, JobMark, JobStore, Lease, Telemetry
+from tightfit_service.application.units_under_way import UnitsUnderWay
 from tightfit_service.domain.errors import PreconditionError, TightfitError
 from tightfit_service.domain.job import Job, JobEvent, JobEventKind, JobState, check_transition
 from tightfit_service.domain.trial import Trial
@@ -138,8 +139,11 @@ class JobJournal:
         telemetry: Telemetry,
         lease: Lease | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
+        units: UnitsUnderWay | None = None,
     ) -> None:
         self.job = job
+        self.units = units or UnitsUnderWay()
+        """Units of work of the job; whoever runs it has them counted here."""
         self._lease = lease
         self._patience_seconds = patience_seconds
         self._store = store

@@ -56,7 +56,7 @@ class JobRunner:
         context = RunContext(
             project=journal.job.project,
             store=self._store,
-            executor=self._executor,
+            executor=journal.units.counted(self._executor),
             telemetry=self._telemetry,
             clock=self._clock,
             cost_model=await self._hardware.cost_model(journal.job.project, spec.target),

@@ -15,15 +15,16 @@ import structlog
 
 from tightfit_service.application import tracing
 from tightfit_service.application.journal import EventHub, JobJournal
+from tightfit_service.application.lost_lives import check_losses, told_of
 from tightfit_service.application.ports import (
     Claim,
     Clock,
     JobQueue,
     JobStore,
     Lease,
-    LostLife,
     Telemetry,
 )
+from tightfit_service.application.units_under_way import UnitsUnderWay
 from tightfit_service.domain.errors import (
     GivenUpError,
     LeaseLostError,
@@ -45,8 +46,6 @@ HEARTBEAT_SECONDS = 1.0
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_SECONDS = 5.0
 CANCEL_POLL_SECONDS = 0.1
-MOST_LOST_LIVES = 3
-"""Lives that may end in a row at one unit of work; then the job is taken to be what ends them."""
 WIND_UP_SECONDS = 5.0
 """How long an interrupted job tries to store its end; then its lease runs out."""
 
@@ -78,6 +77,9 @@ class _Life:
     task: asyncio.Task[None] | None = None
     work: asyncio.Task[None] | None = None
     wish: _Wish | None = None
+    units: UnitsUnderWay = field(default_factory=UnitsUnderWay)
+    is_stored_as_waiting: bool = False
+    """Whether the store may hold that the job only waits for a worker."""
 
     def interrupt(self, wish: _Wish) -> None:
         """End the work; the first wish counts."""
@@ -257,22 +259,44 @@ class JobScheduler:
         lives = [*self._running.values()]
         if not lives:
             return
+        waiting = {life.claim.job.job_id for life in lives if life.units.only_wait}
+        for life in lives:
+            life.is_stored_as_waiting |= life.claim.job.job_id in waiting
         known = await asyncio.get_running_loop().run_in_executor(
             self._threads,
             partial(
                 self._queue.renew_leases,
                 [life.claim.lease for life in lives],
                 lease_seconds=self._replica.lease_seconds,
+                waiting=waiting,
             ),
         )
         for life in lives:
             job_id = life.claim.job.job_id
+            life.is_stored_as_waiting &= job_id in waiting
             if self._running.get(job_id) is not life:
                 continue
             if job_id not in known:
                 self._lost(life)
             elif known[job_id]:
                 life.interrupt(_Wish.CANCEL)
+
+    async def _unit_begins(self, life: _Life) -> None:
+        """Have it stored that the job waits no more, before its unit can end whoever runs it."""
+        if not life.is_stored_as_waiting:
+            return
+        renew = partial(
+            self._queue.renew_leases,
+            [life.claim.lease],
+            lease_seconds=self._replica.lease_seconds,
+        )
+        try:
+            # in the thread of the heartbeats, so that none which was under way has the last word
+            await asyncio.get_running_loop().run_in_executor(self._threads, renew)
+            life.is_stored_as_waiting = False
+        except TightfitError as error:
+            # the next heartbeat tells it: better than a worker that is kept for nothing
+            log.warning("scheduler.begin_not_stored", error=str(error))
 
     def _lost(self, life: _Life) -> None:
         job_id = life.claim.job.job_id
@@ -307,8 +331,9 @@ class JobScheduler:
 
     async def _run_claimed(self, life: _Life) -> None:
         claim = life.claim
-        journal = self._journal(claim.job, claim.lease)
         job_id = claim.job.job_id
+        life.units = UnitsUnderWay(before_begin=partial(self._unit_begins, life))
+        journal = self._journal(claim.job, claim.lease, units=life.units)
         try:
             await self._begin(journal, claim)
             await self._run_job(journal)
@@ -330,17 +355,14 @@ class JobScheduler:
         job, before = claim.job, claim.before
         message = "started" if before.start_time is None else "going on"
         if claim.losses:
-            last = claim.losses[-1]
             self._telemetry.lease_event("taken_over")
-            message = f"taken over at {last.unit}: {_evidence([last])}"
+            message = told_of(claim.losses[-1])
         await journal.event(JobEventKind.STATE, message, state=JobState.RUNNING)
-        if len(claim.losses) >= MOST_LOST_LIVES:
+        try:
+            check_losses(claim.losses)
+        except GivenUpError:
             self._telemetry.lease_event("given_up")
-            raise GivenUpError(
-                f"given up at {claim.losses[-1].unit}, where whoever ran the job ended "
-                f"{len(claim.losses)} times without an orderly stop: {_evidence(claim.losses)}",
-                remedy="look into the logs of these replicas (out of memory?) before you try again",
-            )
+            raise
         self._telemetry.job_state(job, before.state)
         if before.state is JobState.QUEUED:
             self._telemetry.job_waited((job.update_time - before.update_time).total_seconds())
@@ -405,11 +427,3 @@ async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _evidence(losses: Sequence[LostLife]) -> str:
-    return "; ".join(
-        f"{loss.owner} had it from {loss.since.isoformat(timespec='seconds')} and was last heard of "
-        f"before {loss.last_heard.isoformat(timespec='seconds')}"
-        for loss in losses
-    )

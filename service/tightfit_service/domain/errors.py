@@ -229,7 +229,10 @@ class WorkerDiedError(WorkFailedError):
 
 
 class GivenUpError(WorkFailedError):
-    """Whoever ran the job ended without an orderly stop, several times at the same unit of work."""
+    """Whoever ran the job ended without an orderly stop, several times at the same unit of work.
+
+    Only lives count in which something of the job ran, not those in which it waited for a worker.
+    """
 
     reason = "GIVEN_UP"
 

@@ -124,7 +124,9 @@ class _HangingExecutor:
         self._count, self._at = 0, at
         self.reached = asyncio.Event()
 
-    async def run(self, unit: WorkUnit, *, on_progress: object) -> WorkResult:
+    async def run(
+        self, unit: WorkUnit, *, on_progress: object, on_begin: object = None
+    ) -> WorkResult:
         self._count += 1
         if self._count == self._at:
             self.reached.set()

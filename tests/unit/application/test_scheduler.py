@@ -11,17 +11,30 @@ import pytest
 
 from fakes.clock import FakeClock
 from fakes.records import make_event, make_job
+from fakes.scripted_work import ScriptedExecutor
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
 from fakes.waiting import until
 from tightfit_service.application.journal import EventHub, JobJournal, follow
-from tightfit_service.application.ports import Claim, JobMark, Lease, Page
+from tightfit_service.application.ports import (
+    BeginCallback,
+    Claim,
+    JobMark,
+    Lease,
+    Page,
+    ProgressCallback,
+    WorkResult,
+    WorkUnit,
+    begin_at_once,
+)
 from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
 from tightfit_service.domain.errors import InvalidModelError, UnavailableError
 from tightfit_service.domain.job import Job, JobEventKind, JobState
 from tightfit_service.domain.quota import Quota
 
 _ALL = Page(size=100)
+
+UNIT = WorkUnit(project="default", kind="trial", payload={}, inputs={})
 
 
 class Bench:
@@ -51,10 +64,10 @@ class Bench:
         for minutes, name in enumerate(names):
             self.store.create_job(make_job(job_id=name, minutes=minutes, state=state))
 
-    def claim_elsewhere(self, *, lease_seconds: float = 60.0) -> Claim:
+    def claim_elsewhere(self, owner: str = "elsewhere", *, lease_seconds: float = 60.0) -> Claim:
         """Let a replica that is no object here take the next job."""
         claim = self.store.claim_job(
-            "elsewhere", lease_seconds=lease_seconds, now=FakeClock().now(), quota=Quota()
+            owner, lease_seconds=lease_seconds, now=FakeClock().now(), quota=Quota()
         )
         assert claim is not None
         return claim
@@ -300,6 +313,60 @@ async def test_a_job_that_ends_its_replicas_is_given_up_with_the_evidence() -> N
     for owner in ("r1", "r2", "r3"):
         assert f"{owner} had it from 20" in job.error
     assert bench.telemetry.lease_events == ["taken_over", "given_up"]
+    await bench.scheduler.stop()
+
+
+async def test_a_job_that_only_waited_while_its_replicas_ended_goes_on() -> None:
+    bench = Bench(succeed)
+    bench.queue("patient")
+    for owner in ("r1", "r2", "r3", "r4"):
+        taken = bench.claim_elsewhere(owner)
+        bench.store.renew_leases([taken.lease], lease_seconds=60, waiting={"patient"})
+        bench.store.end_leases()
+    await bench.scheduler.start()
+    await bench.until("patient", JobState.SUCCEEDED)
+    message = bench.store.list_events("patient", after=0, limit=10)[0].message
+    assert message.startswith("taken over at stage start, waiting for a worker: r4 had it from")
+    assert bench.telemetry.lease_events == ["taken_over"]
+    await bench.scheduler.stop()
+
+
+class OneWorker(ScriptedExecutor):
+    """A worker that is busy until it is told to be free, and then hangs at what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_free = asyncio.Event()
+        self.has_begun = asyncio.Event()
+
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
+        await self.is_free.wait()
+        await on_begin()
+        self.has_begun.set()
+        return await asyncio.Future()
+
+
+async def test_before_its_unit_begins_it_is_stored_that_a_job_waits_no_more() -> None:
+    worker = OneWorker()
+
+    async def run(journal: JobJournal) -> None:
+        await journal.units.counted(worker).run(UNIT, on_progress=lambda *_: None)
+
+    # alone, so that heartbeats are rare; what begins between two of them must not wait for the next
+    bench = Bench(run, replica=ReplicaOptions(lease_seconds=2.0, is_alone=True))
+    bench.queue("job")
+    await bench.scheduler.start()
+    await bench.until("job", JobState.RUNNING)
+    await until(lambda: bench.store.held["job"].only_waits)
+    worker.is_free.set()
+    await worker.has_begun.wait()
+    assert not bench.store.held["job"].only_waits
     await bench.scheduler.stop()
 
 

@@ -8,7 +8,13 @@ import pytest
 
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.application.ports import ProgressCallback, WorkResult, WorkUnit
+from tightfit_service.application.ports import (
+    BeginCallback,
+    ProgressCallback,
+    WorkResult,
+    WorkUnit,
+    begin_at_once,
+)
 from tightfit_service.application.units import DEATHS_SECONDS, MAX_DEATHS, run_cached
 from tightfit_service.application.work import unit_digest
 from tightfit_service.domain.errors import (
@@ -29,7 +35,14 @@ class ScriptedExecutor:
         self.script = list(script)
         self.run_count = 0
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
+        await on_begin()
         self.run_count += 1
         outcome = self.script.pop(0)
         if isinstance(outcome, Exception):

@@ -13,10 +13,12 @@ from tightfit_service.adapters.execution.worker import disk_full, find_handler
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     ArtifactStores,
+    BeginCallback,
     ProgressCallback,
     WorkHandler,
     WorkResult,
     WorkUnit,
+    begin_at_once,
 )
 from tightfit_service.domain.errors import TightfitError, WorkFailedError
 
@@ -59,7 +61,13 @@ class InlineExecutor:
         if not self._is_running:
             raise not_running()
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
         """See `Executor`."""
         loop = asyncio.get_running_loop()
 
@@ -69,6 +77,7 @@ class InlineExecutor:
         async with self._slots:
             if not self._is_running:
                 raise not_running()
+            await on_begin()
             try:
                 async with asyncio.timeout(unit.timeout_seconds):
                     return await asyncio.to_thread(self._run, unit, report)

@@ -35,9 +35,11 @@ from tightfit_service.adapters.execution.worker_log import write_log
 from tightfit_service.adapters.execution.worker_process import Usage, WorkerProcess
 from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
+    BeginCallback,
     ProgressCallback,
     WorkResult,
     WorkUnit,
+    begin_at_once,
 )
 from tightfit_service.domain.errors import UnavailableError
 
@@ -165,7 +167,13 @@ class LocalProcessExecutor:
         if not self._is_running:
             raise not_running()
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
         """See `Executor`. The time limit counts from when a worker has the unit.
 
         Raises:
@@ -175,16 +183,22 @@ class LocalProcessExecutor:
         slot = await self._take_slot()
         job = RunningUnit(self._staging, unit)
         try:
-            return await self._run_in(slot, job, unit, on_progress)
+            return await self._run_in(slot, job, unit, on_progress, on_begin)
         finally:
             self._in_background(job.close())
             self._give_back(slot)
 
     async def _run_in(
-        self, slot: _Slot, job: RunningUnit, unit: WorkUnit, on_progress: ProgressCallback
+        self,
+        slot: _Slot,
+        job: RunningUnit,
+        unit: WorkUnit,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback,
     ) -> WorkResult:
         folder = await job.open()
         worker = await self._ready_worker(slot)
+        await on_begin()
         reply = await self._converse(worker, unit, folder, on_progress)
         if reply is None:
             # it died between two units, perhaps by the kernel's hand; this one was not begun

@@ -23,9 +23,11 @@ from tightfit_service.adapters.execution.ray_link import RayLink, RayNodeWorker
 from tightfit_service.application import tracing
 from tightfit_service.application.ports import (
     ArtifactStores,
+    BeginCallback,
     ProgressCallback,
     WorkResult,
     WorkUnit,
+    begin_at_once,
 )
 from tightfit_service.domain.errors import (
     TightfitError,
@@ -152,7 +154,13 @@ class RayExecutor:
                 f"and {resources['memory'] >> 20} MiB of memory: add nodes that have that",
             )
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
         """See `Executor`. The time limit counts from when a worker has the unit.
 
         Raises:
@@ -161,7 +169,7 @@ class RayExecutor:
         """
         slot = await self._take_slot()
         run_id = uuid.uuid4().hex
-        work = asyncio.ensure_future(self._run_on(slot, run_id, unit, on_progress))
+        work = asyncio.ensure_future(self._run_on(slot, run_id, unit, on_progress, on_begin))
         stopped = asyncio.ensure_future(self._stopped.wait())
         self._active += 1
         try:
@@ -186,10 +194,16 @@ class RayExecutor:
                 await asyncio.wait([ending], timeout=_CANCEL_SECONDS)
 
     async def _run_on(
-        self, slot: _Slot, run_id: str, unit: WorkUnit, on_progress: ProgressCallback
+        self,
+        slot: _Slot,
+        run_id: str,
+        unit: WorkUnit,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback,
     ) -> WorkResult:
         for digest in set(unit.inputs.values()):
             await self._provide(slot, run_id, unit.project, digest)
+        await on_begin()
         await self._call(slot, "begin", run_id, unit)
         while True:
             for message in await self._call(slot, "next", run_id):

@@ -93,6 +93,8 @@ job_leases = Table(
     # by the database's clock; NULL when nobody holds the job
     Column("expire_time", UtcTime, index=True),
     Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    # told by heartbeats: no unit of work of the job has a worker, and some want one
+    Column("only_waits", Boolean, nullable=False, server_default=false()),
     # lives of the job that ended without an orderly stop, in a row on one unit of work
     Column("losses", JSON, nullable=False),
 )

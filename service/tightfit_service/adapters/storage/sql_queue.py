@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -86,7 +86,9 @@ class SqlJobQueue:
             return None if row is None else _take(connection, row, owner, lease_seconds, now)
 
     @repeated
-    def renew_leases(self, leases: Sequence[Lease], *, lease_seconds: float) -> Mapping[str, bool]:
+    def renew_leases(
+        self, leases: Sequence[Lease], *, lease_seconds: float, waiting: Collection[str] = ()
+    ) -> Mapping[str, bool]:
         """See `JobQueue`."""
         if not leases:
             return {}
@@ -97,7 +99,10 @@ class SqlJobQueue:
                 tuple_(job_leases.c.job_id, job_leases.c.token).in_(held),
                 job_leases.c.expire_time.is_not(None),
             )
-            .values(expire_time=seconds_from_now(lease_seconds))
+            .values(
+                expire_time=seconds_from_now(lease_seconds),
+                only_waits=job_leases.c.job_id.in_(waiting),
+            )
             .returning(job_leases.c.job_id, job_leases.c.cancel_requested)
         )
         with transaction(self._engine, writes=True) as connection:
@@ -255,6 +260,7 @@ def _take(
             since=held.claim_time or held.expire_time,
             last_heard=held.expire_time,
             unit=_running_unit(connection, row),
+            only_waited=held.only_waits,
         )
         # only lives that end at the same unit of work speak against the job
         losses = (*(loss for loss in losses if loss.unit == life.unit), life)
@@ -263,7 +269,8 @@ def _take(
         "owner": owner,
         "claim_time": seconds_from_now(0.0),
         "expire_time": seconds_from_now(lease_seconds),
-        "losses": to_plain(losses),
+        "only_waits": False,
+        "losses": to_plain([loss for loss in losses if not loss.only_waited]),
     }
     if held is None:
         connection.execute(insert(job_leases).values(job_id=row.job_id, **values))

@@ -21,12 +21,14 @@ from tightfit_service.application.ports.calibration import (
 )
 from tightfit_service.application.ports.datasets import DatasetReader, DataSynthesizer, OpenDataset
 from tightfit_service.application.ports.execution import (
+    BeginCallback,
     Clock,
     Executor,
     Telemetry,
     WorkHandler,
     WorkResult,
     WorkUnit,
+    begin_at_once,
 )
 from tightfit_service.application.ports.export import (
     Evaluator,
@@ -90,6 +92,7 @@ __all__ = [
     "ArtifactStores",
     "AssetRecord",
     "AssetStore",
+    "BeginCallback",
     "CalibrationNetworks",
     "CalibrationStore",
     "Claim",
@@ -146,5 +149,6 @@ __all__ = [
     "WorkHandler",
     "WorkResult",
     "WorkUnit",
+    "begin_at_once",
     "no_notes",
 ]

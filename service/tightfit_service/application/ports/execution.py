@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -47,11 +47,18 @@ class WorkResult:
 class Executor(Protocol):
     """Runs units of work in processes that can be killed."""
 
-    async def run(self, unit: WorkUnit, *, on_progress: ProgressCallback) -> WorkResult:
+    async def run(
+        self,
+        unit: WorkUnit,
+        *,
+        on_progress: ProgressCallback,
+        on_begin: BeginCallback = begin_at_once,
+    ) -> WorkResult:
         """Run a unit to its end.
 
         Cancelling the awaiting task kills the worker with all its children within a second and
-        frees its slot. `on_progress` is called on the event loop.
+        frees its slot. `on_progress` is called on the event loop; `on_begin` once, after the unit has
+        waited for a worker and before anything of it runs there. What `on_begin` raises ends the unit.
 
         Raises:
             WorkerDiedError: The process crashed, held too much memory, or its node was lost.

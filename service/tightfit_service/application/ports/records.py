@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -95,6 +95,8 @@ class LostLife:
     """When its lease ran out."""
     unit: str
     """What was running: `trial 2`, or a stage."""
+    only_waited: bool = False
+    """Whether the job did nothing but wait for a worker: then it cannot be what ended the life."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,9 @@ class Claim:
     before: Job
     """The job as it was: QUEUED, or RUNNING under somebody who was not heard of any more."""
     losses: Sequence[LostLife] = ()
-    """Lives that ended in a row at the same unit of work; empty for a job out of the queue."""
+    """Lives that ended in a row at the same unit of work; empty for a job out of the queue.
+
+    Of those in which the job only waited for a worker none is remembered but the last."""
     cancel_requested: bool = False
 
 
@@ -159,8 +163,16 @@ class JobQueue(Protocol):
         """Take a running job whose lease ran out; None when it has not, or is not running."""
         ...
 
-    def renew_leases(self, leases: Sequence[Lease], *, lease_seconds: float) -> Mapping[str, bool]:
-        """Prolong leases; return per job that is still held whether somebody wants it cancelled."""
+    def renew_leases(
+        self, leases: Sequence[Lease], *, lease_seconds: float, waiting: Collection[str] = ()
+    ) -> Mapping[str, bool]:
+        """Prolong leases; return per job that is still held whether somebody wants it cancelled.
+
+        Args:
+            leases: Held by the caller.
+            lease_seconds: How long the jobs are held without a further heartbeat.
+            waiting: Ids of those jobs that at present only wait for a worker.
+        """
         ...
 
     def request_cancel(self, project: str, job_id: str) -> Job:
