@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,12 @@ from tightfit.connection import (
 from tightfit.credentials import Credentials
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit.direct import DirectSending, fetch_directly, send_directly
-from tightfit.errors import TightfitError, UnavailableError, UnsupportedError
+from tightfit.errors import (
+    LimitExceededError,
+    TightfitError,
+    UnavailableError,
+    UnsupportedError,
+)
 from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
 from tightfit.tracing import call_metadata
@@ -57,7 +62,7 @@ class AsyncClient:
 
     Values are the messages of the contract (`tightfit.v1`). Belongs to one event loop. Every method
     raises the errors of `tightfit.errors`; calls that may be repeated are, when the server is away
-    for a moment.
+    for a moment, and all are that come while the project is at a limit of the server.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class AsyncClient:
             server: `HOST:PORT`.
             project: Project that models, datasets and jobs belong to.
             credentials: TLS and token; None connects in plain text and shows nothing.
-            patience: How long broken streams are taken up again.
+            patience: How long broken streams are taken up again, and calls beyond a limit repeated.
             timeout_seconds: Of a single call that is no stream.
         """
         self.server = server
@@ -398,6 +403,15 @@ class AsyncClient:
             call.cancel()
 
     async def _call(self, call: calls.Call[Answer]) -> Answer:
+        """Return the answer; a call that was refused for a limit, and so not begun, is repeated."""
+        backoff = Backoff(self._patience)
+        while True:
+            try:
+                return await self._called(call)
+            except LimitExceededError as error:
+                await asyncio.sleep(backoff.delay_after(error))
+
+    async def _called(self, call: calls.Call[Answer]) -> Answer:
         method = getattr(call.stub(self._channel), call.method)
         try:
             answer: Answer = await method(
@@ -408,6 +422,19 @@ class AsyncClient:
         return answer
 
     async def _stream(self, stream: calls.Stream[Item]) -> AsyncIterator[Item]:
+        """Yield the answers of a server stream; one that was refused for a limit is asked for again."""
+        backoff = Backoff(self._patience)
+        while True:
+            try:
+                async with aclosing(self._streamed(stream)) as answers:
+                    async for answer in answers:
+                        yield answer
+            except LimitExceededError as error:
+                await asyncio.sleep(backoff.delay_after(error))
+            else:
+                return
+
+    async def _streamed(self, stream: calls.Stream[Item]) -> AsyncGenerator[Item, None]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
         method = getattr(stream.stub(self._channel), stream.method)
         call = method(stream.request, metadata=call_metadata(self._credentials))

@@ -18,7 +18,12 @@ from tightfit.connection import DEFAULT_PROJECT, DEFAULT_SERVER, Backoff, Patien
 from tightfit.credentials import Credentials
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit.direct import DirectSending, fetch_directly, send_directly
-from tightfit.errors import TightfitError, UnavailableError, UnsupportedError
+from tightfit.errors import (
+    LimitExceededError,
+    TightfitError,
+    UnavailableError,
+    UnsupportedError,
+)
 from tightfit.names import artifact_name, job_name, last_segment
 from tightfit.rpc_errors import error_from_rpc
 from tightfit.tracing import call_metadata
@@ -48,7 +53,7 @@ class Client:
 
     Values are the messages of the contract (`tightfit.v1`). Safe for several threads. Every method
     raises the errors of `tightfit.errors`; calls that may be repeated are, when the server is away
-    for a moment.
+    for a moment, and all are that come while the project is at a limit of the server.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class Client:
             server: `HOST:PORT`.
             project: Project that models, datasets and jobs belong to.
             credentials: TLS and token; None connects in plain text and shows nothing.
-            patience: How long broken streams are taken up again.
+            patience: How long broken streams are taken up again, and calls beyond a limit repeated.
             timeout_seconds: Of a single call that is no stream.
         """
         self.server = server
@@ -364,6 +369,15 @@ class Client:
             raise error_from_rpc(error, server=self.server) from error
 
     def _call(self, call: calls.Call[Answer]) -> Answer:
+        """Return the answer; a call that was refused for a limit, and so not begun, is repeated."""
+        backoff = Backoff(self._patience)
+        while True:
+            try:
+                return self._called(call)
+            except LimitExceededError as error:
+                time.sleep(backoff.delay_after(error))
+
+    def _called(self, call: calls.Call[Answer]) -> Answer:
         method = getattr(call.stub(self._channel), call.method)
         try:
             answer: Answer = method(
@@ -374,6 +388,17 @@ class Client:
         return answer
 
     def _stream(self, stream: calls.Stream[Item]) -> Iterator[Item]:
+        """Yield the answers of a server stream; one that was refused for a limit is asked for again."""
+        backoff = Backoff(self._patience)
+        while True:
+            try:
+                yield from self._streamed(stream)
+            except LimitExceededError as error:
+                time.sleep(backoff.delay_after(error))
+            else:
+                return
+
+    def _streamed(self, stream: calls.Stream[Item]) -> Iterator[Item]:
         """Yield the answers of a server stream; one that is given up is cancelled."""
         method = getattr(stream.stub(self._channel), stream.method)
         call = method(stream.request, metadata=call_metadata(self._credentials))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from tightfit.credentials import Credentials
-from tightfit.errors import TightfitError
+from tightfit.errors import LimitExceededError, TightfitError
 
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_PROJECT = "default"
@@ -106,11 +106,11 @@ def open_aio_channel(server: str, credentials: Credentials) -> grpc.aio.Channel:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a broken stream is taken up again before the error is given to the caller.
+    """How long broken streams and calls beyond a limit are repeated before the caller gets the error.
 
     Attributes:
         first_seconds: Wait before the first attempt; doubles with each one that brings nothing.
-        most_seconds: Longest wait between two attempts.
+        most_seconds: Longest wait between two attempts, unless the server asks for a longer one.
         total_seconds: Sum of the waits without any progress after which the client gives up.
     """
 
@@ -136,12 +136,17 @@ class Backoff:
     def delay_after(self, error: TightfitError) -> float:
         """Return the seconds to wait before the next attempt, spread so that clients do not move in step.
 
+        They are no fewer than the server asks for. Who asks again and again all the same waits longer and
+        longer: the server tells everybody the same delay, however many have to share what comes then.
+
         Raises:
-            TightfitError: `error` itself, when patience is used up.
+            TightfitError: `error` itself, when patience is used up or shorter than what is asked for.
         """
-        if self._spent >= self._patience.total_seconds:
+        asked = error.retry_seconds if isinstance(error, LimitExceededError) else 0.0
+        delay = max(self._delay, asked)
+        if self._spent >= self._patience.total_seconds or asked > self._patience.total_seconds:
             raise error
-        delay = self._delay
         self._spent += delay
-        self._delay = min(2 * delay, self._patience.most_seconds)
-        return delay * random.uniform(0.8, 1.2)  # noqa: S311  # jitter, not a secret
+        self._delay = min(2 * self._delay, self._patience.most_seconds)
+        spread = random.uniform(0.8, 1.2)  # noqa: S311  # jitter, not a secret
+        return max(delay * spread, asked)

@@ -7,6 +7,7 @@ TightfitError
 ├── PreconditionError       the resource is in a state that forbids the operation
 ├── UnsupportedError        understood, but not offered by this server
 ├── ResourceExhaustedError  a quota, the disk or a size limit is used up
+│   └── LimitExceededError  too much at a time; the same call passes later
 ├── AccessError             the caller is not known, or may not do this
 ├── IntegrityError          bytes do not match their digest
 ├── UnavailableError        the server cannot be reached now; retrying helps (exit code 5)
@@ -74,6 +75,28 @@ class UnsupportedError(TightfitError):
 
 class ResourceExhaustedError(TightfitError):
     """A quota, the disk or a size limit is used up."""
+
+
+class LimitExceededError(ResourceExhaustedError):
+    """The project asks more at a time than it may; clients wait and repeat the call by themselves.
+
+    Attributes:
+        retry_seconds: After which the server says that it is worth while to ask again.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str = "",
+        remedy: str = "",
+        reason: str = "",
+        request_id: str = "",
+        retry_seconds: float = 0.0,
+    ) -> None:
+        """Keep the delay with the parts of the message."""
+        super().__init__(message, field=field, remedy=remedy, reason=reason, request_id=request_id)
+        self.retry_seconds = retry_seconds
 
 
 class AccessError(TightfitError):

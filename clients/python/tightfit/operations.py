@@ -20,6 +20,7 @@ from tightfit.direct import DirectSending
 from tightfit.errors import (
     CancelledError,
     InvalidInputError,
+    LimitExceededError,
     NotFoundError,
     PreconditionError,
     UnavailableError,
@@ -180,7 +181,7 @@ def upload(
                 size=size,
                 on_progress=on_progress,
             )
-        except (*DROPPED, PreconditionError, NotFoundError) as error:
+        except (*DROPPED, LimitExceededError, PreconditionError, NotFoundError) as error:
             # PRECONDITION: someone else sends the same bytes; NOT_FOUND: that one has just finished
             yield Wait(backoff.delay_after(error))
             continue

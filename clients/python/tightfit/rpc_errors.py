@@ -49,6 +49,7 @@ def error_from_rpc(error: grpc.RpcError, *, server: str) -> errors.TightfitError
     if status is None:
         return _plain_error(code, text, server)
     reason = field = remedy = request_id = ""
+    retry_seconds: float | None = None
     message = status.message or text
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
@@ -69,6 +70,20 @@ def error_from_rpc(error: grpc.RpcError, *, server: str) -> errors.TightfitError
         request = error_details_pb2.RequestInfo()
         if detail.Unpack(request):
             request_id = request_id or request.request_id
+            continue
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(retry):
+            retry_seconds = retry.retry_delay.ToNanoseconds() / 1e9
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_seconds is not None:
+        # a limit on what is asked at a time; of a quota or a full disk the server says no such delay
+        return errors.LimitExceededError(
+            message,
+            field=field,
+            remedy=remedy,
+            reason=reason,
+            request_id=request_id,
+            retry_seconds=retry_seconds,
+        )
     kind = ERROR_BY_CODE.get(code, errors.ServerError)
     return kind(message, field=field, remedy=remedy, reason=reason, request_id=request_id)
 

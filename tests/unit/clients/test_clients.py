@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # no types
 
 import tightfit
 from fakes import results
 from fakes.tightfit_server import FakeTightfit, rich_status
 from tightfit import AsyncClient, Client, Patience, compression_spec
+from tightfit.names import job_name
 from tightfit.v1 import hardware_pb2, job_pb2
 
 QUICK = Patience(first_seconds=0.001, most_seconds=0.002, total_seconds=0.02)
@@ -330,6 +333,66 @@ def test_a_server_that_is_not_there_is_named(fake: FakeTightfit, client: AnyClie
 
 DATA = bytes(range(256)) * 40
 DIGEST = sha256(DATA).hexdigest()
+
+
+def at_limit(seconds: float) -> grpc.Status:
+    """Return what the server says to a project that asks too much at a time."""
+    delay = Duration()
+    delay.FromNanoseconds(round(seconds * 1e9))
+    return rich_status(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the limit requests_per_second is reached",
+        error_details_pb2.ErrorInfo(reason="LIMIT_EXCEEDED", domain="tightfit.dev"),
+        error_details_pb2.RetryInfo(retry_delay=delay),
+    )
+
+
+def test_every_kind_of_call_waits_as_long_as_the_limit_asks_for(
+    client: AnyClient, fake: FakeTightfit, model: Path, tmp_path: Path
+) -> None:
+    fake.state.load(results.succeeded())
+    fake.state.artifacts[DIGEST] = DATA
+    methods = ["DeleteJob", "StartModelUpload", "UploadModel", "WatchJob", "ReadArtifact"]
+    for method in methods:
+        fake.state.failures[method] = [at_limit(0.01)]
+    began = time.monotonic()
+    client.call("delete_job", "j")
+    assert len(client.items("watch_job", results.JOB)) == len(fake.state.events)
+    uploaded = client.call("upload_model", model)
+    client.call("download_artifact", DIGEST, tmp_path / "file")
+    assert time.monotonic() - began >= 0.01 * len(methods)
+    assert not any(fake.state.failures.values())
+    assert fake.state.deleted == [job_name("j", project="default")]
+    assert fake.state.assets[uploaded.digest] == model.read_bytes()
+    assert (tmp_path / "file").read_bytes() == DATA
+
+
+def test_patience_with_a_limit_ends(client: AnyClient, fake: FakeTightfit) -> None:
+    fake.state.failures["DeleteJob"] = [at_limit(0.01)] * 50
+    with pytest.raises(tightfit.LimitExceededError, match="requests_per_second") as caught:
+        client.call("delete_job", "j")
+    assert caught.value.retry_seconds == pytest.approx(0.01)
+    assert 40 < len(fake.state.failures["DeleteJob"]) < 49
+    assert not fake.state.deleted
+
+
+def test_a_limit_that_asks_for_more_patience_than_there_is_ends_the_call(
+    client: AnyClient, fake: FakeTightfit
+) -> None:
+    fake.state.failures["DeleteJob"] = [at_limit(1_000.0)] * 2
+    with pytest.raises(tightfit.LimitExceededError) as caught:
+        client.call("delete_job", "j")
+    assert caught.value.retry_seconds == 1_000.0
+    assert len(fake.state.failures["DeleteJob"]) == 1
+
+
+def test_a_quota_is_not_asked_again(client: AnyClient, fake: FakeTightfit) -> None:
+    quota = rich_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "the quota of stored bytes is used up")
+    fake.state.failures["DeleteJob"] = [quota] * 2
+    with pytest.raises(tightfit.ResourceExhaustedError, match="quota") as caught:
+        client.call("delete_job", "j")
+    assert not isinstance(caught.value, tightfit.LimitExceededError)
+    assert len(fake.state.failures["DeleteJob"]) == 1
 
 
 def test_a_download_goes_on_where_it_broke(
