@@ -169,7 +169,7 @@ class Settings:
     quota_trials: int = 0
     """Trials that one job may ask for; 0 for any number."""
     quota_stored_bytes: int = 0
-    """Bytes of models and datasets that one project may hold; 0 for any number."""
+    """Bytes of models, datasets and results that one project may hold; 0 for any number."""
     traces_endpoint: str = ""
     """URL of an OpenTelemetry collector (OTLP over gRPC, such as http://collector:4317); empty traces
     nothing. Headers come from OTEL_EXPORTER_OTLP_HEADERS. Needs the extra `otel`."""

@@ -120,6 +120,7 @@ async def test_payload_inputs_and_outputs_travel(
     assert result.payload["names"] == ["model"]
     reversed_digest = hashlib.sha256(b"setyb ledom").hexdigest()
     assert result.outputs == {"model": reversed_digest}
+    assert result.sizes == {reversed_digest: len(b"model bytes")}
     assert artifacts.contents[reversed_digest] == b"setyb ledom"
 
 

@@ -8,9 +8,17 @@ from dataclasses import replace
 
 import pytest
 
-from fakes.records import START, make_asset, make_event, make_job, make_spec, make_trial
+from fakes.records import (
+    START,
+    digest_of,
+    make_asset,
+    make_event,
+    make_job,
+    make_spec,
+    make_trial,
+)
 from fakes.stores import RecordStore
-from tightfit_service.application.ports import Claim, JobQueue, Lease, QuotaStore
+from tightfit_service.application.ports import Claim, JobQueue, Lease, QuotaStore, WorkResult
 from tightfit_service.domain.errors import LeaseLostError, ResourceExhaustedError
 from tightfit_service.domain.job import JobState
 from tightfit_service.domain.quota import Quota, QuotaOverrides, Usage
@@ -318,9 +326,45 @@ def test_usage_is_counted_by_project(
     claimed(queue)
     store.create_job(make_job("done", state=JobState.CANCELLED))
     store.add_asset(make_asset("m", size_bytes=5))
-    store.add_asset(make_asset("d", kind="dataset", size_bytes=1 << 40))
+    store.add_asset(make_asset("d", kind="dataset", digest=digest_of("d"), size_bytes=1 << 40))
     store.add_asset(make_asset("m", project="other", size_bytes=7))
     assert quotas.get_usage("default") == Usage(
         running_jobs=1, queued_jobs=2, stored_bytes=(1 << 40) + 5
     )
     assert quotas.get_usage("other").stored_bytes == 7
+
+
+def test_files_of_results_count_once_for_each_project(
+    store: RecordStore, quotas: QuotaStore
+) -> None:
+    first, second, unknown = (digest_of(name) for name in ("first", "second", "unknown"))
+    store.add_asset(make_asset("m", size_bytes=5))
+    sizes = {first: 100, second: 1_000}
+    both = WorkResult(payload={}, outputs={"model": first, "graph": second}, sizes=sizes)
+    store.store_result("default", "one", both)
+    again = WorkResult(payload={}, outputs={"graph": second}, sizes={second: 1_000})
+    store.store_result("default", "two", again)
+    # by a server that did not note sizes
+    store.store_result("default", "old", WorkResult(payload={}, outputs={"a": first, "b": unknown}))
+    same = WorkResult(
+        payload={}, outputs={"m": make_asset().digest}, sizes={make_asset().digest: 5}
+    )
+    store.store_result("default", "same bytes as the asset", same)
+    store.store_result("other", "one", both)
+    assert quotas.get_usage("default").stored_bytes == 1_105
+    assert quotas.get_usage("other").stored_bytes == 1_100
+    assert store.cached_result("default", "one") == both
+    assert quotas.get_usage("nobody").stored_bytes == 0
+
+
+def test_a_deleted_job_frees_the_files_of_its_trials(
+    store: RecordStore, quotas: QuotaStore
+) -> None:
+    digest = digest_of("model of a trial")
+    result = WorkResult(payload={}, outputs={"model": digest}, sizes={digest: 100})
+    store.create_job(make_job(state=JobState.SUCCEEDED))
+    store.save_trial("job", make_trial(input_digest="unit"))
+    store.store_result("default", "unit", result)
+    assert quotas.get_usage("default").stored_bytes == 100
+    store.delete_job("default", "job")
+    assert quotas.get_usage("default").stored_bytes == 0

@@ -354,8 +354,17 @@ class InMemoryStore:
         return Usage(
             running_jobs=states.count(JobState.RUNNING),
             queued_jobs=states.count(JobState.QUEUED),
-            stored_bytes=sum(a.size_bytes for a in self.assets.values() if a.project == project),
+            stored_bytes=sum(self._sizes(project).values()),
         )
+
+    def _sizes(self, project: str) -> dict[str, int]:
+        sizes = {a.digest: a.size_bytes for a in self.assets.values() if a.project == project}
+        for (owner, _), result in self.results.items():
+            if owner == project:
+                sizes.update(
+                    {d: result.sizes[d] for d in result.outputs.values() if d in result.sizes}
+                )
+        return sizes
 
     def _take(self, job_id: str, owner: str, lease_seconds: float, now: datetime) -> Claim:
         before, held = self.jobs[job_id], self.held.setdefault(job_id, _Held())

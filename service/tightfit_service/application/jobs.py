@@ -113,6 +113,7 @@ class JobDesk:
     async def validate(self, project: str, request: JobRequest) -> Job:
         """Check everything that can be known without running anything long."""
         check_trials(await self._quotas.of(project), request.search_limits.max_trials)
+        await self._quotas.check_room(project)
         target = await self._hardware.resolve(project, request.target)
         await self._hardware.cost_model(project, target)
         output_format = request.output_format or target.output_format

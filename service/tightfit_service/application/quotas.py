@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tightfit_service.application.ports import QuotaStore
-from tightfit_service.domain.quota import Quota, check_stored_bytes
+from tightfit_service.domain.quota import Quota, check_room, check_stored_bytes
 
 
 class Quotas:
@@ -28,5 +28,17 @@ class Quotas:
         """
         quota = await self.of(project)
         if quota.stored_bytes:
-            usage = await asyncio.to_thread(self._store.get_usage, project)
-            check_stored_bytes(quota, usage.stored_bytes, size_bytes)
+            check_stored_bytes(quota, await self._stored_bytes(project), size_bytes)
+
+    async def check_room(self, project: str) -> None:
+        """Refuse a job of a project that can store nothing more.
+
+        Raises:
+            ResourceExhaustedError: The project holds as many bytes as it may.
+        """
+        quota = await self.of(project)
+        if quota.stored_bytes:
+            check_room(quota, await self._stored_bytes(project))
+
+    async def _stored_bytes(self, project: str) -> int:
+        return (await asyncio.to_thread(self._store.get_usage, project)).stored_bytes

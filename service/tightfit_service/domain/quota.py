@@ -6,6 +6,11 @@ from dataclasses import dataclass, fields, replace
 
 from tightfit_service.domain.errors import ResourceExhaustedError
 
+_HELD = "the project's models, datasets and results"
+_MAKE_ROOM = (
+    "delete jobs, models or datasets that are no longer needed, or ask the operator for more"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
@@ -18,7 +23,7 @@ class Quota:
     trials: int = 0
     """Trials that one job may ask for."""
     stored_bytes: int = 0
-    """Bytes of uploaded models and datasets."""
+    """Bytes of uploaded models and datasets and of the files of results."""
 
     def with_overrides(self, overrides: QuotaOverrides) -> Quota:
         """Return this quota with what an operator set for a project."""
@@ -81,8 +86,22 @@ def check_stored_bytes(quota: Quota, stored: int, size_bytes: int) -> None:
     """
     if quota.stored_bytes and stored + size_bytes > quota.stored_bytes:
         raise ResourceExhaustedError(
-            f"the project's models and datasets hold {stored} bytes; {size_bytes} more would exceed "
-            f"the quota of {quota.stored_bytes}",
+            f"{_HELD} hold {stored} bytes; {size_bytes} more would exceed the quota of "
+            f"{quota.stored_bytes}",
             field="size_bytes",
-            remedy="delete models or datasets, or ask the operator for more",
+            remedy=_MAKE_ROOM,
+        )
+
+
+def check_room(quota: Quota, stored: int) -> None:
+    """Refuse a job, whose results would be stored; how large they come out nobody knows before.
+
+    Raises:
+        ResourceExhaustedError: The project holds as many bytes as it may.
+    """
+    if quota.stored_bytes and stored >= quota.stored_bytes:
+        raise ResourceExhaustedError(
+            f"{_HELD} hold {stored} bytes, and the quota is {quota.stored_bytes}",
+            field="parent",
+            remedy=_MAKE_ROOM,
         )

@@ -9,7 +9,7 @@ import pytest
 
 from fakes.clock import FakeClock
 from fakes.linear_emulator import LinearEmulator
-from fakes.records import START
+from fakes.records import START, make_asset
 from fakes.scripted_work import ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
@@ -106,6 +106,8 @@ def desk() -> JobDesk:
         concurrent_jobs=1,
     )
     store.set_quota("small", QuotaOverrides(trials=5, queued_jobs=1))
+    store.add_asset(make_asset(project="full", size_bytes=10))
+    store.set_quota("full", QuotaOverrides(stored_bytes=10))
     return JobDesk(
         jobs=store,
         quotas=Quotas(store=store, default=Quota(queued_jobs=3)),

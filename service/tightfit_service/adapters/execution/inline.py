@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tightfit_service.adapters.execution.failures import not_running
+from tightfit_service.adapters.execution.running_unit import stored_outputs
 from tightfit_service.adapters.execution.staging import Staging, UnitFolder
 from tightfit_service.adapters.execution.worker import disk_full, find_handler
 from tightfit_service.application.plain import to_plain
@@ -107,5 +108,7 @@ class InlineExecutor:
         payload, outputs = handler(
             json.loads(json.dumps(dict(unit.payload))), folder.inputs, folder.output_dir, report
         )
-        digests = self._staging.collect(folder, {name: str(p) for name, p in outputs.items()})
-        return WorkResult(payload=json.loads(json.dumps(to_plain(payload))), outputs=digests)
+        paths = {name: str(path) for name, path in outputs.items()}
+        digests, sizes = stored_outputs(self._staging, folder, paths)
+        answer = json.loads(json.dumps(to_plain(payload)))
+        return WorkResult(payload=answer, outputs=digests, sizes=sizes)

@@ -213,7 +213,8 @@ class LocalProcessExecutor:
             worker.units_done = self._units_per_worker
             tell = out_of_memory if reply["is_memory"] else failed
             raise tell(unit, reply["error"], await worker.log_tail())
-        return WorkResult(payload=reply["payload"], outputs=await job.collect(reply["outputs"]))
+        digests, sizes = await job.collect(reply["outputs"])
+        return WorkResult(payload=reply["payload"], outputs=digests, sizes=sizes)
 
     async def _take_slot(self) -> _Slot:
         while self._is_running:

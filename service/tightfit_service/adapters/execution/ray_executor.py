@@ -253,7 +253,9 @@ class RayExecutor:
                 await asyncio.to_thread(artifacts.put, arriving, digest)
             finally:
                 await asyncio.to_thread(arriving.unlink, missing_ok=True)
-        return WorkResult(payload=message["payload"], outputs=message["outputs"])
+        return WorkResult(
+            payload=message["payload"], outputs=message["outputs"], sizes=message["sizes"]
+        )
 
     async def _fetch(self, slot: _Slot, digest: str, size: int, destination: Path) -> None:
         computed = hashlib.sha256()

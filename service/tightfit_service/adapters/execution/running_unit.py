@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tightfit_service.adapters.execution.staging import Staging, UnitFolder
 from tightfit_service.application.ports import WorkUnit
 
 T = TypeVar("T")
+
+
+def stored_outputs(
+    staging: Staging, folder: UnitFolder, outputs: Mapping[str, str]
+) -> tuple[Mapping[str, str], Mapping[str, int]]:
+    """Store outputs (name to path); return their digests by name and their bytes by digest."""
+    digests = staging.collect(folder, outputs)
+    return digests, {digests[name]: Path(path).stat().st_size for name, path in outputs.items()}
 
 
 class RunningUnit:
@@ -25,11 +34,13 @@ class RunningUnit:
         """Fetch the inputs."""
         return await self._step(self._open)
 
-    async def collect(self, outputs: Mapping[str, str]) -> Mapping[str, str]:
-        """Store the outputs."""
+    async def collect(
+        self, outputs: Mapping[str, str]
+    ) -> tuple[Mapping[str, str], Mapping[str, int]]:
+        """Store the outputs (name to path); return their digests by name and their bytes by digest."""
         folder = self._folder
         assert folder is not None
-        return await self._step(lambda: self._staging.collect(folder, outputs))
+        return await self._step(lambda: stored_outputs(self._staging, folder, outputs))
 
     async def close(self) -> None:
         """Remove the folder once the last step has ended."""

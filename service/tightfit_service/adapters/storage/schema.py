@@ -160,11 +160,15 @@ work_outputs = Table(
     Column("input_digest", String(128), primary_key=True),
     Column("output_name", _NAME, primary_key=True),
     Column("digest", _DIGEST, nullable=False, index=True),
+    # NULL from servers that did not note it
+    Column("size_bytes", BigInteger),
     ForeignKeyConstraint(
         ["project", "input_digest"],
         [work_results.c.project, work_results.c.input_digest],
         ondelete="CASCADE",
     ),
+    # all that the sum over a project needs, so that it reads nothing else
+    Index(None, "project", "digest", "size_bytes"),
 )
 
 unit_deaths = Table(

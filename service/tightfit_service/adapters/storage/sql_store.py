@@ -295,7 +295,12 @@ class SqlStore:
                 connection,
                 work_outputs,
                 [
-                    {"output_name": name, "digest": digest, **key}
+                    {
+                        "output_name": name,
+                        "digest": digest,
+                        "size_bytes": result.sizes.get(digest),
+                        **key,
+                    }
                     for name, digest in result.outputs.items()
                 ],
             )

@@ -42,6 +42,16 @@ class WorkResult:
 
     payload: Mapping[str, Any]
     outputs: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes by digest of the files; those that nobody counted are missing."""
+
+
+BeginCallback = Callable[[], Awaitable[None]]
+"""Awaited when a worker is there for a unit, before the worker is given it."""
+
+
+async def begin_at_once() -> None:
+    """Have nothing to do before a unit begins."""
 
 
 class Executor(Protocol):

@@ -17,7 +17,7 @@ from fakes.postgres_server import reason_missing, running_postgres
 from fakes.records import START, make_event, make_job
 from tightfit_service.adapters.storage.database import open_database, transaction, upgrade
 from tightfit_service.adapters.storage.rows import job_columns
-from tightfit_service.adapters.storage.schema import jobs
+from tightfit_service.adapters.storage.schema import assets, jobs, work_outputs, work_results
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
 from tightfit_service.adapters.storage.sql_store import SqlStore
@@ -26,6 +26,8 @@ from tightfit_service.domain.job import JobState
 from tightfit_service.domain.quota import Quota
 
 JOBS = 6_000
+RESULTS = 6_000
+TABLES = ("jobs", "assets", "work_outputs")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def fill(engine: Engine) -> None:
         )
     with transaction(engine, writes=True) as connection:
         connection.execute(insert(jobs), rows)
+        fill_stored(connection)
         if engine.dialect.name == "postgresql":
             connection.execute(
                 text(
@@ -71,6 +74,37 @@ def fill(engine: Engine) -> None:
         # else SQLite's planner has no statistics, and goes by the indexes alone
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as plain:
         plain.execute(text("ANALYZE"))
+
+
+def fill_stored(connection: Connection) -> None:
+    """Store assets and results of sixty projects."""
+    keys = [
+        {"project": f"p{number % 60}", "input_digest": f"unit{number}"} for number in range(RESULTS)
+    ]
+    connection.execute(insert(work_results), [{"document": {}, **key} for key in keys])
+    connection.execute(
+        insert(work_outputs),
+        [
+            {"output_name": "model", "digest": f"of {key['input_digest']}", "size_bytes": 7, **key}
+            for key in keys
+        ],
+    )
+    connection.execute(
+        insert(assets),
+        [
+            {
+                "project": f"p{number % 60}",
+                "kind": "model",
+                "asset_id": f"m{number}",
+                "digest": f"of asset {number}",
+                "size_bytes": 3,
+                "display_name": "",
+                "create_time": START,
+                "description": {},
+            }
+            for number in range(RESULTS)
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +157,8 @@ def whole_scans(connection: Connection, statement: Statement) -> list[str]:
         )
         lines = [str(row[-1]) for row in plan]
         # "SCAN jobs USING INDEX" walks along an index, and stops at the limit
-        return [line for line in lines if line.startswith("SCAN jobs") and "INDEX" not in line]
+        scans = tuple(f"SCAN {table}" for table in TABLES)
+        return [line for line in lines if line.startswith(scans) and "INDEX" not in line]
     plan = connection.exec_driver_sql(
         f"EXPLAIN (FORMAT JSON) {statement.sql}", statement.parameters
     )
@@ -137,7 +172,7 @@ def whole_scans(connection: Connection, statement: Statement) -> list[str]:
 
     document = plan.scalar_one()
     look((json.loads(document) if isinstance(document, str) else document)[0]["Plan"])
-    return [name for name in found if name == "jobs"]
+    return [name for name in found if name in TABLES]
 
 
 def claim(engine: Engine) -> object:
@@ -173,7 +208,7 @@ CALLS: dict[str, Callable[[Engine], object]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_no_call_reads_all_jobs(engine: Engine, name: str) -> None:
+def test_no_call_reads_a_whole_table(engine: Engine, name: str) -> None:
     with recorded(engine) as statements:
         CALLS[name](engine)
     asked = [one for one in statements if one.sql.split()[0] in ("SELECT", "UPDATE", "WITH")]
@@ -186,4 +221,6 @@ def test_no_call_reads_all_jobs(engine: Engine, name: str) -> None:
 def test_a_scan_would_be_noticed(engine: Engine) -> None:
     with engine.connect() as connection:
         bad = Statement("SELECT document FROM jobs WHERE model_digest <> 'x'", ())
+        assert whole_scans(connection, bad)
+        bad = Statement("SELECT sum(size_bytes) FROM assets", ())
         assert whole_scans(connection, bad)
