@@ -122,9 +122,6 @@ class InMemoryArtifactStore:
     def purge(self, aside: StoredArtifact) -> None:
         self.aside.pop(aside.handle, None)
 
-    def used_bytes(self) -> int:
-        return sum(map(len, self.contents.values()))
-
     def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
         self._check_usable(digest)
         if not self.public_url:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from tightfit_service.application.ports import StoredArtifact
 from tightfit_service.domain.errors import IntegrityError, InvalidRequestError, NotFoundError
 
 CHUNK_BYTES = 1 << 20
-_RECENT_SECONDS = 60.0
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
@@ -108,22 +103,3 @@ def not_stored(digest: str) -> NotFoundError:
         field="digest",
         remedy="it may have been deleted; upload it again",
     )
-
-
-class RecentSize:
-    """Sums of listings, each remembered for a minute. Safe for many threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[float, int]] = {}
-
-    def get(self, key: str, stored: Callable[[], Iterable[StoredArtifact]]) -> int:
-        """Return the bytes of what `stored` lists, asked at most once a minute for a key."""
-        now = time.monotonic()
-        with self._lock:
-            when, total = self._known.get(key, (-math.inf, 0))
-        if now - when >= _RECENT_SECONDS:
-            total = sum(artifact.size_bytes for artifact in stored())
-            with self._lock:
-                self._known[key] = (now, total)
-        return total

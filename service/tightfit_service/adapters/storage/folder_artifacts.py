@@ -16,7 +16,6 @@ from typing import BinaryIO
 
 from tightfit_service.adapters.storage.content import (
     CHUNK_BYTES,
-    RecentSize,
     check_digest,
     check_project,
     check_range,
@@ -119,7 +118,6 @@ class FolderArtifacts:
         self._root = root
         self._incoming = root / "incoming"
         self._aside = root / "aside"
-        self._size = RecentSize()
         self._link_sources = link_sources
         self._verified: dict[str, _Identity] = {}
         with _translated():
@@ -263,10 +261,6 @@ class FolderArtifacts:
         """See `ArtifactStore`."""
         with _translated():
             (self._aside / aside.handle).unlink(missing_ok=True)
-
-    def used_bytes(self) -> int:
-        """See `ArtifactStore`."""
-        return self._size.get("", self.list_stored)
 
     def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
         """See `ArtifactStore`. A folder has no address."""

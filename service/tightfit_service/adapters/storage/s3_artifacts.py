@@ -12,7 +12,6 @@ from typing import BinaryIO
 
 from tightfit_service.adapters.storage.content import (
     CHUNK_BYTES,
-    RecentSize,
     check_digest,
     check_project,
     check_range,
@@ -50,7 +49,6 @@ class S3ArtifactStores:
         self.bucket = bucket
         self.prefix = prefix
         self._offers_urls = offers_urls
-        self._sizes = RecentSize()
 
     def of(self, project: str) -> S3Artifacts:
         """See `ArtifactStores`."""
@@ -60,7 +58,6 @@ class S3ArtifactStores:
             prefix=f"{self.prefix}{project}/",
             aside=f"{self.prefix}{_ASIDE}{project}/",
             offers_urls=self._offers_urls,
-            sizes=self._sizes,
         )
 
     def projects(self) -> Sequence[str]:
@@ -100,13 +97,11 @@ class S3Artifacts:
         prefix: str,
         aside: str,
         offers_urls: bool,
-        sizes: RecentSize,
     ) -> None:
         self._bucket = bucket
         self._prefix = prefix
         self._aside = aside
         self._offers_urls = offers_urls
-        self._sizes = sizes
 
     def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """See `ArtifactStore`. All bytes pass through here and are verified in any case."""
@@ -212,10 +207,6 @@ class S3Artifacts:
     def purge(self, aside: StoredArtifact) -> None:
         """See `ArtifactStore`."""
         self._bucket.remove(f"{self._aside}{aside.handle}")
-
-    def used_bytes(self) -> int:
-        """See `ArtifactStore`."""
-        return self._sizes.get(self._prefix, self.list_stored)
 
     def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
         """See `ArtifactStore`."""

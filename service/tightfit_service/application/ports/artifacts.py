@@ -106,10 +106,6 @@ class ArtifactStore(Protocol):
         """Remove bytes that `list_set_aside` told of; those that are gone already do no harm."""
         ...
 
-    def used_bytes(self) -> int:
-        """Return the sum of all that is stored, at most a minute old; what was set aside does not count."""
-        ...
-
     def download_url(self, digest: str, *, lifetime: timedelta) -> SignedUrl | None:
         """Return where clients may fetch the bytes directly; None where this store offers no such thing."""
         ...
