@@ -69,3 +69,19 @@ class RecordingTelemetry:
 
     def cache_lookup(self, *, hit: bool) -> None:
         self.cache_lookups.append(hit)
+
+
+class RecordingStoreTelemetry:
+    """Implements `StoreTelemetry`; every report is in a list that tests look into."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, str]] = []
+        self.seconds: list[float] = []
+        self.retries: list[tuple[str, str]] = []
+
+    def store_request(self, store: str, operation: str, outcome: str, seconds: float) -> None:
+        self.requests.append((store, operation, outcome))
+        self.seconds.append(seconds)
+
+    def store_retried(self, store: str, reason: str) -> None:
+        self.retries.append((store, reason))

@@ -24,6 +24,8 @@ def test_promtool_has_no_complaint() -> None:
     telemetry.worker_restarted("killed")
     telemetry.cache_lookup(hit=True)
     telemetry.emulator_called("mcu", 0.001)
+    telemetry.store_request("s3", "put", "ok", 0.01)
+    telemetry.store_retried("s3", "503")
     done = subprocess.run(
         [promtool, "check", "metrics"],
         input=generate_latest(telemetry.registry),

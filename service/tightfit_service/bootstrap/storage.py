@@ -27,6 +27,7 @@ from tightfit_service.application.collection import (
 )
 from tightfit_service.application.ports import (
     ArtifactStores,
+    StoreTelemetry,
     UploadStaging,
 )
 from tightfit_service.bootstrap.clock import SystemClock
@@ -108,11 +109,15 @@ def take_data_dir(data_dir: Path) -> TextIO:
     return opened
 
 
-def open_storage(settings: Settings) -> tuple[ArtifactStores, UploadStaging]:
+def open_storage(
+    settings: Settings, telemetry: StoreTelemetry | None = None
+) -> tuple[ArtifactStores, UploadStaging]:
     """Return where artifacts live and where unfinished uploads wait."""
     if settings.artifact_store == "folder":
         shared = Path(settings.artifact_dir or settings.data_dir)
-        folder = FolderArtifactStores(root=shared / "artifacts", link_sources=True)
+        folder = FolderArtifactStores(
+            root=shared / "artifacts", link_sources=True, telemetry=telemetry
+        )
         return folder, FolderUploadStaging(root=shared / "uploads", artifacts=folder)
     options = S3Options(
         url=settings.s3_url,
@@ -127,7 +132,7 @@ def open_storage(settings: Settings) -> tuple[ArtifactStores, UploadStaging]:
         kms_key_id=settings.s3_kms_key_id,
         public_url=settings.s3_public_url,
     )
-    bucket = S3Bucket(options=options, name=settings.s3_bucket)
+    bucket = S3Bucket(options=options, name=settings.s3_bucket, telemetry=telemetry)
     bucket.ensure(prefix=settings.s3_prefix)
     offers_urls = settings.s3_presigned_urls
     stores = S3ArtifactStores(bucket=bucket, prefix=settings.s3_prefix, offers_urls=offers_urls)

@@ -25,7 +25,8 @@ from tightfit_service.adapters.storage.content import (
     not_stored,
     verified,
 )
-from tightfit_service.application.ports import SignedUrl, StoredArtifact
+from tightfit_service.adapters.storage.store_metering import NotMeasured, timed
+from tightfit_service.application.ports import SignedUrl, StoredArtifact, StoreTelemetry
 from tightfit_service.domain.errors import (
     ResourceExhaustedError,
     TightfitError,
@@ -45,13 +46,17 @@ class FolderArtifactStores:
     Args:
         root: Made if it is missing; may be shared by many processes.
         link_sources: See `FolderArtifacts`.
+        telemetry: Told of every operation.
 
     Raises:
         UnavailableError: The folder cannot be made.
     """
 
-    def __init__(self, *, root: Path, link_sources: bool = False) -> None:
+    def __init__(
+        self, *, root: Path, link_sources: bool = False, telemetry: StoreTelemetry | None = None
+    ) -> None:
         self._root = root
+        self._telemetry = telemetry or NotMeasured()
         self._link_sources = link_sources
         self._stores: dict[str, FolderArtifacts] = {}
         self._lock = threading.Lock()
@@ -67,7 +72,9 @@ class FolderArtifactStores:
                 if not self._root.is_dir():
                     raise _gone()
                 self._stores[project] = FolderArtifacts(
-                    root=self._root / project, link_sources=self._link_sources
+                    root=self._root / project,
+                    link_sources=self._link_sources,
+                    telemetry=self._telemetry,
                 )
             return self._stores[project]
 
@@ -109,12 +116,16 @@ class FolderArtifacts:
         link_sources: Take over the source's blocks by a hard link where the file system allows it,
             instead of copying, and trust `is_verified`. Only for callers that never write to a
             source again after `put`.
+        telemetry: Told of every operation.
 
     Raises:
         UnavailableError: The folder cannot be made or read.
     """
 
-    def __init__(self, *, root: Path, link_sources: bool = False) -> None:
+    def __init__(
+        self, *, root: Path, link_sources: bool = False, telemetry: StoreTelemetry | None = None
+    ) -> None:
+        self.telemetry = telemetry or NotMeasured()
         self._root = root
         self._incoming = root / "incoming"
         self._aside = root / "aside"
@@ -124,6 +135,7 @@ class FolderArtifacts:
             self._incoming.mkdir(parents=True, exist_ok=True)
         self.remove_stale(_STALE)
 
+    @timed("put")
     def put(self, source: Path, digest: str, *, is_verified: bool = False) -> None:
         """See `ArtifactStore`. The bytes are on the disk, not only in its cache, on return."""
         check_digest(digest)
@@ -147,6 +159,7 @@ class FolderArtifacts:
                 _sync(final.parent)
                 self._verified[digest] = _identity(final)
 
+    @timed("stat")
     def size(self, digest: str) -> int | None:
         """See `ArtifactStore`."""
         check_digest(digest)
@@ -168,6 +181,7 @@ class FolderArtifacts:
         chunks = self._chunks(digest, offset, chunk_bytes)
         return verified(chunks, digest) if offset == 0 else chunks
 
+    @timed("get")
     def fetch(self, digest: str, destination: Path) -> None:
         """See `ArtifactStore`. The destination appears whole or not at all.
 
@@ -207,6 +221,7 @@ class FolderArtifacts:
             raise
         return True
 
+    @timed("delete")
     def delete(self, digest: str) -> None:
         """See `ArtifactStore`."""
         check_digest(digest)
@@ -224,6 +239,7 @@ class FolderArtifacts:
                 if found is not None:
                     yield found
 
+    @timed("copy")
     def set_aside(self, digest: str) -> int:
         """See `ArtifactStore`. A file is renamed, so it is either here or there."""
         check_digest(digest)
@@ -246,6 +262,7 @@ class FolderArtifacts:
                 if found is not None:
                     yield found
 
+    @timed("copy")
     def restore(self, digest: str) -> bool:
         """See `ArtifactStore`."""
         check_digest(digest)
@@ -257,6 +274,7 @@ class FolderArtifacts:
                     return True
         return False
 
+    @timed("delete")
     def purge(self, aside: StoredArtifact) -> None:
         """See `ArtifactStore`."""
         with _translated():

@@ -107,7 +107,11 @@ class S3Artifacts:
         """See `ArtifactStore`. All bytes pass through here and are verified in any case."""
         del is_verified
         check_digest(digest)
-        patiently(partial(self._put, source, digest), seconds=self._bucket.options.patience_seconds)
+        patiently(
+            partial(self._put, source, digest),
+            seconds=self._bucket.options.patience_seconds,
+            telemetry=self._bucket.telemetry,
+        )
 
     def put_joined(self, digest: str, sources: Sequence[ObjectInfo]) -> None:
         """Store the bytes of other objects of the bucket, in order, whose digest was verified.
@@ -153,6 +157,7 @@ class S3Artifacts:
         patiently(
             partial(self._fetch, digest, destination),
             seconds=self._bucket.options.patience_seconds,
+            telemetry=self._bucket.telemetry,
         )
 
     def delete(self, digest: str) -> None:

@@ -31,7 +31,8 @@ from tightfit_service.adapters.storage.s3_multipart import (
     md5_header,
 )
 from tightfit_service.adapters.storage.s3_signing import signed_url
-from tightfit_service.application.ports import SignedUrl
+from tightfit_service.adapters.storage.store_metering import NotMeasured
+from tightfit_service.application.ports import SignedUrl, StoreTelemetry
 
 log = structlog.get_logger(__name__)
 
@@ -63,11 +64,14 @@ class S3Bucket:
     checksums of parts. All methods raise the errors of `s3_connection.translated`.
     """
 
-    def __init__(self, *, options: S3Options, name: str) -> None:
+    def __init__(
+        self, *, options: S3Options, name: str, telemetry: StoreTelemetry | None = None
+    ) -> None:
         self.options = options
         self.name = name
-        self._client: Minio = open_client(options)
-        self._public = open_client(options, public=True)
+        self.telemetry = telemetry or NotMeasured()
+        self._client: Minio = open_client(options, telemetry=self.telemetry)
+        self._public = open_client(options, telemetry=self.telemetry, public=True)
         self._encryption = encryption_headers(options)
         self._has_conditions = True
 

@@ -21,6 +21,8 @@ from minio.credentials.providers import (
 )
 from minio.error import MinioException, S3Error, ServerError
 
+from tightfit_service.adapters.storage.store_metering import S3, TRANSFER, CountedRetry, TimedPool
+from tightfit_service.application.ports import StoreTelemetry
 from tightfit_service.domain.errors import (
     InvalidRequestError,
     ResourceExhaustedError,
@@ -114,7 +116,7 @@ class FileCredentials(Provider):
         return self._credentials
 
 
-def open_client(options: S3Options, *, public: bool = False) -> Minio:
+def open_client(options: S3Options, *, telemetry: StoreTelemetry, public: bool = False) -> Minio:
     """Return a client for the store; `public` takes the address that clients use.
 
     Raises:
@@ -135,7 +137,7 @@ def open_client(options: S3Options, *, public: bool = False) -> Minio:
         credentials=_credentials(options),
         secure=parts.scheme == "https",
         region=options.region or DEFAULT_REGION,
-        http_client=_http_pool(options),
+        http_client=_http_pool(options, telemetry),
     )
     if options.addressing == "path":
         client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
@@ -225,25 +227,28 @@ class _Fixed(Provider):
         return self._credentials
 
 
-def _http_pool(options: S3Options) -> urllib3.PoolManager:
-    return urllib3.PoolManager(
+def _http_pool(options: S3Options, telemetry: StoreTelemetry) -> urllib3.PoolManager:
+    retries = CountedRetry(
+        total=options.retry_count,
+        backoff_factor=options.retry_seconds,
+        backoff_jitter=options.retry_seconds,
+        backoff_max=_LONGEST_WAIT_SECONDS,
+        status_forcelist=_RETRIED_STATUSES,
+        # also POST: opening and completing an upload in parts may be repeated, see `S3Bucket`
+        allowed_methods=None,
+        # the answer of the last attempt is returned, so that its error code is not lost
+        raise_on_status=False,
+    )
+    retries.telemetry = telemetry
+    return TimedPool(
+        telemetry=telemetry,
         timeout=urllib3.Timeout(
             connect=min(options.timeout_seconds, 5.0), read=options.timeout_seconds
         ),
         maxsize=16,
         cert_reqs="CERT_REQUIRED",
         ca_certs=str(options.ca_file) if options.ca_file else None,
-        retries=urllib3.Retry(
-            total=options.retry_count,
-            backoff_factor=options.retry_seconds,
-            backoff_jitter=options.retry_seconds,
-            backoff_max=_LONGEST_WAIT_SECONDS,
-            status_forcelist=_RETRIED_STATUSES,
-            # also POST: opening and completing an upload in parts may be repeated, see `S3Bucket`
-            allowed_methods=None,
-            # the answer of the last attempt is returned, so that its error code is not lost
-            raise_on_status=False,
-        ),
+        retries=retries,
     )
 
 
@@ -256,7 +261,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def patiently(action: Callable[[], Result], *, seconds: float) -> Result:
+def patiently(action: Callable[[], Result], *, seconds: float, telemetry: StoreTelemetry) -> Result:
     """Return what a whole transfer gives, repeated while the store is away, for so many seconds.
 
     Raises:
@@ -270,5 +275,6 @@ def patiently(action: Callable[[], Result], *, seconds: float) -> Result:
         except StoreAwayError:
             if time.monotonic() + pause > end:
                 raise
+            telemetry.store_retried(S3, TRANSFER)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_WAIT_SECONDS)

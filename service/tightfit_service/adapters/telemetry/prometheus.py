@@ -15,6 +15,7 @@ from tightfit_service.adapters.telemetry.series import (
     DeploymentSeries,
     JobSeries,
     RpcSeries,
+    StoreSeries,
     WorkSeries,
 )
 from tightfit_service.domain.job import Job, JobState
@@ -27,7 +28,7 @@ MOST_KINDS = 60
 
 
 class PrometheusTelemetry:
-    """Implements `application.ports.Telemetry`, and counts RPCs for the API and runners in `runners`.
+    """Implements the ports `Telemetry` and `StoreTelemetry`; counts RPCs for the API, runners in `runners`.
 
     All metrics live in a registry of their own: several servers in one process do not mix. Every
     method is thread-safe and returns at once.
@@ -43,6 +44,7 @@ class PrometheusTelemetry:
         self._rpc = RpcSeries(self.registry)
         self._jobs = JobSeries(self.registry)
         self._work = WorkSeries(self.registry)
+        self._store = StoreSeries(self.registry)
         self._deployment = DeploymentSeries(self.registry)
         self._deployment.build.labels(version=metadata.version("tightfit-service")).set(1)
         self.runners = RunnerMetrics(self.registry)
@@ -135,6 +137,16 @@ class PrometheusTelemetry:
     def artifact_bytes(self, direction: str, count: int) -> None:
         """Count bytes of artifacts."""
         self._work.artifact_bytes.labels(direction=direction).inc(count)
+
+    def store_request(self, store: str, operation: str, outcome: str, seconds: float) -> None:
+        """Count a request to the store of artifacts."""
+        self._store.seconds.labels(store=store, operation=operation, outcome=outcome).observe(
+            seconds
+        )
+
+    def store_retried(self, store: str, reason: str) -> None:
+        """Count a repetition."""
+        self._store.retries.labels(store=store, reason=reason).inc()
 
     def cache_lookup(self, *, hit: bool) -> None:
         """Count a look-up in the cache of work results."""

@@ -21,6 +21,8 @@ EMULATOR_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 
 """Buckets around the milliseconds that an estimate may take."""
 CHECK_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10)
 """Buckets from a database beside the server to a store that hardly answers."""
+STORE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""Buckets from a name on a local disk to a large file, or a request that was repeated to the last."""
 
 OTHER = "other"
 """Label value of everything beyond the bound of a `BoundedLabel`."""
@@ -214,6 +216,25 @@ class WorkSeries:
             "tightfit_work_cache_lookups",
             "Look-ups in the cache of work results, by result (hit, miss).",
             ("result",),
+            registry=registry,
+        )
+
+
+class StoreSeries:
+    """The store of artifacts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.seconds = Histogram(
+            "tightfit_artifact_store_request_duration_seconds",
+            "Time per request to the store of artifacts, repetitions included, by store (s3, folder), operation and outcome; the count is the number of requests.",
+            ("store", "operation", "outcome"),
+            buckets=STORE_SECONDS,
+            registry=registry,
+        )
+        self.retries = Counter(
+            "tightfit_artifact_store_retries",
+            "Requests to the store of artifacts that were repeated, by reason: an HTTP status, connection, or transfer.",
+            ("store", "reason"),
             registry=registry,
         )
 

@@ -10,6 +10,7 @@ from tightfit_service.application.ports.artifacts import (
     ArtifactStores,
     SignedUrl,
     StoredArtifact,
+    StoreTelemetry,
     UploadStaging,
     UploadTicket,
 )
@@ -135,6 +136,7 @@ __all__ = [
     "ResultExpiry",
     "RunnerTelemetry",
     "SignedUrl",
+    "StoreTelemetry",
     "StoredArtifact",
     "StructuredPruning",
     "TargetCatalogue",

@@ -201,3 +201,23 @@ class UploadStaging(Protocol):
     def expire(self, *, older_than: timedelta, dry_run: bool = False) -> int:
         """Remove uploads that nothing was appended to for so long; return their number."""
         ...
+
+
+class StoreTelemetry(Protocol):
+    """Where stores of artifacts tell what was asked of them. Thread-safe; returns at once."""
+
+    def store_request(self, store: str, operation: str, outcome: str, seconds: float) -> None:
+        """Report a request that ended.
+
+        Args:
+            store: `s3` or `folder`.
+            operation: `put`, `get`, `stat`, `list`, `copy`, `delete`, `multipart`, or `other`.
+            outcome: `ok`, `missing`, `conflict` (it is there already), `refused`, `busy`, `full`,
+                `corrupt`, or `failed`.
+            seconds: What it took.
+        """
+        ...
+
+    def store_retried(self, store: str, reason: str) -> None:
+        """Report that something is tried again: the answer's HTTP status, `connection`, or `transfer`."""
+        ...

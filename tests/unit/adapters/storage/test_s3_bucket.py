@@ -24,6 +24,7 @@ from tightfit_service.adapters.storage.s3_connection import (
     open_client,
 )
 from tightfit_service.adapters.storage.s3_signing import signed_url
+from tightfit_service.adapters.storage.store_metering import NotMeasured
 from tightfit_service.domain.errors import InvalidRequestError, UnavailableError
 
 DATA = b"some bytes"
@@ -294,6 +295,6 @@ def test_parts_are_large_enough_for_the_largest_object() -> None:
 def test_the_client_of_the_environment_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-the-environment")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    client = open_client(S3Options(url="http://127.0.0.1:9"))
+    client = open_client(S3Options(url="http://127.0.0.1:9"), telemetry=NotMeasured())
     assert client._provider is not None
     assert client._provider.retrieve().access_key == "from-the-environment"

@@ -232,12 +232,20 @@ def test_work_is_counted(telemetry: PrometheusTelemetry, scrape: Scrape) -> None
     telemetry.artifact_bytes("received", 24)
     telemetry.cache_lookup(hit=True)
     telemetry.cache_lookup(hit=False)
+    telemetry.store_request("s3", "put", "busy", 0.02)
+    telemetry.store_retried("s3", "503")
 
     assert scrape("tightfit_emulator_call_duration_seconds_count", emulator="cortex-m") == 1
     assert scrape("tightfit_worker_restarts_total", reason="memory") == 1
     assert scrape("tightfit_artifact_bytes_total", direction="received") == 1024
     assert scrape("tightfit_work_cache_lookups_total", result="hit") == 1
     assert scrape("tightfit_work_cache_lookups_total", result="miss") == 1
+    request = {"store": "s3", "operation": "put", "outcome": "busy"}
+    seconds = "tightfit_artifact_store_request_duration_seconds"
+    assert scrape(f"{seconds}_count", **request) == 1
+    assert scrape(f"{seconds}_bucket", le="0.01", **request) == 0
+    assert scrape(f"{seconds}_bucket", le="0.025", **request) == 1
+    assert scrape("tightfit_artifact_store_retries_total", store="s3", reason="503") == 1
 
 
 def test_runners_and_measurements_are_counted(
