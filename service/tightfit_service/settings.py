@@ -25,6 +25,10 @@ class Settings:
     """Address of the gRPC port; port 0 takes a free one."""
     metrics_listen: str = "127.0.0.1:9464"
     """Address of the Prometheus port; port 0 takes a free one, empty turns it off."""
+    metrics_tls: bool = False
+    """Whether the Prometheus port speaks TLS, with tls_cert_file and tls_key_file."""
+    metrics_client_ca_file: str = ""
+    """PEM file of authorities; who scrapes must then have a certificate of theirs. Empty asks for none."""
     health_listen: str = ""
     """Address of a port with the gRPC health service alone, for probes, which speak no TLS and have no
     credentials; empty has none."""
@@ -239,6 +243,18 @@ def _check(settings: Settings) -> None:
                     field=name,
                     remedy=f"set {ENVIRONMENT_PREFIX}{name.upper()}",
                 )
+    if settings.metrics_tls and not settings.tls_cert_file:
+        raise InvalidRequestError(
+            "metrics_tls needs a certificate",
+            field="metrics_tls",
+            remedy="set tls_cert_file and tls_key_file, or leave metrics_tls",
+        )
+    if settings.metrics_client_ca_file and not settings.metrics_tls:
+        raise InvalidRequestError(
+            "metrics_client_ca_file does nothing without metrics_tls",
+            field="metrics_client_ca_file",
+            remedy="set metrics_tls too",
+        )
     for name, least in (
         ("worker_count", 1),
         ("concurrent_jobs", 1),

@@ -18,6 +18,9 @@
 {{- if and (not .Values.auth.required) (not .Values.auth.allowInsecure) -}}
 {{- fail "auth.required is false: everybody who reaches the port may do everything; set it, or auth.allowInsecure where a mesh decides who calls" -}}
 {{- end -}}
+{{- if and .Values.metrics.tls.enabled (not (include "tightfit.tlsSecret" .)) -}}
+{{- fail "tls.existingSecret is needed with metrics.tls.enabled: name a Secret with a certificate, or set tls.certManager.enabled" -}}
+{{- end -}}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerName) -}}
 {{- fail "tls.certManager.issuerName is needed to ask for a certificate: name an Issuer or ClusterIssuer" -}}
 {{- end -}}

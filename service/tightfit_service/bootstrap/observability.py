@@ -7,11 +7,13 @@ import socket
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import structlog
 
+from tightfit_service.adapters.access.tls_contexts import TlsContexts
 from tightfit_service.adapters.telemetry.log_output import lossy
-from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
+from tightfit_service.adapters.telemetry.metrics_port import MetricsPort, TlsContext
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.tracing import use_tracer
 from tightfit_service.domain.errors import UnsupportedError
@@ -72,4 +74,18 @@ def make_metrics_port(settings: Settings, telemetry: PrometheusTelemetry) -> Met
     if not settings.metrics_listen:
         return None
     host, _, port = settings.metrics_listen.rpartition(":")
-    return MetricsPort(registry=telemetry.registry, host=host, port=int(port))
+    return MetricsPort(
+        registry=telemetry.registry, host=host, port=int(port), tls=_metrics_tls(settings)
+    )
+
+
+def _metrics_tls(settings: Settings) -> TlsContext | None:
+    if not settings.metrics_tls:
+        return None
+    client_ca = settings.metrics_client_ca_file
+    contexts = TlsContexts(
+        certificate=Path(settings.tls_cert_file),
+        key=Path(settings.tls_key_file),
+        client_ca=Path(client_ca) if client_ca else None,
+    )
+    return contexts.context

@@ -63,6 +63,25 @@ def test_every_server_is_scraped_once() -> None:
     assert port["targetPort"] == "metrics"
 
 
+def test_metrics_are_scraped_as_they_are_served() -> None:
+    (endpoint,) = rendered("large").one("ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"]["keySecret"] == {"name": "prometheus-tls", "key": "tls.key"}
+    settings = load_settings({}, rendered("large").environment())
+    assert settings.metrics_tls
+    assert settings.metrics_client_ca_file == "/etc/tightfit/tls/ca.crt"
+    monitor = {"serviceMonitor": {"enabled": True}}
+    (plain,) = Rendered({"metrics": monitor}).one("ServiceMonitor")["spec"]["endpoints"]
+    assert not {"scheme", "tlsConfig"} & set(plain)
+    secured = Rendered({"metrics": {"tls": {"enabled": True}, **monitor}})
+    (endpoint,) = secured.one("ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["tlsConfig"]["serverName"] == "demo-tightfit.models.svc"
+    (volume,) = [volume for volume in secured.pod["volumes"] if volume["name"] == "tls"]
+    secret = {"name": volume["secret"]["secretName"], "key": "ca.crt"}
+    assert endpoint["tlsConfig"]["ca"] == {"secret": secret}
+    assert not load_settings({}, secured.environment()).metrics_client_ca_file
+
+
 def test_the_rules_are_those_of_the_file() -> None:
     rules = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())
     assert rendered("large").one("PrometheusRule")["spec"] == rules

@@ -25,6 +25,7 @@ SCHEMAS = {
 }
 """Of the operators' kinds, after their documentation; kubernetes_validate has none."""
 TLS = {"tls": {"existingSecret": "tls"}}
+INSECURE = {"auth": {"allowInsecure": True}}
 README = runpy.run_path(str(CHART.parent / "readme.py"))
 
 
@@ -99,6 +100,10 @@ def test_names_fit_however_long_the_release_is() -> None:
         ({"database": {"existingSecret": "db"}}, "artifacts.s3.url"),
         ({"mode": "embedded"}, "tls.existingSecret"),
         ({"mode": "embedded", **TLS, "auth": {"required": False}}, "auth.required"),
+        (
+            {"mode": "embedded", **INSECURE, "metrics": {"tls": {"enabled": True}}},
+            "needed with metrics.tls.enabled",
+        ),
         ({"mode": "embedded", "tls": {"certManager": {"enabled": True}}}, "issuerName"),
         ({"mode": "embedded", **TLS, "auth": {"oidc": {"issuer": "https://i"}}}, "jwksUrl"),
         (

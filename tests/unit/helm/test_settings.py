@@ -25,7 +25,15 @@ NOT_IN_THE_CHART = {
 """Settings that the chart leaves alone, with the reason."""
 
 SECRET_SETTINGS = {"database_url", "s3_access_key", "s3_secret_key"}
-IN_FILES = ("tls_", "provenance_", "access_policy_", "s3_access_", "s3_secret_", "ray_")
+IN_FILES = (
+    "tls_",
+    "metrics_client_",
+    "provenance_",
+    "access_policy_",
+    "s3_access_",
+    "s3_secret_",
+    "ray_",
+)
 """Settings that name a file of a Secret or of a ConfigMap."""
 
 
