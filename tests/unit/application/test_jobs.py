@@ -34,8 +34,8 @@ from tightfit_service.domain.errors import (
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
-from tightfit_service.domain.quota import Quota, QuotaOverrides
 from tightfit_service.domain.network import ImportanceCriterion
+from tightfit_service.domain.quota import Quota, QuotaOverrides
 
 WHOLE_MS = facts().macs * 1e-6
 
@@ -167,12 +167,12 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
     [
         (request(model="x"), NotFoundError, None),
         (request(dataset="x"), NotFoundError, None),
+        (request(teachers=("x",)), NotFoundError, "teachers[0]"),
+        (request(teachers=("m",)), InvalidRequestError, "teachers[0]"),
         (request(target="bord"), NotFoundError, "target"),
         (request(target={"core": "z80"}), UnsupportedError, "hardware_target"),
         (request(output_format=ModelFormat.PT2), InvalidRequestError, "output_format"),
         (request(output_format=ModelFormat.OPENVINO), UnsupportedError, "output_format"),
-        (request(teachers=("x",)), NotFoundError, "teachers[0]"),
-        (request(teachers=("m",)), InvalidRequestError, "teachers[0]"),
         (request(output_format=ModelFormat.VELA), UnsupportedError, "output_format"),
         (
             request(at_most(Quantity.RAM, 1 << 20)),
@@ -229,10 +229,6 @@ async def test_a_job_beyond_a_quota_names_it_with_use_and_remedy(desk: JobDesk) 
     with pytest.raises(ResourceExhaustedError, match=r"3 jobs.*quota is 3") as caught:
         await desk.create("p", request(seed=3))
     assert caught.value.remedy
-
-
-async def test_a_priority_is_kept_with_the_job(desk: JobDesk) -> None:
-    assert (await desk.create("p", request(priority=7))).spec.priority == 7
     with pytest.raises(ResourceExhaustedError, match=r"hold 10 bytes.*quota is 10") as caught:
         await desk.create("full", request())
     assert caught.value.field == "parent"
@@ -248,3 +244,7 @@ async def test_teachers_are_checked_before_a_search(desk: JobDesk) -> None:
 async def test_what_channels_are_chosen_by_is_kept_with_the_job(desk: JobDesk) -> None:
     job = await desk.create("p", request(importance=ImportanceCriterion.TAYLOR))
     assert job.spec.importance is ImportanceCriterion.TAYLOR
+
+
+async def test_a_priority_is_kept_with_the_job(desk: JobDesk) -> None:
+    assert (await desk.create("p", request(priority=7))).spec.priority == 7

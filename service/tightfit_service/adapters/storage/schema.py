@@ -99,8 +99,6 @@ job_leases = Table(
     Column("losses", JSON, nullable=False),
 )
 
-project_quotas = Table(
-    "project_quotas",
 job_teachers = Table(
     "job_teachers",
     metadata,
@@ -108,6 +106,8 @@ job_teachers = Table(
     Column("digest", _DIGEST, primary_key=True, index=True),
 )
 
+project_quotas = Table(
+    "project_quotas",
     metadata,
     Column("project", _NAME, primary_key=True),
     # NULL takes the deployment's default, 0 is none
