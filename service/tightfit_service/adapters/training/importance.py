@@ -195,7 +195,8 @@ def _drawn(logits: torch.Tensor, random: np.random.Generator) -> IntArray:
     """Return a class for each row of scores, drawn by the chances that they give it."""
     chances = torch.softmax(logits.detach().double(), dim=1).numpy().cumsum(axis=1)
     draws = random.random((len(logits), 1)) * chances[:, -1:]
-    return np.minimum((draws > chances).sum(axis=1), logits.shape[1] - 1)
+    below = (draws > chances).sum(axis=1)
+    return np.asarray(np.minimum(below, logits.shape[1] - 1), dtype=np.int64)
 
 
 def _readings(graph: bytes, space: PruningSpace) -> list[_Reading]:
