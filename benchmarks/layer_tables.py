@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tightfit_service.domain.layer_table import LayerTable, Row, parse_layer_tables
+from tightfit_service.domain.layer_cells import Row
+from tightfit_service.domain.layer_table import LayerTable, parse_layer_tables
 from tightfit_service.domain.network import OperatorKind
 
 MLPERF_TASK_MODELS: Mapping[str, str] = {

@@ -19,7 +19,8 @@ from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.bootstrap import emulators
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat, Runtime
-from tightfit_service.domain.layer_table import LayerTable, Row
+from tightfit_service.domain.layer_cells import Row
+from tightfit_service.domain.layer_table import LayerTable
 from tightfit_service.domain.network import NetworkProfile
 
 PLATFORMS = (

@@ -2,7 +2,8 @@
 
 The columns are those of the layer tables of public model zoos: `model`, `layer`, `op` (TensorFlow Lite
 operator), `in_h`, `in_w`, `in_c`, `out_h`, `out_w`, `out_c`, `kernel_h`, `kernel_w`, `stride`, `macs`, `weights`,
-`biases`, `activation_in_bytes_int8`, `const_bytes`, `dtype`.
+`biases`, `activation_in_bytes_int8`, `const_bytes`, `dtype`. Of what a row leaves out, `layer_cells` says what follows
+from the rest; nothing is taken for zero.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tightfit_service.domain.errors import InvalidModelError
+from tightfit_service.domain.layer_cells import Row, completed, count
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
 KINDS: Mapping[str, tuple[OperatorKind, str]] = {
@@ -54,16 +56,12 @@ KINDS: Mapping[str, tuple[OperatorKind, str]] = {
 }
 """Kind and ONNX name of TensorFlow Lite's operators; others cost as copies."""
 REQUIRED = ("op", "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "macs")
+_WEIGHTED = frozenset(
+    {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"}
+)
 _SHAPE_ARITHMETIC = frozenset({"SHAPE", "PACK", "TILE"})
+_WEIGHTLESS = frozenset(KINDS) - _WEIGHTED | _SHAPE_ARITHMETIC
 _TWO_INPUTS = frozenset({"ADD", "MUL", "SUB"})
-_MOST = 2**50
-
-
-class Row(dict[str, str]):
-    """A row of a table; columns that the table lacks are empty."""
-
-    def __missing__(self, key: str) -> str:
-        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +77,7 @@ def parse_layer_tables(text: str) -> dict[str, LayerTable]:
     """Return the networks of a layer table by name, in the order of the table.
 
     Raises:
-        InvalidModelError: A column is missing, a cell is no such number, or there is no layer.
+        InvalidModelError: A column or a cell is missing, a cell is no such number, or there is no layer.
     """
     try:
         return _parse(csv.DictReader(io.StringIO(text)))
@@ -104,8 +102,7 @@ def _parse(reader: csv.DictReader[str]) -> dict[str, LayerTable]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for line, raw in enumerate(reader, start=2):
         row = Row({k.strip(): (v or "").strip() for k, v in raw.items() if isinstance(k, str)})
-        _check(row, line)
-        rows[row["model"]].append(row)
+        rows[row["model"]].append(completed(row, line, weightless=_WEIGHTLESS))
     if not rows:
         raise InvalidModelError(
             "the layer table has no layer", field="layers", remedy="write one row per layer"
@@ -128,25 +125,6 @@ def parse_one_network(text: str) -> NetworkProfile:
             remedy="send the rows of one (`tightfit estimate --network NAME`)",
         )
     return next(iter(tables.values())).profile
-
-
-def _check(row: Row, line: int) -> None:
-    for name in (*REQUIRED[1:], "kernel_h", "kernel_w", "stride", "weights", "biases"):
-        text = row[name]
-        try:
-            value = float(text or 0)
-        except ValueError:
-            value = math.nan
-        if not (0 <= value <= _MOST):
-            raise InvalidModelError(
-                f"line {line} of the layer table has {name} {text!r}",
-                field=f"layers.{name}",
-                remedy="write a number that is not negative",
-            )
-
-
-def _count(text: str) -> int:
-    return round(float(text or 0))
 
 
 def _table(rows: Sequence[Row]) -> LayerTable:
@@ -173,11 +151,11 @@ def _table(rows: Sequence[Row]) -> LayerTable:
     profile = NetworkProfile(
         operators=tuple(operators), tensors=tensors, inputs=("input",), outputs=outputs
     )
-    return LayerTable(profile=profile, const_bytes=sum(_count(row["const_bytes"]) for row in rows))
+    return LayerTable(profile=profile, const_bytes=sum(count(row["const_bytes"]) for row in rows))
 
 
 def _shape(row: Row, side: str) -> tuple[int, ...]:
-    return (1, _count(row[f"{side}_c"]), _count(row[f"{side}_h"]), _count(row[f"{side}_w"]))
+    return (1, count(row[f"{side}_c"]), count(row[f"{side}_h"]), count(row[f"{side}_w"]))
 
 
 def _inputs(
@@ -196,7 +174,7 @@ def _inputs(
     main = same[0] if same else recent[0]
     if row["op"] not in _TWO_INPUTS:
         return (main,)
-    read_bytes = _count(row["activation_in_bytes_int8"]) or 2 * math.prod(wanted)
+    read_bytes = count(row["activation_in_bytes_int8"]) or 2 * math.prod(wanted)
     if row["op"] == "MUL" or read_bytes < 2 * math.prod(wanted):
         # The gate of a squeeze-and-excite block: one value per channel.
         gates = [n for n in recent if math.prod(tensors[n]) == wanted[1] and n != main]
@@ -224,25 +202,25 @@ def _concat_inputs(
 
 def _operator(row: Row, node: str, inputs: tuple[str, ...]) -> Operator:
     kind, op_type = KINDS.get(row["op"], (OperatorKind.OTHER, row["op"]))
-    channels = _count(row["in_c"])
+    channels = count(row["in_c"])
     dense = kind is OperatorKind.DENSE
     flat = math.prod(_shape(row, "in"))
-    stride = _count(row["stride"]) or 1
-    kernel = (_count(row["kernel_h"]) or 1, _count(row["kernel_w"]) or 1)
+    stride = count(row["stride"])
+    kernel = (count(row["kernel_h"]), count(row["kernel_w"]))
     return Operator(
         node=node,
         kind=kind,
         op_type=op_type,
         inputs=inputs,
         outputs=(node,),
-        macs=_count(row["macs"]),
+        macs=count(row["macs"]),
         in_channels=flat if dense else channels,
-        out_channels=_count(row["out_c"]),
-        in_size=() if dense else (_count(row["in_h"]), _count(row["in_w"])),
-        out_size=() if dense else (_count(row["out_h"]), _count(row["out_w"])),
+        out_channels=count(row["out_c"]),
+        in_size=() if dense else (count(row["in_h"]), count(row["in_w"])),
+        out_size=() if dense else (count(row["out_h"]), count(row["out_w"])),
         kernel=() if dense else kernel,
         stride=() if dense else (stride, stride),
         groups=channels if kind is OperatorKind.DEPTHWISE_CONV else 1,
-        weight_count=_count(row["weights"]),
-        bias_count=_count(row["biases"]),
+        weight_count=count(row["weights"]),
+        bias_count=count(row["biases"]),
     )

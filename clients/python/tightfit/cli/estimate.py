@@ -36,7 +36,8 @@ def estimate(
         typer.Option(
             "--layers",
             metavar="CSV",
-            help="Table of layers instead of a model: op, in_h, in_w, in_c, out_h, out_w, out_c, macs, ...",
+            help="Table of layers instead of a model: op, in_h, in_w, in_c, out_h, out_w, out_c, macs, ... "
+            "Empty cells are derived where they follow from the others, and refused where not.",
         ),
     ] = None,
     network: Annotated[
