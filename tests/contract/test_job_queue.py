@@ -122,6 +122,8 @@ def test_whoever_lost_a_job_writes_nothing_any_more(store: RecordStore, queue: J
         with pytest.raises(LeaseLostError):
             store.save_trial("job", make_trial(), lease=lease)
         with pytest.raises(LeaseLostError):
+            store.save_trial("job", make_trial(), event=make_event(), lease=lease)
+        with pytest.raises(LeaseLostError):
             store.update_job(replace(state, spent_seconds=9.0), lease=lease)
     assert store.get_job("default", "job") == state
     assert not store.list_events("job", after=0, limit=9)

@@ -182,6 +182,17 @@ def test_trials_are_replaced_by_index(store: RecordStore) -> None:
     assert not store.is_digest_used("default", digest_of("old"))
 
 
+def test_a_trial_and_the_event_that_tells_of_it_are_stored_together(store: RecordStore) -> None:
+    store.create_job(make_job())
+    store.append_event(make_event(message="began"))
+    store.save_trial("job", make_trial(3), event=make_event(message="done", sequence=77))
+    assert store.list_trials("job") == [make_trial(3)]
+    told = store.list_events("job", after=0, limit=9)
+    assert [(event.sequence, event.message) for event in told] == [(1, "began"), (2, "done")]
+    with pytest.raises(NotFoundError):
+        store.save_trial("other", make_trial(), event=make_event("other"))
+
+
 def test_trials_are_listed_page_by_page_in_order_of_number(store: RecordStore) -> None:
     store.create_job(make_job())
     for index in (10, 2, 0, 1):

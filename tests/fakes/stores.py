@@ -152,10 +152,19 @@ class InMemoryStore:
         }
 
     @_transaction
-    def save_trial(self, job_id: str, trial: Trial, *, lease: Lease | None = None) -> None:
+    def save_trial(
+        self,
+        job_id: str,
+        trial: Trial,
+        *,
+        event: JobEvent | None = None,
+        lease: Lease | None = None,
+    ) -> None:
         self._known(job_id)
         self._check_lease(job_id, lease)
         self.trials[job_id][trial.index] = trial
+        if event is not None:
+            self._append(event)
 
     @_transaction
     def list_trials(self, job_id: str, page: Page | None = None) -> Sequence[Trial]:
@@ -170,6 +179,9 @@ class InMemoryStore:
     def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
         self._known(event.job_id)
         self._check_lease(event.job_id, lease)
+        return self._append(event)
+
+    def _append(self, event: JobEvent) -> JobEvent:
         events = self.events[event.job_id]
         events.append(replace(event, sequence=len(events) + 1))
         return events[-1]

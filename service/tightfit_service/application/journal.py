@@ -162,18 +162,28 @@ class JobJournal:
         state: JobState | None = None,
     ) -> None:
         """Store an event and wake the watchers."""
-        event = JobEvent(
-            job_id=self.job.job_id,
-            sequence=0,
-            time=self._clock.now(),
-            kind=kind,
-            message=message,
+        event = self._dated(
+            kind,
+            message,
             stage=stage,
             state=state,
             trial_index=trial_index,
             fraction=fraction,
         )
         await self._patiently(partial(self._store.append_event, event, lease=self._lease))
+        self._announce(kind)
+
+    def _dated(self, kind: JobEventKind, message: str, **details: Any) -> JobEvent:
+        return JobEvent(
+            job_id=self.job.job_id,
+            sequence=0,
+            time=self._clock.now(),
+            kind=kind,
+            message=message,
+            **details,
+        )
+
+    def _announce(self, kind: JobEventKind) -> None:
         if kind in (JobEventKind.STAGE, JobEventKind.PROGRESS, JobEventKind.TRIAL):
             self._telemetry.job_progressed(self.job.job_id)
         self._hub.announce(self.job.job_id)
@@ -233,12 +243,16 @@ class JobJournal:
         )
 
     async def trial(self, trial: Trial, message: str) -> None:
-        """Store a trial and tell it."""
-        await self.keep(trial)
-        await self.event(JobEventKind.TRIAL, message, stage="trial", trial_index=trial.index)
+        """Store a trial and tell it; nobody sees one without the other."""
+        event = self._dated(JobEventKind.TRIAL, message, stage="trial", trial_index=trial.index)
+        await self._save(trial, event)
+        self._announce(JobEventKind.TRIAL)
 
     async def keep(self, trial: Trial) -> None:
         """Store a trial without telling it."""
+        await self._save(trial, None)
+
+    async def _save(self, trial: Trial, event: JobEvent | None) -> None:
         await self._patiently(
-            partial(self._store.save_trial, self.job.job_id, trial, lease=self._lease)
+            partial(self._store.save_trial, self.job.job_id, trial, event=event, lease=self._lease)
         )

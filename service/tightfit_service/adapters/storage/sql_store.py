@@ -202,12 +202,22 @@ class SqlStore:
         return {row.job_id: JobMark(row.revision, row.last_sequence) for row in rows}
 
     @repeated
-    def save_trial(self, job_id: str, trial: Trial, *, lease: Lease | None = None) -> None:
+    def save_trial(
+        self,
+        job_id: str,
+        trial: Trial,
+        *,
+        event: JobEvent | None = None,
+        lease: Lease | None = None,
+    ) -> None:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
         key = {"job_id": job_id, "trial_index": trial.index}
         with transaction(self._engine, writes=True) as connection:
-            lock_job(connection, job_id)
-            check_lease(connection, job_id, lease)
+            if event is None:
+                lock_job(connection, job_id)
+                check_lease(connection, job_id, lease)
+            else:
+                _append(connection, event, lease)
             connection.execute(delete(trial_artifacts).filter_by(**key))
             connection.execute(delete(trials).filter_by(**key))
             connection.execute(
@@ -243,25 +253,7 @@ class SqlStore:
     def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
         with transaction(self._engine, writes=True) as connection:
-            # the job's row is locked by the update, so numbers come out in order and without gaps
-            counted = connection.execute(
-                update(jobs)
-                .where(jobs.c.job_id == event.job_id)
-                .values(last_sequence=jobs.c.last_sequence + 1)
-            )
-            if counted.rowcount == 0:
-                raise no_job(event.job_id)
-            check_lease(connection, event.job_id, lease)
-            sequence = connection.execute(
-                select(jobs.c.last_sequence).filter_by(job_id=event.job_id)
-            ).scalar_one()
-            stored = replace(event, sequence=sequence)
-            connection.execute(
-                insert(job_events).values(
-                    job_id=event.job_id, sequence=sequence, document=to_plain(stored)
-                )
-            )
-        return stored
+            return _append(connection, event, lease)
 
     def list_events(self, job_id: str, *, after: int, limit: int) -> Sequence[JobEvent]:
         """See `JobStore`. An unknown job has no events."""
@@ -419,6 +411,9 @@ class SqlStore:
                     ),
                 ),
             )
+        )
+        with transaction(self._engine, writes=False) as connection:
+            return bool(connection.execute(query).scalar())
 
 
 def _taught_by(digest: str) -> ColumnElement[bool]:
@@ -443,6 +438,3 @@ def _append(connection: Connection, event: JobEvent, lease: Lease | None) -> Job
         insert(job_events).values(job_id=event.job_id, sequence=sequence, document=to_plain(stored))
     )
     return stored
-        )
-        with transaction(self._engine, writes=False) as connection:
-            return bool(connection.execute(query).scalar())

@@ -259,8 +259,15 @@ class JobStore(Protocol):
         """Return how far jobs are; unknown ones are left out."""
         ...
 
-    def save_trial(self, job_id: str, trial: Trial, *, lease: Lease | None = None) -> None:
-        """Insert or replace a trial by its index."""
+    def save_trial(
+        self,
+        job_id: str,
+        trial: Trial,
+        *,
+        event: JobEvent | None = None,
+        lease: Lease | None = None,
+    ) -> None:
+        """Insert or replace a trial by its index, and store the event that tells of it: both or neither."""
         ...
 
     def list_trials(self, job_id: str, page: Page | None = None) -> Sequence[Trial]:
