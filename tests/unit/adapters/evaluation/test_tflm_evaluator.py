@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +54,11 @@ def evaluator(interpreter: TflmInterpreter | None = None, seconds: float = 60.0)
     return TflmEvaluator(files={TFLITE: bytes}, interpreter=interpreter, seconds=seconds)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Shifted(TflmInterpreter):
-    """Answers of LiteRT, those of some samples a few steps of quantization higher."""
+    """Answers of LiteRT; of each tenth sample of a call, the first class has more."""
+
+    steps: int = 3
 
     @staticmethod
     def is_installed() -> bool:
@@ -65,7 +68,7 @@ class Shifted(TflmInterpreter):
         runner = LitertRunner(data, threads=1)
         real = (np.asarray(inputs[0], dtype=np.float32) + 3) * np.float32(0.03)
         steps = np.round(runner.run(real)[0] / 0.05) + 7
-        steps[::10] += 3
+        steps[::10, 0] += self.steps
         outputs = np.clip(steps, -128, 127).astype(np.int8)
         return MicroRun(outputs=outputs, seconds=0.001 * len(outputs), arena=None)  # type: ignore[arg-type]
 
@@ -91,6 +94,14 @@ def test_without_time_a_part_is_run_there_and_the_rest_in_litert() -> None:
     assert "on the others by LiteRT" in found.notes[0]
     by_litert = LitertEvaluator().evaluate(classifier(), given)
     assert found.accuracy.value == pytest.approx(by_litert.value, abs=PROBED / COUNT)
+
+
+@needs_tflm
+def test_several_processes_find_the_same() -> None:
+    given = samples(6, count=7)
+    alone = evaluator().evaluate(classifier(), TFLITE, given)
+    shared = TflmEvaluator(files={TFLITE: bytes}, threads=3).evaluate(classifier(), TFLITE, given)
+    assert shared == alone
 
 
 @needs_tflm
@@ -147,9 +158,18 @@ def test_without_the_extra_litert_judges_and_a_note_names_it(
 
 def test_a_note_says_how_far_the_runtimes_are_apart() -> None:
     found = evaluator(Shifted()).evaluate(classifier(), TFLITE, samples(6))
-    # every tenth of each batch of 256: 26 of the first, 5 of the 44 others
+    # of batches of 256 and 44 samples
     assert "differ by up to 0.15, 3 steps" in found.notes[0]
     assert f"on 31 of {COUNT} samples" in found.notes[0]
+
+
+def test_a_note_says_how_many_classes_change() -> None:
+    given = samples(6)
+    before = LitertEvaluator().outputs(classifier(), given.inputs(slice(None))).argmax(axis=1)
+    changed = int((before[[*range(0, 256, 10), *range(256, COUNT, 10)]] != 0).sum())
+    found = evaluator(Shifted(steps=255)).evaluate(classifier(), TFLITE, given)
+    assert changed > 5
+    assert f"{changed} of which get another class" in found.notes[0]
 
 
 def test_the_number_of_samples_follows_the_time_by_large_steps() -> None:
