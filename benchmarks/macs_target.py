@@ -261,7 +261,7 @@ def run_network(
             network=network,
             techniques=chosen,
             macs_share=outcome.profile.macs / model.profile.macs,
-            epochs=outcome.epochs,
+            epochs=sum(outcome.recoveries),
             before=before["accuracy"]["value"],
             screened=screened[chosen][0],
             selected=outcome.selection_accuracy.value,

@@ -9,6 +9,7 @@ from tightfit.errors import InvalidInputError
 from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, trial_pb2
 
 QUANTITIES = ("accuracy", "latency", "energy", "ram", "size")
+"""What can be made best; the size of the download can only be limited."""
 FORMATS = ("tflite", "onnx", "c_array", "openvino", "executorch", "vela")
 """Formats that results can be asked for in."""
 FILE_SUFFIXES = {"executorch": "pte"}
@@ -25,7 +26,11 @@ TECHNIQUES = (
     "precision",
     "resolution",
     "depth_pruning",
+    "sparsity",
+    "clustering",
 )
+IMPORTANCES = ("taylor", "fisher", "magnitude")
+"""What the channels to remove may be chosen by."""
 VERIFICATIONS = ("none", "if-available", "required")
 """Whether candidates are measured on a device before the winner is declared."""
 
@@ -33,8 +38,6 @@ VERIFICATIONS = ("none", "if-available", "required")
 def quantity_word(value: int) -> str:
     """Return `latency` for QUANTITY_LATENCY."""
     return _word(metrics_pb2.Quantity, value, "QUANTITY_")
-IMPORTANCES = ("taylor", "fisher", "magnitude")
-"""What the channels to remove may be chosen by."""
 
 
 def quantity_value(word: str) -> metrics_pb2.Quantity.ValueType:
@@ -67,13 +70,6 @@ def verification_word(value: int) -> str:
     )
 
 
-def number_format_word(value: int) -> str:
-    """Return `int8` for NUMBER_FORMAT_INT8."""
-    return _word(hardware_pb2.NumberFormat, value, "NUMBER_FORMAT_")
-
-
-def job_state_word(value: int) -> str:
-    """Return `SUCCEEDED` for STATE_SUCCEEDED."""
 def importance_value(word: str) -> job_pb2.ImportanceCriterion.ValueType:
     """Return IMPORTANCE_CRITERION_FISHER for `fisher`. Raises InvalidInputError for an unknown word."""
     check_word(word, IMPORTANCES, field="--importance")
@@ -85,6 +81,13 @@ def importance_word(value: int) -> str:
     return _word(job_pb2.ImportanceCriterion, value, "IMPORTANCE_CRITERION_") if value else ""
 
 
+def number_format_word(value: int) -> str:
+    """Return `int8` for NUMBER_FORMAT_INT8."""
+    return _word(hardware_pb2.NumberFormat, value, "NUMBER_FORMAT_")
+
+
+def job_state_word(value: int) -> str:
+    """Return `SUCCEEDED` for STATE_SUCCEEDED."""
     return _word(job_pb2.CompressionJob.State, value, "STATE_").upper()
 
 

@@ -1,8 +1,9 @@
 """What sparsity and clustering would make of a trained network's packed file, found out in a worker.
 
 Each strength of either pass is a level, and so is leaving it out. Files grow smaller with both, so for
-each number of clusters the fewest zeros that reach the aim are found by bisection. Sizes are
-those of files that were exported and packed, without training; training moves them by little.
+each number of clusters the fewest zeros that reach the aim are found by interpolation. Sizes are
+those of files that were exported and packed, without training; training moves them by little. The files are
+ONNX whatever is asked for: weights are rounded alike, and it takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from tightfit_service.domain.recipe import PassStep, Recipe
 DOWNLOAD_NOTES = "download_notes"
 DOWNLOAD_OPTIONS = "download_options"
 
+_FORMAT = ModelFormat.ONNX
 _CALIBRATION_SAMPLES = 16
-"""Ranges of activations take the same few bytes whatever they are."""
 
 _Parameters = Mapping[str, Any] | None
 
@@ -163,7 +164,6 @@ class DownloadWork:
             start=start,
             splits=splits,
             settings=settings,
-            model_format=ModelFormat(recipe.output_format),
             seed=recipe.seed,
             zeros=(None, *levels.get(SPARSITY_STEP, ())),
             clusters=(None, *levels.get(CLUSTERING_STEP, ())),
@@ -193,7 +193,6 @@ class _Grid:
     start: bytes
     splits: Splits
     settings: QuantizationSettings
-    model_format: ModelFormat
     seed: int
     zeros: tuple[_Parameters, ...]
     clusters: tuple[_Parameters, ...]
@@ -234,7 +233,9 @@ class _Grid:
             return None
         low, high = 0, most
         while high - low > 1:
-            middle = (low + high) // 2
+            above, below = self._size((level, low)), self._size((level, high))
+            share = 0.5 if math.isinf(above) else (above - aim) / (above - below)
+            middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
             if self._size((level, middle)) <= aim:
                 high = middle
             else:
@@ -242,7 +243,7 @@ class _Grid:
         return high
 
     def _size(self, place: _Place) -> float:
-        """Return the predicted size: the trial's file has metadata that files made here lack."""
+        """Return the predicted size: the trial's file less what these files lose by the change."""
         return self._file(place).packed_bytes + self.packed_bytes - self._file((0, 0)).packed_bytes
 
     def _file(self, place: _Place) -> _File:
@@ -256,9 +257,12 @@ class _Grid:
 
     def _made(self, place: _Place) -> _File:
         calibration = self.splits.get(SplitName.CALIBRATION)
-        settings = with_shared_scales(self.settings) if place[0] else self.settings
+        # ranges of activations take the same few bytes however they are found
+        settings = replace(self.settings, method="minmax")
+        if place[0]:
+            settings = with_shared_scales(settings)
         try:
-            exported = self.recipes.exporters[self.model_format].export(
+            exported = self.recipes.exporters[_FORMAT].export(
                 self._changed(place),
                 calibration=None if calibration is None else _few(calibration),
                 settings=settings,
@@ -269,7 +273,7 @@ class _Grid:
                 raise
             # so much was taken away that the file no longer computes what the graph does
             return _File(data=b"", packed_bytes=math.inf)
-        packed = self.recipes.pack(exported.data, self.model_format)
+        packed = self.recipes.pack(exported.data, _FORMAT)
         return _File(data=exported.data, packed_bytes=float(len(packed)))
 
     def _changed(self, place: _Place) -> bytes:
@@ -301,7 +305,7 @@ class _Grid:
         if selection is None or not self._file(place).data:
             return None
         sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
-        evaluator = self.recipes.evaluators[self.model_format]
+        evaluator = self.recipes.evaluators[_FORMAT]
         found = accuracy_of(evaluator, self._file(place).data, sample)
         return None if found is None else found.value
 

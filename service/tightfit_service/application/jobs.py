@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -18,6 +19,7 @@ from tightfit_service.application.costing import (
     preflight_notes,
     with_target_limits,
 )
+from tightfit_service.application.download_limit import check_packable, download_notes
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.journal import EventHub, follow
 from tightfit_service.application.plain import to_plain
@@ -28,14 +30,15 @@ from tightfit_service.application.ports import (
     JobStore,
     Page,
     Telemetry,
+    WorkResult,
     WorkUnit,
 )
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.teaching import find_teachers
 from tightfit_service.application.techniques import check_techniques
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import CheckReport, JobRequest
-from tightfit_service.application.teaching import find_teachers
 from tightfit_service.application.work import CHECK_DATASET, CHECK_RECIPE, ModelFacts
 from tightfit_service.domain.budget import Objective, Quantity
 from tightfit_service.domain.errors import (
@@ -145,7 +148,15 @@ class JobDesk:
             )
             dataset_digest = dataset.digest
             await self._check_dataset(project, dataset.digest, facts, graph_digest)
+        teachers = await find_teachers(
+            request.teachers,
+            project=project,
+            model_digest=digest,
+            model=facts,
+            hardware=self._hardware,
+        )
         check_consistent(request, target)
+        check_packable(request, output_format)
         techniques = check_techniques(request.techniques)
         if request.recipe is not None:
             request.recipe.check_fits(facts.architecture)
@@ -155,13 +166,6 @@ class JobDesk:
             job_id=uuid.uuid4().hex[:16],
             project=project,
             spec=JobSpec(
-        teachers = await find_teachers(
-            request.teachers,
-            project=project,
-            model_digest=digest,
-            model=facts,
-            hardware=self._hardware,
-        )
                 model_digest=digest,
                 model_name=request.model,
                 target=target,
@@ -176,6 +180,9 @@ class JobDesk:
                 verification=request.verification,
                 recipe=request.recipe,
                 priority=request.priority,
+                teachers=teachers,
+                importance=request.importance,
+                packed=request.packed,
             ),
             state=JobState.QUEUED,
             create_time=now,
@@ -187,9 +194,6 @@ class JobDesk:
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:
         """Run the preflight: estimates only."""
-                teachers=teachers,
-                importance=request.importance,
-                packed=request.packed,
         target = await self._hardware.resolve(project, request.target)
         costs = await self._hardware.cost_model(project, target)
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
@@ -245,7 +249,7 @@ class JobDesk:
             yield event
 
     async def _check_recipe(self, project: str, recipe: Recipe, graph_digest: str) -> None:
-        await run_cached(
+        await self._run(
             WorkUnit(
                 project=project,
                 kind=CHECK_RECIPE,
@@ -253,16 +257,13 @@ class JobDesk:
                 inputs={"graph": graph_digest},
                 timeout_seconds=600.0,
                 label="recipe against model",
-            ),
-            executor=self._executor,
-            store=self._jobs,
-            telemetry=self._telemetry,
+            )
         )
 
     async def _check_dataset(
         self, project: str, digest: str, facts: ModelFacts, graph_digest: str
     ) -> None:
-        await run_cached(
+        await self._run(
             WorkUnit(
                 project=project,
                 kind=CHECK_DATASET,
@@ -270,10 +271,12 @@ class JobDesk:
                 inputs={"dataset": digest, "graph": graph_digest},
                 timeout_seconds=600.0,
                 label="dataset against model",
-            ),
-            executor=self._executor,
-            store=self._jobs,
-            telemetry=self._telemetry,
+            )
+        )
+
+    async def _run(self, unit: WorkUnit) -> WorkResult:
+        return await run_cached(
+            unit, executor=self._executor, store=self._jobs, telemetry=self._telemetry
         )
 
 
@@ -283,7 +286,14 @@ def check_consistent(request: JobRequest, target: HardwareSpec) -> None:
     Raises:
         InvalidBudgetError: A cost is the objective without an accuracy limit, or a limit exceeds
             what the target has.
+        InvalidRequestError: The size of the download is the objective.
     """
+    if request.objective.quantity is Quantity.DOWNLOAD:
+        raise InvalidRequestError(
+            "the size of the download can be limited, and is no objective",
+            field="objective.quantity",
+            remedy="limit it by --max-download, and let the search keep the accuracy",
+        )
     has_accuracy = any(c.quantity is Quantity.ACCURACY for c in request.budget.constraints)
     if request.objective.quantity is not Quantity.ACCURACY and not has_accuracy:
         raise InvalidBudgetError(

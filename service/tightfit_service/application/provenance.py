@@ -33,6 +33,7 @@ PREDICATE_TYPE = "https://tightfit.dev/provenance/compression/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 ARTIFACT_NAME = "provenance"
 MODEL = "model"
+PACKED = "packed"
 
 _FILE_SETS = (ModelFormat.C_ARRAY, ModelFormat.OPENVINO, ModelFormat.VELA)
 """Formats whose artifact is an archive that reaches the user unpacked."""
@@ -91,8 +92,11 @@ class Provenance:
         """Return the digests of the files as the user receives them, by name."""
         digest, kind = outcome.trial.artifacts[MODEL], outcome.job.spec.format
         fits = outcome.state is JobState.SUCCEEDED
+        stem = "model" if fits else "closest"
+        packed = outcome.trial.artifacts.get(PACKED)
         if kind not in _FILE_SETS:
-            return {f"{'model' if fits else 'closest'}.{_SUFFIXES.get(kind, kind)}": digest}
+            files = {f"{stem}.{_SUFFIXES.get(kind, kind)}": digest}
+            return files if packed is None else {**files, f"{stem}.packed": packed}
         archive = folder / "model.zip"
         self._artifacts.of(outcome.job.project).fetch(digest, archive)
         prefix = "" if fits else "closest/"
@@ -128,11 +132,11 @@ def statement(outcome: Outcome, *, files: Mapping[str, str], key_id: str) -> dic
             "dataset": None
             if spec.dataset_digest is None
             else {"digest": _sha256(spec.dataset_digest)},
+            "teachers": [{"digest": _sha256(teacher.digest)} for teacher in spec.teachers],
             "target": {"name": spec.target.name, "digest": _sha256(digest_of(target))},
             "budget": budget_content(spec.budget),
             "objective": str(spec.objective.quantity),
             "seed": spec.seed,
-            "teachers": [{"digest": _sha256(teacher.digest)} for teacher in spec.teachers],
             "recipe": {"content": recipe, "digest": _sha256(digest_of(recipe))},
             "trial": {"index": trial.index, "role": str(trial.role)},
             "artifact": {

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tightfit_service.application.ports import (
+    DownloadPass,
     GraphPass,
     NetworkPass,
     NodePass,
@@ -44,15 +45,20 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
     """Return everything that a worker can run, by the kind of unit."""
     from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
     from tightfit_service.application.calibration_work import CalibrationWork
+    from tightfit_service.application.download_work import DownloadWork
+    from tightfit_service.passes.clustering import ClusteringPass
+    from tightfit_service.passes.sparsity import SparsityPass
 
     handlers = build_handlers(settings)
+    downloads: list[DownloadPass] = [SparsityPass(), ClusteringPass()]
+    download = DownloadWork(handlers=handlers, passes={item.name: item for item in downloads})
     calibration = CalibrationWork(
         networks=DesignedNetworks(),
         importer=handlers.importer,
         inspector=handlers.inspector,
         exporters=handlers.recipes.exporters,
     )
-    return {**handlers.table(), **calibration.table()}
+    return {**handlers.table(), **calibration.table(), **download.table()}
 
 
 def build_handlers(settings: Settings) -> WorkHandlers:
@@ -74,6 +80,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
         OpenvinoExporter,
         network_and_weights,
     )
+    from tightfit_service.adapters.formats.packed import pack
     from tightfit_service.adapters.formats.pt2_import import Pt2Importer
     from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
@@ -130,6 +137,7 @@ def build_handlers(settings: Settings) -> WorkHandlers:
                 ModelFormat.EXECUTORCH: ExecutorchEvaluator(),
                 ModelFormat.VELA: ContainedEvaluator(file_in=source_in, evaluator=litert),
             },
+            pack=pack,
             compilers={ModelFormat.VELA: VelaFileCompiler(vela=VelaCompiler())},
             target_evaluator=TflmEvaluator(
                 files={

@@ -154,7 +154,7 @@ async def test_a_given_recipe_that_misses_the_budget_ends_infeasible() -> None:
 
 def test_a_recipe_says_how_long_training_took_and_not_how_long_it_may_take() -> None:
     recipe = maker().make(first=[PassStep(pass_name="recovery", parameters={"max_seconds": 60.0})])
-    step = as_carried_out(recipe, 3.25).step("recovery")
+    step = as_carried_out(recipe, [3.25]).step("recovery")
     assert step is not None
     assert step.parameters == {"max_seconds": None, "epochs": 3.25}
 

@@ -35,6 +35,7 @@ from tightfit_service.application.ports.export import (
     Evaluator,
     ExportedModel,
     Exporter,
+    Packer,
     QuantizationSettings,
 )
 from tightfit_service.application.ports.hardware import (
@@ -73,6 +74,7 @@ from tightfit_service.application.ports.records import (
 )
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
+    DownloadPass,
     GraphPass,
     LayerPrecision,
     NetworkPass,
@@ -102,6 +104,7 @@ __all__ = [
     "DatasetReader",
     "DesignedNetwork",
     "DeviceMeasurer",
+    "DownloadPass",
     "Emulator",
     "EmulatorFitter",
     "Evaluator",
@@ -124,6 +127,7 @@ __all__ = [
     "NodePass",
     "NoteCallback",
     "OpenDataset",
+    "Packer",
     "Page",
     "PassContext",
     "PrecisionProbe",
