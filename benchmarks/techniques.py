@@ -55,6 +55,8 @@ NETWORKS = {
 }
 CIFAR = "cifar10/cifar10_train20k_test4k.npz"
 CALIBRATION = 256
+RANKED = 1_024
+"""Training images that importance looks at, as many as in the search: with 256 gradients say much less."""
 EVALUATION = 1_000
 PRUNED_SHARE = 0.3
 RANKED_SHARES = (0.1, 0.2)
@@ -70,6 +72,7 @@ class Case:
     network: str
     graph: bytes
     calibration: Samples
+    ranked: Samples
     evaluation: Samples
     target: HardwareSpec
     emulator: Emulator
@@ -183,9 +186,7 @@ def pruned(
     """Return the network without the share of each group that a criterion ranks last."""
     technique = StructuredPruningPass()
     space = technique.space(case.graph)
-    scores = TorchTrainer().importance(
-        case.graph, space, case.calibration, seed=0, criterion=criterion
-    )
+    scores = TorchTrainer().importance(case.graph, space, case.ranked, seed=0, criterion=criterion)
     keep = {}
     for group in space.groups:
         count = max(1, round(group.unit_count * (1 - share)))
@@ -258,6 +259,11 @@ def case_of(network: str, data: Path, target: HardwareSpec) -> Case:
         calibration=Samples(
             stored=arrays["train_x"][:CALIBRATION],
             labels=arrays["train_y"][:CALIBRATION].astype(np.int64),
+            preprocess=preprocess,
+        ),
+        ranked=Samples(
+            stored=arrays["train_x"][:RANKED],
+            labels=arrays["train_y"][:RANKED].astype(np.int64),
             preprocess=preprocess,
         ),
         evaluation=Samples(

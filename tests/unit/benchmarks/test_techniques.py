@@ -29,6 +29,7 @@ def case() -> Case:
         network="small",
         graph=b.model({b.head(x, 32): (5,)}).SerializeToString(),
         calibration=samples,
+        ranked=samples,
         evaluation=samples,
         target=YamlTargetCatalogue().get("nucleo-h7a3zi-q"),
         emulator=McuEmulator(),
