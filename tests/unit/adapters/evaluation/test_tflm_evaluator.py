@@ -77,7 +77,8 @@ class Shifted(TflmInterpreter):
 def test_the_interpreters_own_answers_are_judged() -> None:
     given = samples(6)
     found = evaluator().evaluate(classifier(), TFLITE, given)
-    steps = np.clip(np.round(given.stored / np.float32(0.03)) - 3, -128, 127).astype(np.int8)
+    real = given.inputs(slice(None))
+    steps = np.clip(np.round(real / np.float32(0.03)) - 3, -128, 127).astype(np.int8)
     answers = TflmInterpreter().run(classifier(), steps).outputs.argmax(axis=1)
     assert found.accuracy.value == pytest.approx((answers == given.labels).mean())
     assert found.accuracy.sample_count == COUNT
