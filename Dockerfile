@@ -26,8 +26,16 @@ COPY constraints.txt ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "torch==$TORCH"
 
-# More extras by name, with spaces between: --build-arg EXTRAS="postgres ray". The lock file has those of the default.
+# More extras by name, with spaces between: --build-arg EXTRAS="postgres ray". The lock file has those of the default;
+# otel and ray have lock files of their own. Further ones are installed by version, without hashes.
 ARG EXTRAS=postgres
+COPY requirements-*.lock ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    for extra in $EXTRAS; do \
+      if [ -f "requirements-$extra.lock" ]; then \
+        pip install --no-deps --require-hashes -r "requirements-$extra.lock" || exit 1; \
+      fi; \
+    done
 COPY pyproject.toml ./service.toml
 COPY clients/python/pyproject.toml ./client.toml
 COPY deploy/image/dependencies.py ./

@@ -68,7 +68,7 @@ security: $(VENV)/.installed-dev  ## Patterns in the code that have hurt others
 audit: $(VENV)/.installed-dev  ## Known vulnerabilities in what is installed; says so where it cannot look
 	$(BIN)/python supply_chain/audit.py
 
-lock: $(VENV)/.installed-dev  ## Write requirements.lock anew: versions and hashes of what the image has
+lock: $(VENV)/.installed-dev  ## Write requirements.lock and those of extras anew: versions and hashes of what the image has
 	$(BIN)/python supply_chain/lock.py
 
 sbom: $(VENV)/.installed-dev  ## Write sbom.cdx.json, the bill of materials of what the image has

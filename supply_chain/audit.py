@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK = ROOT / "requirements.lock"
 SOURCES = ("pypi", "osv")
 """Of advisories, in the order in which they are tried."""
 TIMEOUT_SECONDS = 300
@@ -91,8 +90,18 @@ def ask(source: str, requirements: Path) -> Audit | None:
     return read_report(source, done.stdout)
 
 
+def locked() -> list[str]:
+    """Return what the lock files name: those of the image, and of extras that it may have besides."""
+    lines = [
+        line
+        for path in sorted(ROOT.glob("requirements*.lock"))
+        for line in path.read_text().splitlines()
+    ]
+    return sorted({line.split(" ")[0] for line in lines if "==" in line})
+
+
 def main() -> int:
-    """Audit the lock file and PyTorch, which is pinned beside it."""
+    """Audit the lock files and PyTorch, which is pinned beside them."""
     pinned = [
         line.split("+")[0]
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -101,8 +110,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
         # without hashes: PyTorch has none here, and pip-audit wants all or none
-        names = [line.split(" ")[0] for line in LOCK.read_text().splitlines() if "==" in line]
-        requirements.write_text("\n".join([*names, *pinned]))
+        requirements.write_text("\n".join([*locked(), *pinned]))
         audits = []
         for source in SOURCES:
             audit = ask(source, requirements)

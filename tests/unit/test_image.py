@@ -89,6 +89,20 @@ def test_the_extras_of_the_image_by_default_exist() -> None:
     assert "--require-hashes -r requirements.lock" in DOCKERFILE
 
 
+def test_the_extras_of_the_chart_are_installed_by_hash_where_they_are_asked_for() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "!requirements-*.lock" in ignored
+    assert (
+        'pip install --no-deps --require-hashes -r "requirements-$extra.lock" || exit 1'
+        in DOCKERFILE
+    )
+    values = (ROOT / "helm" / "tightfit" / "values.yaml").read_text()
+    named = set(re.findall(r"the image needs the extra `(\w+)`", values, re.IGNORECASE))
+    assert named == {"otel", "ray"}
+    for extra in named:
+        assert (ROOT / f"requirements-{extra}.lock").exists()
+
+
 def test_the_chart_runs_the_image_as_its_own_user() -> None:
     values = yaml.safe_load((ROOT / "helm" / "tightfit" / "values.yaml").read_text())
     security = values["podSecurityContext"]

@@ -29,7 +29,14 @@ def load(name: str) -> ModuleType:
 
 audit, lock, sbom = load("audit"), load("lock"), load("sbom")
 LOCKED = (ROOT / "requirements.lock").read_text()
-PINS = dict(re.findall(r"^([\w.-]+)==([^ \\;]+)", LOCKED, re.MULTILINE))
+EXTRAS = {extra: lock.lock_of(extra).read_text() for extra in lock.LOCKED_EXTRAS}
+
+
+def pins_of(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==([^ \\;]+)", text, re.MULTILINE))
+
+
+PINS = pins_of(LOCKED)
 
 
 def report(**vulns: list[dict[str, Any]] | None) -> str:
@@ -52,7 +59,26 @@ def test_every_locked_distribution_has_hashes_and_comes_from_an_index() -> None:
     assert "://" not in LOCKED
 
 
-def test_the_lock_has_the_versions_that_are_tested() -> None:
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_locks_of_extras_have_what_the_extra_needs_besides(extra: str) -> None:
+    pins = pins_of(EXTRAS[extra])
+    blocks = re.split(r"\n(?=[\w.-]+==)", EXTRAS[extra])[1:]
+    assert len(blocks) == len(pins) > 0
+    assert [block for block in blocks if "--hash=sha256:" not in block] == []
+    assert not pins.keys() & PINS.keys()
+    for line in lock.extra_requirements(extra):
+        assert sbom.normalized(re.split(r"[\[<>=~! ]", line)[0]) in pins
+    assert {f"{name}=={version}" for name, version in pins.items()} <= set(audit.locked())
+
+
+def test_only_what_another_lock_has_not_is_kept() -> None:
+    text = "a==1 \\\n    --hash=sha256:x\nb==2 ; sys_platform == 'win32' \\\n    --hash=sha256:y\n"
+    assert lock.without(text, "a==1 \\\n") == text[text.index("b==2") :]
+    assert lock.without(text, "ab==1\n") == text
+
+
+@pytest.mark.parametrize("text", [LOCKED, *EXTRAS.values()])
+def test_the_lock_has_the_versions_that_are_tested(text: str) -> None:
     tested = dict(
         line.split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -61,7 +87,7 @@ def test_the_lock_has_the_versions_that_are_tested() -> None:
     tested = {sbom.normalized(name): version for name, version in tested.items()}
     assert {
         name: (version, tested[name])
-        for name, version in PINS.items()
+        for name, version in pins_of(text).items()
         if name in tested and tested[name] != version
     } == {}
 
