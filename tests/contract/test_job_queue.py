@@ -267,6 +267,8 @@ def test_a_wish_to_cancel_reaches_whoever_holds_the_job_or_takes_it(
     project = running.job.project
     assert queue.request_cancel(project, project) == running.job
     assert queue.renew_leases([running.lease], lease_seconds=60.0) == {project: True}
+    assert list(queue.cancel_requests(running.lease.owner)) == [running.lease.job_id]
+    assert not queue.cancel_requests("somebody else")
     other = "queued" if project == "running" else "running"
     queue.request_cancel(other, other)
     assert claimed(queue, "b").cancel_requested

@@ -340,6 +340,14 @@ class InMemoryStore:
         return known
 
     @_transaction
+    def cancel_requests(self, owner: str) -> Collection[str]:
+        return [
+            job_id
+            for job_id, held in self.held.items()
+            if held.owner == owner and held.cancel_requested and held.expire_time is not None
+        ]
+
+    @_transaction
     def request_cancel(self, project: str, job_id: str) -> Job:
         job = self.get_job(project, job_id)
         if not job.state.is_final:

@@ -41,8 +41,9 @@ RunJob = Callable[[JobJournal], Awaitable[None]]
 
 POLL_SECONDS = 2.0
 STORE_RETRY_SECONDS = 5.0
-HEARTBEAT_SECONDS = 1.0
-"""Also how soon a replica learns that another one was asked to cancel its job."""
+HEARTBEATS_PER_LEASE = 5
+CANCEL_NEWS_SECONDS = 1.0
+"""How soon a replica learns that another one was asked to cancel its job."""
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_SECONDS = 5.0
 CANCEL_POLL_SECONDS = 0.1
@@ -129,6 +130,7 @@ class JobScheduler:
             # the first one claims: it is the first to be stopped
             ("job-scheduler", self._loop()),
             ("job-heartbeat", self._heartbeat()),
+            ("job-cancels", self._hear_of_cancels()),
             ("job-watch", self._hub.follow_store(self._store)),
         ):
             self._tasks.append(asyncio.create_task(work, name=name))
@@ -241,19 +243,32 @@ class JobScheduler:
         self._trusts_silence_from = now + self._replica.lease_seconds
 
     async def _heartbeat(self) -> None:
-        # alone, no other replica is asked to cancel, and a laptop's disk is spared
-        pause = self._replica.lease_seconds / 5
+        await self._repeat(self._beat, self._replica.lease_seconds / HEARTBEATS_PER_LEASE)
+
+    async def _hear_of_cancels(self) -> None:
+        # alone, no other replica is asked to cancel
         if not self._replica.is_alone:
-            pause = min(pause, HEARTBEAT_SECONDS)
+            await self._repeat(self._heed_cancels, CANCEL_NEWS_SECONDS)
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]], pause: float) -> None:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self._beat()
+                await work()
             except TightfitError as error:
                 self._note_outage()
                 log.warning("scheduler.heartbeat_failed", error=str(error))
             except Exception:  # boundary: jobs must not be lost for an error of one heartbeat
                 log.exception("scheduler.heartbeat_failed")
+
+    async def _heed_cancels(self) -> None:
+        if not self._running:
+            return
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(self._threads, self._queue.cancel_requests, self._owner)
+        for job_id in asked:
+            if life := self._running.get(job_id):
+                life.interrupt(_Wish.CANCEL)
 
     async def _beat(self) -> None:
         lives = [*self._running.values()]

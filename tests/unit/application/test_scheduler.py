@@ -221,7 +221,7 @@ FAST = ReplicaOptions(name="fast", lease_seconds=1.0)
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLL_SECONDS", "STORE_RETRY_SECONDS", "HEARTBEAT_SECONDS"):
+    for name in ("POLL_SECONDS", "STORE_RETRY_SECONDS", "CANCEL_NEWS_SECONDS"):
         monkeypatch.setattr(f"tightfit_service.application.scheduler.{name}", 0.02)
     monkeypatch.setattr("tightfit_service.application.journal.POLL_SECONDS", 0.02)
 

@@ -98,6 +98,13 @@ job_leases = Table(
     # lives of the job that ended without an orderly stop, in a row on one unit of work
     Column("losses", JSON, nullable=False),
 )
+# every replica asks once a second which of its jobs are to be cancelled: few of all that ever ran
+Index(
+    "ix_job_leases_cancels",
+    job_leases.c.owner,
+    postgresql_where=job_leases.c.cancel_requested,
+    sqlite_where=job_leases.c.cancel_requested,
+)
 
 job_teachers = Table(
     "job_teachers",

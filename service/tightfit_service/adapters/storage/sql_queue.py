@@ -108,6 +108,16 @@ class SqlJobQueue:
         with transaction(self._engine, writes=True) as connection:
             return {row.job_id: row.cancel_requested for row in connection.execute(statement)}
 
+    def cancel_requests(self, owner: str) -> Collection[str]:
+        """See `JobQueue`."""
+        query = select(job_leases.c.job_id).where(
+            job_leases.c.owner == owner,
+            job_leases.c.cancel_requested,
+            job_leases.c.expire_time.is_not(None),
+        )
+        with transaction(self._engine, writes=False) as connection:
+            return connection.execute(query).scalars().all()
+
     @repeated
     def request_cancel(self, project: str, job_id: str) -> Job:
         """See `JobQueue`. A job that is final already is returned as it is."""

@@ -175,6 +175,10 @@ class JobQueue(Protocol):
         """
         ...
 
+    def cancel_requests(self, owner: str) -> Collection[str]:
+        """Return the ids of the jobs that the owner holds and somebody wants cancelled."""
+        ...
+
     def request_cancel(self, project: str, job_id: str) -> Job:
         """Leave word that a job that is not final is to be cancelled, and return it.
 

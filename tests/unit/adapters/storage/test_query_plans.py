@@ -202,6 +202,7 @@ CALLS: dict[str, Callable[[Engine], object]] = {
         "j0", "me", lease_seconds=60, now=START
     ),
     "heartbeat": lambda engine: SqlJobQueue(engine=engine).renew_leases(LEASES, lease_seconds=60),
+    "cancels": lambda engine: SqlJobQueue(engine=engine).cancel_requests("r"),
     "cancel": lambda engine: SqlJobQueue(engine=engine).request_cancel("p2", "j50"),
     "usage": lambda engine: SqlQuotaStore(engine=engine).get_usage("p0"),
 }
