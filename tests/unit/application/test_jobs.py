@@ -189,6 +189,16 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
             InvalidBudgetError,
             "budget.min_accuracy",
         ),
+        (
+            request(objective=Objective(quantity=Quantity.DOWNLOAD)),
+            InvalidRequestError,
+            "objective.quantity",
+        ),
+        (
+            request(at_most(Quantity.DOWNLOAD, 1000), output_format=ModelFormat.C_ARRAY),
+            InvalidRequestError,
+            "budget.max_download_bytes",
+        ),
     ],
 )
 async def test_what_cannot_be_meant_is_refused_with_a_remedy(
@@ -248,3 +258,12 @@ async def test_what_channels_are_chosen_by_is_kept_with_the_job(desk: JobDesk) -
 
 async def test_a_priority_is_kept_with_the_job(desk: JobDesk) -> None:
     assert (await desk.create("p", request(priority=7))).spec.priority == 7
+
+
+async def test_a_check_says_what_a_small_download_does_not_bring(desk: JobDesk) -> None:
+    free = await desk.check("p", request())
+    limited = await desk.check("p", request(at_most(Quantity.DOWNLOAD, 1000)))
+    said = [note.message for note in limited.notes if note not in free.notes]
+    assert [text.split()[0] for text in said] == ["sparsity", "clustering"]
+    assert all("nothing faster" in text for text in said)
+    assert limited.fits_already, "what a file is packed to, no estimate says"

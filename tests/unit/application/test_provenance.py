@@ -71,6 +71,23 @@ async def test_the_statement_names_the_teachers(tmp_path: Path) -> None:
     assert said["teachers"] == [{"digest": {"sha256": "3" * 64}}]
 
 
+async def test_the_packed_file_is_vouched_for_beside_the_model(tmp_path: Path) -> None:
+    stores = InMemoryArtifactStores()
+    bench = Bench(
+        latency(0.5 * WHOLE_LATENCY_MS),
+        provenance=provenance(stores, tmp_path / "scratch"),
+        packed=True,
+    )
+    job = await bench.run()
+    assert job.result.best_trial is not None
+    best = bench.trials()[job.result.best_trial]
+    statement = statement_in(stores, best.artifacts["provenance"])
+    assert {item["name"]: item["digest"]["sha256"] for item in statement["subject"]} == {
+        "model.tflite": best.artifacts["model"],
+        "model.packed": best.artifacts["packed"],
+    }
+
+
 async def test_the_closest_model_of_a_budget_out_of_reach_is_signed_as_such(tmp_path: Path) -> None:
     stores = InMemoryArtifactStores()
     bench = Bench(

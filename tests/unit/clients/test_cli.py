@@ -23,6 +23,8 @@ from fakes import results
 from fakes.tightfit_server import FakeTightfit, rich_status
 from tightfit.cli import main
 from tightfit.v1 import hardware_pb2, job_pb2
+from tightfit_service.adapters.formats.packed import pack
+from tightfit_service.domain.hardware import ModelFormat
 
 Run = Callable[..., int]
 
@@ -89,6 +91,32 @@ def test_a_model_that_fits_ends_with_0_and_leaves_its_files(
     assert spec.search_limits.max_time.ToSeconds() == 600
     assert spec.seed == 7
     assert spec.dataset.startswith("projects/default/datasets/")
+
+
+def test_a_packed_file_is_asked_for_limited_fetched_and_restored(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = results.succeeded()
+    model = b"weights " * 100
+    packed = pack(model, ModelFormat.EXECUTORCH)
+    for item in (result["best"], *result["trials"]):
+        item["artifacts"]["packed"] = sha256(packed).hexdigest()
+        item["download_bytes"] = len(packed)
+    result["budget"]["max_download_bytes"], result["packed"] = 40 << 10, True
+    load(fake, result)
+    fake.state.artifacts[sha256(packed).hexdigest()] = packed
+    assert run(*COMPRESS, "--max-download", "40KiB", "--packed", "-o", "out") == 0
+    spec = fake.state.created[0].job.spec
+    assert (spec.budget.max_download_bytes, spec.packed) == (40 << 10, True)
+    assert "Download" in capsys.readouterr().out
+    written = json.loads((folder / "out" / "result.json").read_text())
+    assert written["best"]["download_bytes"] == len(packed)
+    assert written["packed"] is True
+    assert run("unpack", "out/model.packed", "-o", "restored.pte") == 0
+    assert (folder / "restored.pte").read_bytes() == model
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "-o", "out") == 0
+    assert not (folder / "out" / "model.packed").exists(), "it is of another job"
 
 
 def test_json_is_all_that_stdout_gets(
@@ -170,6 +198,7 @@ BAD_USAGE = [
     (("--max-latency", "18"), "--max-latency", "has no unit"),
     (("--max-ram", "-1KiB"), "--max-ram", "not a positive number"),
     (("--max-size", "0KiB"), "--max-size", "not a positive number"),
+    (("--max-download", "40"), "--max-download", "has no unit"),
     (("--max-energy", "5 bananas"), "--max-energy", "unknown unit"),
     (("--max-time", "soon"), "--max-time", "number with a unit"),
     (("--min-accuracy", "95"), "--min-accuracy", "0.95 means 95"),

@@ -6,7 +6,7 @@ import pytest
 
 from fakes import results
 from tightfit.cli.tables import rerun_command
-from tightfit.quantities import parse_latency_ms
+from tightfit.quantities import parse_bytes, parse_latency_ms
 from tightfit.summary import (
     accuracy_floor,
     limits_of,
@@ -133,3 +133,25 @@ def test_what_a_device_measured_stands_in_the_table_and_decides() -> None:
     assert verdict(result)[1].endswith(
         "Measured on bench: 14.0 ms, nine of ten within 21.0 ms, 3.00 mJ, unsettled by 20%."
     )
+
+
+def test_packed_files_have_a_row_where_there_are_any() -> None:
+    result = results.succeeded()
+    assert "download" not in {row.quantity for row in summary_table(result).rows}
+    result["best"]["download_bytes"] = 41_000
+    result["budget"]["max_download_bytes"] = 40_960
+    row = next(row for row in summary_table(result).rows if row.quantity == "download")
+    assert [cell.text for cell in row.cells] == ["unknown", "unknown", "40.0 KiB"]
+    assert row.cells[-1].met is False
+    assert limits_of(result)["download"].is_users
+
+
+def test_a_limit_on_the_download_is_relaxed_by_its_option() -> None:
+    result = results.infeasible()
+    result["infeasibility"]["relaxations"] = [
+        {"quantity": "download", "limit": 1000.0, "needed": 43_210.0, "trial_index": 2}
+    ]
+    ((_, _, option),) = relaxation_commands(result)
+    name, value = option.split()
+    assert name == "--max-download"
+    assert parse_bytes(value, option=name) >= 43_210

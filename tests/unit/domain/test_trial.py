@@ -137,3 +137,24 @@ def test_a_screened_trial_does_not_push_a_judged_one_off_the_front() -> None:
     worse = replace(metrics(2.0, 0.91), selection_accuracy=metrics(2.0, 0.90).accuracy)
     trials = [trial(0, judged), trial(1, screened), trial(2, worse)]
     assert pareto_front(trials) == (1, 0), "selection accuracy decides among all"
+
+
+def test_a_limit_on_the_download_is_held_against_the_packed_file() -> None:
+    limit = budget(Constraint(quantity=Quantity.DOWNLOAD, limit=150.0))
+    unpacked = replace(metrics(1.0), file_bytes=200)
+    assert [v.actual for v in violations(unpacked, limit, baseline_accuracy=None)] == [200.0]
+    packed = replace(unpacked, download_bytes=150)
+    assert violations(packed, limit, baseline_accuracy=None) == ()
+
+
+def test_a_trial_may_fit_but_for_its_download() -> None:
+    too_large = Violation(quantity=Quantity.DOWNLOAD, limit=1.0, actual=2.0)
+    slow = Violation(quantity=Quantity.LATENCY, limit=1.0, actual=2.0)
+    assert trial(0, metrics(1.0), violations=(too_large,)).fits_unpacked
+    assert not trial(0, metrics(1.0), violations=(too_large, slow)).fits_unpacked
+    assert not trial(0, None).fits_unpacked
+
+
+def test_of_two_packed_trials_the_smaller_download_stays_on_the_front() -> None:
+    large, small = (replace(metrics(1.0, 0.9), download_bytes=size) for size in (200, 100))
+    assert pareto_front([trial(0, large), trial(1, small)]) == (1,)

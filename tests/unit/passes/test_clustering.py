@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from fakes.networks import NETWORKS, Builder
-from tightfit_service.application.ports import NodePass, PassContext
+from tightfit_service.application.ports import DownloadPass, NodePass, PassContext
 from tightfit_service.domain.errors import InvalidRequestError
-from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
+from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat, Runtime
 from tightfit_service.graph.profile import OnnxGraphInspector
-from tightfit_service.passes.clustering import ClusteringPass, k_means
+from tightfit_service.passes.clustering import DOWNLOAD_CLUSTERS, ClusteringPass, k_means
 from tightfit_service.passes.layer_weights import layer_weights
 from tightfit_service.passes.sparsity import SparsityPass
 
@@ -182,3 +182,19 @@ def test_bad_parameters_are_refused(choice: dict[str, Any], key: str) -> None:
     assert caught.value.field == f"parameters.nodes[fc1].{key}"
     with pytest.raises(InvalidRequestError, match="nothing"):
         clustering.check(CNN, {"nodes": {"nothing": {"clusters": 4}}})
+
+
+def test_strengths_for_the_download_grow_and_spare_small_layers() -> None:
+    offered: DownloadPass = clustering
+    strengths = offered.strengths(CNN, TARGET, NumberFormat.INT8)
+    counts = [{choice["clusters"] for choice in one["nodes"].values()} for one in strengths]
+    assert counts == [{count} for count in DOWNLOAD_CLUSTERS]
+    assert list(DOWNLOAD_CLUSTERS) == sorted(DOWNLOAD_CLUSTERS, reverse=True)
+    weights = layer_weights(onnx.load_from_string(CNN))
+    total = sum(weight.value.size for weight in weights.values())
+    for one in strengths:
+        clustering.check(CNN, one)
+        assert one["nodes"].keys() == {
+            name for name, weight in weights.items() if weight.value.size >= total / 100
+        }
+    assert not clustering.strengths(CNN, TARGET, NumberFormat.INT4)

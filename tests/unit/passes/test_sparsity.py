@@ -11,14 +11,14 @@ import pytest
 from onnx import numpy_helper
 
 from fakes.networks import NETWORKS, Builder
-from tightfit_service.application.ports import NodePass, PassContext
+from tightfit_service.application.ports import DownloadPass, NodePass, PassContext
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat, Runtime
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.passes.layer_weights import layer_weights
-from tightfit_service.passes.sparsity import SparsityPass, word_block
+from tightfit_service.passes.sparsity import DOWNLOAD_RATIOS, SparsityPass, word_block
 
 sparsity = SparsityPass()
 as_port: NodePass = sparsity
@@ -254,3 +254,33 @@ def test_bad_parameters_are_refused(parameters: dict[str, Any], field: str) -> N
         sparsity.check(dense(4, 4), parameters)
     assert caught.value.field == field
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("number_format", "block"), [(NumberFormat.INT8, 4), (NumberFormat.FLOAT32, 1)]
+)
+def test_strengths_for_the_download_come_in_blocks_of_the_memory_word(
+    number_format: NumberFormat, block: int
+) -> None:
+    offered: DownloadPass = sparsity
+    strengths = offered.strengths(CNN, target("TFLM"), number_format)
+    assert [next(iter(one["nodes"].values()))["ratio"] for one in strengths] == list(
+        DOWNLOAD_RATIOS
+    )
+    for one in strengths:
+        sparsity.check(CNN, one)
+        assert all(choice["block"] == [1, block] for choice in one["nodes"].values())
+    after = layer_weights(onnx.load_from_string(sparsity.apply(CNN, strengths[-1], PassContext())))
+    zeros = [(after[name].value == 0).mean() for name in strengths[-1]["nodes"]]
+    assert min(zeros) > DOWNLOAD_RATIOS[-1] - 0.05
+
+
+def test_a_weight_that_two_layers_read_is_offered_once() -> None:
+    model = onnx.load_from_string(CNN)
+    first, second = (node for node in model.graph.node if node.name in {"conv2", "fc1"})
+    sizes = {name: weight.value.size for name, weight in layer_weights(model).items()}
+    assert {first.name, second.name} <= sizes.keys()
+    second.input[1] = first.input[1]
+    names = sparsity.strengths(model.SerializeToString(), target("TFLM"), NumberFormat.INT8)
+    assert first.name in names[0]["nodes"]
+    assert second.name not in names[0]["nodes"]

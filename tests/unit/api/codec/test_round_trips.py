@@ -174,6 +174,7 @@ METRICS = st.builds(
         warnings=_few(TEXTS),
     ),
     file_bytes=COUNTS,
+    download_bytes=st.none() | COUNTS,
 )
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXTS | st.floats(-1e6, 1e6),
