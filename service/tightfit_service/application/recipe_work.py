@@ -15,6 +15,7 @@ from tightfit_service.application.ports import (
     Evaluator,
     ExportedModel,
     Exporter,
+    FileCompiler,
     GraphInspector,
     GraphPass,
     OpenDataset,
@@ -25,9 +26,9 @@ from tightfit_service.application.ports import (
     RecoveryResult,
     RecoverySettings,
     StructuredPruning,
+    TargetEvaluator,
     Trainer,
 )
-from tightfit_service.application.ports.export import FileCompiler, TargetEvaluator
 from tightfit_service.application.resampling import resize_samples
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import SplitName

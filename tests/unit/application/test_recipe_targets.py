@@ -17,8 +17,7 @@ from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.plain import to_plain
-from tightfit_service.application.ports import ExportedModel, QuantizationSettings
-from tightfit_service.application.ports.export import TargetAccuracy
+from tightfit_service.application.ports import ExportedModel, QuantizationSettings, TargetAccuracy
 from tightfit_service.application.recipe_work import (
     QUANTIZATION_STEP,
     GraphSteps,

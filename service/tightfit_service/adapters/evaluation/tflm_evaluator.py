@@ -18,7 +18,7 @@ from tightfit_service.adapters.emulators.mcu_latency import runtime_path
 from tightfit_service.adapters.emulators.tflm_interpreter import EXTRA, TflmInterpreter
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator, LitertRunner
 from tightfit_service.adapters.evaluation.metrics import evaluate_metric
-from tightfit_service.application.ports.export import TargetAccuracy
+from tightfit_service.application.ports import TargetAccuracy
 from tightfit_service.application.samples import FloatArray, IntArray, Samples
 from tightfit_service.domain.dataset import Task
 from tightfit_service.domain.errors import InvalidModelError
