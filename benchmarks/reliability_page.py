@@ -1,7 +1,8 @@
 """Writes what was measured of faults and load into docs/reliability.md.
 
-The figures are those of benchmarks/results/faults.json (tests/faults/*.py --json) and load.json
-(benchmarks/load.py --json); nothing is typed in by hand. `--check` changes nothing and ends with 1 where the
+The figures are those of benchmarks/results/faults.json (tests/faults/*.py --json), load.json
+(benchmarks/load.py --json) and, where it is there, memory.json (benchmarks/memory.py --json); nothing is typed
+in by hand. `--check` changes nothing and ends with 1 where the
 page differs from the results.
 
 Usage: python benchmarks/reliability_page.py [--check]
@@ -41,6 +42,8 @@ def page(text: str, faults: dict[str, Any], load: dict[str, Any]) -> str:
         "watches": watches(load),
         "held": held(load),
     }
+    if "memory" in load:
+        parts["memory"] = memory(load["memory"])
     for name, content in parts.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         head, found, rest = text.partition(begin)
@@ -228,6 +231,26 @@ def held(load: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def memory(found: dict[str, Any]) -> str:
+    """Return the table of what a server holds over a database with many jobs."""
+    lines = ["| after | resident memory | file descriptors |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {row['resident_mebibytes']:.0f} MiB | {row['file_descriptors']} |"
+        for name, row in found["held"].items()
+    ]
+    lines += [
+        "",
+        (
+            f"Over {found['jobs_in_the_database']} jobs of {found['projects']} projects in the database, "
+            f"{found['jobs_listed']} were listed in pages of {found['page']} and {found['jobs_run']} were "
+            f"run, {found['jobs_ended_in_order']} to an end in order: {found['beginning_mebibytes']:.0f} "
+            f"MiB at the beginning, {found['middle_mebibytes']:.0f} MiB in the middle, "
+            f"{found['end_mebibytes']:.0f} MiB at the end."
+        ),
+    ]
+    return "\n".join(lines)
+
+
 def _states(states: dict[str, int]) -> str:
     return ", ".join(
         f"{count} {name.removeprefix('STATE_')}" for name, count in sorted(states.items())
@@ -240,6 +263,9 @@ def results() -> tuple[dict[str, Any], dict[str, Any]]:
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("faults", "load")
     )
+    more = RESULTS / "memory.json"
+    if more.exists():
+        load["memory"] = json.loads(more.read_text(encoding="utf-8"))
     return faults, load
 
 

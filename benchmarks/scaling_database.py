@@ -142,8 +142,8 @@ class TimedQueue(SqlJobQueue):
         return known
 
 
-def fill(engine: Engine, first: int, last: int) -> None:
-    """Store jobs with numbers from `first` to `last`; the first ones are queued."""
+def fill(engine: Engine, first: int, last: int, *, queued: int = QUEUED) -> None:
+    """Store jobs with numbers from `first` to `last`; those with numbers below `queued` wait."""
     job = make_job("JOBID", project="PROJECT")
     document = {**to_plain(job), "state": "STATE"}
     with transaction(engine, writes=True) as connection:
@@ -155,7 +155,7 @@ def fill(engine: Engine, first: int, last: int) -> None:
                 "dataset": job.spec.dataset_digest,
                 "document": json.dumps(document),
                 "projects": PROJECTS,
-                "queued": QUEUED,
+                "queued": queued,
                 "first": first,
                 "last": last,
             },
