@@ -1,51 +1,100 @@
-"""Fits how X-CUBE-AI lays out its activation arena to the RAM that it reports for public models."""
+"""Tells by the RAM that X-CUBE-AI reports for public models when its planner puts outputs in place.
+
+What its generated code shows (scratch, pads, fused pooling) is taken as given; the rules that it does not
+show are chosen among a few, always on other families of networks than those that are scored.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from benchmarks.mcu_fitting import table_for
 from benchmarks.measured_rows import MeasuredRow
-from scipy.optimize import minimize
 
 from tightfit_service.adapters.emulators.mcu_latency import runtime_path
-from tightfit_service.adapters.emulators.memory_plan import ArenaStyle, memory_points
+from tightfit_service.adapters.emulators.memory_plan import (
+    ArenaStyle,
+    memory_points,
+    x_cube_ai_style,
+)
 from tightfit_service.domain.layer_table import LayerTable
 from tightfit_service.domain.network import NetworkProfile
 
 FloatArray = npt.NDArray[np.float64]
 
-PARAMETERS = ("patch_ratio", "row_ratio", "constant_bytes")
-STARTS = ((4.0, 1.0, 500.0), (4.0, 6.0, 500.0), (30.0, 1.0, 500.0), (30.0, 6.0, 500.0))
-"""From CMSIS-NN's scratch and one row of each side to eight times as much."""
-IN_PLACE: Mapping[str, float] = dict.fromkeys(
-    ("conv", "pointwise", "depthwise", "pool", "elementwise"), 0.0
+IN_PLACE: Sequence[tuple[str, ...]] = (
+    (),
+    ("depthwise", "pointwise"),
+    ("depthwise", "pointwise", "strided"),
+    ("conv", "depthwise", "pointwise", "strided"),
 )
-"""X-CUBE-AI lets outputs grow over the inputs that are consumed. That is taken as given: when shares
-were fitted too, leaving out a family changed them more than the rows of other families could tell."""
+"""Kinds of windowed operators that may be in place, from those that reread least of their input."""
+GROWTH_LIMITS = (1.0, 2.0, 4.0)
+"""Never larger than the input; a 1x1 convolution that doubles the channels; anything but an expansion."""
 PENALTY = 0.03
-"""Pull per unit of log ratio of releases from 10 on, which have few rows, to the fit of the older ones."""
+"""Log error that releases from 10 on, which have few rows, must gain per rule in which they differ from
+the older ones."""
 STYLES = ("x-cube-ai", "x-cube-ai-10")
 LOSS_LIMIT = 0.5
 """Log error beyond which a row pulls no further: misprints, other options of the compiler."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What the planner of a release puts in place, as `x_cube_ai_style` takes it."""
+
+    in_place: tuple[str, ...]
+    growth_limit: float
+    pads_convolutions: bool
+
+    def style(self) -> ArenaStyle:
+        """Return the arena style of these rules."""
+        return x_cube_ai_style(**self.plain())
+
+    def plain(self) -> dict[str, Any]:
+        """Return the rules as the coefficients keep them."""
+        return {
+            "in_place": list(self.in_place),
+            "growth_limit": self.growth_limit,
+            "pads_convolutions": self.pads_convolutions,
+        }
+
+    def differences(self, other: Rules) -> int:
+        """Return how many rules are not those of the other."""
+        pairs = zip(self.plain().values(), other.plain().values(), strict=True)
+        return sum(mine != its for mine, its in pairs)
+
+
+CHOICES = tuple(
+    Rules(in_place=kinds, growth_limit=limit, pads_convolutions=pads)
+    for kinds, limit, pads in itertools.product(IN_PLACE, GROWTH_LIMITS, (True, False))
+    # Without anything in place the limit says nothing.
+    if kinds or limit == GROWTH_LIMITS[0]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RamRow:
-    """The activation RAM reported for a network."""
+    """The activation RAM reported for a network, and what it would be by each of CHOICES, in bytes."""
 
     style: str
     model: str
     family: str
     network: NetworkProfile
     activation_bytes: float
-    plan: FloatArray
+    planned: FloatArray = field(repr=False)
+
+    def losses(self) -> FloatArray:
+        """Return the log error by each of CHOICES, none beyond LOSS_LIMIT."""
+        errors: FloatArray = np.abs(np.log(self.planned / self.activation_bytes))
+        return np.minimum(errors, LOSS_LIMIT)
 
 
 def ram_rows(rows: Sequence[MeasuredRow], tables: Mapping[str, LayerTable]) -> list[RamRow]:
@@ -57,6 +106,7 @@ def _measured_ram(
     rows: Sequence[MeasuredRow], tables: Mapping[str, LayerTable], *, is_float: bool
 ) -> list[RamRow]:
     found: dict[tuple[str, str, float], RamRow] = {}
+    plans: dict[str, FloatArray] = {}
     for row in rows:
         table = table_for(row, tables)
         if table is None or not row.activation_bytes or row.is_float != is_float or row.accelerator:
@@ -71,23 +121,17 @@ def _measured_ram(
         path = runtime_path(row.runtime, row.runtime_version)
         release = float(path[1].split("/")[1]) if len(path) > 1 else 0.0
         style = STYLES[1] if release >= 10 else STYLES[0]
+        if row.model not in plans:
+            plans[row.model] = np.array([planned_bytes(profile, r.style()) for r in CHOICES])
         found[style, row.model, row.activation_bytes] = RamRow(
             style=style,
             model=row.model,
             family=row.family,
             network=profile,
             activation_bytes=row.activation_bytes,
-            plan=_linear(profile),
+            planned=plans[row.model],
         )
     return list(found.values())
-
-
-def style_of(values: Sequence[float] | FloatArray) -> ArenaStyle:
-    """Return the arena style of a parameter vector in the order of PARAMETERS."""
-    patch, row, constant = (round(abs(float(v)), 3) for v in values)
-    return ArenaStyle(
-        kept_share=IN_PLACE, patch_ratio=patch, row_ratio=row, constant_bytes=constant
-    )
 
 
 def planned_bytes(network: NetworkProfile, style: ArenaStyle) -> float:
@@ -95,82 +139,20 @@ def planned_bytes(network: NetworkProfile, style: ArenaStyle) -> float:
     return max(p.fixed_bytes + sum(p.tensor_bytes.values()) for p in memory_points(network, style))
 
 
-def _linear(network: NetworkProfile) -> FloatArray:
-    """Return the planned bytes of every memory point as a linear function: base, then PARAMETERS.
-
-    One plan per parameter set to 1, the others 0; which tensor is the smaller does not depend on them.
-    """
-    columns = []
-    for i in range(-1, len(PARAMETERS)):
-        values = [1.0 if i == j else 0.0 for j in range(len(PARAMETERS))]
-        points = memory_points(network, style_of(values))
-        columns.append([p.fixed_bytes + sum(p.tensor_bytes.values()) for p in points])
-    matrix = np.array(columns).T
-    matrix[:, 1:] -= matrix[:, :1]
-    return matrix
+def _mean_losses(rows: Sequence[RamRow]) -> FloatArray:
+    """Return the mean loss by each of CHOICES."""
+    mean: FloatArray = np.mean([row.losses() for row in rows], axis=0)
+    return mean
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plans:
-    """The plans of rows stacked, so that one product gives all peaks."""
-
-    points: FloatArray
-    first: npt.NDArray[np.int64]
-    measured: FloatArray
-
-    @classmethod
-    def of(cls, rows: Sequence[RamRow]) -> _Plans:
-        return cls(
-            points=np.vstack([r.plan for r in rows]),
-            first=np.cumsum([0, *(len(r.plan) for r in rows[:-1])]),
-            measured=np.array([r.activation_bytes for r in rows]),
-        )
-
-    def peaks(self, values: FloatArray) -> FloatArray:
-        """Return the planned bytes of every row."""
-        peaks: FloatArray = np.maximum.reduceat(
-            self.points @ np.concatenate([[1.0], np.abs(values)]), self.first
-        )
-        return peaks
-
-    def loss(self, values: FloatArray) -> float:
-        """Return the mean log error, no row counting beyond LOSS_LIMIT."""
-        errors = np.abs(np.log(self.peaks(values) / self.measured))
-        return float(np.minimum(errors, LOSS_LIMIT).mean())
-
-
-def _fit(rows: Sequence[RamRow], centre: FloatArray | None = None) -> FloatArray:
-    """Return the parameters of rows, pulled to `centre` where there is one."""
-    plans = _Plans.of(rows)
-
-    def loss(values: FloatArray) -> float:
-        if centre is None:
-            return plans.loss(values)
-        away = np.log((np.abs(values) + 1) / (centre + 1))
-        return plans.loss(values) + PENALTY * float(np.abs(away).sum())
-
-    starts = [np.array(start) for start in STARTS] + ([] if centre is None else [centre])
-    found = [
-        minimize(loss, start, method="Nelder-Mead", options={"maxfev": 400}) for start in starts
-    ]
-    best: FloatArray = min(found, key=lambda result: float(result.fun)).x
-    return np.abs(best)
-
-
-def _fit_both(rows: Sequence[RamRow]) -> dict[str, FloatArray]:
-    """Return the parameters per style: that of releases from 10 on has few rows and leans on the older."""
-    older = _fit([r for r in rows if r.style == STYLES[0]])
+def _choose(rows: Sequence[RamRow]) -> dict[str, int]:
+    """Return the choice per style: releases from 10 on have few rows and lean on the older."""
+    older = int(np.argmin(_mean_losses([r for r in rows if r.style == STYLES[0]])))
     newer = [r for r in rows if r.style == STYLES[1]]
-    return {STYLES[0]: older, STYLES[1]: _fit(newer, older) if newer else older}
-
-
-def _plain(style: ArenaStyle) -> dict[str, Any]:
-    return {
-        "kept_share": dict(style.kept_share),
-        "patch_ratio": style.patch_ratio,
-        "row_ratio": style.row_ratio,
-        "constant_bytes": style.constant_bytes,
-    }
+    if not newer:
+        return dict.fromkeys(STYLES, older)
+    away = np.array([PENALTY * rules.differences(CHOICES[older]) for rules in CHOICES])
+    return {STYLES[0]: older, STYLES[1]: int(np.argmin(_mean_losses(newer) + away))}
 
 
 Pairs = Sequence[tuple[RamRow, float]]
@@ -180,12 +162,12 @@ Pairs = Sequence[tuple[RamRow, float]]
 def fit_styles(
     rows: Sequence[RamRow], held_out: Mapping[str, Pairs], floats: Pairs
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]], dict[str, float]]:
-    """Return the fitted styles, the ratios that bound 90 % of held-out rows, and their coverage.
+    """Return the chosen rules, the ratios that bound 90 % of held-out rows, and their coverage.
 
     The rows of all releases tell the ratios together. The coverage is that of ratios taken from the
     other families.
     """
-    styles = {name: _plain(style_of(values)) for name, values in _fit_both(rows).items()}
+    styles = {name: CHOICES[choice].plain() for name, choice in _choose(rows).items()}
     together = [pair for pairs in held_out.values() for pair in pairs]
     pools: dict[str, Pairs] = {**dict.fromkeys(STYLES, together), "float32": [*together, *floats]}
     ratios: dict[str, list[float]] = {"tflm": [0.9, 1.25]}
@@ -229,14 +211,13 @@ def ratios_of(pairs: Pairs) -> list[float]:
 
 
 def held_out_plans(rows: Sequence[RamRow]) -> dict[str, list[tuple[RamRow, float]]]:
-    """Return per style every row with its planned bytes by a fit that has not seen its family."""
+    """Return per style every row with its planned bytes by rules chosen without its family."""
     plans: dict[str, list[tuple[RamRow, float]]] = {style: [] for style in STYLES}
     for family in sorted({r.family for r in rows}):
-        fitted = _fit_both([r for r in rows if r.family != family])
+        chosen = _choose([r for r in rows if r.family != family])
         for row in rows:
             if row.family == family:
-                planned = planned_bytes(row.network, style_of(fitted[row.style]))
-                plans[row.style].append((row, planned))
+                plans[row.style].append((row, float(row.planned[chosen[row.style]])))
     return plans
 
 
@@ -244,10 +225,10 @@ def float_plans(
     rows: Sequence[MeasuredRow],
     tables: Mapping[str, LayerTable],
 ) -> list[tuple[RamRow, float]]:
-    """Return the float32 rows with planned bytes: nothing was fitted to them but what int8 rows gave."""
+    """Return the float32 rows with planned bytes: nothing was chosen by them."""
     found = _measured_ram(rows, tables, is_float=True)
-    fitted = _fit_both(ram_rows(rows, tables))
-    return [(r, planned_bytes(r.network, style_of(fitted[r.style]))) for r in found]
+    chosen = _choose(ram_rows(rows, tables))
+    return [(r, float(r.planned[chosen[r.style]])) for r in found]
 
 
 def arena_scores(
@@ -257,16 +238,16 @@ def arena_scores(
     floats: Pairs,
 ) -> Iterator[tuple[str, str, list[float]]]:
     """Yield (test, fit, relative errors) for the naive peak, in-sample, families left out and float32."""
-    naive = ArenaStyle(patch_ratio=0.0, fuses_pad=False)
+    naive = ArenaStyle(fuses_pad=False)
     yield (
         "no fit",
         "peak of live tensors",
         [planned_bytes(r.network, naive) / r.activation_bytes - 1 for r in rows],
     )
     for name, style in styles.items():
-        fitted = ArenaStyle(**style)
+        chosen = x_cube_ai_style(**style)
         inside = [r for r in rows if r.style == name]
-        errors = [planned_bytes(r.network, fitted) / r.activation_bytes - 1 for r in inside]
+        errors = [planned_bytes(r.network, chosen) / r.activation_bytes - 1 for r in inside]
         yield "in-sample", name, errors
         yield "leave one model family out", name, _errors(held_out[name])
     together = [pair for pairs in held_out.values() for pair in pairs]

@@ -30,7 +30,7 @@ DEFAULT_FLASH_MB_S = 400.0
 PICOJOULES_PER_MAC = 1.5
 """Of dense int8 networks with their memory traffic: 1.3 TOPS per watt, the middle of data sheets of
 edge accelerators (Edge TPU 2, Jetson Orin 2.7, mobile GPUs below 1)."""
-STYLE = memory_plan.ArenaStyle(kept_share={"elementwise": 0.0}, patch_ratio=0.0)
+STYLE = memory_plan.ArenaStyle(in_place=frozenset({"elementwise"}))
 
 
 @dataclass(frozen=True, kw_only=True)

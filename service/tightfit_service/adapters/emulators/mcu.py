@@ -75,7 +75,9 @@ class _Coefficients:
             coverage=document["coverage"],
             styles={
                 "tflm": memory_plan.TFLM_STYLE,
-                **{k: memory_plan.ArenaStyle(**v) for k, v in document["arena_styles"].items()},
+                **{
+                    k: memory_plan.x_cube_ai_style(**v) for k, v in document["arena_styles"].items()
+                },
             },
             ram_ratios={k: (v[0], v[1]) for k, v in document["ram_ratios"].items()},
             power=PowerModel(**document["power"]),

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from tightfit_service.adapters.emulators.mcu_work import TERM_GROUPS, work_of
+from tightfit_service.adapters.emulators.mcu_work import FLASH, TERM_GROUPS, work_of
 from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.network import Operator
 
@@ -38,6 +38,9 @@ class Setup:
 def parameters_of(setup: Setup, term: str, *, is_float: bool) -> tuple[str, ...]:
     """Return the names of the log factors whose sum is the log price (cycles per unit) of a term."""
     group = TERM_GROUPS[term]
+    if group == FLASH:
+        names = [f"base:{term}", f"core:{setup.core}:{group}"]
+        return (*names, f"board:{setup.board}:{group}") if setup.board else tuple(names)
     names = [f"base:{term}", f"core:{setup.core}", f"core:{setup.core}:{group}"]
     for level in setup.runtime:
         names += [f"runtime:{level}", f"runtime:{level}:{group}"]
@@ -117,7 +120,6 @@ def prior_kind(name: str) -> str:
     return f"{kind}:depthwise" if is_apart else f"{kind}:*"
 
 
-FAST_DEPTHWISE_RELEASE = 8.05
 ST_EDGE_AI_OFFSET = 8.0
 
 _VERSION = re.compile(r"\d+(?:\.\d+)*")
@@ -128,8 +130,8 @@ def runtime_path(name: str, version: str) -> tuple[str, ...]:
     """Return a runtime from general to special, with spellings of the same runtime brought together.
 
     `X-CUBE-AI` and `STEdgeAI` are one product under two names. A word after its version (`time`,
-    `balanced`, `ram`) is the optimisation that the network was compiled with; without one it is
-    `balanced`, the tool's default.
+    `balanced`, `ram`) is the optimisation that the network was compiled with: it makes a difference of a few
+    per cent, which the rows of one release do not tell from other causes.
     """
     text = name.lower().strip()
     number = _VERSION.search(version)
@@ -139,12 +141,7 @@ def runtime_path(name: str, version: str) -> tuple[str, ...]:
         if "stedge" in text and short:
             # ST Edge AI Core 1.0 is the engine of X-CUBE-AI 9.0, 2.0 that of 10.0.
             short = f"{_number(short) + ST_EDGE_AI_OFFSET:.1f}"
-        path = ["x-cube-ai"] + ([f"x-cube-ai/{short}"] if short else [])
-        if "time" in words and short and _number(short) >= FAST_DEPTHWISE_RELEASE:
-            # Seen in the measurements: from this release on, networks compiled for time run their
-            # depthwise layers about twice as fast; the other layers do not change.
-            path.append("x-cube-ai/fast-depthwise/time")
-        return tuple(path)
+        return ("x-cube-ai", f"x-cube-ai/{short}") if short else ("x-cube-ai",)
     if "microtvm" in text:
         return ("microtvm", "microtvm/" + ("cmsis-nn" if "cmsis" in text else "native"))
     if "tinyengine" in text:

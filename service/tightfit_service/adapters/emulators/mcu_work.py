@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tightfit_service.domain.network import Operator, OperatorKind
 
+FLASH = "flash"
 TERM_GROUPS: Mapping[str, str] = {
     "conv_mac": "gemm",
     "pointwise_mac": "gemm",
@@ -16,7 +17,7 @@ TERM_GROUPS: Mapping[str, str] = {
     "depthwise_mac": "depthwise",
     "depthwise_output": "depthwise",
     "dense_mac": "dense",
-    "weight_byte": "dense",
+    "weight_byte": FLASH,
     "elementwise": "data",
     "pool": "data",
     "reduce": "data",
@@ -25,7 +26,10 @@ TERM_GROUPS: Mapping[str, str] = {
     "resize": "data",
     "layer": "layer",
 }
-"""Every term, and the group in which cores and runtimes speed terms up or down together."""
+"""Every term, and the group in which cores and runtimes speed terms up or down together.
+
+What comes from flash takes as long as its wait states and lines say: no runtime changes that.
+"""
 
 _FREE = frozenset({OperatorKind.RESHAPE})
 _COPIES = frozenset(
@@ -58,11 +62,12 @@ SIMD_TAPS = 4
 def work_of(operator: Operator, channel_multiple: int = 1) -> dict[str, float]:
     """Return the amounts of each term of TERM_GROUPS that the operator needs; zero terms are left out.
 
-    Convolutions follow the matrix-multiplication scheme of CMSIS-NN (L. Lai et al., "CMSIS-NN:
-    Efficient Neural Network Kernels for Arm Cortex-M CPUs", 2018): patches are gathered and widened
-    (`patch_element`, not for 1x1), each row of a filter starts a loop (`conv_row`), products run over the patch in fours (`conv_mac`, `pointwise_mac`),
-    each output is requantised once (`conv_output`), and each weight is fetched from flash at least
-    once (`weight_byte`). Widths are rounded up to `channel_multiple`.
+    Convolutions follow the matrix-multiplication scheme of CMSIS-NN (L. Lai, N. Suda and V. Chandra,
+    "CMSIS-NN: Efficient Neural Network Kernels for Arm Cortex-M CPUs", arXiv:1801.06601): patches are
+    gathered and widened (`patch_element`, not for 1x1), each row of a filter starts a loop (`conv_row`),
+    products run over the patch in fours (`conv_mac`, `pointwise_mac`), each output is requantised once
+    (`conv_output`), and each weight is fetched from flash at least once (`weight_byte`). Widths are rounded
+    up to `channel_multiple`.
     """
     kind = operator.kind
     if kind in _FREE:

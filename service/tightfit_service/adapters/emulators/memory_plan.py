@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from tightfit_service.adapters.emulators.kernel_scratch import (
+    CMSIS_NN_SCRATCH,
+    FLOAT_BITS,
+    X_CUBE_AI_SCRATCH,
+    ScratchRule,
+    scratch_of,
+)
 from tightfit_service.domain.cost import MemoryPoint
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
-_IN_PLACE = frozenset(
-    {
-        OperatorKind.ELEMENTWISE,
-        OperatorKind.ACTIVATION,
-        OperatorKind.NORMALIZATION,
-        OperatorKind.SOFTMAX,
-    }
-)
-FLOAT_BITS = 32
-FLOAT_ROWS = 1.0
-"""Rows of input and of output that a convolution in floating point keeps aside where it works in place."""
+_OVERLAY_KINDS: Mapping[OperatorKind, str] = {
+    OperatorKind.ELEMENTWISE: "elementwise",
+    OperatorKind.ACTIVATION: "elementwise",
+    OperatorKind.NORMALIZATION: "elementwise",
+    OperatorKind.SOFTMAX: "elementwise",
+    OperatorKind.DEPTHWISE_CONV: "depthwise",
+    OperatorKind.POOL: "pool",
+    OperatorKind.GLOBAL_POOL: "pool",
+    OperatorKind.PAD: "pad",
+}
+_WINDOWED = frozenset({"conv", "strided", "pointwise", "depthwise"})
 _RELABELLING = frozenset({"QuantizeLinear", "DequantizeLinear"})
-"""Converting the number format at the border of the network; done by the caller or in place."""
+"""Converting the number format at the border of the network; done by the caller or in place, but for
+results that are returned in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,29 +38,36 @@ class ArenaStyle:
     """How a runtime lays out its arena.
 
     Attributes:
-        kept_share: Share of the smaller of an operator's largest dying input and its output that
-            needs memory of its own, by `conv`, `pointwise`, `depthwise`, `pool`, `elementwise`; 1 keeps
-            both whole, 0 lets the output grow over the input as it is consumed.
-        patch_ratio: Scratch bytes per byte of one gathered filter patch.
-        row_ratio: Scratch bytes per byte of one input row plus one output row of a convolution.
+        in_place: Kinds of operators whose output may grow over an input that nothing reads afterwards: `conv`
+            (larger than 1x1, stride 1), `strided` (other strides), `pointwise`, `depthwise`, `pool`,
+            `elementwise`, `pad`.
+        growth_limit: Outputs of windowed operators larger than this many times their input get
+            memory of their own all the same.
+        slack_rows: Rows of output kept between what a windowed operator writes and what it reads.
+        scratch: What kernels need beside the tensors.
+        pads_convolutions: Whether the input of a convolution is padded in memory before it runs.
+        fuses_pad: Whether padding operators of the network are done inside the operator that follows.
+        fuses_pool: Whether a convolution and the pooling of separate windows that follows are one operator,
+            which keeps only as many rows between them as a window is high.
         operator_bytes: Bookkeeping that stays in the arena, per operator.
         channel_bytes: Requantisation parameters that stay in the arena, per output channel.
         constant_bytes: Everything else.
-        fuses_pad: Whether padding is done inside the operator that follows.
     """
 
-    kept_share: Mapping[str, float] = field(default_factory=dict)
-    patch_ratio: float = 4.0
-    row_ratio: float = 0.0
+    in_place: Collection[str] = ()
+    growth_limit: float = math.inf
+    slack_rows: float = 0.0
+    scratch: ScratchRule = field(default_factory=ScratchRule)
+    pads_convolutions: bool = False
+    fuses_pad: bool = True
+    fuses_pool: bool = False
     operator_bytes: float = 0.0
     channel_bytes: float = 0.0
     constant_bytes: float = 0.0
-    fuses_pad: bool = True
 
 
 TFLM_STYLE = ArenaStyle(
-    # Two patches widened to int16 (CMSIS-NN arm_convolve_s8_get_buffer_size: 2 * 2 * patch bytes).
-    patch_ratio=4.0,
+    scratch=CMSIS_NN_SCRATCH,
     # Eval tensors, nodes and op data; a multiplier and a shift of 4 bytes each per channel
     # (tensorflow/lite/micro/kernels/conv_common.cc).
     operator_bytes=160.0,
@@ -62,13 +78,34 @@ TFLM_STYLE = ArenaStyle(
 """TensorFlow Lite for Microcontrollers: a greedy planner over whole tensors; nothing in place but reshapes."""
 
 
+def x_cube_ai_style(
+    *, in_place: Collection[str], growth_limit: float, pads_convolutions: bool
+) -> ArenaStyle:
+    """Return the style of X-CUBE-AI, but for what the network.c that it generates does not tell.
+
+    In network.c, pads are operators whose output ends where their input ended; outputs in place start
+    one row of output before their input; pooling after a convolution is a layer `conv2d_nl_pool` with
+    a scratch of as many rows as a window is high. When outputs go in place is the planner's choice:
+    that is told by the RAM that it reports (`benchmarks/arena_fitting.py`).
+    """
+    return ArenaStyle(
+        in_place=frozenset({*in_place, "pool", "elementwise", "pad"}),
+        growth_limit=growth_limit,
+        slack_rows=1.0,
+        scratch=X_CUBE_AI_SCRATCH,
+        pads_convolutions=pads_convolutions,
+        fuses_pad=False,
+        fuses_pool=True,
+    )
+
+
 def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoint, ...]:
     """Return the memory in use while each operator runs; operators without memory traffic are left out.
 
     A tensor is live from the operator that writes it to the last that reads it. Arena planners place
     tensors in shared memory; fragmentation is not modelled, and is zero on chains.
     """
-    operators, root = _executed(network, style)
+    operators, root, window_rows = _executed(network, style)
     sizes = _tensor_bytes(network)
     last: dict[str, int] = {}
     born = dict.fromkeys(network.inputs, -1)
@@ -95,31 +132,65 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
             for name in dict.fromkeys(root.get(n, n) for n in operator.inputs)
             if last.get(name) == i and name in live
         ]
+        if style.pads_convolutions:
+            _pad_input(operator, live, dying, root)
         _place_output(operator, live, dying, sizes, style)
         fixed = persistent + _place_scratch(operator, live, root, style)
+        if operator.node in window_rows:
+            live[operator.outputs[0]] += window_rows[operator.node] * _row_bytes(operator)
         points.append(MemoryPoint(node=operator.node, fixed_bytes=fixed, tensor_bytes=live))
     return tuple(points)
 
 
 def _executed(
     network: NetworkProfile, style: ArenaStyle
-) -> tuple[Sequence[Operator], Mapping[str, str]]:
-    """Return the operators that run, and for each tensor that is another under a new name, that other."""
+) -> tuple[Sequence[Operator], Mapping[str, str], Mapping[str, int]]:
+    """Return what runs: operators, tensors that are another one renamed, heights of pooling windows.
+
+    The second is that other tensor by name, the third is by the node of the convolution that holds the
+    pooling.
+    """
     root: dict[str, str] = {}
-    operators = []
+    operators: list[Operator] = []
+    window_rows: dict[str, int] = {}
+    readers = Counter(name for operator in network.operators for name in operator.inputs)
+    readers.update(network.outputs)
     for operator in network.operators:
         relabels = (
             operator.kind is OperatorKind.RESHAPE
-            or operator.op_type in _RELABELLING
+            or (operator.op_type in _RELABELLING and not _returns_floats(operator, network))
             or (operator.kind is OperatorKind.PAD and style.fuses_pad)
         )
         if relabels and operator.inputs and operator.outputs:
             source = operator.inputs[0]
             for name in operator.outputs:
                 root[name] = root.get(source, source)
+        elif style.fuses_pool and operators and _continues(operators[-1], operator, readers):
+            window_rows[operators[-1].node] = operator.kernel[0]
+            operators[-1] = replace(operators[-1], outputs=operator.outputs)
         else:
             operators.append(operator)
-    return operators or list(network.operators), root
+    return operators or list(network.operators), root, window_rows
+
+
+def _returns_floats(operator: Operator, network: NetworkProfile) -> bool:
+    """Whether the operator writes a result of the network in float32, which takes memory of its own."""
+    return operator.op_type == "DequantizeLinear" and not set(operator.outputs).isdisjoint(
+        network.outputs
+    )
+
+
+def _continues(first: Operator, second: Operator, readers: Mapping[str, int]) -> bool:
+    """Whether the second is a pooling of separate windows of a convolution that nothing else reads."""
+    return (
+        first.kind is OperatorKind.CONV
+        and math.prod(first.kernel) > 1
+        and second.kind is OperatorKind.POOL
+        and second.inputs == first.outputs
+        and readers[first.outputs[0]] == 1
+        and bool(second.kernel)
+        and second.stride[:1] == second.kernel[:1]
+    )
 
 
 def _tensor_bytes(network: NetworkProfile) -> dict[str, int]:
@@ -127,7 +198,28 @@ def _tensor_bytes(network: NetworkProfile) -> dict[str, int]:
     for operator in network.operators:
         for name in (*operator.inputs, *operator.outputs):
             bits[name] = max(operator.activation_bits, 8)
+        if _returns_floats(operator, network):
+            bits.update(dict.fromkeys(operator.outputs, FLOAT_BITS))
     return {name: -(-math.prod(shape) * bits[name] // 8) for name, shape in network.tensors.items()}
+
+
+def _pad_input(
+    operator: Operator, live: dict[str, float], dying: Collection[str], root: Mapping[str, str]
+) -> None:
+    """Let the input grow to its padded size, or add a padded copy where others still read it."""
+    windowed = operator.kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV)
+    if not windowed or not operator.inputs or not operator.in_size or not operator.out_size:
+        return
+    padded = [
+        max(size, (out - 1) * stride + kernel)
+        for size, out, stride, kernel in zip(
+            operator.in_size, operator.out_size, operator.stride, operator.kernel, strict=False
+        )
+    ]
+    name = root.get(operator.inputs[0], operator.inputs[0])
+    growth = math.prod(padded) / math.prod(operator.in_size)
+    if growth > 1 and name in live:
+        live[name] *= growth if name in dying else 1 + growth
 
 
 def _place_output(
@@ -137,56 +229,53 @@ def _place_output(
     sizes: Mapping[str, int],
     style: ArenaStyle,
 ) -> None:
-    """Add the outputs to the live tensors, overlapping the largest dying input as the style allows."""
+    """Add the outputs to the live tensors, over the largest dying input where the style allows."""
     for name in operator.outputs:
         live[name] = float(sizes.get(name, 0))
-    kept = style.kept_share.get(_overlay_kind(operator), 1.0)
-    if not dying or not operator.outputs or kept >= 1.0:
+    kind = _overlay_kind(operator)
+    if not dying or not operator.outputs or kind not in style.in_place:
         return
-    largest = max(dying, key=lambda name: sizes.get(name, 0))
-    smaller = min((largest, operator.outputs[0]), key=lambda name: sizes.get(name, 0))
-    live[smaller] *= kept
+    source = max(dying, key=lambda name: live[name])
+    output = operator.outputs[0]
+    if kind in _WINDOWED and live[output] > style.growth_limit * live[source]:
+        return
+    live[min((source, output), key=lambda name: live[name])] = 0.0
+    if kind in _WINDOWED:
+        live[output] += style.slack_rows * _row_bytes(operator)
 
 
 def _overlay_kind(operator: Operator) -> str:
-    if operator.kind in _IN_PLACE:
-        return "elementwise"
-    if operator.kind is OperatorKind.DEPTHWISE_CONV:
-        return "depthwise"
-    if operator.kind in (OperatorKind.POOL, OperatorKind.GLOBAL_POOL):
-        return "pool"
-    if operator.kind is OperatorKind.CONV:
-        single = math.prod(operator.kernel) == 1 and max(operator.stride, default=1) == 1
-        return "pointwise" if single else "conv"
-    return "other"
+    if operator.op_type == "DequantizeLinear":
+        return "other"
+    if operator.kind is not OperatorKind.CONV:
+        return _OVERLAY_KINDS.get(operator.kind, "other")
+    if max(operator.stride, default=1) > 1:
+        return "strided"
+    return "pointwise" if math.prod(operator.kernel) == 1 else "conv"
+
+
+def _row_bytes(operator: Operator) -> float:
+    """Return the bytes of one row of output; sequences are as high as long, and one wide."""
+    width = operator.out_size[-1] if len(operator.out_size) > 1 else 1
+    return width * operator.out_channels * max(operator.activation_bits, 8) / 8
 
 
 def _place_scratch(
     operator: Operator, live: dict[str, float], root: Mapping[str, str], style: ArenaStyle
 ) -> float:
-    """Add a convolution's scratch to the tensors whose channels it grows with; return what is left over.
+    """Add an operator's scratch to the tensors whose channels it grows with; return what is left over.
 
-    Patches and input rows are as deep as the input, output rows as the output: booked there, they
-    shrink with the widths when a planner scales tensors.
+    Booked there, it shrinks with the widths when a planner scales tensors.
     """
-    if operator.kind not in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV):
-        return 0.0
-    element = max(operator.activation_bits, 8) / 8
-    is_float = operator.activation_bits >= FLOAT_BITS
-    of_input, of_output = 0.0, 0.0
-    # Kernels in floating point read patches where they lie: nothing is widened.
-    if operator.kind is OperatorKind.CONV and not is_float:
-        patch = math.prod(operator.kernel) * operator.in_channels // max(operator.groups, 1)
-        of_input += style.patch_ratio * patch
-    if operator.in_size and operator.out_size:
-        rows = min(style.row_ratio, FLOAT_ROWS if is_float else math.inf) * element
-        of_input += rows * operator.in_size[-1] * operator.in_channels
-        of_output += rows * operator.out_size[-1] * operator.out_channels
-    left_over = 0.0
-    for names, scratch in ((operator.inputs, of_input), (operator.outputs, of_output)):
+    scratch = scratch_of(operator, style.scratch)
+    left_over = scratch.fixed
+    for names, amount in (
+        (operator.inputs, scratch.of_input),
+        (operator.outputs, scratch.of_output),
+    ):
         name = root.get(names[0], names[0]) if names else ""
         if name in live:
-            live[name] += scratch
+            live[name] += amount
         else:
-            left_over += scratch
+            left_over += amount
     return left_over

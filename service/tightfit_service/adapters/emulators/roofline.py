@@ -98,7 +98,7 @@ LOG_HALF_WIDTH = math.log(2.4)
 """Covers 90 % of the CPU rows of public tables whose products are known; see docs/emulators.md."""
 ASSUMED_LOG_WIDTH = 0.3
 POWER_LOG_WIDTH = 0.45
-_STYLE = memory_plan.ArenaStyle(kept_share={"elementwise": 0.0}, patch_ratio=0.0)
+_STYLE = memory_plan.ArenaStyle(in_place=frozenset({"elementwise"}))
 VECTOR_FEATURES = frozenset({"dotprod", "i8mm", "avx512_vnni", "avx_vnni"})
 
 

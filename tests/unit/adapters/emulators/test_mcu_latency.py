@@ -23,11 +23,7 @@ from tightfit_service.adapters.emulators.mcu_latency import (
     [
         ("X-CUBE-AI", "7.3.0", ("x-cube-ai", "x-cube-ai/7.3")),
         ("X-CUBE-AI", "7.3.0 time", ("x-cube-ai", "x-cube-ai/7.3")),
-        (
-            "X-CUBE-AI",
-            "8.1.0 time",
-            ("x-cube-ai", "x-cube-ai/8.1", "x-cube-ai/fast-depthwise/time"),
-        ),
+        ("X-CUBE-AI", "8.1.0 time", ("x-cube-ai", "x-cube-ai/8.1")),
         ("X-CUBE-AI", "10.0.0 balanced", ("x-cube-ai", "x-cube-ai/10.0")),
         ("STEdgeAI", "1.0", ("x-cube-ai", "x-cube-ai/9.0")),
         ("X-CUBE-AI", "", ("x-cube-ai",)),
@@ -44,7 +40,7 @@ def test_runtime_path(name: str, version: str, path: tuple[str, ...]) -> None:
 
 
 def test_an_unknown_release_is_taken_for_the_nearest() -> None:
-    known = {"x-cube-ai", "x-cube-ai/8.1", "x-cube-ai/10.2", "x-cube-ai/fast-depthwise"}
+    known = {"x-cube-ai", "x-cube-ai/8.1", "x-cube-ai/10.2"}
     assert nearest_known(("x-cube-ai", "x-cube-ai/9.9"), known)[1] == "x-cube-ai/10.2"
     assert nearest_known(("x-cube-ai", "x-cube-ai/8.1"), known)[1] == "x-cube-ai/8.1"
     assert nearest_known(("onnc", "onnc/2.0"), known) == ("onnc", "onnc/2.0")
@@ -63,6 +59,12 @@ def test_prior_kinds_tell_families_releases_and_depthwise_kernels_apart() -> Non
 
 
 SETUP = Setup(core="cortex-m4", board="b", runtime=("r",))
+
+
+def test_no_runtime_changes_how_long_flash_takes() -> None:
+    names = parameters_of(SETUP, "weight_byte", is_float=False)
+    assert names == ("base:weight_byte", "core:cortex-m4:flash", "board:b:flash")
+    assert "runtime:r:dense" in parameters_of(SETUP, "dense_mac", is_float=False)
 
 
 def test_prices_multiply_up() -> None:
