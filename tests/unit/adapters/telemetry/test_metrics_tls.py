@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -16,7 +17,9 @@ from fakes.access import Authority, write_pair
 from tightfit_service.adapters.access.tls_contexts import TlsContexts
 from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
+from tightfit_service.bootstrap.observability import make_metrics_port
 from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.settings import load_settings
 
 
 def contexts(folder: Path, *, client_ca: Path | None = None) -> TlsContexts:
@@ -143,3 +146,35 @@ def test_files_that_cannot_be_used_are_named(folder: Path, authority: Authority)
         contexts(folder)
     assert caught.value.field == "tls_key_file"
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"metrics_tls": True}, "metrics_tls"),
+        ({"metrics_client_ca_file": "ca.crt"}, "metrics_client_ca_file"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        load_settings(given, environment={})
+    assert caught.value.field == field
+    assert caught.value.remedy
+
+
+def test_a_server_is_given_the_tls_of_its_settings(
+    folder: Path, authority: Authority, ports: list[MetricsPort]
+) -> None:
+    settings = load_settings(
+        {
+            "metrics_listen": "127.0.0.1:0",
+            "metrics_tls": True,
+            "tls_cert_file": str(folder / "tls.crt"),
+            "tls_key_file": str(folder / "tls.key"),
+        },
+        environment={},
+    )
+    port = make_metrics_port(settings, PrometheusTelemetry())
+    assert port is not None
+    ports.append(port)
+    assert "tightfit_build_info" in fetched(port.start(), trusting(authority))
