@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import structlog
 
+from tightfit_service.adapters.execution.background import BackgroundTasks
 from tightfit_service.adapters.execution.environment import worker_environment
 from tightfit_service.adapters.execution.failures import (
     STOPPING,
@@ -45,7 +46,6 @@ from tightfit_service.domain.errors import UnavailableError
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 
 _RECYCLED = "recycled"
 _START_SECONDS = 120.0
@@ -126,7 +126,7 @@ class LocalProcessExecutor:
         self._workers_dir = scratch_dir / "workers"
         self._slots = [_Slot(self._workers_dir / str(n)) for n in range(worker_count)]
         self._free: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background = BackgroundTasks()
         self._guard = Guard()
         self.isolation: str | None = None
         self._is_running = False
@@ -156,8 +156,7 @@ class LocalProcessExecutor:
             worker.kill(STOPPING)
         for worker in workers:
             await worker.wait_gone()
-        while self._background:
-            await asyncio.wait(self._background)
+        await self._background.ended()
         for slot in self._slots:
             slot.worker = None
         self._guard.stop()
@@ -185,7 +184,7 @@ class LocalProcessExecutor:
         try:
             return await self._run_in(slot, job, unit, on_progress, on_begin)
         finally:
-            self._in_background(job.close())
+            self._background.start(job.close())
             self._give_back(slot)
 
     async def _run_in(
@@ -311,7 +310,7 @@ class LocalProcessExecutor:
         if slot.worker is not None and slot.worker.is_alive:
             self._free.put_nowait(slot)
         else:
-            self._in_background(self._refill(slot))
+            self._background.start(self._refill(slot))
 
     async def _refill(self, slot: _Slot) -> None:
         if self._is_running:
@@ -325,7 +324,7 @@ class LocalProcessExecutor:
         if slot.worker is not None and slot.worker.is_alive:
             return slot.worker
         if slot.starting is None or slot.starting.done():
-            slot.starting = self._in_background(self._start_worker(slot))
+            slot.starting = self._background.start(self._start_worker(slot))
         # a caller that is cancelled must not leave a half-started process behind
         return await asyncio.shield(slot.starting)
 
@@ -346,7 +345,7 @@ class LocalProcessExecutor:
             worker.kill(STOPPING)
         slot.worker = worker
         self._guard.watch(worker.pid)
-        self._in_background(self._after_exit(worker))
+        self._background.start(self._after_exit(worker))
         return worker
 
     async def _after_exit(self, worker: WorkerProcess) -> None:
@@ -355,18 +354,6 @@ class LocalProcessExecutor:
         reason = worker.kill_reason or "crashed"
         if reason not in {STOPPING, _RECYCLED}:
             self._telemetry.worker_restarted(reason)
-
-    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._forget)
-        return task
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled():
-            # looked at here, so that what nobody waits for any more is not reported as forgotten
-            task.exception()
 
 
 def _empty(directory: Path, user: WorkerUser | None) -> None:

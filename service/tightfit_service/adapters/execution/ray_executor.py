@@ -6,15 +6,15 @@ import asyncio
 import hashlib
 import shutil
 import uuid
-from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
 
 from tightfit_service import __version__
+from tightfit_service.adapters.execution.background import BackgroundTasks
 from tightfit_service.adapters.execution.failures import not_running
 from tightfit_service.adapters.execution.local_processes import RestartReports
 from tightfit_service.adapters.execution.messages import Message, error_from
@@ -38,7 +38,6 @@ from tightfit_service.domain.errors import (
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 
 CHUNK_BYTES = 8 << 20
 """Files travel in pieces of this size, each an object in Ray's store for a moment."""
@@ -103,7 +102,7 @@ class RayExecutor:
         self._free: asyncio.Queue[_Slot] = asyncio.Queue()
         self._slots: set[_Slot] = set()
         self._makers: set[asyncio.Task[None]] = set()
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background = BackgroundTasks()
         self._sending: WeakValueDictionary[tuple[str, str, str], asyncio.Lock] = (
             WeakValueDictionary()
         )
@@ -188,7 +187,7 @@ class RayExecutor:
             stopped.cancel()
             is_unfinished = not work.done()
             work.cancel()
-            ending = self._in_background(self._end(slot, run_id, is_unfinished=is_unfinished))
+            ending = self._background.start(self._end(slot, run_id, is_unfinished=is_unfinished))
             if is_unfinished:
                 # cancelled: a second cancellation ends this wait, not the kill
                 await asyncio.wait([ending], timeout=_CANCEL_SECONDS)
@@ -326,7 +325,7 @@ class RayExecutor:
 
     def _replace(self, slot: _Slot) -> None:
         self._slots.discard(slot)
-        self._in_background(self._kill(slot.actor))
+        self._background.start(self._kill(slot.actor))
         if self._is_running:
             self._make_slot()
 
@@ -373,13 +372,13 @@ class RayExecutor:
             # a cluster without room may grow: this waits as long as that takes
             hello = await self._answer(actor.start.remote())
         except BaseException:
-            self._in_background(self._kill(actor))
+            self._background.start(self._kill(actor))
             raise
         if hello["type"] == "error":
-            self._in_background(self._kill(actor))
+            self._background.start(self._kill(actor))
             raise error_from(hello)
         if hello["version"] != __version__:
-            self._in_background(self._kill(actor))
+            self._background.start(self._kill(actor))
             raise UnavailableError(
                 f"node {hello['node']} has version {hello['version']}, the service {__version__}",
                 remedy="run service and nodes from the same image",
@@ -392,18 +391,6 @@ class RayExecutor:
             "num_gpus": self._gpus_per_unit,
             "memory": self._options.limits.memory_bytes or 0,
         }
-
-    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._forget)
-        return task
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled():
-            # looked at here, so that what nobody waits for any more is not reported as forgotten
-            task.exception()
 
 
 def _first_line(error: BaseException) -> str:
