@@ -232,9 +232,8 @@ class DownloadStage:
         return from_plain(DownloadOffer, result.payload)
 
     async def _tried(self, base: Trial, option: DownloadOption, *, can_train: bool) -> Trial:
-        await self._stages.enter(
-            "finish", f"a smaller download: {option.label}", begin=0.96, end=0.97
-        )
+        text = f"a smaller download, {option.download_bytes} bytes as predicted: {option.label}"
+        await self._stages.enter("finish", text, begin=0.96, end=0.97)
         quantization = quantization_of(base.recipe)
         if option.clustering is not None:
             quantization = with_shared_scales(quantization)

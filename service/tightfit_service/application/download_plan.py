@@ -6,7 +6,7 @@ import math
 
 from tightfit_service.application.download_work import DownloadOffer, DownloadOption
 
-AIM = 0.95
+AIM = 0.97
 """Of the limit: training spreads the weights that are left, and their codes become a little longer."""
 
 _WORTH_KNOWING = 1.1

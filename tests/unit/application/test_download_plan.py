@@ -34,7 +34,7 @@ def test_a_file_that_grew_asks_for_smaller_ones_which_were_not_tried() -> None:
     plan = begun(one)
     plan.next()
     plan.learn(one, packed_bytes=1080, fits_unpacked=True)
-    assert plan.aim == 791  # 950 / 1.2
+    assert plan.aim == int(AIM * 1000 / 1.2)
     plan.take(DownloadOffer(options=(one, option("b", 780))))
     found = plan.next()
     assert found is not None
