@@ -49,7 +49,7 @@ from tightfit_service.domain.errors import (
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
-from tightfit_service.domain.quota import check_trials
+from tightfit_service.domain.quota import Quota, check_trials
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, violations
 from tightfit_service.search.solver import smallest_costs
@@ -104,8 +104,8 @@ class JobDesk:
 
     async def create(self, project: str, request: JobRequest) -> Job:
         """Queue a job; the same `request_id` gives the same job."""
-        job = await self.validate(project, request)
         quota = await self._quotas.of(project)
+        job = await self._examined(project, request, quota)
         stored = await asyncio.to_thread(self._jobs.create_job, job, quota=quota)
         if stored.job_id == job.job_id:
             self._telemetry.job_state(stored, None)
@@ -115,25 +115,14 @@ class JobDesk:
 
     async def validate(self, project: str, request: JobRequest) -> Job:
         """Check everything that can be known without running anything long."""
-        check_trials(await self._quotas.of(project), request.search_limits.max_trials)
-        await self._quotas.check_room(project)
+        return await self._examined(project, request, await self._quotas.of(project))
+
+    async def _examined(self, project: str, request: JobRequest, quota: Quota) -> Job:
+        check_trials(quota, request.search_limits.max_trials)
+        await self._quotas.check_room(project, quota)
         target = await self._hardware.resolve(project, request.target)
         await self._hardware.cost_model(project, target)
-        output_format = request.output_format or target.output_format
-        if output_format not in EXPORTABLE:
-            raise InvalidRequestError(
-                f"{output_format} is not a format that is exported",
-                field="output_format",
-                remedy=f"choose one of {', '.join(EXPORTABLE)}",
-            )
-        if output_format in self._missing_extras:
-            raise UnsupportedError(
-                f"what writes {output_format} is not installed where this server runs",
-                field="output_format",
-                remedy=f"install {self._missing_extras[output_format]} there, or choose tflite or onnx",
-            )
-        if output_format in self._target_checks:
-            self._target_checks[output_format](target)
+        output_format = self._checked_format(request, target)
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
         if facts.is_quantized:
             raise InvalidModelError(
@@ -191,6 +180,24 @@ class JobDesk:
             trace_parent=tracing.current(),
             creator=caller().name,
         )
+
+    def _checked_format(self, request: JobRequest, target: HardwareSpec) -> ModelFormat:
+        output_format = request.output_format or target.output_format
+        if output_format not in EXPORTABLE:
+            raise InvalidRequestError(
+                f"{output_format} is not a format that is exported",
+                field="output_format",
+                remedy=f"choose one of {', '.join(EXPORTABLE)}",
+            )
+        if output_format in self._missing_extras:
+            raise UnsupportedError(
+                f"what writes {output_format} is not installed where this server runs",
+                field="output_format",
+                remedy=f"install {self._missing_extras[output_format]} there, or choose tflite or onnx",
+            )
+        if output_format in self._target_checks:
+            self._target_checks[output_format](target)
+        return output_format
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:
         """Run the preflight: estimates only."""

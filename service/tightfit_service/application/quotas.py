@@ -30,13 +30,12 @@ class Quotas:
         if quota.stored_bytes:
             check_stored_bytes(quota, await self._stored_bytes(project), size_bytes)
 
-    async def check_room(self, project: str) -> None:
-        """Refuse a job of a project that can store nothing more.
+    async def check_room(self, project: str, quota: Quota) -> None:
+        """Refuse a job of a project that can store nothing more under its quota.
 
         Raises:
             ResourceExhaustedError: The project holds as many bytes as it may.
         """
-        quota = await self.of(project)
         if quota.stored_bytes:
             check_room(quota, await self._stored_bytes(project))
 
