@@ -50,7 +50,7 @@ def offer(payload: Mapping[str, Any]) -> DownloadOffer:
             reached.append((fits[0], count))
     found = [_option(packed, *pair) for pair in reached]
     return DownloadOffer(
-        options=tuple(sorted(found, key=lambda option: option.lost or 0.0)),
+        options=tuple(sorted(found, key=lambda option: option.error)),
         least=_option(packed, ratios[-1], counts[-1]),
     )
 
@@ -61,6 +61,7 @@ def _option(packed: int, ratio: float, clusters: int) -> DownloadOption:
         sparsity={"nodes": {"b": zeros}} if ratio else None,
         clustering={"nodes": {"b": {"clusters": clusters}}} if clusters else None,
         download_bytes=math.ceil(packed * share(ratio, clusters)),
+        error=min(1.0, loss(ratio, clusters)),
         lost=loss(ratio, clusters),
         label=f"{ratio:.0%} zeros, {clusters} clusters",
     )

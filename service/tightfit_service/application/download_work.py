@@ -59,6 +59,8 @@ class DownloadOption:
         sparsity: Parameters of that pass; None leaves it out.
         clustering: Parameters of that pass; None leaves it out.
         download_bytes: Size of the packed file.
+        error: Relative squared error of the weights, in [0, 1]: the mean over the layers that it changes.
+            It ranks options, for accuracy without training tells strong ones no longer apart.
         lost: Accuracy (fraction) that it loses on selection samples without any training, against the
             network as it is; None where there is nothing to measure it with.
         label: A few words for people.
@@ -67,6 +69,7 @@ class DownloadOption:
     sparsity: Mapping[str, Any] | None
     clustering: Mapping[str, Any] | None
     download_bytes: int
+    error: float
     lost: float | None
     label: str
 
@@ -83,7 +86,7 @@ class DownloadOption:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadOffer:
-    """The options that are predicted to reach an aim, those that lose least first.
+    """The options that are predicted to reach an aim, those that change weights least first.
 
     `least` is the smallest file that could be made; None where the passes can do nothing here.
     """
@@ -161,6 +164,7 @@ class DownloadWork:
         }
         grid = _Grid(
             recipes=self.handlers.recipes,
+            passes=self.passes,
             start=start,
             splits=splits,
             settings=settings,
@@ -190,6 +194,7 @@ class _Grid:
     """All pairs of levels of one network; files are made when they are asked for."""
 
     recipes: RecipeWork
+    passes: Mapping[str, DownloadPass]
     start: bytes
     splits: Splits
     settings: QuantizationSettings
@@ -200,6 +205,7 @@ class _Grid:
     on_progress: ProgressCallback
     _files: dict[_Place, _File] = field(default_factory=dict)
     _sparse: dict[int, bytes] = field(default_factory=dict)
+    _errors: dict[_Place, float] = field(default_factory=dict)
     _accuracies: dict[_Place, float | None] = field(default_factory=dict)
 
     def offer(self, aim: int) -> DownloadOffer:
@@ -215,7 +221,7 @@ class _Grid:
             if fewest == 0:  # fewer clusters would lose more for nothing
                 break
         changed = [place for place in reached if place != (0, 0)]
-        changed.sort(key=lambda place: (self._lost(place) or 0.0, sum(place)))
+        changed.sort(key=lambda place: (self._error(place), place))
         made = [place for place in self._files if place != (0, 0)]
         least = min(made, key=self._size, default=None)
         return DownloadOffer(
@@ -277,19 +283,42 @@ class _Grid:
         return _File(data=exported.data, packed_bytes=float(len(packed)))
 
     def _changed(self, place: _Place) -> bytes:
-        level, sparse = place
-        if sparse not in self._sparse:
-            self._sparse[sparse] = self._applied(self.start, SPARSITY_STEP, self.zeros[sparse])
-        return self._applied(self._sparse[sparse], CLUSTERING_STEP, self.clusters[level])
+        return self._applied(self._with_zeros(place[1]), CLUSTERING_STEP, self.clusters[place[0]])
+
+    def _with_zeros(self, level: int) -> bytes:
+        if level not in self._sparse:
+            self._sparse[level] = self._applied(self.start, SPARSITY_STEP, self.zeros[level])
+        return self._sparse[level]
 
     def _applied(self, graph: bytes, name: str, parameters: _Parameters) -> bytes:
         if parameters is None:
             return graph
-        calibration = self.splits.get(SplitName.CALIBRATION)
-        context = PassContext(calibration=calibration, seed=self.seed)
-        return self.recipes.steps.apply(
-            graph, PassStep(pass_name=name, parameters=parameters), context
+        step = PassStep(pass_name=name, parameters=parameters)
+        return self.recipes.steps.apply(graph, step, self._context)
+
+    @property
+    def _context(self) -> PassContext:
+        return PassContext(calibration=self.splits.get(SplitName.CALIBRATION), seed=self.seed)
+
+    def _error(self, place: _Place) -> float:
+        if place not in self._errors:
+            self._errors[place] = self._found_error(place)
+        return self._errors[place]
+
+    def _found_error(self, place: _Place) -> float:
+        """Return the mean relative error of the changed weights; that of clusters is of what is not zero."""
+        zeros, clusters = (
+            {} if parameters is None else self.passes[name].errors(graph, parameters, self._context)
+            for name, graph, parameters in (
+                (SPARSITY_STEP, self.start, self.zeros[place[1]]),
+                (CLUSTERING_STEP, self._with_zeros(place[1]), self.clusters[place[0]]),
+            )
         )
+        nodes = zeros.keys() | clusters.keys()
+        left = [
+            (1 - zeros.get(node, 0.0)) * (1 - clusters.get(node, 0.0)) for node in sorted(nodes)
+        ]
+        return 1 - math.fsum(left) / len(left) if left else 0.0
 
     def _lost(self, place: _Place) -> float | None:
         before, after = self._accuracy((0, 0)), self._accuracy(place)
@@ -315,6 +344,7 @@ class _Grid:
             sparsity=self.zeros[sparse],
             clustering=self.clusters[level],
             download_bytes=math.ceil(self._size(place)),
+            error=self._error(place),
             lost=self._lost(place),
             label=self._label(place),
         )

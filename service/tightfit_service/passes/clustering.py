@@ -114,12 +114,15 @@ class ClusteringPass:
             for clusters in DOWNLOAD_CLUSTERS
         ]
 
-    def errors(self, graph: bytes, parameters: Mapping[str, Any]) -> Mapping[str, float]:
+    def errors(
+        self, graph: bytes, parameters: Mapping[str, Any], context: PassContext
+    ) -> Mapping[str, float]:
         """Return the relative squared error of each chosen node's weight, in [0, 1].
 
         Raises:
             InvalidRequestError: As `check`.
         """
+        del context
         weights = layer_weights(load_model(graph))
         return {
             name: relative_error(

@@ -8,7 +8,12 @@ from tightfit_service.application.download_work import DownloadOffer, DownloadOp
 
 def option(label: str, size: int, lost: float = 0.1) -> DownloadOption:
     return DownloadOption(
-        sparsity={"nodes": {}}, clustering=None, download_bytes=size, lost=lost, label=label
+        sparsity={"nodes": {}},
+        clustering=None,
+        download_bytes=size,
+        error=lost,
+        lost=lost,
+        label=label,
     )
 
 

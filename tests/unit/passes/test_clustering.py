@@ -122,13 +122,13 @@ def test_groups_of_channels_have_values_of_their_own() -> None:
     inputs = [builder.input("x", (50,)), builder.constant("w", values, dtype=np.float32)]
     data = builder.model({builder.node("fc", "Gemm", inputs, transB=1): (8,)}).SerializeToString()
     choices = ({"nodes": {"fc": {"clusters": 3, "groups": groups}}} for groups in (1, 4))
-    together, apart = (clustering.errors(data, choice)["fc"] for choice in choices)
+    together, apart = (clustering.errors(data, choice, PassContext())["fc"] for choice in choices)
     assert apart < 0.2 * together
 
 
 def test_more_clusters_are_nearer() -> None:
     errors = [
-        clustering.errors(CNN, {"nodes": {"fc1": {"clusters": count}}})["fc1"]
+        clustering.errors(CNN, {"nodes": {"fc1": {"clusters": count}}}, PassContext())["fc1"]
         for count in (2, 4, 8, 16, 32)
     ]
     assert errors == sorted(errors, reverse=True)

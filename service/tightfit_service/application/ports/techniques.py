@@ -120,6 +120,16 @@ class DownloadPass(GraphPass, Protocol):
         """
         ...
 
+    def errors(
+        self, graph: bytes, parameters: Mapping[str, Any], context: PassContext
+    ) -> Mapping[str, float]:
+        """Return the relative squared error of each chosen node's weight, in [0, 1].
+
+        Raises:
+            InvalidRequestError: As `check`.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySettings:
