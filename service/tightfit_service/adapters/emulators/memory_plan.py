@@ -49,6 +49,7 @@ class ArenaStyle:
         fuses_pad: Whether padding operators of the network are done inside the operator that follows.
         fuses_pool: Whether a convolution and the pooling of separate windows that follows are one operator,
             which keeps only as many rows between them as a window is high.
+        fragmentation: Bytes of the arena per byte of tensors and scratch, for the gaps that a planner leaves.
         operator_bytes: Bookkeeping that stays in the arena, per operator.
         channel_bytes: Requantisation parameters that stay in the arena, per output channel.
         constant_bytes: Everything else.
@@ -61,6 +62,7 @@ class ArenaStyle:
     pads_convolutions: bool = False
     fuses_pad: bool = True
     fuses_pool: bool = False
+    fragmentation: float = 1.0
     operator_bytes: float = 0.0
     channel_bytes: float = 0.0
     constant_bytes: float = 0.0
@@ -79,7 +81,11 @@ TFLM_STYLE = ArenaStyle(
 
 
 def x_cube_ai_style(
-    *, in_place: Collection[str], growth_limit: float, pads_convolutions: bool
+    *,
+    in_place: Collection[str],
+    growth_limit: float,
+    pads_convolutions: bool,
+    fragmentation: float = 1.0,
 ) -> ArenaStyle:
     """Return the style of X-CUBE-AI, but for what the network.c that it generates does not tell.
 
@@ -96,6 +102,7 @@ def x_cube_ai_style(
         pads_convolutions=pads_convolutions,
         fuses_pad=False,
         fuses_pool=True,
+        fragmentation=fragmentation,
     )
 
 
@@ -103,7 +110,7 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
     """Return the memory in use while each operator runs; operators without memory traffic are left out.
 
     A tensor is live from the operator that writes it to the last that reads it. Arena planners place
-    tensors in shared memory; fragmentation is not modelled, and is zero on chains.
+    tensors in shared memory; where they leave gaps is not modelled, only a factor for them.
     """
     operators, root, window_rows = _executed(network, style)
     sizes = _tensor_bytes(network)
@@ -135,10 +142,16 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
         if style.pads_convolutions:
             _pad_input(operator, live, dying, root)
         _place_output(operator, live, dying, sizes, style)
-        fixed = persistent + _place_scratch(operator, live, root, style)
+        scratch = _place_scratch(operator, live, root, style)
         if operator.node in window_rows:
             live[operator.outputs[0]] += window_rows[operator.node] * _row_bytes(operator)
-        points.append(MemoryPoint(node=operator.node, fixed_bytes=fixed, tensor_bytes=live))
+        points.append(
+            MemoryPoint(
+                node=operator.node,
+                fixed_bytes=persistent + scratch * style.fragmentation,
+                tensor_bytes={name: size * style.fragmentation for name, size in live.items()},
+            )
+        )
     return tuple(points)
 
 

@@ -190,6 +190,19 @@ def test_depthwise_and_dense_scratch() -> None:
     assert scratch_of(dense, X_CUBE_AI_SCRATCH).of_input == 2 * 8 * 8 * 32
 
 
+def test_gaps_are_a_factor_on_tensors_and_scratch() -> None:
+    net = builder()
+    net.conv("input", 4)
+    style = ArenaStyle(
+        scratch=ScratchRule(weight_ratio=2.0, weight_limit=100.0),
+        fragmentation=1.25,
+        constant_bytes=1000,
+    )
+    (point,) = memory_points(net.build(), style)
+    assert point.fixed_bytes == 1000 + 1.25 * 100
+    assert sum(point.tensor_bytes.values()) == 1.25 * 2 * TENSOR
+
+
 def test_float_activations_take_four_bytes() -> None:
     net = builder()
     net.conv("input", 4)
