@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tightfit_service.application.recipe_work import (
+from tightfit_service.application.recipe_steps import (
     PRUNING_STEP,
     QUANTIZATION_STEP,
     RECOVERY_STEP,

@@ -37,7 +37,7 @@ from tightfit_service.application.ports import RecoverySettings, WorkUnit
 from tightfit_service.application.proposals import Proposal
 from tightfit_service.application.provenance import ARTIFACT_NAME, MODEL, Outcome
 from tightfit_service.application.recipe_making import RecipeMaker, teachers_of
-from tightfit_service.application.recipe_work import RECOVERY_STEP
+from tightfit_service.application.recipe_steps import RECOVERY_STEP
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.teaching import JobTeachers
 from tightfit_service.application.techniques import PRECISION, network_passes

@@ -26,7 +26,7 @@ from tightfit_service.application.network_forms import ROUNDING_FELT
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings, WorkResult, WorkUnit
 from tightfit_service.application.recipe_making import RecipeMaker, trained_steps
-from tightfit_service.application.recipe_work import RECOVERY_STEP, quantization_of
+from tightfit_service.application.recipe_steps import RECOVERY_STEP, quantization_of
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import DOWNLOAD_PASSES, download_passes
 from tightfit_service.application.time_budget import TimeBudget

@@ -22,14 +22,12 @@ from tightfit_service.application.ports import (
     QuantizationSettings,
     WorkHandler,
 )
-from tightfit_service.application.recipe_work import (
+from tightfit_service.application.recipe_steps import (
     CLUSTERING_STEP,
     SPARSITY_STEP,
-    RecipeWork,
-    Splits,
-    accuracy_of,
     quantization_of,
 )
+from tightfit_service.application.recipe_work import RecipeWork, Splits, accuracy_of
 from tightfit_service.application.samples import Samples
 from tightfit_service.application.work import SENSITIVITY_SAMPLES, WorkHandlers
 from tightfit_service.domain.dataset import SplitName

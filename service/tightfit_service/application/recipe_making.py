@@ -8,11 +8,7 @@ from typing import Any
 
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
-from tightfit_service.application.recipe_work import (
-    PRUNING_STEP,
-    QUANTIZATION_STEP,
-    RECOVERY_STEP,
-)
+from tightfit_service.application.recipe_steps import PRUNING_STEP, QUANTIZATION_STEP, RECOVERY_STEP
 from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec

@@ -25,12 +25,8 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.provenance import Provenance
-from tightfit_service.application.recipe_work import (
-    RECOVERY_STEP,
-    TrialOutcome,
-    as_carried_out,
-    quantization_of,
-)
+from tightfit_service.application.recipe_steps import RECOVERY_STEP, as_carried_out, quantization_of
+from tightfit_service.application.recipe_work import TrialOutcome
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.teacher_inputs import teacher_inputs
 from tightfit_service.application.work import TRIAL, ModelFacts, unit_digest

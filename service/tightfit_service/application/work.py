@@ -36,13 +36,8 @@ from tightfit_service.application.ports import (
     WorkHandler,
     WorkUnit,
 )
-from tightfit_service.application.recipe_work import (
-    GraphSteps,
-    RecipeWork,
-    Splits,
-    TrainedGraph,
-    accuracy_of,
-)
+from tightfit_service.application.recipe_steps import GraphSteps
+from tightfit_service.application.recipe_work import RecipeWork, Splits, TrainedGraph, accuracy_of
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.application.teacher_inputs import teacher_graphs
 from tightfit_service.domain.dataset import SplitName

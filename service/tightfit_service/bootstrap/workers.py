@@ -12,7 +12,8 @@ from tightfit_service.application.ports import (
     NodePass,
     WorkHandler,
 )
-from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
+from tightfit_service.application.recipe_steps import GraphSteps
+from tightfit_service.application.recipe_work import RecipeWork
 from tightfit_service.application.work import WorkHandlers
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings

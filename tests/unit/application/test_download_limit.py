@@ -14,7 +14,7 @@ from tightfit_service.application.download_limit import check_packable
 from tightfit_service.application.download_work import with_shared_scales
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
-from tightfit_service.application.recipe_work import as_carried_out, quantization_of
+from tightfit_service.application.recipe_steps import as_carried_out, quantization_of
 from tightfit_service.application.time_budget import DOWNLOAD_TIME_SHARE, TimeBudget
 from tightfit_service.application.use_cases import JobRequest
 from tightfit_service.domain.budget import Budget, Constraint, Quantity, SearchLimits

@@ -27,7 +27,8 @@ from tightfit_service.application.ports import (
     PassContext,
     QuantizationSettings,
 )
-from tightfit_service.application.recipe_work import GraphSteps, RecipeWork
+from tightfit_service.application.recipe_steps import GraphSteps
+from tightfit_service.application.recipe_work import RecipeWork
 from tightfit_service.application.samples import Samples
 from tightfit_service.application.work import WorkHandlers
 from tightfit_service.domain.dataset import DatasetManifest, SplitName

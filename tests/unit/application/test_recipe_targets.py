@@ -18,12 +18,8 @@ from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings, TargetAccuracy
-from tightfit_service.application.recipe_work import (
-    QUANTIZATION_STEP,
-    GraphSteps,
-    RecipeWork,
-    TrialOutcome,
-)
+from tightfit_service.application.recipe_steps import QUANTIZATION_STEP, GraphSteps
+from tightfit_service.application.recipe_work import RecipeWork, TrialOutcome
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import DatasetManifest, SplitName
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat

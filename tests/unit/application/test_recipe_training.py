@@ -16,12 +16,8 @@ from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.ports import PassContext, RecoveryResult
-from tightfit_service.application.recipe_work import (
-    RECOVERY_STEP,
-    RESOLUTION_STEP,
-    GraphSteps,
-    RecipeWork,
-)
+from tightfit_service.application.recipe_steps import RECOVERY_STEP, RESOLUTION_STEP, GraphSteps
+from tightfit_service.application.recipe_work import RecipeWork
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import DatasetManifest, SplitName
 from tightfit_service.domain.errors import UnsupportedError

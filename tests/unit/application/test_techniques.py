@@ -12,7 +12,7 @@ from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.recipe_making import RecipeMaker, is_in
-from tightfit_service.application.recipe_work import (
+from tightfit_service.application.recipe_steps import (
     as_carried_out,
     check_recovery,
     quantization_of,
