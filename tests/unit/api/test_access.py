@@ -161,7 +161,8 @@ async def test_an_open_stream_ends_with_its_key(
     request = compression_pb2.WatchJobRequest(name=JOB)
     watch = _jobs(secured).WatchJob(request, metadata=bearer(token))
     reading = asyncio.ensure_future(watch.code())
-    await asyncio.sleep(0.1)
+    await until(lambda: secured.keys.lookups == 1)
+    await asyncio.sleep(0.1)  # several checks
     assert not reading.done()
     if end == "revoked":
         (key_id,) = secured.keys.keys
