@@ -15,6 +15,7 @@ from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit import AsyncClient, Client, Patience, compression_spec
 from tightfit.v1 import hardware_pb2, job_pb2
+from tightfit_service.api.limits import CallLimits
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.domain.job import JobState
 
@@ -25,7 +26,9 @@ QUICK = Patience(first_seconds=0.01, most_seconds=0.05, total_seconds=20)
 class Service:
     """A server over use cases in memory that can be stopped and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: CallLimits | None = None) -> None:
+        self.limits = limits or CallLimits()
+        self.metrics = RecordingRpcMetrics()
         self.assets = InMemoryAssets()
         self.jobs = InMemoryJobs()
         self.hardware = InMemoryHardware("board-a", "board-b")
@@ -40,8 +43,8 @@ class Service:
             calibrations=self.hardware,
             runners=self.runners,
             diagnosis=no_checks(),
-            metrics=RecordingRpcMetrics(),
-            options=ServerOptions(listen=self.address),
+            metrics=self.metrics,
+            options=ServerOptions(listen=self.address, limits=self.limits),
         )
         self.address = await self.server.start()
 
@@ -77,6 +80,19 @@ async def test_a_model_is_uploaded_once_and_can_be_read_back(
     assert (await client.upload_model(model)).name == uploaded.name
     await client.download_artifact(uploaded.digest, tmp_path / "back.onnx")
     assert await asyncio.to_thread((tmp_path / "back.onnx").read_bytes) == DATA
+
+
+async def test_calls_beyond_the_limits_of_a_project_are_answered_in_their_turn() -> None:
+    service = Service(CallLimits(requests_per_second=40.0, burst_requests=1, concurrent_calls=2))
+    await service.start()
+    async with AsyncClient(service.address, patience=QUICK) as client:
+        calls = [client.get_target("board-a") for _ in range(12)]
+        assert {target.spec.name for target in await asyncio.gather(*calls)} == {"board-a"}
+    with Client(service.address, patience=QUICK) as blocking:
+        for _ in range(3):
+            assert await asyncio.to_thread(blocking.get_target, "board-a")
+    assert service.metrics.limits
+    await service.stop()
 
 
 async def test_an_upload_that_another_process_began_is_finished(
