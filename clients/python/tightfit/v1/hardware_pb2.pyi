@@ -736,7 +736,8 @@ class EstimateModelRequest(_message.Message):
     layer_table: _builtins.str
     """A network as a table of its layers instead of a model: CSV with the columns `op` (TensorFlow Lite
     operator), `in_h`, `in_w`, `in_c`, `out_h`, `out_w`, `out_c`, `macs`, and where they apply `kernel_h`,
-    `kernel_w`, `stride`, `weights`, `biases`, `layer`, `model`. It MUST hold one network.
+    `kernel_w`, `stride`, `weights`, `biases`, `layer`, `model`. Empty cells are derived where they follow
+    from the others of their row, and refused where not. It MUST hold one network.
     """
     @_builtins.property
     def hardware_spec(self) -> Global___HardwareSpec:
