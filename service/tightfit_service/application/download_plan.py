@@ -6,8 +6,8 @@ import math
 
 from tightfit_service.application.download_work import DownloadOffer, DownloadOption
 
-AIM = 0.97
-"""Of the limit: training spreads the weights that are left, and their codes become a little longer."""
+AIM = 0.95
+"""Of the limit: sizes are estimated, and training spreads the weights that are left."""
 
 _WORTH_KNOWING = 1.1
 """A smaller relaxation of the limit is looked for while it may be smaller by this factor."""

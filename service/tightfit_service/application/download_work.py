@@ -2,14 +2,14 @@
 
 Each strength of either pass is a level, and so is leaving it out. Files grow smaller with both, so for
 each number of clusters the fewest zeros that reach the aim are found by interpolation. Sizes are
-those of files that were exported and packed, without training; training moves them by little. The files are
-ONNX whatever is asked for: weights are rounded alike, and it takes a tenth of the time.
+those of files that were exported without training, which moves them by little, and are estimated, for
+packing takes longer. The files are ONNX whatever is asked for: weights are rounded alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ DOWNLOAD_OPTIONS = "download_options"
 
 _FORMAT = ModelFormat.ONNX
 _CALIBRATION_SAMPLES = 16
+
+SizeEstimator = Callable[[bytes, ModelFormat], int]
+"""About the size of the packed form of a file, bytes."""
 
 _Parameters = Mapping[str, Any] | None
 
@@ -109,6 +112,8 @@ class DownloadWork:
     handlers: WorkHandlers
     passes: Mapping[str, DownloadPass]
     """Sparsity and clustering, by their names."""
+    expected_bytes: SizeEstimator
+    """Of packed files."""
 
     def table(self) -> Mapping[str, WorkHandler]:
         """Return the handlers by the kind of unit they run."""
@@ -163,6 +168,7 @@ class DownloadWork:
         grid = _Grid(
             recipes=self.handlers.recipes,
             passes=self.passes,
+            expected_bytes=self.expected_bytes,
             start=start,
             splits=splits,
             settings=settings,
@@ -181,7 +187,7 @@ _Place = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """An exported file and the size of its packed form, infinite where it cannot be exported."""
+    """An exported file and about the size of its packed form, infinite where it cannot be exported."""
 
     data: bytes
     packed_bytes: float
@@ -193,6 +199,7 @@ class _Grid:
 
     recipes: RecipeWork
     passes: Mapping[str, DownloadPass]
+    expected_bytes: SizeEstimator
     start: bytes
     splits: Splits
     settings: QuantizationSettings
@@ -254,7 +261,7 @@ class _Grid:
         if place not in self._files:
             total = len(self.zeros) * len(self.clusters)
             self.on_progress(
-                len(self._files) / total, f"packing: {self._label(place) or 'as it is'}"
+                len(self._files) / total, f"exporting: {self._label(place) or 'as it is'}"
             )
             self._files[place] = self._made(place)
         return self._files[place]
@@ -277,8 +284,8 @@ class _Grid:
                 raise
             # so much was taken away that the file no longer computes what the graph does
             return _File(data=b"", packed_bytes=math.inf)
-        packed = self.recipes.pack(exported.data, _FORMAT)
-        return _File(data=exported.data, packed_bytes=float(len(packed)))
+        size = self.expected_bytes(exported.data, _FORMAT)
+        return _File(data=exported.data, packed_bytes=float(size))
 
     def _changed(self, place: _Place) -> bytes:
         return self._applied(self._with_zeros(place[1]), CLUSTERING_STEP, self.clusters[place[0]])

@@ -60,18 +60,20 @@ def explain_infeasibility(
     floor = budget.accuracy_floor(accuracy)
     if floor is not None:
         limited.append(Quantity.ACCURACY)
+    binding = _binding(missed, by_distance)
+    # of the download the solver knows nothing: what it takes for enough need not be
+    estimates = {} if Quantity.DOWNLOAD in binding else needed
     relaxations = tuple(
         _relaxation(
             quantity,
             known,
             budget=budget,
             baseline_accuracy=accuracy,
-            estimate=needed.get(quantity),
+            estimate=estimates.get(quantity),
         )
         for quantity in limited
         if _is_users(quantity, budget)
     )
-    binding = _binding(missed, by_distance)
     return Infeasibility(
         binding=binding,
         closest_trials=tuple(by_distance[:CLOSEST_COUNT]),

@@ -45,6 +45,7 @@ def pack_file(source: Path, destination: Path) -> tuple[int, int]:
 def handler_table(settings: Settings) -> dict[str, WorkHandler]:
     """Return everything that a worker can run, by the kind of unit."""
     from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
+    from tightfit_service.adapters.formats.packed import expected_bytes
     from tightfit_service.application.calibration_work import CalibrationWork
     from tightfit_service.application.download_work import DownloadWork
     from tightfit_service.passes.clustering import ClusteringPass
@@ -52,7 +53,11 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
 
     handlers = build_handlers(settings)
     downloads: list[DownloadPass] = [SparsityPass(), ClusteringPass()]
-    download = DownloadWork(handlers=handlers, passes={item.name: item for item in downloads})
+    download = DownloadWork(
+        handlers=handlers,
+        passes={item.name: item for item in downloads},
+        expected_bytes=expected_bytes,
+    )
     calibration = CalibrationWork(
         networks=DesignedNetworks(),
         importer=handlers.importer,

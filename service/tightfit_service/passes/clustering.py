@@ -11,7 +11,8 @@ import numpy.typing as npt
 from tightfit_service.application.ports import PassContext
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile
-from tightfit_service.graph.model_file import copy_model, load_model, save_model
+from tightfit_service.graph.batch_norm import fold_batch_norms
+from tightfit_service.graph.model_file import load_model, save_model
 from tightfit_service.passes.layer_weights import (
     LayerWeight,
     Rows,
@@ -25,7 +26,7 @@ from tightfit_service.passes.layer_weights import (
 )
 
 MOST_CLUSTERS = 256
-DOWNLOAD_CLUSTERS = (32, 16, 8)
+DOWNLOAD_CLUSTERS = (64, 32, 16, 8)
 """Values per layer that a limit on the download is met with."""
 _MOST_GROUPS = 4096
 _MOST_ROUNDS = 100
@@ -41,7 +42,8 @@ class ClusteringPass:
     means of at most `clusters` clusters, found by k-means from values that are spread evenly over
     the range: of the initialisations that Deep Compression (Han et al., ICLR 2016) compares, the one that
     keeps large weights, which matter most. Zeros stay zero and count as no cluster. Training afterwards keeps
-    what is equal with `RecoverySettings.share_values`.
+    what is equal with `RecoverySettings.share_values`. BatchNorm is folded first: folded on export, it would
+    scale equal values of different channels apart.
 
     Quantization to int8 per channel scales each channel on its own, which gives the values of a
     layer other integers in each of them; per tensor it does not.
@@ -71,15 +73,14 @@ class ClusteringPass:
         _checked(layer_weights(load_model(graph)), parameters)
 
     def apply(self, graph: bytes, parameters: Mapping[str, Any], context: PassContext) -> bytes:
-        """Return the graph with the weights of the chosen layers clustered; nothing else changes.
+        """Return the graph with BatchNorm folded and the weights of the chosen layers clustered.
 
         Raises:
             InvalidRequestError: As `check`.
         """
         del context
-        model = load_model(graph)
-        result = copy_model(model)
-        for name, (clusters, groups) in _checked(layer_weights(model), parameters).items():
+        result = fold_batch_norms(load_model(graph))
+        for name, (clusters, groups) in _checked(layer_weights(result), parameters).items():
             # read again: another node may have clustered the same weight before
             weight = layer_weights(result)[name]
             replace_weight(result, weight, _clustered(weight.rows(), clusters, groups))
@@ -123,7 +124,7 @@ class ClusteringPass:
             InvalidRequestError: As `check`.
         """
         del context
-        weights = layer_weights(load_model(graph))
+        weights = layer_weights(fold_batch_norms(load_model(graph)))
         return {
             name: relative_error(
                 weights[name].rows(), _clustered(weights[name].rows(), clusters, groups)

@@ -144,6 +144,19 @@ async def test_an_accuracy_that_no_small_file_keeps_is_explained_by_files_in_bet
     assert accuracy < BASELINE_ACCURACY - 0.012
 
 
+async def test_no_relaxation_is_taken_from_a_solver_that_does_not_know_the_download() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), download(0.08 * PACKED), max_drop(0.012))
+    why = (await bench.run()).result.infeasibility
+    assert why is not None
+    assert {r.quantity for r in why.relaxations} == {
+        Quantity.LATENCY,
+        Quantity.DOWNLOAD,
+        Quantity.ACCURACY,
+    }
+    for relaxation in why.relaxations:
+        assert (relaxation.trial_index is None) == (relaxation.needed is None)
+
+
 async def test_the_gentlest_option_is_tried_first() -> None:
     bench = Bench(download(0.5 * PACKED))
     await bench.run()

@@ -96,7 +96,11 @@ def work(exporter: Exporter | None = None) -> DownloadWork:
         evaluators={ModelFormat.ONNX: OnnxRuntimeEvaluator()},
         pack=pack,
     )
-    return DownloadWork(handlers=cast("WorkHandlers", _Handlers(recipes)), passes=PASSES)
+    return DownloadWork(
+        handlers=cast("WorkHandlers", _Handlers(recipes)),
+        passes=PASSES,
+        expected_bytes=lambda data, model_format: len(pack(data, model_format)),
+    )
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from fakes.networks import NETWORKS, Builder
 from tightfit_service.application.ports import DownloadPass, NodePass, PassContext
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat, Runtime
+from tightfit_service.graph.batch_norm import fold_batch_norms, foldable_batch_norms
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.passes.clustering import DOWNLOAD_CLUSTERS, ClusteringPass, k_means
 from tightfit_service.passes.layer_weights import layer_weights
@@ -139,9 +140,10 @@ def test_more_clusters_are_nearer() -> None:
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_every_network_stays_valid_and_only_weights_change(name: str) -> None:
-    model = NETWORKS[name](0)
+    given = NETWORKS[name](0)
+    model = fold_batch_norms(given)
     weights = layer_weights(model)
-    data = model.SerializeToString()
+    data = given.SerializeToString()
     parameters = {"nodes": {node: {"clusters": 5} for node in weights}}
     result = clustering.apply(data, parameters, PassContext())
     after = onnx.load_from_string(result)
@@ -198,3 +200,11 @@ def test_strengths_for_the_download_grow_and_spare_small_layers() -> None:
             name for name, weight in weights.items() if weight.value.size >= total / 100
         }
     assert not clustering.strengths(CNN, TARGET, NumberFormat.INT4)
+
+
+def test_equal_values_are_equal_behind_a_batch_norm_too() -> None:
+    model = onnx.load_from_string(CNN)
+    assert "conv1" in foldable_batch_norms(model).values()
+    after = onnx.load_from_string(apply(CNN, "conv1", clusters=4))
+    exported = fold_batch_norms(after)
+    assert len(np.unique(layer_weights(exported)["conv1"].rows())) == 4

@@ -24,7 +24,8 @@ from tightfit.packed_file import (
 Counts = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.uint8]
 
-_SHIFTS = (2, 3, 4, 5)
+SHIFTS = (2, 3, 4, 5)
+"""Windows of the running means, from the shortest to the longest, as powers of two."""
 _TABLE_BITS = 16.0
 _LEVEL_BITS = 4.0
 """Bits of a level after LZMA, as seen on int8 weights."""
@@ -80,14 +81,18 @@ def plain_stream(symbols: Symbols, symbol_count: int, magnitudes: bytes) -> Stre
 
 
 def best_stream(
-    symbols: Symbols, symbol_count: int, magnitudes: bytes, row_lengths: Sequence[int]
+    symbols: Symbols,
+    symbol_count: int,
+    magnitudes: bytes,
+    row_lengths: Sequence[int],
+    shifts: Sequence[int] = SHIFTS,
 ) -> StreamModel:
-    """Return the model that promises the fewest bits."""
+    """Return the model that promises the fewest bits, of those with one of the given shifts."""
     best = plain_stream(symbols, symbol_count, magnitudes)
     sizes = np.frombuffer(magnitudes, dtype=np.uint8)
     start = round(float(sizes[symbols].mean()) * MAGNITUDE_STEP) if len(symbols) else 0
     for period in row_lengths:
-        for shift in _SHIFTS:
+        for shift in shifts:
             contexts = _contexts(symbols, magnitudes, period, shift, start)
             counts = np.zeros((CONTEXT_COUNT, symbol_count), dtype=np.int64)
             np.add.at(counts, (contexts, symbols), 1)

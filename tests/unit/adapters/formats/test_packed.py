@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fakes.networks import NETWORKS, Builder
 from fakes.tflite_files import TfliteBuilder
 from tightfit.packed_file import HEADER, unpack
-from tightfit_service.adapters.formats.packed import pack
+from tightfit_service.adapters.formats.packed import expected_bytes, pack
 from tightfit_service.adapters.formats.packed_constants import find_constants
 from tightfit_service.adapters.formats.packed_model import SharedTables, best_stream, plain_stream
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
@@ -206,3 +206,17 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tightfit_service.adapters.formats.packed._MOST_BYTES", 10)
     with pytest.raises(ResourceExhaustedError, match="more than the 10"):
         pack(bytes(11), TFLITE)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9])
+def test_the_size_of_a_packed_file_is_estimated(bits: int, zeros: float) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(64, 32, 3, 3)) * (rng.random((64, 32, 3, 3)) >= zeros)
+    weights = np.round(20 * values).astype(np.int8) if bits == 8 else values.astype(np.float32)
+    book = rng.normal(size=15)
+    shared = book[np.abs(values[..., None] - book).argmin(axis=-1)].astype(np.float32)
+    shared[values == 0] = 0
+    for data in (onnx_file(weights), onnx_file(shared), tflite_file(weights)):
+        kind = TFLITE if data[4:8] == b"TFL3" else ONNX
+        assert expected_bytes(data, kind) == pytest.approx(len(pack(data, kind)), rel=0.05)
