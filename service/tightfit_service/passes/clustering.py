@@ -26,7 +26,7 @@ from tightfit_service.passes.layer_weights import (
 )
 
 MOST_CLUSTERS = 256
-DOWNLOAD_CLUSTERS = (64, 32, 16, 8)
+DOWNLOAD_CLUSTERS = (64, 32, 16, 12, 8, 6)
 """Values per layer that a limit on the download is met with."""
 _MOST_GROUPS = 4096
 _MOST_ROUNDS = 100
