@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # torch is installed by its exact version first: a range would let pip pick a newer build with gigabytes of CUDA.
 TORCH := torch==2.13.0
 
-PYTEST_ARGS ?= -m "not long"
+PYTEST_ARGS ?= -m "not long and not debian"
 # one process per core, each computing with one thread
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 

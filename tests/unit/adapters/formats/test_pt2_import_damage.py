@@ -87,7 +87,7 @@ print(outcomes["imported"], outcomes["refused"])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_files_are_imported_or_refused_and_never_unpickled() -> None:
     service = Path(tightfit_service.__file__).parents[1]
     tests = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from tightfit_service.graph.structure import graph_inputs, tensor_shapes
 
 BATCH = 3
 CASES = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ARCHITECTURES
+    pytest.param(name, marks=() if name in FAST else pytest.mark.long) for name in ARCHITECTURES
 ]
 
 
