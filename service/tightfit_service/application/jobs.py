@@ -222,7 +222,12 @@ class JobDesk:
         notes = await download_notes(
             self._run, project=project, graph_digest=graph_digest, target=target
         )
-        return replace(report, notes=(*report.notes, *notes))
+        unknown = PreflightNote(
+            code="DOWNLOAD_UNKNOWN",
+            message="no estimate tells what a file packs to: a search finds out whether the limit on "
+            "the download is met",
+        )
+        return replace(report, notes=(*report.notes, unknown, *notes))
 
     async def get(self, project: str, job_id: str) -> Job:
         """Return a job."""

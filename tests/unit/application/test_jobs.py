@@ -263,7 +263,9 @@ async def test_a_priority_is_kept_with_the_job(desk: JobDesk) -> None:
 async def test_a_check_says_what_a_small_download_does_not_bring(desk: JobDesk) -> None:
     free = await desk.check("p", request())
     limited = await desk.check("p", request(at_most(Quantity.DOWNLOAD, 1000)))
-    said = [note.message for note in limited.notes if note not in free.notes]
+    added = [note for note in limited.notes if note not in free.notes]
+    said = [note.message for note in added if note.code == "DOWNLOAD_ONLY"]
+    assert [note.code for note in added].count("DOWNLOAD_UNKNOWN") == 1
     assert [text.split()[0] for text in said] == ["sparsity", "clustering"]
     assert all("nothing faster" in text for text in said)
-    assert limited.fits_already, "what a file is packed to, no estimate says"
+    assert limited.fits_already == free.fits_already
