@@ -50,7 +50,7 @@ def offer(payload: Mapping[str, Any]) -> DownloadOffer:
             reached.append((fits[0], count))
     found = [_option(packed, *pair) for pair in reached]
     return DownloadOffer(
-        options=tuple(sorted(found, key=lambda option: option.error)),
+        options=tuple(sorted(found, key=lambda option: option.harm)),
         least=_option(packed, ratios[-1], counts[-1]),
     )
 

@@ -61,7 +61,6 @@ class DownloadOption:
         clustering: Parameters of that pass; None leaves it out.
         download_bytes: Size of the packed file.
         error: Relative squared error of the weights, in [0, 1]: the mean over the layers that it changes.
-            It ranks options, for accuracy without training tells strong ones no longer apart.
         lost: Accuracy (fraction) that it loses on selection samples without any training, against the
             network as it is; None where there is nothing to measure it with.
         label: A few words for people.
@@ -73,6 +72,11 @@ class DownloadOption:
     error: float
     lost: float | None
     label: str
+
+    @property
+    def harm(self) -> float:
+        """What options are ranked by: accuracy lost without training tells strong ones no longer apart."""
+        return self.error + (self.lost or 0.0)
 
     @property
     def steps(self) -> tuple[PassStep, ...]:
@@ -87,7 +91,7 @@ class DownloadOption:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadOffer:
-    """The options that are predicted to reach an aim, those that change weights least first.
+    """The options that are predicted to reach an aim, those that do least harm first.
 
     `least` is the smallest file that could be made; None where the passes can do nothing here.
     """
@@ -210,7 +214,6 @@ class _Grid:
     on_progress: ProgressCallback
     _files: dict[_Place, _File] = field(default_factory=dict)
     _sparse: dict[int, bytes] = field(default_factory=dict)
-    _errors: dict[_Place, float] = field(default_factory=dict)
     _accuracies: dict[_Place, float | None] = field(default_factory=dict)
 
     def offer(self, aim: int) -> DownloadOffer:
@@ -225,12 +228,11 @@ class _Grid:
             most = fewest
             if fewest == 0:  # fewer clusters would lose more for nothing
                 break
-        changed = [place for place in reached if place != (0, 0)]
-        changed.sort(key=lambda place: (self._error(place), place))
+        changed = [self._option(place) for place in reached if place != (0, 0)]
         made = [place for place in self._files if place != (0, 0)]
         least = min(made, key=self._size, default=None)
         return DownloadOffer(
-            options=tuple(self._option(place) for place in changed),
+            options=tuple(sorted(changed, key=lambda option: option.harm)),
             least=None if least is None or math.isinf(self._size(least)) else self._option(least),
         )
 
@@ -306,11 +308,6 @@ class _Grid:
         return PassContext(calibration=self.splits.get(SplitName.CALIBRATION), seed=self.seed)
 
     def _error(self, place: _Place) -> float:
-        if place not in self._errors:
-            self._errors[place] = self._found_error(place)
-        return self._errors[place]
-
-    def _found_error(self, place: _Place) -> float:
         """Return the mean relative error of the changed weights; that of clusters is of what is not zero."""
         zeros, clusters = (
             {} if parameters is None else self.passes[name].errors(graph, parameters, self._context)
