@@ -160,7 +160,7 @@ class DeviceCalibrator:
                 )
             )
         yield CalibrationProgress(fraction=0.95, message="fitting")
-        quality = await asyncio.to_thread(self._fitter.quality, emulator, target, observations)
+        found = await asyncio.to_thread(self._fitter.examine, emulator, target, observations)
         calibration = Calibration(
             project=project,
             target_name=target.name,
@@ -169,7 +169,8 @@ class DeviceCalibrator:
             runtime_version=" ".join(runtime).strip(),
             create_time=self._clock.now(),
             observations=tuple(observations),
-            quality=tuple(quality),
+            quality=found.quality,
+            learned=found.learned,
             skipped=tuple(skipped),
         )
         await asyncio.to_thread(self._calibrations.save_calibration, calibration)

@@ -120,7 +120,11 @@ class HardwareLibrary:
                 return plain
             key = (project, target, calibration.create_time)
             fitted = await asyncio.to_thread(
-                self._fitter.fit, plain.emulator, target, calibration.observations
+                self._fitter.fit,
+                plain.emulator,
+                target,
+                calibration.observations,
+                calibration.learned,
             )
             if len(self._fitted) >= FITTED_EMULATORS:
                 self._fitted.pop(next(iter(self._fitted)))

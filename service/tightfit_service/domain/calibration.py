@@ -50,6 +50,19 @@ class FitQuality:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitExamination:
+    """What a first, long look at measured networks finds.
+
+    Attributes:
+        quality: Per number format, how well left-out networks are predicted.
+        learned: What makes later fits to the same networks quick; only the fitter can read it.
+    """
+
+    quality: tuple[FitQuality, ...]
+    learned: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """A corrected emulator of a project's target: everything that it is made from."""
 
@@ -61,6 +74,8 @@ class Calibration:
     create_time: datetime
     observations: tuple[Observation, ...]
     quality: tuple[FitQuality, ...] = ()
+    learned: tuple[float, ...] = ()
+    """See `FitExamination`."""
     skipped: tuple[str, ...] = ()
     """Networks of the set that have no measurement, each with the reason."""
 

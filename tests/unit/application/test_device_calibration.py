@@ -36,6 +36,7 @@ from tightfit_service.application.ports import (
 from tightfit_service.domain.calibration import (
     Calibration,
     CalibrationProgress,
+    FitExamination,
     FitQuality,
     Observation,
 )
@@ -136,24 +137,28 @@ class Fitted(LinearEmulator):
 
 class Fitter:
     def fit(
-        self, base: Emulator, target: HardwareSpec, observations: Sequence[Observation]
+        self,
+        base: Emulator,
+        target: HardwareSpec,
+        observations: Sequence[Observation],
+        learned: Sequence[float] = (),
     ) -> Emulator:
+        assert tuple(learned) == (2.0, 7.0)
         return Fitted(len(observations))
 
-    def quality(
+    def examine(
         self, base: Emulator, target: HardwareSpec, observations: Sequence[Observation]
-    ) -> Sequence[FitQuality]:
-        return [
-            FitQuality(
-                number_format=NumberFormat.INT8,
-                count=len(observations),
-                median_error=0.01,
-                p90_error=0.05,
-                within_10_percent=0.95,
-                median_error_before=0.5,
-                coverage=0.9,
-            )
-        ]
+    ) -> FitExamination:
+        quality = FitQuality(
+            number_format=NumberFormat.INT8,
+            count=len(observations),
+            median_error=0.01,
+            p90_error=0.05,
+            within_10_percent=0.95,
+            median_error_before=0.5,
+            coverage=0.9,
+        )
+        return FitExamination(quality=(quality,), learned=(2.0, 7.0))
 
 
 class Calibrations:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from tightfit_service.application.ports.hardware import Emulator
-from tightfit_service.domain.calibration import Calibration, FitQuality, Observation
+from tightfit_service.domain.calibration import Calibration, FitExamination, Observation
 from tightfit_service.domain.hardware import HardwareSpec
 
 
@@ -37,19 +37,27 @@ class EmulatorFitter(Protocol):
     """Corrects an emulator by measured networks."""
 
     def fit(
-        self, base: Emulator, target: HardwareSpec, observations: Sequence[Observation]
+        self,
+        base: Emulator,
+        target: HardwareSpec,
+        observations: Sequence[Observation],
+        learned: Sequence[float] = (),
     ) -> Emulator:
-        """Return the corrected emulator.
+        """Return the corrected emulator; `learned` is what `examine` found of the same observations.
 
         Raises:
             InvalidRequestError: Too few observations to fit anything.
         """
         ...
 
-    def quality(
+    def examine(
         self, base: Emulator, target: HardwareSpec, observations: Sequence[Observation]
-    ) -> Sequence[FitQuality]:
-        """Return, per number format, how well left-out observations are predicted."""
+    ) -> FitExamination:
+        """Return how well left-out observations are predicted, and what makes fits quick.
+
+        Raises:
+            InvalidRequestError: Too few observations to fit anything.
+        """
         ...
 
 
