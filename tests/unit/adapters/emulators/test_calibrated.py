@@ -84,7 +84,7 @@ def test_intervals_cover_networks_that_it_has_not_seen(fitted: CalibratedEmulato
     for observation in measured()[72:]:
         interval = fitted.estimate(observation.profile, TARGET).latency_ms
         covered.append(interval.low <= observation.latency_ms <= interval.high)
-    # of 24 networks; at a coverage of 90 % fewer than this happens once in fifty times
+    # of 24 networks; at a coverage of 90 % fewer than this are seen once in 130 times
     assert np.mean(covered) >= 0.75
 
 
