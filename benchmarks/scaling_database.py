@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -326,6 +327,9 @@ def main() -> int:
         upgrade(engine)
         small = QUEUED + 1_000
         fill(engine, 0, small - 1)
+        # as the service does once it has started
+        gc.collect()
+        gc.freeze()
         print(f"{small} jobs in the database:", flush=True)
         results["single_calls_with_few_jobs"] = single_calls(engine, small)
         fill(engine, small, arguments.jobs - 1)
