@@ -1,9 +1,8 @@
-"""Writes what was measured of faults and load into docs/reliability.md.
+"""Writes what was measured of faults, load and size into docs/reliability.md.
 
-The figures are those of benchmarks/results/faults.json (tests/faults/*.py --json), load.json
-(benchmarks/load.py --json) and, where it is there, memory.json (benchmarks/memory.py --json); nothing is typed
-in by hand. `--check` changes nothing and ends with 1 where the
-page differs from the results.
+The figures are those of benchmarks/results/faults.json (tests/faults/*.py --json), and of load.json, memory.json,
+scaling.json and scaling_database.json (the scripts of these names beside this one, --json); nothing is typed
+in by hand. `--check` changes nothing and ends with 1 where the page differs from the results.
 
 Usage: python benchmarks/reliability_page.py [--check]
 """
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ _PARTS = {
 }
 
 
-def page(text: str, faults: dict[str, Any], load: dict[str, Any]) -> str:
+def page(text: str, found: Mapping[str, Any]) -> str:
     """Return the text of the page with all that stands between markers made anew."""
+    faults, load = found["faults"], found["load"]
     parts = {
         "kills": kills(faults),
         "network": network(faults["network cut"]),
@@ -41,14 +42,15 @@ def page(text: str, faults: dict[str, Any], load: dict[str, Any]) -> str:
         "calls": calls(load),
         "watches": watches(load),
         "held": held(load),
+        "memory": memory(found["memory"]),
+        "scaling": scaling(found["scaling"]),
+        "scheduler": scheduler(found["scaling_database"]),
     }
-    if "memory" in load:
-        parts["memory"] = memory(load["memory"])
     for name, content in parts.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        head, found, rest = text.partition(begin)
-        _, found_end, tail = rest.partition(end)
-        if not found or not found_end:
+        head, has_begin, rest = text.partition(begin)
+        _, has_end, tail = rest.partition(end)
+        if not has_begin or not has_end:
             raise ValueError(f"no markers for {name}")
         text = f"{head}{begin}\n{content}\n{end}{tail}"
     return text
@@ -251,22 +253,62 @@ def memory(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def scaling(found: dict[str, Any]) -> str:
+    """Return the table of trials per hour."""
+    lines = [
+        "| executor | workers | trials (or steps) | per hour | efficiency |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['executor']} | {row['workers']} | {row['trials']} | {row['trials_per_hour']:.0f} | "
+        f"{row['efficiency']:.2f} |"
+        for row in found["rates"]
+    ]
+    return "\n".join(lines)
+
+
+def scheduler(found: dict[str, Any]) -> str:
+    """Return the tables of single calls on a full database and of what a trial costs."""
+    few, many = found["single_calls_with_few_jobs"], found["single_calls"]
+    lines = [
+        f"| call | p50, {found['queued'] + 1_000} jobs | p99 | p50, {found['jobs']} jobs | p99 |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {few[name]['p50_ms']:.1f} ms | {few[name]['p99_ms']:.1f} ms | "
+        f"{row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms |"
+        for name, row in many.items()
+    ]
+    replica = found["replica"]
+    cost, beats = replica["overhead_per_trial"], replica["heartbeats_of_all_leases"]
+    claims = replica["claims_while_all_workers_were_free"]
+    lines += [
+        "",
+        (
+            f"One replica with {replica['workers']} workers that only wait, {found['queued']} jobs in the "
+            f"queue of {found['projects']} projects, {found['jobs']} jobs in the database: a trial of "
+            f"{replica['trial_seconds']:.0f} s takes {cost['p50_ms']:.0f} ms longer than its work at the "
+            f"median and {cost['p99_ms']:.0f} ms at the 99th percentile ({cost['count']} trials). A claim "
+            f"takes {claims['p50_ms']:.0f} ms ({claims['p99_ms']:.0f}), a heartbeat of all leases "
+            f"{beats['p50_ms']:.0f} ms ({beats['p99_ms']:.0f}). Load average: "
+            f"{replica['load_average'][0]:.1f}."
+        ),
+    ]
+    return "\n".join(lines)
+
+
 def _states(states: dict[str, int]) -> str:
     return ", ".join(
         f"{count} {name.removeprefix('STATE_')}" for name, count in sorted(states.items())
     )
 
 
-def results() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what was measured of faults and of load."""
-    faults, load = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("faults", "load")
-    )
-    more = RESULTS / "memory.json"
-    if more.exists():
-        load["memory"] = json.loads(more.read_text(encoding="utf-8"))
-    return faults, load
+def results() -> dict[str, Any]:
+    """Return what was measured, by the name of its file."""
+    return {
+        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("faults", "load", "memory", "scaling", "scaling_database")
+    }
 
 
 def main() -> int:
@@ -275,7 +317,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     is_check = parser.parse_args().check
     old = PAGE.read_text(encoding="utf-8")
-    new = page(old, *results())
+    new = page(old, results())
     if is_check and new != old:
         print(
             f"{PAGE} differs from the results: run python benchmarks/reliability_page.py",
