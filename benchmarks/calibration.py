@@ -270,6 +270,21 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def has_known_operators(networks: Sequence[Unseen], count: int) -> list[bool]:
+    """Return which networks have no operator type that the designed set has not."""
+    import onnx
+
+    from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
+
+    def types(model: onnx.ModelProto) -> set[str]:
+        return {node.op_type for node in model.graph.node}
+
+    known: set[str] = {"BatchNormalization", "Identity", "Squeeze", "Unsqueeze"}
+    for index in range(count):
+        known |= types(onnx.load_model_from_string(DesignedNetworks().graph(index).graph))
+    return [types(onnx.load(network.graph)) <= known for network in networks]
+
+
 def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[str, Any]:
     """Run the stages for one runtime and return what was found."""
     unseen = write_unseen(work / runtime, runtime)
@@ -288,21 +303,28 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
     finally:
         server.stop()
     passes = [measured(unseen, runtime) for _ in range(2)]
+    known = has_known_operators(unseen, networks)
     rows = [
         {
             "network": network.name,
+            "has_known_operators": is_known,
             "number_format": network.number_format,
             "measured_ms": [first[0], second[0]],
             "median_ms": [first[1], second[1]],
             "estimate": estimate,
             "before": old,
         }
-        for network, estimate, old, first, second in zip(
-            unseen, after, before, *passes, strict=True
+        for network, is_known, estimate, old, first, second in zip(
+            unseen, known, after, before, *passes, strict=True
         )
         if first and second
     ]
-    return {"calibration": calibration, "scores": scores(rows), "rows": rows}
+    return {
+        "calibration": calibration,
+        "scores": scores(rows),
+        "scores_of_known_operators": scores([row for row in rows if row["has_known_operators"]]),
+        "rows": rows,
+    }
 
 
 def main() -> None:

@@ -191,14 +191,15 @@ def calibrations(found: dict[str, Any]) -> str:
     for runtime in ("litert", "onnxruntime"):
         if runtime not in found:
             continue
-        score = found[runtime]["scores"]
-        lines.append(
-            f"| {found[runtime]['calibration']['runtime']} | {score['networks']} | "
-            f"{score['within_10_percent']:.0%} | {score['median']:.1%} | {score['p90']:.1%} | "
-            f"{score['coverage']:.0%} | {score['median_before']:.0%} | "
-            f"{score['repeated_within_10_percent']:.0%} | {score['repeated_median']:.1%} | "
-            f"{score['repeated_medians_within_10_percent']:.0%} |"
-        )
+        for key, whose in (("scores", "all"), ("scores_of_known_operators", "known operators")):
+            score = found[runtime][key]
+            lines.append(
+                f"| {found[runtime]['calibration']['runtime']} | {score['networks']}, {whose} | "
+                f"{score['within_10_percent']:.0%} | {score['median']:.1%} | {score['p90']:.1%} | "
+                f"{score['coverage']:.0%} | {score['median_before']:.0%} | "
+                f"{score['repeated_within_10_percent']:.0%} | {score['repeated_median']:.1%} | "
+                f"{score['repeated_medians_within_10_percent']:.0%} |"
+            )
     return "\n".join(lines)
 
 
