@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes.http_server import serving
 from fakes.tightfit_server import FakeTightfit
 from tightfit import AsyncClient, Client, Patience, direct
 from tightfit.v1 import transfer_pb2
@@ -77,16 +77,10 @@ class Handler(BaseHTTPRequestHandler):
 def store(fake: FakeTightfit, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(direct, "_FIRST_WAIT_SECONDS", 0.001)
     store = Store(fake)
-    handler = type("StoreHandler", (Handler,), {"store": store})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    fake.state.store_url = f"http://127.0.0.1:{server.server_port}"
     fake.state.artifacts[DIGEST] = DATA
-    yield store
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler, store=store) as address:
+        fake.state.store_url = address
+        yield store
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

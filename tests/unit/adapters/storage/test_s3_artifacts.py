@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes.http_server import serving
 from tightfit_service.adapters.storage.s3_artifacts import S3Artifacts, S3ArtifactStores
 from tightfit_service.adapters.storage.s3_bucket import S3Bucket
 from tightfit_service.adapters.storage.s3_connection import S3Options
@@ -86,14 +86,8 @@ def script() -> Script:
 
 @pytest.fixture
 def stores(script: Script) -> Iterator[S3ArtifactStores]:
-    handler = type("ScriptedHandler", (Handler,), {"script": script})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield make_stores(f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler, script=script) as address:
+        yield make_stores(address)
 
 
 @pytest.fixture

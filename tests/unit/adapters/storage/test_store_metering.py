@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes.http_server import serving
 from fakes.telemetry import RecordingStoreTelemetry
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifacts, FolderArtifactStores
 from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
@@ -66,15 +66,8 @@ def script() -> list[int]:
 
 @pytest.fixture
 def url(script: list[int]) -> Iterator[str]:
-    server = ThreadingHTTPServer(
-        ("127.0.0.1", 0), type("ScriptedHandler", (Handler,), {"script": script})
-    )
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Handler, script=script) as address:
+        yield address
 
 
 @pytest.fixture
