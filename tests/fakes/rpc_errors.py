@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 M = TypeVar("M", bound=Message)
 
 
-def details_of(error: grpc.aio.AioRpcError, kind: type[M]) -> list[M]:
+def details_of(error: grpc.RpcError, kind: type[M]) -> list[M]:
     """Return the details of one kind."""
     status = rpc_status.from_call(error)
     found = []
@@ -23,7 +23,7 @@ def details_of(error: grpc.aio.AioRpcError, kind: type[M]) -> list[M]:
     return found
 
 
-def info_of(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
+def info_of(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
     """Return the reason and the metadata of the error's ErrorInfo, of which there is exactly one."""
     (info,) = details_of(error, error_details_pb2.ErrorInfo)
     assert info.domain == "tightfit.dev"

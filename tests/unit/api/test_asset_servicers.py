@@ -13,6 +13,7 @@ import pytest
 from fakes.grpc_service import Service
 from fakes.records import digest_of, make_asset
 from fakes.rpc_errors import info_of
+from fakes.streams import send
 from fakes.waiting import until
 from tightfit.v1 import artifact_pb2, dataset_pb2, model_pb2, transfer_pb2
 from tightfit.v1.artifact_pb2_grpc import ArtifactServiceStub
@@ -21,6 +22,7 @@ from tightfit.v1.model_pb2_grpc import ModelServiceStub
 
 DATA = bytes(range(256)) * 40
 DIGEST = hashlib.sha256(DATA).hexdigest()
+UPLOAD_MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].methods_by_name["UploadModel"]
 
 
 def _parts(
@@ -116,8 +118,8 @@ async def test_an_early_end_commits_what_came_and_says_so(service: Service) -> N
     stub = ModelServiceStub(service.channel)
     upload = await _start(stub)
 
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.UploadModel(iter(_parts(upload.name, DATA)[:4]))
+    with pytest.raises(grpc.RpcError) as caught:
+        await send(service.address, UPLOAD_MODEL, _parts(upload.name, DATA)[:4])
 
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     status = await stub.GetModelUpload(model_pb2.GetModelUploadRequest(name=upload.name))
@@ -149,8 +151,8 @@ async def test_a_wrong_offset_tells_the_right_one(service: Service) -> None:
     stub = ModelServiceStub(service.channel)
     upload = await _start(stub)
 
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.UploadModel(iter(_parts(upload.name, DATA, offset=1000)))
+    with pytest.raises(grpc.RpcError) as caught:
+        await send(service.address, UPLOAD_MODEL, _parts(upload.name, DATA, offset=1000))
 
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert "0 bytes are committed" in (caught.value.details() or "")
@@ -160,8 +162,8 @@ async def test_bytes_that_do_not_match_their_digest_are_refused(service: Service
     stub = ModelServiceStub(service.channel)
     upload = await _start(stub, digest=digest_of("something else"))
 
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.UploadModel(iter(_parts(upload.name, DATA)))
+    with pytest.raises(grpc.RpcError) as caught:
+        await send(service.address, UPLOAD_MODEL, _parts(upload.name, DATA))
 
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
     assert info_of(caught.value)[0] == "DIGEST_MISMATCH"
@@ -175,8 +177,8 @@ async def test_a_dataset_sent_as_a_model_is_refused(service: Service) -> None:
         )
     )
 
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ModelServiceStub(service.channel).UploadModel(iter(_parts(upload.name, DATA)))
+    with pytest.raises(grpc.RpcError) as caught:
+        await send(service.address, UPLOAD_MODEL, _parts(upload.name, DATA))
 
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -193,8 +195,8 @@ async def test_a_dataset_sent_as_a_model_is_refused(service: Service) -> None:
 async def test_malformed_uploads_are_refused(
     service: Service, parts: list[model_pb2.UploadModelRequest], field: str
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ModelServiceStub(service.channel).UploadModel(iter(parts))
+    with pytest.raises(grpc.RpcError) as caught:
+        await send(service.address, UPLOAD_MODEL, parts)
 
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert info_of(caught.value)[1]["field"] == field

@@ -18,6 +18,7 @@ from fakes.grpc_service import Service
 from fakes.records import make_job
 from fakes.rpc_errors import details_of, info_of
 from fakes.runners import make_desk
+from fakes.streams import send
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from fakes.waiting import until
 from tightfit.v1 import compression_pb2, job_pb2, model_pb2, recipe_pb2, transfer_pb2
@@ -204,14 +205,17 @@ async def test_uploads_count_from_their_header_on() -> None:
         first = stub.UploadModel()
         stack.callback(first.cancel)
         await first.write(header)
-        second = stub.UploadModel()
+        method = model_pb2.DESCRIPTOR.services_by_name["ModelService"].methods_by_name[
+            "UploadModel"
+        ]
         refused = None
-        for _ in range(100):
-            await second.write(header)
-            await asyncio.sleep(0.01)
-            if second.done():
-                refused = await second.code()
+        for _ in range(100):  # the first one's header may still be on its way
+            with pytest.raises(grpc.RpcError) as caught:
+                await send(service.address, method, [header])
+            refused = caught.value.code()
+            if refused is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 break
+            await asyncio.sleep(0.01)
         assert refused is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
