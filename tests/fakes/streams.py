@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf import message_factory
@@ -40,11 +41,14 @@ def _send(
     deadline: float,
 ) -> Message:
     with grpc.insecure_channel(address) as channel:
-        kind = channel.stream_stream if method.server_streaming else channel.stream_unary
-        call = kind(
-            f"/{method.containing_service.full_name}/{method.name}",
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
-        )
-        answer = call(iter(requests), metadata=tuple(metadata), timeout=deadline)
-        return next(answer) if method.server_streaming else answer
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        parse = message_factory.GetMessageClass(method.output_type).FromString
+        options: dict[str, Any] = {"metadata": tuple(metadata), "timeout": deadline}
+        if method.server_streaming:
+            call = channel.stream_stream(path, _serialized, parse)
+            return next(call(iter(requests), **options))
+        return channel.stream_unary(path, _serialized, parse)(iter(requests), **options)
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()

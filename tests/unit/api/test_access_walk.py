@@ -89,6 +89,10 @@ def _request(method: MethodDescriptor, project: str) -> Message:
     return request
 
 
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
 async def _outcome(
     secured: SecuredService, method: MethodDescriptor, request: Message, metadata: Any
 ) -> tuple[grpc.StatusCode, str, str]:
@@ -97,18 +101,16 @@ async def _outcome(
         if method.client_streaming:
             await send(secured.address, method, [request], metadata=metadata, deadline=5)
             return grpc.StatusCode.OK, "", ""
-        channel = secured.channel
-        call = (channel.unary_stream if method.server_streaming else channel.unary_unary)(
-            f"/{method.containing_service.full_name}/{method.name}",
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
-        )
-        running = call(request, metadata=metadata, timeout=5)
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        parse = message_factory.GetMessageClass(method.output_type).FromString
+        options: dict[str, Any] = {"metadata": metadata, "timeout": 5}
         if method.server_streaming:
+            call = secured.channel.unary_stream(path, _serialized, parse)
+            running = call(request, **options)
             await running.read()
             running.cancel()
         else:
-            await running
+            await secured.channel.unary_unary(path, _serialized, parse)(request, **options)
     except grpc.RpcError as error:
         reason, facts = info_of(error)
         return error.code(), reason, facts.get("remedy", "")
