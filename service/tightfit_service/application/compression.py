@@ -30,7 +30,7 @@ from tightfit_service.application.download_limit import DownloadStage
 from tightfit_service.application.infeasibility import explain_infeasibility
 from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.journal import JobJournal
-from tightfit_service.application.network_forms import ROUNDING_FELT, FormFinder
+from tightfit_service.application.network_forms import ROUNDING_FELT, FormFinder, NetworkForm
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.portfolio import Candidate, Portfolio
 from tightfit_service.application.ports import RecoverySettings, WorkUnit
@@ -263,11 +263,11 @@ class CompressionRun:
         """Compare several solutions after a short recovery, and learn from what is seen."""
         candidates = await asyncio.to_thread(portfolio.first_round)
         began, rounds, seen = self._time.elapsed, 0, 0
+        forms: list[NetworkForm] = []
         while candidates:
             last = (self._time.elapsed - began) / rounds if rounds else 0.0
-            is_late = (
-                rounds > 0 and self._time.elapsed - began + last > self._time.screening_seconds
-            )
+            most = self._time.screening_seconds(form_is_new=candidates[0].form not in forms)
+            is_late = rounds > 0 and self._time.elapsed - began + last > most
             trials = self._book.trials
             if is_late or not self._time.may_start_trial(trials, keep_for_final=1):
                 break
@@ -275,6 +275,7 @@ class CompressionRun:
                 self._context.parallel_trials, self._time.trials_left(trials, keep_for_final=1)
             )
             batch, candidates = candidates[:size], candidates[size:]
+            forms += [candidate.form for candidate in batch]
             await self._stages.enter(
                 "trial",
                 f"screening: {'; '.join(candidate.origin for candidate in batch)}",

@@ -16,6 +16,10 @@ FINAL_EPOCHS = 30.0
 SCREENING_TIME_SHARE = 0.2
 """Share of the search time that screening may take in all."""
 
+FORMS_TIME_SHARE = 0.35
+"""The same while a form of the network was not screened yet: which form does best is decided by
+trials, and choosing the wrong one costs more than a shorter last training."""
+
 RESERVE_SECONDS = 5.0
 
 DOWNLOAD_TIME_SHARE = 0.35
@@ -46,10 +50,10 @@ class TimeBudget:
         """Seconds spent so far."""
         return self._clock.monotonic() - self._began
 
-    @property
-    def screening_seconds(self) -> float:
-        """Seconds that screening may take in all."""
-        return self._spec.search_limits.max_seconds * SCREENING_TIME_SHARE
+    def screening_seconds(self, *, form_is_new: bool = False) -> float:
+        """Return the seconds that screening may take in all, before a form's first candidate or after."""
+        share = FORMS_TIME_SHARE if form_is_new else SCREENING_TIME_SHARE
+        return self._spec.search_limits.max_seconds * share
 
     def may_start_trial(self, trials: Sequence[Trial], *, keep_for_final: int) -> bool:
         """Whether limits on trials and time leave room for one more, so many for the end set aside."""
@@ -78,7 +82,7 @@ class TimeBudget:
         """Return the training of a candidate that is only compared with others."""
         return RecoverySettings(
             epochs=SCREENING_EPOCHS,
-            max_seconds=round(self.screening_seconds / 4, 1),
+            max_seconds=round(self.screening_seconds() / 4, 1),
             seed=self._spec.seed,
         )
 

@@ -10,7 +10,7 @@ import pytest
 from fakes.scripted_work import network, pruning_space
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.ports import RecoverySettings
+from tightfit_service.application.ports import RecoverySettings, WorkResult, WorkUnit
 from tightfit_service.application.recipe_making import RecipeMaker, is_in
 from tightfit_service.application.recipe_steps import (
     as_carried_out,
@@ -116,6 +116,41 @@ async def test_smaller_images_compete_with_the_network_as_it_came() -> None:
     assert all(recipe.steps[0].pass_name == "resolution" for recipe in with_variant)
     (unit,) = [unit for unit in bench.executor.ran if unit.kind == "variants"]
     assert unit.payload["techniques"] == ["resolution"]
+
+
+async def test_every_form_is_screened_once_though_its_trials_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    variants = [
+        Variant(
+            pass_name="resolution",
+            label=f"{size}x{size}",
+            parameters={"height": size, "width": size, "inside": True},
+        )
+        for size in (6, 4)
+    ]
+    bench.executor.variants = [
+        VariantOutcome(variant=v, profile=network(), space=pruning_space(), accuracy=0.88)
+        for v in variants
+    ]
+    run = bench.executor.run
+
+    async def slow(unit: WorkUnit, **callbacks: Any) -> WorkResult:
+        result = await run(unit, **callbacks)
+        if unit.kind == "trial":
+            bench.clock.advance(65)  # of 600 s
+        return result
+
+    monkeypatch.setattr(bench.executor, "run", slow)
+    await bench.run()
+    screened = [t.recipe for t in bench.trials() if t.role is TrialRole.SCREENING]
+    sizes = [step.parameters["height"] if step else None for step in map(_resolution, screened)]
+    assert sizes == [None, 6, 4]
+
+
+def _resolution(recipe: Recipe) -> PassStep | None:
+    return recipe.step("resolution")
 
 
 async def test_a_budget_beyond_all_variants_is_still_infeasible_with_evidence() -> None:
