@@ -4,7 +4,7 @@
 
 writes digits.onnx (logits, free batch, BatchNorm as trained), digits.npz (uint8 images 0..16 of shape
 (n, 1, 8, 8), int64 labels) and dataset.yaml. Needs torch, onnx and scikit-learn. On one thread the
-result is the same each time; it takes about half a minute.
+result is the same each time.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def load_settings(
     """Return the settings from the environment, with `overrides` that are not None on top.
 
     Raises:
-        InvalidRequestError: A value cannot be read, or a TIGHTFIT_ variable has no setting.
+        InvalidRequestError: A value cannot be read, is out of range, or lacks another that it needs.
     """
     environment = os.environ if environment is None else environment
     hints = get_type_hints(Settings)
