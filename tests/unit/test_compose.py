@@ -48,6 +48,20 @@ def test_only_keys_of_the_specification_are_used() -> None:
         assert service.get("restart") in ("no", "unless-stopped")
 
 
+def test_no_key_is_given_twice() -> None:
+    def check(node: yaml.Node) -> None:
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            assert len(set(keys)) == len(keys), f"line {node.start_mark.line + 1}: {keys}"
+            for _, value in node.value:
+                check(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                check(item)
+
+    check(yaml.compose(TEXT, Loader=yaml.SafeLoader))
+
+
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_images_are_pinned_to_a_version(name: str) -> None:
     repository, _, tag = SERVICES[name]["image"].rpartition(":")
