@@ -312,6 +312,23 @@ def test_check_says_whether_the_budget_is_in_reach(
     assert json.loads(capsys.readouterr().out)["reachable"] is reachable
 
 
+def test_teachers_are_checked_with_the_model(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    fake.state.check_response.target.CopyFrom(fake.state.job.spec.hardware_spec)
+    fake.state.check_response.reachable = True
+    (folder / "big.onnx").write_bytes(b"a teacher")
+    arguments = ("check", "net.onnx", "--target", "nucleo-h7a3zi-q", "--teacher")
+    assert run(*arguments, "big.onnx") == 0
+    (teacher,) = fake.state.checked[-1].spec.teachers
+    assert teacher.startswith("projects/default/models/")
+    assert b"a teacher" in fake.state.assets.values()
+    capsys.readouterr()
+    assert run(*arguments, "nobody.onnx") == 2
+    assert "there is no file nobody.onnx" in capsys.readouterr().err
+
+
 def test_estimate_prints_costs_with_intervals(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("estimate", "net.onnx", "--target", "nucleo", "--per-layer") == 0
     printed = capsys.readouterr().out

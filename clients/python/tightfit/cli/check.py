@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tightfit.cli import exit_codes, options, tables
+from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
 from tightfit.result_file import (
     budget_content,
     metrics_content,
@@ -33,6 +34,7 @@ def check(
     max_download: options.MaxDownload = None,
     min_accuracy: options.MinAccuracy = None,
     max_accuracy_drop: options.MaxAccuracyDrop = None,
+    teacher: options.Teachers = None,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,
@@ -52,10 +54,16 @@ def check(
         max_accuracy_drop=max_accuracy_drop,
     )
     wanted = options.target_of(target)
+    check_files(model, data, teacher or ())
     with options.connected(server, local=local, data_dir=data_dir) as client:
-        uploaded = client.upload_model(model)
-        dataset = client.upload_dataset(data).name if data is not None else ""
-        spec = compression_spec(model=uploaded.name, target=wanted, dataset=dataset, budget=budget)
+        uploaded, dataset = upload_inputs(client, model, data, target=wanted)
+        spec = compression_spec(
+            model=uploaded,
+            target=wanted,
+            dataset=dataset,
+            budget=budget,
+            teachers=upload_teachers(client, teacher or ()),
+        )
         content = _content(client.check(spec), budget)
     if json_:
         print(json.dumps(content, indent=2))
