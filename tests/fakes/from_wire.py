@@ -75,6 +75,7 @@ def cost(message: metrics_pb2.CostEstimate) -> CostEstimate:
                 latency_ms=layer.estimated_latency_ms,
                 energy_mj=layer.estimated_energy_mj,
                 weight_bytes=layer.weight_bytes,
+                provenance=layer.provenance,
             )
             for layer in message.layers
         ),
@@ -176,7 +177,10 @@ def job(message: job_pb2.CompressionJob) -> Job:
             output_format=enums.MODEL_FORMAT.optional(message.spec.output_format, field="x"),
             seed=message.spec.seed,
             packed=message.spec.packed,
-            teachers=tuple(TeacherModel(name=name, digest="") for name in message.spec.teachers),
+            teachers=tuple(
+                TeacherModel(name=name, digest=digest)
+                for name, digest in zip(message.spec.teachers, message.teacher_digests, strict=True)
+            ),
             importance=enums.IMPORTANCE.optional(message.spec.importance, field="x"),
         ),
         state=enums.JOB_STATE.from_proto(message.state, field="x"),

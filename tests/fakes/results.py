@@ -236,6 +236,7 @@ def succeeded() -> dict[str, Any]:
         "verification": "none",
         "packed": False,
         "teachers": [],
+        "teacher_digests": [],
         "importance": "",
         "baseline": figures(58.0, accuracy=0.9153, flash=1_080_000, ram=208_000, macs=40_800_000),
         "baseline_int8": figures(36.2, accuracy=0.9148, flash=281_000, macs=40_800_000),

@@ -22,7 +22,7 @@ from tightfit_service.api.codec.job import job_to_proto
 from tightfit_service.api.codec.trial import trial_to_proto
 from tightfit_service.application.provenance import Outcome, Provenance
 from tightfit_service.domain.hardware import ModelFormat
-from tightfit_service.domain.job import Job
+from tightfit_service.domain.job import Job, TeacherModel
 from tightfit_service.domain.trial import Trial
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -42,9 +42,9 @@ def provenance(stores: InMemoryArtifactStores, scratch_dir: Path) -> Provenance:
 
 
 @cache
-def finished_job() -> tuple[Job, Trial, Bench]:
+def finished_job(teachers: tuple[TeacherModel, ...] = ()) -> tuple[Job, Trial, Bench]:
     """Return a job that succeeded, and its best trial; it is searched once."""
-    bench = Bench(latency(0.5 * WHOLE_LATENCY_MS))
+    bench = Bench(latency(0.5 * WHOLE_LATENCY_MS), teachers=teachers)
     job = asyncio.run(bench.run())
     assert job.result.best_trial is not None
     return job, bench.trials()[job.result.best_trial], bench
@@ -64,11 +64,11 @@ def outcome_of(job: Job, trial: Trial, *, model: bytes, output_format: ModelForm
     )
 
 
-def signed_folder(folder: Path) -> Path:
+def signed_folder(folder: Path, *, teachers: tuple[TeacherModel, ...] = ()) -> Path:
     """Write model, recipe, result, report and signed statement of a job that succeeded."""
     folder.mkdir()
     stores = InMemoryArtifactStores()
-    job, trial, bench = finished_job()
+    job, trial, bench = finished_job(teachers)
     outcome = outcome_of(job, trial, model=MODEL_BYTES, output_format=ModelFormat.TFLITE)
     signed = asyncio.run(provenance(stores, folder.parent / "scratch").attest(outcome))
     trials = [

@@ -83,6 +83,7 @@ def build_result(
         "verification": words.verification_word(spec.verification),
         "packed": spec.packed or spec.budget.HasField("max_download_bytes"),
         "teachers": list(spec.teachers),
+        "teacher_digests": list(job.teacher_digests),
         "importance": words.importance_word(spec.importance),
         "baseline": metrics_content(outcome.baseline) if outcome.HasField("baseline") else None,
         "baseline_int8": metrics_content(outcome.baseline_int8)

@@ -327,20 +327,39 @@ def _check_subjects(
 
 def _check_recipe(recipe: Any, claims: Mapping[str, Any]) -> list[str]:
     wanted = (claims.get("recipe") or {}).get("content")
-    return [] if canonical(recipe) == canonical(wanted) else ["differs from the recipe signed"]
+    found = [] if canonical(recipe) == canonical(wanted) else ["differs from the recipe signed"]
+    try:
+        return [*found, *_strangers(recipe, claims)]
+    except (KeyError, TypeError, AttributeError):
+        return found or ["is not a recipe as this client writes it"]
+
+
+def _strangers(recipe: Mapping[str, Any], claims: Mapping[str, Any]) -> list[str]:
+    """Return a line for each teacher of a recipe's trainings that the statement does not list."""
+    taught = {
+        str(digest)
+        for step in recipe["steps"]
+        for digest in step.get("parameters", {}).get("teachers") or ()
+    }
+    return [
+        f"was trained with a teacher that was not signed, {_brief(digest)}"
+        for digest in sorted(taught - set(_signed_teachers(claims)))
+    ]
 
 
 def _check_result(result: Any, claims: Mapping[str, Any]) -> list[str]:
     """Return where result.json says something else than what was signed."""
     try:
         stated, signed = _stated(result), _signed(claims)
+        shown = shown_trial(result)
+        strangers = _strangers(shown[1]["recipe"], claims) if shown else []
     except (KeyError, TypeError, AttributeError, ValueError):
         return ["is not a result as this client writes it"]
     return [
         f"{key} is {_brief(stated[key])}, signed was {_brief(value)}"
         for key, value in signed.items()
         if canonical(stated[key]) != canonical(value)
-    ]
+    ] + strangers
 
 
 def _brief(value: Any) -> str:
@@ -355,6 +374,7 @@ def _stated(result: Mapping[str, Any]) -> dict[str, Any]:
         "state": result["state"],
         "model": result["model"]["digest"],
         "dataset": (result["dataset"] or {}).get("digest"),
+        "teachers": list(result.get("teacher_digests", ())),
         "target": result["target"]["name"],
         "budget": {key: value for key, value in result["budget"].items() if value is not None},
         "objective": result["objective"],
@@ -374,6 +394,7 @@ def _signed(claims: Mapping[str, Any]) -> dict[str, Any]:
         "state": claims["job"]["state"],
         "model": claims["model"]["digest"]["sha256"],
         "dataset": claims["dataset"] and claims["dataset"]["digest"]["sha256"],
+        "teachers": _signed_teachers(claims),
         "target": claims["target"]["name"],
         "budget": claims["budget"],
         "objective": claims["objective"],
@@ -385,3 +406,7 @@ def _signed(claims: Mapping[str, Any]) -> dict[str, Any]:
         "measured_latency_ms_p90": claims["measured"]
         and claims["measured"]["measured_latency_ms_p90"],
     }
+
+
+def _signed_teachers(claims: Mapping[str, Any]) -> list[str]:
+    return [str(teacher["digest"]["sha256"]) for teacher in claims.get("teachers") or ()]

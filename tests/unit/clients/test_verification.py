@@ -16,6 +16,7 @@ from tightfit.errors import InvalidInputError, UnsupportedError
 from tightfit.verification import PROVENANCE_FILE, canonical, verify_folder
 from tightfit_service.adapters.provenance.dsse import Ed25519Signer
 from tightfit_service.application import provenance as signing
+from tightfit_service.domain.job import TeacherModel
 
 
 @pytest.fixture
@@ -93,6 +94,67 @@ def test_what_is_not_as_it_was_signed_is_named(
     assert any(says in line for line in verify_folder(folder).mismatches)
     assert main(["verify", str(folder)]) == 3
     assert says in capsys.readouterr().out
+
+
+TEACHERS = tuple(TeacherModel(name=name, digest=name * 64) for name in "ab")
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    return signed_folder(tmp_path / "taught", teachers=TEACHERS)
+
+
+def test_teachers_are_shown_and_verified(taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((taught / "result.json").read_text())
+    assert result["teacher_digests"] == ["a" * 64, "b" * 64]
+    assert any("teachers" in step["parameters"] for step in result["best"]["recipe"]["steps"])
+    assert main(["verify", str(taught)]) == 0
+    assert f"taught by     {'b' * 64}" in capsys.readouterr().out
+
+
+def teach_by(digest: str, name: str, *path: str) -> Callable[[Path], None]:
+    """Replace the first teacher of a recipe's training, in recipe.json or inside of result.json."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        recipe = content
+        for key in path:
+            recipe = recipe[key]
+        (training,) = (step for step in recipe["steps"] if step["pass_name"] == "recovery")
+        training["parameters"]["teachers"][0] = digest
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (teach_by("c" * 64, "recipe.json"), "recipe.json: was trained with a teacher that was not"),
+        (teach_by("c" * 64, "result.json", "best", "recipe"), "result.json: was trained with"),
+        (change_json("result.json", "teacher_digests", 1, value="c" * 64), "teachers is"),
+        (change_json("result.json", "teacher_digests", value=[]), "teachers is []"),
+    ],
+)
+def test_a_teacher_that_was_not_signed_is_named(
+    change: Callable[[Path], None], says: str, taught: Path
+) -> None:
+    change(taught)
+    assert any(says in line for line in verify_folder(taught).mismatches)
+    assert main(["verify", str(taught)]) == 3
+
+
+def test_a_signed_recipe_may_not_name_other_teachers_than_its_statement(taught: Path) -> None:
+    envelope = json.loads((taught / PROVENANCE_FILE).read_text())
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    statement["predicate"]["teachers"] = statement["predicate"]["teachers"][:1]
+    sign_anew(taught, statement)
+    found = verify_folder(taught, trusted_keys=PEM).mismatches
+    assert [line.partition(":")[0] for line in found] == [
+        "recipe.json",
+        "result.json",
+        "result.json",
+    ]
 
 
 def test_a_renamed_model_is_found_by_its_digest(folder: Path) -> None:

@@ -100,6 +100,7 @@ def _claims(claims: Mapping[str, Any]) -> list[str]:
         f"claims: {job['name']} ended {job['state']} at {job['end_time'][:19]}",
         f"  made of model {claims['model']['digest']['sha256']}",
         f"  and dataset   {dataset['digest']['sha256'] if dataset else 'none'}",
+        *(f"  taught by     {item['digest']['sha256']}" for item in claims.get("teachers") or ()),
         f"  for {claims['target']['name']}, seed {claims['seed']}, budget: {budget or 'none'}",
         f"  estimated latency {_range(estimated['latency_ms'], format_latency)}",
         f"  estimated energy  {_range(estimated['energy_mj'], format_energy)}",

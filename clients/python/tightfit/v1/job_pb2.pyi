@@ -145,6 +145,7 @@ class CompressionJob(_message.Message):
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     SPENT_TIME_FIELD_NUMBER: _builtins.int
     CREATOR_FIELD_NUMBER: _builtins.int
+    TEACHER_DIGESTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name. The server chooses the last segment."""
     state: Global___CompressionJob.State.ValueType
@@ -191,6 +192,10 @@ class CompressionJob(_message.Message):
     def spent_time(self) -> _duration_pb2.Duration:
         """Search time used up in earlier lives of the server."""
 
+    @_builtins.property
+    def teacher_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of the bytes of the models named in `spec.teachers`, in that order: lower-case hex sha-256."""
+
     def __init__(
         self,
         *,
@@ -209,10 +214,11 @@ class CompressionJob(_message.Message):
         dataset_digest: _builtins.str = ...,
         spent_time: _duration_pb2.Duration | None = ...,
         creator: _builtins.str = ...,
+        teacher_digests: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "result", b"result", "spec", b"spec", "spent_time", b"spent_time", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "error", b"error", "model_digest", b"model_digest", "name", b"name", "request_id", b"request_id", "result", b"result", "revision", b"revision", "spec", b"spec", "spent_time", b"spent_time", "start_time", b"start_time", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "dataset_digest", b"dataset_digest", "end_time", b"end_time", "error", b"error", "model_digest", b"model_digest", "name", b"name", "request_id", b"request_id", "result", b"result", "revision", b"revision", "spec", b"spec", "spent_time", b"spent_time", "start_time", b"start_time", "state", b"state", "teacher_digests", b"teacher_digests", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

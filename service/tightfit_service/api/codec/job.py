@@ -145,6 +145,7 @@ def job_to_proto(job: Job) -> job_pb2.CompressionJob:
         request_id=job.request_id,
         model_digest=job.spec.model_digest,
         dataset_digest=job.spec.dataset_digest or "",
+        teacher_digests=[teacher.digest for teacher in job.spec.teachers],
         spent_time=duration_to_proto(job.spent_seconds),
         creator=job.creator,
     )

@@ -318,12 +318,11 @@ def test_trials(trial: Trial, project_id: str, job_id: str) -> None:
             output_format=st.none() | st.sampled_from(ModelFormat),
             seed=st.integers(0, 2**62),
             packed=st.booleans(),
-            # digests of teachers are told by recipes
             teachers=st.lists(
                 st.builds(
                     TeacherModel,
                     name=IDS.map(lambda name: f"projects/p/models/{name}"),
-                    digest=st.just(""),
+                    digest=DIGESTS,
                 ),
                 max_size=4,
             ).map(tuple),
