@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fakes.clock import FakeClock
 from fakes.linear_emulator import LinearEmulator
 from fakes.runners import RecordingRunnerTelemetry
@@ -12,7 +14,7 @@ from tightfit_service.application.compression import CompressionRun
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.journal import EventHub, JobJournal
-from tightfit_service.application.ports import DeviceMeasurer
+from tightfit_service.application.ports import DeviceMeasurer, Executor
 from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.trial_book import RunContext
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
@@ -32,6 +34,40 @@ TARGET = HardwareSpec(
     runtime=Runtime(name="TFLM"),
 )
 WHOLE_LATENCY_MS = facts().macs * 1e-6
+
+
+async def run_search(
+    job: Job,
+    *,
+    store: InMemoryStore,
+    hub: EventHub,
+    executor: Executor,
+    telemetry: RecordingTelemetry,
+    clock: FakeClock,
+    **context: Any,
+) -> Job:
+    """Run a job on TARGET to its end, or on from where it was interrupted.
+
+    `context` are the fields of `RunContext` that say what the job is about: its facts and graph at least.
+    """
+    journal = JobJournal(job, store=store, hub=hub, clock=clock, telemetry=telemetry)
+    if job.state is JobState.QUEUED:
+        await journal.enter(JobState.RUNNING, "started")
+    run = CompressionRun(
+        journal,
+        RunContext(
+            project=job.project,
+            store=store,
+            executor=executor,
+            telemetry=telemetry,
+            clock=clock,
+            cost_model=CostModel(emulator=LinearEmulator(), target=TARGET, telemetry=telemetry),
+            tool_versions={},
+            **context,
+        ),
+    )
+    await run.run()
+    return store.get_job(job.project, job.job_id)
 
 
 class Bench:
@@ -95,36 +131,21 @@ class Bench:
         )
 
     async def run(self) -> Job:
-        journal = JobJournal(
-            self.store.get_job("p", "j"),
+        job = self.store.get_job("p", "j")
+        return await run_search(
+            job,
             store=self.store,
             hub=self.hub,
-            clock=self.clock,
-            telemetry=self.telemetry,
-        )
-        if journal.job.state is JobState.QUEUED:
-            await journal.enter(JobState.RUNNING, "started")
-        context = RunContext(
-            project="p",
-            store=self.store,
             executor=self.executor,
             telemetry=self.telemetry,
             clock=self.clock,
-            cost_model=CostModel(
-                emulator=LinearEmulator(), target=TARGET, telemetry=self.telemetry
-            ),
             facts=facts(),
             graph_digest="9" * 64,
-            teacher_graphs=tuple(
-                teacher.digest for teacher in self.store.get_job("p", "j").spec.teachers
-            ),
-            tool_versions={},
+            teacher_graphs=tuple(teacher.digest for teacher in job.spec.teachers),
             parallel_trials=self.parallel_trials,
             measurements=self.measurements,
             provenance=self.provenance,
         )
-        await CompressionRun(journal, context).run()
-        return self.store.get_job("p", "j")
 
     def trials(self) -> list[Trial]:
         return list(self.store.list_trials("j"))

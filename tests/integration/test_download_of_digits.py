@@ -10,21 +10,16 @@ import pytest
 
 from fakes.artifacts import InMemoryArtifactStore, InMemoryArtifactStores
 from fakes.clock import FakeClock
-from fakes.linear_emulator import LinearEmulator
-from fakes.search_bench import TARGET
+from fakes.search_bench import TARGET, run_search
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit.packed_file import unpack
 from tightfit_service.adapters.execution.inline import InlineExecutor
 from tightfit_service.application import download_limit
-from tightfit_service.application.compression import CompressionRun
-from tightfit_service.application.costing import CostModel
-from tightfit_service.application.journal import EventHub, JobJournal
-from tightfit_service.application.plain import from_plain
-from tightfit_service.application.ports import WorkUnit
-from tightfit_service.application.trial_book import RunContext
-from tightfit_service.application.work import IMPORT_MODEL, ModelFacts
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.journal import EventHub
+from tightfit_service.application.unit_kinds import Nothing
 from tightfit_service.bootstrap import handler_table
 from tightfit_service.domain.budget import Budget, Constraint, Quantity, SearchLimits
 from tightfit_service.domain.hardware import ModelFormat
@@ -56,8 +51,8 @@ class Site:
     async def run(self, name: str, *constraints: Constraint, packed: bool = False) -> Job:
         await self.executor.start()
         imported = await self.executor.run(
-            WorkUnit(
-                project="default", kind=IMPORT_MODEL, payload={}, inputs={"model": self.model}
+            IMPORT_MODEL.unit(
+                Nothing(), project="default", inputs={"model": self.model}, label="digits"
             ),
             on_progress=lambda _share, _text: None,
         )
@@ -81,25 +76,16 @@ class Site:
             update_time=now,
         )
         self.store.create_job(job)
-        journal = JobJournal(
-            job, store=self.store, hub=EventHub(), clock=self.clock, telemetry=self.telemetry
-        )
-        await journal.enter(JobState.RUNNING, "started")
-        context = RunContext(
-            project="default",
+        return await run_search(
+            job,
             store=self.store,
+            hub=EventHub(),
             executor=self.executor,
             telemetry=self.telemetry,
             clock=self.clock,
-            cost_model=CostModel(
-                emulator=LinearEmulator(), target=TARGET, telemetry=self.telemetry
-            ),
-            facts=from_plain(ModelFacts, imported.payload),
+            facts=IMPORT_MODEL.outcome(imported),
             graph_digest=imported.outputs["graph"],
-            tool_versions={},
         )
-        await CompressionRun(journal, context).run()
-        return self.store.get_job("default", name)
 
     def trials(self, name: str) -> list[Trial]:
         return list(self.store.list_trials(name))
