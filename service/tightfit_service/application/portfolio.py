@@ -18,7 +18,7 @@ FORM_LOSS_LEFT = 0.3
 """What training is assumed to leave of the accuracy that a form of the network loses by itself. It
 only ranks forms against each other before any was tried."""
 
-SCREENED_FORMS = 3
+SCREENED_FORMS = 4
 """Forms that are compared by training: the network as it came, and the best others by prediction."""
 
 
