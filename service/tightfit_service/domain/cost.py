@@ -18,6 +18,8 @@ class OperatorCost:
     latency_ms: float
     energy_mj: float
     weight_bytes: int
+    provenance: str = ""
+    """What the latency rests on, where emulators tell operators apart by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +52,5 @@ class CostEstimate:
     confidence: float
     """Nominal coverage of the intervals, such as 0.9."""
     warnings: tuple[str, ...] = ()
+    compiler: str = ""
+    """Name and version of the compiler that gave the figures for the very file; empty for an emulator's."""

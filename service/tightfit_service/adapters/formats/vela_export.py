@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tightfit_service.adapters.emulators.vela import VelaCompiler, VelaReport
+from tightfit_service.adapters.emulators.tflite_operators import NPU_CODE
+from tightfit_service.adapters.emulators.vela import VelaCompiler
+from tightfit_service.adapters.emulators.vela_report import VelaReport
 from tightfit_service.adapters.formats.file_set import join_files, split_files
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.application.ports import ExportedModel
@@ -26,8 +28,6 @@ from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 
 COMPILED_NAME = "model_vela.tflite"
 SOURCE_NAME = "model.tflite"
-CUSTOM_CODE = b"ethos-u"
-"""Name of the operator that hands a command stream to the processor's driver."""
 
 _IDENTIFIER = b"TFL3"
 _IDENTIFIER_PLACE = slice(4, 8)
@@ -93,7 +93,7 @@ def check_compiled(source: bytes, compiled: bytes) -> TfliteFile:
         file = TfliteFile(compiled)
     except _BROKEN as error:
         raise _wrong("is no TFLite file") from error
-    if CUSTOM_CODE not in [code.customCode for code in file.model.operatorCodes]:
+    if NPU_CODE not in [code.customCode for code in file.model.operatorCodes]:
         raise _wrong("has no operator of Ethos-U")
     given = TfliteFile(source)
     for side in ("inputs", "outputs"):
@@ -130,7 +130,7 @@ def _notes(compiled: TfliteFile, report: VelaReport, target: HardwareSpec) -> It
 def _on_core(file: TfliteFile, operator: Any) -> str:
     """Return the name of an operator that Ethos-U does not run, empty for its own."""
     code = file.model.operatorCodes[operator.opcodeIndex]
-    if code.customCode == CUSTOM_CODE:
+    if code.customCode == NPU_CODE:
         return ""
     return (
         code.customCode.decode(errors="replace")

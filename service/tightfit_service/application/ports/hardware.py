@@ -71,6 +71,26 @@ class FileEmulator(Protocol):
         ...
 
 
+class DeviceCompiler(FileEmulator, Protocol):
+    """A compiler that files for a target go through, and that says what they cost there.
+
+    What it says is taken for the cost of a file, and the plan of a search is brought to it.
+    """
+
+    def version(self) -> str:
+        """Version that is installed; empty where none is."""
+        ...
+
+    @property
+    def remedy(self) -> str:
+        """How to install it."""
+        ...
+
+    def covers(self, target: HardwareSpec) -> bool:
+        """Whether it compiles for the target, installed or not."""
+        ...
+
+
 class TargetCatalogue(Protocol):
     """The named hardware targets."""
 

@@ -10,7 +10,7 @@ from fakes.tflite_files import TfliteBuilder
 from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena, TflmInterpreter
 from tightfit_service.adapters.emulators.vela import VelaCompiler, system_configuration
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.cost import CostEstimate, OperatorCost
 from tightfit_service.domain.errors import InvalidModelError, UnsupportedError
 from tightfit_service.domain.quantities import Interval
 
@@ -46,15 +46,38 @@ def convolution(*, is_float: bool = False) -> bytes:
     return builder.build([source], [output])
 
 
+def guess() -> CostEstimate:
+    """What an emulator may say of the convolution, ten times too much."""
+    layer = OperatorCost(
+        node="conv", op_type="Conv", macs=1024, latency_ms=1.0, energy_mj=1.0, weight_bytes=16
+    )
+    return CostEstimate(
+        latency_ms=Interval.exact(1),
+        energy_mj=Interval.exact(1),
+        peak_ram_bytes=Interval.exact(1),
+        flash_bytes=Interval.exact(1),
+        macs=1024,
+        layers=(layer,),
+        peak_node="conv",
+        provenance="guessed",
+        confidence=0.9,
+        warnings=("a guess",),
+    )
+
+
 @needs_vela
 def test_vela_estimates_what_it_compiles() -> None:
-    cost = VelaCompiler().estimate_file(convolution(), TARGET)
+    cost = VelaCompiler().refine(convolution(), TARGET, guess())
     assert cost.macs == 8 * 8 * 4 * 4
     assert 0 < cost.latency_ms.low < cost.latency_ms.value < cost.latency_ms.high < 1
     assert 2 * 8 * 8 * 4 <= cost.peak_ram_bytes.value < 4096
     assert cost.flash_bytes.value > 0
-    assert [layer.op_type for layer in cost.layers] == ["Conv2D"]
+    assert [(layer.node, layer.latency_ms) for layer in cost.layers] == [
+        ("conv", pytest.approx(cost.latency_ms.value))
+    ]
     assert cost.warnings == ()
+    assert cost.compiler == f"vela {VelaCompiler().version}"
+    assert cost.provenance.startswith(cost.compiler)
     report = VelaCompiler().compile(convolution(), TARGET)
     assert b"ethos-u" in report.compiled
 
