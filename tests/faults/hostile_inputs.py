@@ -1,6 +1,6 @@
 """Send hostile inputs to a real server, and see that each is refused or harmless and the server unmoved.
 
-    PYTHONPATH=tests python tests/faults/hostile_inputs.py [--count 2000] [--seed 0]
+    PYTHONPATH=tests python tests/faults/hostile_inputs.py [--count 2000] [--seed 0] [--json FILE]
 
 Every input is drawn from its number, so that a failure is repeated with `--only NUMBER`. An input passes
 when it is answered OK (some mutations mean nothing) or with an error that is the caller's: never INTERNAL,
@@ -36,6 +36,7 @@ from fakes.damaged_models import damaged, damaged_bytes
 from fakes.hostile_archives import ESCAPE, hostile_dataset, hostile_zip
 from fakes.hostile_messages import HOSTILE_TEXTS, random_message
 from fakes.networks import NETWORKS
+from faults.deployment import merge
 from running_server import RunningServer
 from tightfit.v1 import (
     compression_pb2,
@@ -495,6 +496,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="number of one input, to repeat it")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tightfit-hostile-") as folder:
         found = run(Path(folder), count=arguments.count, seed=arguments.seed, only=arguments.only)
@@ -506,6 +508,19 @@ def main() -> int:
     )
     for failure in found.failures:
         print(failure)
+    if arguments.json:
+        merge(
+            arguments.json,
+            "hostile inputs",
+            {
+                "seed": arguments.seed,
+                "seconds": round(found.seconds, 1),
+                "answers": {kind: dict(codes) for kind, codes in found.outcomes.items()},
+                "server_bytes": found.server_bytes,
+                "all_bytes": found.all_bytes,
+                "problems": found.failures,
+            },
+        )
     return 1 if found.failures else 0
 
 
