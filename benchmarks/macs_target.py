@@ -21,28 +21,37 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.local_units import LocalUnits
 from benchmarks.main_job import MANIFEST, NETWORKS
 
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit_service import bootstrap
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
+from tightfit_service.application.baseline_work import BASELINE, BaselineTask
 from tightfit_service.application.costing import CostModel
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
 from tightfit_service.application.proposals import Proposal, Proposer
 from tightfit_service.application.recipe_work import TrialOutcome
-from tightfit_service.application.work import ModelFacts, SensitivityOutcome, WorkHandlers
+from tightfit_service.application.sensitivity_work import SENSITIVITY, SensitivityTask
+from tightfit_service.application.trial_work import TRIAL, TrialTask
+from tightfit_service.application.unit_kinds import Nothing
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
-from tightfit_service.domain.network import NetworkProfile, Operator, PruningSpace
+from tightfit_service.domain.network import (
+    DEFAULT_IMPORTANCE,
+    NetworkProfile,
+    Operator,
+    PruningSpace,
+)
 from tightfit_service.domain.quantities import Interval
 from tightfit_service.domain.recipe import PassStep, Recipe
-from tightfit_service.settings import Settings
 
 TARGET = "nucleo-h7a3zi-q"
 """Only its channel multiple is looked at."""
@@ -124,7 +133,7 @@ class Bench:
     """One network with its data, ready for units of work."""
 
     network: str
-    handlers: WorkHandlers
+    units: LocalUnits
     facts: ModelFacts
     inputs: dict[str, Path]
     folder: Path
@@ -135,23 +144,28 @@ class Bench:
         space = self.facts.space if may_prune else PruningSpace(groups=())
         target = bootstrap.catalogue().get(TARGET)
         costs = CostModel(emulator=MacsEmulator(), target=target, telemetry=PrometheusTelemetry())
-        payload = {
-            "model": to_plain(self.facts),
-            "seed": 0,
-            "shares": [0.25, 0.5],
-            "space": to_plain(space),
-            "techniques": list(passes),
-            "target": to_plain(target),
-            "number_format": None,
-        }
-        found, _ = self.handlers.sensitivity(payload, self.inputs, self.folder, _quiet)
+        found, _ = self.units.run(
+            SENSITIVITY,
+            SensitivityTask(
+                model=self.facts,
+                target=target,
+                seed=0,
+                space=space,
+                importance=DEFAULT_IMPORTANCE,
+                shares=(0.25, 0.5),
+                techniques=passes,
+                number_format=None,
+            ),
+            self.inputs,
+            self.folder,
+        )
         limit = share * self.facts.profile.macs * 1e-6
         proposer = Proposer(
             costs=costs,
             profile=self.facts.profile,
             space=space,
             number_format=NumberFormat.FLOAT32,
-            sensitivity=from_plain(SensitivityOutcome, found),
+            sensitivity=found,
             budget=Budget(constraints=(Constraint(quantity=Quantity.LATENCY, limit=limit),)),
             objective=Objective(),
             margins={},
@@ -183,19 +197,15 @@ class Bench:
             output_format="onnx",
             steps=tuple(steps),
         )
-        payload: dict[str, Any] = {
-            "model": to_plain(self.facts),
-            "recipe": to_plain(recipe),
-            "target": to_plain(bootstrap.catalogue().get(TARGET)),
-            "evaluate": evaluate,
-            "teacher_key": self.network,
-        }
-        outcome, _ = self.handlers.trial(payload, self.inputs, self.folder, _quiet)
-        return from_plain(TrialOutcome, outcome)
-
-
-def _quiet(_share: float, _text: str) -> None:
-    return
+        task = TrialTask(
+            model=self.facts,
+            recipe=recipe,
+            target=bootstrap.catalogue().get(TARGET),
+            evaluate=evaluate,
+            teacher_key=self.network,
+        )
+        outcome, _ = self.units.run(TRIAL, task, self.inputs, self.folder)
+        return outcome
 
 
 def main() -> None:
@@ -235,16 +245,14 @@ def run_network(
     shutil.copy(data / "cifar10/cifar10_train20k_test4k.npz", folder)
     manifest = folder / "dataset.yaml"
     manifest.write_text(MANIFEST.format(preprocess=preprocess))
-    handlers = bootstrap.build_handlers(Settings(data_dir=folder / "data"))
-    facts, files = handlers.import_model({}, {"model": data / file}, folder, _quiet)
-    model = from_plain(ModelFacts, facts)
+    units = LocalUnits(folder / "data")
+    model, files = units.run(IMPORT_MODEL, Nothing(), {"model": data / file}, folder)
     with packed(read_dataset_file(manifest)) as archive:
         inputs = {"model": data / file, "graph": files["graph"], "dataset": archive.path}
         bench = Bench(
-            network=network, handlers=handlers, facts=model, inputs=inputs, folder=folder / "out"
+            network=network, units=units, facts=model, inputs=inputs, folder=folder / "out"
         )
-        bench.folder.mkdir()
-        before, _ = handlers.baseline({"model": facts}, inputs, folder, _quiet)
+        before, _ = units.run(BASELINE, BaselineTask(model=model), inputs, folder)
         screened: dict[str, tuple[float, Proposal]] = {}
         for name in names:
             proposal = bench.proposal(name, share)
@@ -254,6 +262,7 @@ def run_network(
             print(network, name, "after one epoch", seen.value, flush=True)
         chosen = max(screened, key=lambda name: screened[name][0])
         outcome = bench.trial(screened[chosen][1], epochs, evaluate=True)
+    assert before.accuracy is not None
     assert outcome.accuracy is not None
     assert outcome.selection_accuracy is not None
     return [
@@ -262,7 +271,7 @@ def run_network(
             techniques=chosen,
             macs_share=outcome.profile.macs / model.profile.macs,
             epochs=sum(outcome.recoveries),
-            before=before["accuracy"]["value"],
+            before=before.accuracy.value,
             screened=screened[chosen][0],
             selected=outcome.selection_accuracy.value,
             accuracy=outcome.accuracy.value,

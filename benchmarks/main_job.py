@@ -27,22 +27,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.local_units import LocalUnits
+
 from tightfit.dataset_file import packed, read_dataset_file
 from tightfit_service import bootstrap
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.costing import CostModel, select_emulator
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
-from tightfit_service.application.recipe_work import TrialOutcome
-from tightfit_service.application.work import (
-    ModelFacts,
+from tightfit_service.application.sensitivity_work import (
+    SENSITIVITY,
     SensitivityOutcome,
-    WorkHandlers,
+    SensitivityTask,
     most_important,
 )
+from tightfit_service.application.trial_work import TRIAL, TrialTask
+from tightfit_service.application.unit_kinds import Nothing
 from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.network import DEFAULT_IMPORTANCE
 from tightfit_service.domain.recipe import PassStep, Recipe
-from tightfit_service.settings import Settings
+from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 NETWORKS = {
     "resnet8": (
@@ -190,49 +199,44 @@ def uniform(
     trained: float,
 ) -> Row:
     """Prune every group by one share, train back as long as tightfit's winner was, evaluate."""
-    handlers = bootstrap.build_handlers(Settings(data_dir=folder / "uniform"))
     with packed(read_dataset_file(manifest)) as archive:
-        return _uniform(network, model, archive.path, handlers, folder, target, limit, trained)
+        return _uniform(network, model, archive.path, folder, target, limit, trained)
 
 
 def _uniform(
     network: str,
     model: Path,
     archive: Path,
-    handlers: WorkHandlers,
     folder: Path,
     target: str,
     limit: float,
     trained: float,
 ) -> Row:
-    def quiet(_share: float, _text: str) -> None:
-        return
-
-    imported, trial_dir = folder / "imported", folder / "trial"
-    imported.mkdir()
-    trial_dir.mkdir()
-    plain_facts, files = handlers.import_model({}, {"model": model}, imported, quiet)
-    facts = from_plain(ModelFacts, plain_facts)
+    units = LocalUnits(folder / "uniform")
+    facts, files = units.run(IMPORT_MODEL, Nothing(), {"model": model}, folder / "imported")
     inputs = {"graph": files["graph"], "dataset": archive}
-    payload = {
-        "model": plain_facts,
-        "seed": 0,
-        "shares": [],
-        "space": plain_facts["space"],
-        "techniques": [],
-        "target": to_plain(bootstrap.catalogue().get(target)),
-        "number_format": None,
-    }
-    scored = from_plain(
-        SensitivityOutcome, handlers.sensitivity(payload, inputs, imported, quiet)[0]
-    )
     hardware = bootstrap.catalogue().get(target)
+    scored, _ = units.run(
+        SENSITIVITY,
+        SensitivityTask(
+            model=facts,
+            target=hardware,
+            seed=0,
+            space=facts.space,
+            importance=DEFAULT_IMPORTANCE,
+            shares=(),
+            techniques=(),
+            number_format=None,
+        ),
+        inputs,
+        folder / "scored",
+    )
     costs = CostModel(
         emulator=select_emulator(bootstrap.emulators(), hardware),
         target=hardware,
         telemetry=PrometheusTelemetry(),
     )
-    keep = _largest_share(facts, files["graph"].read_bytes(), handlers, scored, costs, limit)
+    keep = _largest_share(facts, files["graph"].read_bytes(), scored, costs, limit)
     recipe = Recipe(
         source_digest="0" * 64,
         seed=0,
@@ -248,20 +252,13 @@ def _uniform(
         ),
     )
     began = time.monotonic()
-    outcome = from_plain(
-        TrialOutcome,
-        handlers.trial(
-            {
-                "model": plain_facts,
-                "recipe": to_plain(recipe),
-                "target": to_plain(hardware),
-                "evaluate": True,
-                "teacher_key": "uniform",
-            },
-            inputs,
-            trial_dir,
-            quiet,
-        )[0],
+    outcome, _ = units.run(
+        TRIAL,
+        TrialTask(
+            model=facts, recipe=recipe, target=hardware, evaluate=True, teacher_key="uniform"
+        ),
+        inputs,
+        folder / "trial",
     )
     cost = costs.estimate(outcome.profile, NumberFormat.INT8, file_bytes=outcome.file_bytes)
     assert outcome.accuracy is not None
@@ -282,7 +279,6 @@ def _uniform(
 def _largest_share(
     facts: ModelFacts,
     graph: bytes,
-    handlers: WorkHandlers,
     scored: SensitivityOutcome,
     costs: CostModel,
     limit: float,
@@ -294,7 +290,7 @@ def _largest_share(
             )
             for group in facts.space.groups
         }
-        profile = handlers.inspector.profile(handlers.steps.pruning.apply(graph, keep))
+        profile = OnnxGraphInspector().profile(StructuredPruningPass().apply(graph, keep))
         if costs.estimate(profile, NumberFormat.INT8).latency_ms.high <= limit:
             return keep
     raise SystemExit("no uniform share meets the limit")

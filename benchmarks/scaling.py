@@ -36,14 +36,16 @@ from tightfit_service.adapters.execution.executors import ExecutorOptions, make_
 from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     Executor,
     QuantizationSettings,
     RecoverySettings,
     WorkUnit,
 )
-from tightfit_service.application.work import IMPORT_MODEL, TRIAL, ModelFacts
+from tightfit_service.application.trial_work import TRIAL, TrialTask
+from tightfit_service.application.unit_kinds import Nothing
 from tightfit_service.domain.recipe import PassStep, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,31 +199,30 @@ async def _units(
     with packed(read_dataset_file(digits / "dataset.yaml")) as archive:
         dataset = _stored(stores, archive.path)
     imported = await executor.run(
-        WorkUnit(
+        IMPORT_MODEL.unit(
+            Nothing(),
             project=PROJECT,
-            kind=IMPORT_MODEL,
-            payload={},
             inputs={"model": _stored(stores, digits / "digits.onnx")},
+            label="digits",
         ),
         on_progress=lambda *_: None,
     )
-    facts = from_plain(ModelFacts, imported.payload)
+    facts = IMPORT_MODEL.outcome(imported)
     keep = {
         group.group_id: list(range(max(1, round(KEPT * group.unit_count))))
         for group in facts.space.groups
     }
-    target = to_plain(YamlTargetCatalogue().get(TARGET))
+    target = YamlTargetCatalogue().get(TARGET)
     return [
-        WorkUnit(
+        TRIAL.unit(
+            TrialTask(
+                model=facts,
+                recipe=_recipe(seed, keep, epochs),
+                target=target,
+                evaluate=True,
+                teacher_key="scaling",
+            ),
             project=PROJECT,
-            kind=TRIAL,
-            payload={
-                "model": imported.payload,
-                "recipe": to_plain(_recipe(seed, keep, epochs)),
-                "target": target,
-                "evaluate": True,
-                "teacher_key": "scaling",
-            },
             inputs={"graph": imported.outputs["graph"], "dataset": dataset},
             label=f"trial {seed}",
         )

@@ -32,7 +32,7 @@ from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.costing import CostModel, ProblemBuilder, select_emulator
 from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.samples import Samples
-from tightfit_service.application.work import most_important
+from tightfit_service.application.sensitivity_work import most_important
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.dataset import Preprocess
 from tightfit_service.domain.hardware import NumberFormat

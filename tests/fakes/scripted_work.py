@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fakes.scripted_download import PACKED_SHARE, loss, offer, share, strength
+from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome
+from tightfit_service.application.check_work import CHECK_DATASET
 from tightfit_service.application.download_work import DOWNLOAD_NOTES, DOWNLOAD_OPTIONS
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.node_ways import MeasuredAlternative
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     BeginCallback,
@@ -22,23 +27,15 @@ from tightfit_service.application.ports import (
     begin_at_once,
 )
 from tightfit_service.application.recipe_work import TrialOutcome
-from tightfit_service.application.work import (
-    BASELINE,
-    CHECK_DATASET,
-    IMPORT_MODEL,
+from tightfit_service.application.sensitivity_work import (
     SENSITIVITY,
-    TEACHER,
-    TRIAL,
-    VARIANTS,
-    BaselineOutcome,
-    MeasuredAlternative,
     MeasuredPoint,
-    ModelFacts,
     SensitivityOutcome,
-    TeacherOutcome,
-    VariantOutcome,
-    unit_digest,
 )
+from tightfit_service.application.teacher_work import TEACHER, TeacherOutcome
+from tightfit_service.application.trial_work import TRIAL
+from tightfit_service.application.unit_kinds import unit_digest
+from tightfit_service.application.variants_work import VARIANTS, MeasuredVariant, VariantsOutcome
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.network import (
     ChannelGroup,
@@ -145,7 +142,7 @@ class ScriptedExecutor:
         """For which a unit lets others run."""
         self.fail: dict[int, TightfitError] = {}
         """Errors to raise at the n-th unit run, counted from 1."""
-        self.variants: list[VariantOutcome] = []
+        self.variants: list[MeasuredVariant] = []
         """Other forms of the network that a search may turn to."""
         self.alternatives: list[MeasuredAlternative] = []
         """Other ways to compute single nodes."""
@@ -183,20 +180,20 @@ class ScriptedExecutor:
         finally:
             self.running -= 1
         handler = {
-            IMPORT_MODEL: self._import,
-            CHECK_DATASET: self._dataset,
-            BASELINE: self._baseline,
-            SENSITIVITY: self._sensitivity,
-            VARIANTS: self._variants,
-            TEACHER: self._teacher,
-            TRIAL: self._trial,
-            DOWNLOAD_NOTES: self._download_notes,
-            DOWNLOAD_OPTIONS: self._download_options,
+            IMPORT_MODEL.name: self._import,
+            CHECK_DATASET.name: self._dataset,
+            BASELINE.name: self._baseline,
+            SENSITIVITY.name: self._sensitivity,
+            VARIANTS.name: self._variants,
+            TEACHER.name: self._teacher,
+            TRIAL.name: self._trial,
+            DOWNLOAD_NOTES.name: self._download_notes,
+            DOWNLOAD_OPTIONS.name: self._download_options,
         }[unit.kind]
         return handler(unit)
 
     def trials_run(self) -> list[str]:
-        return [unit_digest(unit) for unit in self.ran if unit.kind == TRIAL]
+        return [unit_digest(unit) for unit in self.ran if unit.kind == TRIAL.name]
 
     def _import(self, unit: WorkUnit) -> WorkResult:
         digest = unit.inputs["model"]
@@ -208,7 +205,7 @@ class ScriptedExecutor:
 
     def _variants(self, unit: WorkUnit) -> WorkResult:
         wanted = [v for v in self.variants if v.variant.pass_name in unit.payload["techniques"]]
-        return WorkResult(payload={"variants": [to_plain(item) for item in wanted]})
+        return WorkResult(payload=to_plain(VariantsOutcome(variants=tuple(wanted))))
 
     def _dataset(self, unit: WorkUnit) -> WorkResult:
         return WorkResult(payload={"task": "classification"})

@@ -24,16 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fakes.scripted_work import ScriptedExecutor
 from tightfit_service.adapters.execution.worker import serve
+from tightfit_service.application.baseline_work import BASELINE
+from tightfit_service.application.check_work import CHECK_DATASET
+from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.ports import ProgressCallback, WorkHandler, WorkUnit
-from tightfit_service.application.work import (
-    BASELINE,
-    CHECK_DATASET,
-    IMPORT_MODEL,
-    SENSITIVITY,
-    TRIAL,
-    VARIANTS,
-    unit_digest,
-)
+from tightfit_service.application.sensitivity_work import SENSITIVITY
+from tightfit_service.application.trial_work import TRIAL
+from tightfit_service.application.unit_kinds import unit_digest
+from tightfit_service.application.variants_work import VARIANTS
 
 POISON = b"kills its worker"
 STEPS = 10
@@ -41,14 +39,14 @@ QUICK_SECONDS = 0.1
 OUTPUT_BYTES = 64 << 10
 
 _ANSWERS = {
-    IMPORT_MODEL: ScriptedExecutor._import,
-    CHECK_DATASET: ScriptedExecutor._dataset,
-    BASELINE: ScriptedExecutor._baseline,
-    SENSITIVITY: ScriptedExecutor._sensitivity,
-    VARIANTS: ScriptedExecutor._variants,
-    TRIAL: ScriptedExecutor._trial,
+    IMPORT_MODEL.name: ScriptedExecutor._import,
+    CHECK_DATASET.name: ScriptedExecutor._dataset,
+    BASELINE.name: ScriptedExecutor._baseline,
+    SENSITIVITY.name: ScriptedExecutor._sensitivity,
+    VARIANTS.name: ScriptedExecutor._variants,
+    TRIAL.name: ScriptedExecutor._trial,
 }
-_FILES = {IMPORT_MODEL: ("graph",), TRIAL: ("model", "graph")}
+_FILES = {IMPORT_MODEL.name: ("graph",), TRIAL.name: ("model", "graph")}
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ def handler(kind: str, ledger: Ledger, seconds: float) -> WorkHandler:
         digest = unit_digest(unit)
         ledger.write("begin", kind, digest)
         for step in range(STEPS):
-            time.sleep((seconds if kind == TRIAL else QUICK_SECONDS) / STEPS)
+            time.sleep((seconds if kind == TRIAL.name else QUICK_SECONDS) / STEPS)
             on_progress(step / STEPS, "computing")
-            if kind == TRIAL and step == STEPS // 2 and POISON in contents["graph"]:
+            if kind == TRIAL.name and step == STEPS // 2 and POISON in contents["graph"]:
                 os.kill(os.getpid(), signal.SIGKILL)
         result = _ANSWERS[kind](ScriptedExecutor(), unit)
         outputs = {}

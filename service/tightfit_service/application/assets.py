@@ -9,7 +9,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from tightfit_service.application.plain import from_plain
+from tightfit_service.application.check_work import (
+    CHECK_DATASET,
+    CHECK_TIMEOUT_SECONDS,
+    CheckDatasetTask,
+)
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
     ArtifactStores,
     AssetRecord,
@@ -26,9 +32,9 @@ from tightfit_service.application.ports import (
     WorkUnit,
 )
 from tightfit_service.application.quotas import Quotas
+from tightfit_service.application.unit_kinds import Nothing
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import UploadStatus
-from tightfit_service.application.work import CHECK_DATASET, IMPORT_MODEL, ModelFacts
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, TightfitError
 
 MODEL = "model"
@@ -39,8 +45,6 @@ _UPLOAD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 ASSET_ID_LENGTH = 20
 """Hex digits of the digest that name an asset: 80 bits, beyond accident within any project."""
-
-CHECK_TIMEOUT_SECONDS = 600.0
 
 SIGNED_LIFETIME = timedelta(minutes=15)
 """How long a signed address is valid: a transfer must begin within, it may end later."""
@@ -237,13 +241,11 @@ class AssetLibrary:
         """Check the content in a worker, so that no hostile file is parsed in this process."""
         if ticket.kind == MODEL:
             result = await self._run(import_unit(ticket.project, ticket.digest))
-            facts = from_plain(ModelFacts, result.payload)
-            return describe_model(facts, result)
+            return describe_model(IMPORT_MODEL.outcome(result), result)
         result = await self._run(
-            WorkUnit(
+            CHECK_DATASET.unit(
+                CheckDatasetTask(),
                 project=ticket.project,
-                kind=CHECK_DATASET,
-                payload={},
                 inputs={"dataset": ticket.digest},
                 timeout_seconds=CHECK_TIMEOUT_SECONDS,
                 label=f"dataset {asset_id_of(ticket.digest)}",
@@ -269,10 +271,9 @@ class AssetLibrary:
 
 def import_unit(project: str, digest: str) -> WorkUnit:
     """Return the unit of work that imports an uploaded model."""
-    return WorkUnit(
+    return IMPORT_MODEL.unit(
+        Nothing(),
         project=project,
-        kind=IMPORT_MODEL,
-        payload={},
         inputs={"model": digest},
         timeout_seconds=CHECK_TIMEOUT_SECONDS,
         label=f"model {asset_id_of(digest)}",

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     CalibrationNetworks,
     Exporter,
     GraphInspector,
     ModelImporter,
-    ProgressCallback,
     QuantizationSettings,
     WorkHandler,
 )
 from tightfit_service.application.samples import Samples
+from tightfit_service.application.unit_kinds import UnitContext, UnitKind
 from tightfit_service.domain.dataset import Layout
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.network import NetworkProfile
 
-CALIBRATION_FILES = "calibration_files"
 SAMPLE_COUNT = 8
 """Random inputs that activation ranges are taken from; only the speed of the files matters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFilesTask:
+    """Networks of the designed set by their indices, and what they are to be written in."""
+
+    indices: tuple[int, ...]
+    format: ModelFormat
+    number_format: NumberFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,16 @@ class DesignedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationFiles:
+    """The networks that were asked for, in order."""
+
+    files: tuple[DesignedFile, ...]
+
+
+CALIBRATION_FILES = UnitKind("calibration_files", CalibrationFilesTask, CalibrationFiles)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationWork:
     """The handler with its ports; composed in the worker process."""
 
@@ -51,41 +66,27 @@ class CalibrationWork:
 
     def table(self) -> Mapping[str, WorkHandler]:
         """Return the handler by the kind of unit it runs."""
-        return {CALIBRATION_FILES: self.write}
+        return {CALIBRATION_FILES.name: CALIBRATION_FILES.handler(self.write)}
 
-    def write(
-        self,
-        payload: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        output_dir: Path,
-        on_progress: ProgressCallback,
-    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
-        """Write the networks of the payload's `indices` in its `format` and `number_format`.
-
-        Outputs: the files, by index. Payload of the result: `files`, a list of `DesignedFile`.
-        """
-        del inputs
-        indices = [int(index) for index in payload["indices"]]
-        exporter = self.exporters[ModelFormat(payload["format"])]
-        number_format = NumberFormat(payload["number_format"])
+    def write(self, task: CalibrationFilesTask, context: UnitContext) -> CalibrationFiles:
+        """Write networks of the designed set; the outputs are the files, by index."""
+        exporter = self.exporters[task.format]
         written: list[DesignedFile] = []
-        outputs: dict[str, Path] = {}
-        for done, index in enumerate(indices):
+        for done, index in enumerate(task.indices):
             designed = self.networks.graph(index)
-            on_progress(done / len(indices), f"writing network {index}: {designed.label}")
+            share = done / len(task.indices)
+            context.on_progress(share, f"writing network {index}: {designed.label}")
             try:
-                file, profile = self._file(designed.graph, exporter, number_format)
+                file, profile = self._file(designed.graph, exporter, task.number_format)
             except TightfitError as error:
                 # one that the runtime has no kernels for must not cost the whole set
                 written.append(
                     DesignedFile(index=index, label=designed.label, problem=error.message)
                 )
                 continue
-            path = output_dir / f"network-{index}"
-            path.write_bytes(file)
-            outputs[str(index)] = path
+            context.write(str(index), file, file_name=f"network-{index}")
             written.append(DesignedFile(index=index, label=designed.label, profile=profile))
-        return {"files": [to_plain(file) for file in written]}, outputs
+        return CalibrationFiles(files=tuple(written))
 
     def _file(
         self, graph: bytes, exporter: Exporter, number_format: NumberFormat

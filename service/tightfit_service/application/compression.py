@@ -24,6 +24,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from tightfit_service.application.attribution import PredictedLosses, attribute_layers
+from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome, BaselineTask
 from tightfit_service.application.choice import closest_trial, summary
 from tightfit_service.application.costing import preflight_notes, with_target_limits
 from tightfit_service.application.download_limit import DownloadStage
@@ -31,9 +32,8 @@ from tightfit_service.application.infeasibility import explain_infeasibility
 from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.network_forms import ROUNDING_FELT, FormFinder, NetworkForm
-from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.portfolio import Candidate, Portfolio
-from tightfit_service.application.ports import RecoverySettings, WorkUnit
+from tightfit_service.application.ports import RecoverySettings
 from tightfit_service.application.proposals import Proposal
 from tightfit_service.application.provenance import ARTIFACT_NAME, MODEL, Outcome
 from tightfit_service.application.recipe_making import RecipeMaker, teachers_of
@@ -43,11 +43,7 @@ from tightfit_service.application.teaching import JobTeachers
 from tightfit_service.application.techniques import PRECISION, network_passes
 from tightfit_service.application.time_budget import TimeBudget
 from tightfit_service.application.together import together
-from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
-from tightfit_service.application.work import (
-    BASELINE,
-    BaselineOutcome,
-)
+from tightfit_service.application.trial_book import RunContext, TrialBook
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import NumberFormat
@@ -93,7 +89,6 @@ class CompressionRun:
             spec=self._spec,
             budget=self._budget,
             number_format=self._format,
-            label=journal.job.job_id,
             stages=self._stages,
             book=self._book,
             notes=self._notes,
@@ -101,7 +96,6 @@ class CompressionRun:
         self._teachers = JobTeachers(
             context,
             spec=self._spec,
-            label=journal.job.job_id,
             stages=self._stages,
             notes=self._notes,
         )
@@ -110,7 +104,6 @@ class CompressionRun:
             context,
             spec=self._spec,
             budget=self._budget,
-            label=journal.job.job_id,
             recipes=self._recipes,
             stages=self._stages,
             book=self._book,
@@ -173,21 +166,15 @@ class CompressionRun:
 
     async def _measure_baseline(self) -> BaselineOutcome:
         await self._stages.enter("baseline", "measuring the model as it came", begin=0.02, end=0.05)
-        result = await self._stages.run(
-            WorkUnit(
-                project=self._context.project,
-                kind=BASELINE,
-                payload={"model": to_plain(self._facts)},
-                inputs={
-                    "model": self._spec.model_digest,
-                    "graph": self._context.graph_digest,
-                    **self._book.dataset_inputs(),
-                },
-                timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                label=f"{self._journal.job.job_id} baseline",
-            )
+        outcome = await self._stages.ask(
+            BASELINE,
+            BaselineTask(model=self._facts),
+            {
+                "model": self._spec.model_digest,
+                "graph": self._context.graph_digest,
+                **self._book.dataset_inputs(),
+            },
         )
-        outcome = from_plain(BaselineOutcome, result.payload)
         self._book.baseline = Metrics(
             cost=self._costs.estimate(self._facts.profile, NumberFormat.FLOAT32),
             file_bytes=outcome.file_bytes,

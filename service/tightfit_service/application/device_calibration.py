@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from tightfit_service.application.calibration_work import CALIBRATION_FILES, DesignedFile
+from tightfit_service.application.calibration_work import (
+    CALIBRATION_FILES,
+    CalibrationFilesTask,
+    DesignedFile,
+)
 from tightfit_service.application.costing import BITS
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
-from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
     CalibrationStore,
     Clock,
@@ -22,7 +25,6 @@ from tightfit_service.application.ports import (
     JobStore,
     MeasurementOrder,
     Telemetry,
-    WorkUnit,
 )
 from tightfit_service.application.units import run_cached
 from tightfit_service.domain.calibration import Calibration, CalibrationProgress, Observation
@@ -189,14 +191,13 @@ class DeviceCalibrator:
         for first in range(0, network_count, FILES_PER_UNIT):
             indices = list(range(first, min(first + FILES_PER_UNIT, network_count)))
             result = await run_cached(
-                WorkUnit(
+                CALIBRATION_FILES.unit(
+                    CalibrationFilesTask(
+                        indices=tuple(indices),
+                        format=target.output_format,
+                        number_format=number_format,
+                    ),
                     project=project,
-                    kind=CALIBRATION_FILES,
-                    payload={
-                        "indices": indices,
-                        "format": str(target.output_format),
-                        "number_format": str(number_format),
-                    },
                     inputs={},
                     timeout_seconds=UNIT_TIMEOUT_SECONDS,
                     label=f"calibration networks from {first} on",
@@ -205,8 +206,7 @@ class DeviceCalibrator:
                 store=self._results,
                 telemetry=self._telemetry,
             )
-            for document in result.payload["files"]:
-                file = from_plain(DesignedFile, document)
+            for file in CALIBRATION_FILES.outcome(result).files:
                 if file.problem:
                     skipped.append(f"{file.label} in {number_format}: {file.problem}")
                 else:

@@ -17,25 +17,22 @@ from tightfit_service.application.download_plan import DownloadPlan
 from tightfit_service.application.download_work import (
     DOWNLOAD_NOTES,
     DOWNLOAD_OPTIONS,
+    DownloadNotesTask,
     DownloadOffer,
     DownloadOption,
+    DownloadOptionsTask,
     with_shared_scales,
 )
 from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.network_forms import ROUNDING_FELT
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import RecoverySettings, WorkResult, WorkUnit
 from tightfit_service.application.recipe_making import RecipeMaker, trained_steps
 from tightfit_service.application.recipe_steps import RECOVERY_STEP, quantization_of
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import DOWNLOAD_PASSES, download_passes
 from tightfit_service.application.time_budget import TimeBudget
-from tightfit_service.application.trial_book import (
-    UNIT_TIMEOUT_SECONDS,
-    EarlierTrial,
-    RunContext,
-    TrialBook,
-)
+from tightfit_service.application.trial_book import EarlierTrial, RunContext, TrialBook
 from tightfit_service.application.use_cases import JobRequest
 from tightfit_service.domain.budget import Budget, Quantity
 from tightfit_service.domain.errors import InvalidRequestError
@@ -83,16 +80,14 @@ async def download_notes(
 ) -> tuple[PreflightNote, ...]:
     """Return what a model and its target gain from techniques for the download besides: mostly nothing."""
     result = await run(
-        WorkUnit(
+        DOWNLOAD_NOTES.unit(
+            DownloadNotesTask(target=target, techniques=tuple(techniques)),
             project=project,
-            kind=DOWNLOAD_NOTES,
-            payload={"target": to_plain(target), "techniques": list(techniques)},
             inputs={"graph": graph_digest},
-            timeout_seconds=UNIT_TIMEOUT_SECONDS,
             label="what a smaller download does not bring",
         )
     )
-    reasons: Mapping[str, Sequence[str]] = result.payload["reasons"]
+    reasons = DOWNLOAD_NOTES.outcome(result).reasons
     return tuple(
         PreflightNote(
             code="DOWNLOAD_ONLY",
@@ -112,7 +107,6 @@ class DownloadStage:
         *,
         spec: JobSpec,
         budget: Budget,
-        label: str,
         recipes: RecipeMaker,
         stages: Stages,
         book: TrialBook,
@@ -120,12 +114,10 @@ class DownloadStage:
         time: TimeBudget,
         after_trial: Callable[[], Awaitable[None]],
     ) -> None:
-        """Keep what it works with; `label` names the job in the units of work."""
         self._context = context
         self._spec = spec
         self._limit = budget.limit_of(Quantity.DOWNLOAD)
         self._techniques = download_passes(spec)
-        self._label = label
         self._recipes = recipes
         self._stages = stages
         self._book = book
@@ -208,28 +200,22 @@ class DownloadStage:
         await self._stages.enter(
             "solve", f"what brings {_download_of(base):.0f} bytes to {aim}", begin=0.95, end=0.96
         )
-        result = await self._stages.run(
-            WorkUnit(
-                project=self._context.project,
-                kind=DOWNLOAD_OPTIONS,
-                payload={
-                    "model": to_plain(self._context.facts),
-                    "recipe": to_plain(base.recipe),
-                    "target": to_plain(self._spec.target),
-                    "techniques": list(self._techniques),
-                    "packed_bytes": int(_download_of(base)),
-                    "aim_bytes": aim,
-                },
-                inputs={
-                    "graph": self._context.graph_digest,
-                    "start": base.artifacts["graph"],
-                    **self._book.dataset_inputs(),
-                },
-                timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                label=f"{self._label} {DOWNLOAD_OPTIONS}",
-            )
+        return await self._stages.ask(
+            DOWNLOAD_OPTIONS,
+            DownloadOptionsTask(
+                model=self._context.facts,
+                recipe=base.recipe,
+                target=self._spec.target,
+                techniques=tuple(self._techniques),
+                packed_bytes=int(_download_of(base)),
+                aim_bytes=aim,
+            ),
+            {
+                "graph": self._context.graph_digest,
+                "start": base.artifacts["graph"],
+                **self._book.dataset_inputs(),
+            },
         )
-        return from_plain(DownloadOffer, result.payload)
 
     async def _tried(self, base: Trial, option: DownloadOption, *, can_train: bool) -> Trial:
         text = f"a smaller download, {option.download_bytes} bytes as predicted: {option.label}"

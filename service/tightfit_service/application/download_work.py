@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
     DownloadPass,
     PassContext,
@@ -27,9 +26,15 @@ from tightfit_service.application.recipe_steps import (
     SPARSITY_STEP,
     quantization_of,
 )
-from tightfit_service.application.recipe_work import RecipeWork, Splits, accuracy_of
-from tightfit_service.application.samples import Samples
-from tightfit_service.application.work import SENSITIVITY_SAMPLES, WorkHandlers
+from tightfit_service.application.recipe_work import RecipeWork
+from tightfit_service.application.unit_data import (
+    SENSITIVITY_SAMPLES,
+    Splits,
+    UnitData,
+    accuracy_of,
+    few,
+)
+from tightfit_service.application.unit_kinds import UnitContext, UnitKind
 from tightfit_service.domain.dataset import SplitName
 from tightfit_service.domain.errors import (
     InvalidModelError,
@@ -40,9 +45,6 @@ from tightfit_service.domain.errors import (
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.recipe import PassStep, Recipe
 
-DOWNLOAD_NOTES = "download_notes"
-DOWNLOAD_OPTIONS = "download_options"
-
 _FORMAT = ModelFormat.ONNX
 _CALIBRATION_SAMPLES = 16
 
@@ -50,6 +52,40 @@ SizeEstimator = Callable[[bytes, ModelFormat], int]
 """About the size of the packed form of a file, bytes."""
 
 _Parameters = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadNotesTask:
+    """What the techniques (passes for the download) would bring on a target."""
+
+    target: HardwareSpec
+    techniques: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadReasons:
+    """Why techniques bring less than could be hoped for: sentences by their names."""
+
+    reasons: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptionsTask:
+    """A finished trial whose packed file is to become smaller.
+
+    Attributes:
+        recipe: The trial's.
+        techniques: The passes that may be used.
+        packed_bytes: What the trial's packed file has now.
+        aim_bytes: What it is to have.
+    """
+
+    model: ModelFacts
+    recipe: Recipe
+    target: HardwareSpec
+    techniques: tuple[str, ...]
+    packed_bytes: int
+    aim_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +136,10 @@ class DownloadOffer:
     least: DownloadOption | None = None
 
 
+DOWNLOAD_NOTES = UnitKind("download_notes", DownloadNotesTask, DownloadReasons)
+DOWNLOAD_OPTIONS = UnitKind("download_options", DownloadOptionsTask, DownloadOffer)
+
+
 def with_shared_scales(settings: QuantizationSettings) -> QuantizationSettings:
     """Return how clustered weights are exported: with one scale per tensor equal values stay equal.
 
@@ -113,7 +153,8 @@ def with_shared_scales(settings: QuantizationSettings) -> QuantizationSettings:
 class DownloadWork:
     """The handlers; composed in the worker process."""
 
-    handlers: WorkHandlers
+    data: UnitData
+    recipes: RecipeWork
     passes: Mapping[str, DownloadPass]
     """Sparsity and clustering, by their names."""
     expected_bytes: SizeEstimator
@@ -121,56 +162,35 @@ class DownloadWork:
 
     def table(self) -> Mapping[str, WorkHandler]:
         """Return the handlers by the kind of unit they run."""
-        return {DOWNLOAD_NOTES: self.notes, DOWNLOAD_OPTIONS: self.options}
-
-    def notes(
-        self,
-        payload: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        output_dir: Path,
-        on_progress: ProgressCallback,
-    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
-        """Say what the passes do not bring on a target.
-
-        Inputs: `graph`. Payload: `target`, `techniques` (the passes). Payload of the result: `reasons`,
-        sentences by the name of the pass.
-        """
-        del output_dir, on_progress
-        graph = inputs["graph"].read_bytes()
-        target = from_plain(HardwareSpec, payload["target"])
         return {
-            "reasons": {
-                name: list(self.passes[name].applies_to(graph, target))
-                for name in payload["techniques"]
-            }
-        }, {}
+            DOWNLOAD_NOTES.name: DOWNLOAD_NOTES.handler(self.notes),
+            DOWNLOAD_OPTIONS.name: DOWNLOAD_OPTIONS.handler(self.options),
+        }
 
-    def options(
-        self,
-        payload: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        output_dir: Path,
-        on_progress: ProgressCallback,
-    ) -> tuple[Mapping[str, Any], Mapping[str, Path]]:
+    def notes(self, task: DownloadNotesTask, context: UnitContext) -> DownloadReasons:
+        """Say what the passes do not bring to the input `graph` on a target."""
+        graph = context.read("graph")
+        return DownloadReasons(
+            reasons={
+                name: tuple(self.passes[name].applies_to(graph, task.target))
+                for name in task.techniques
+            }
+        )
+
+    def options(self, task: DownloadOptionsTask, context: UnitContext) -> DownloadOffer:
         """Find what brings a finished trial's packed file to a size.
 
-        Inputs: `graph`, `start` (the trial's float graph), and `dataset` unless there is none. Payload:
-        `model`, `recipe` (the trial's), `target`, `techniques` (the passes that may be used),
-        `packed_bytes` (what the trial's file has now), `aim_bytes`. Payload of the result: a
-        `DownloadOffer`.
+        Inputs: `graph`, `start` (the trial's float graph), and `dataset` unless there is none.
         """
-        del output_dir
-        recipe = from_plain(Recipe, payload["recipe"])
-        dataset = self.handlers.open_dataset(payload, inputs, inputs["graph"].read_bytes())
-        splits = Splits.of(dataset, recipe.steps)
-        start, settings = inputs["start"].read_bytes(), quantization_of(recipe)
-        target = from_plain(HardwareSpec, payload["target"])
+        recipe = task.recipe
+        splits = Splits.of(self.data.open(task.model, context), recipe.steps)
+        start, settings = context.read("start"), quantization_of(recipe)
         levels = {
-            name: self.passes[name].strengths(start, target, settings.number_format)
-            for name in payload["techniques"]
+            name: self.passes[name].strengths(start, task.target, settings.number_format)
+            for name in task.techniques
         }
         grid = _Grid(
-            recipes=self.handlers.recipes,
+            recipes=self.recipes,
             passes=self.passes,
             expected_bytes=self.expected_bytes,
             start=start,
@@ -179,10 +199,10 @@ class DownloadWork:
             seed=recipe.seed,
             zeros=(None, *levels.get(SPARSITY_STEP, ())),
             clusters=(None, *levels.get(CLUSTERING_STEP, ())),
-            packed_bytes=int(payload["packed_bytes"]),
-            on_progress=on_progress,
+            packed_bytes=task.packed_bytes,
+            on_progress=context.on_progress,
         )
-        return to_plain(grid.offer(int(payload["aim_bytes"]))), {}
+        return grid.offer(task.aim_bytes)
 
 
 _Place = tuple[int, int]
@@ -277,7 +297,7 @@ class _Grid:
         try:
             exported = self.recipes.exporters[_FORMAT].export(
                 self._changed(place),
-                calibration=None if calibration is None else _few(calibration),
+                calibration=None if calibration is None else few(calibration, _CALIBRATION_SAMPLES),
                 settings=settings,
                 metadata={},
             )
@@ -335,7 +355,7 @@ class _Grid:
         selection = self.splits.get(SplitName.SELECTION)
         if selection is None or not self._file(place).data:
             return None
-        sample = selection.take(range(min(SENSITIVITY_SAMPLES, len(selection))))
+        sample = few(selection, SENSITIVITY_SAMPLES)
         evaluator = self.recipes.evaluators[_FORMAT]
         found = accuracy_of(evaluator, self._file(place).data, sample)
         return None if found is None else found.value
@@ -358,10 +378,6 @@ class _Grid:
             _words(CLUSTERING_STEP, self.clusters[level]),
         )
         return ", ".join(filter(None, parts))
-
-
-def _few(calibration: Samples) -> Samples:
-    return calibration.take(range(min(_CALIBRATION_SAMPLES, len(calibration))))
 
 
 def _words(name: str, parameters: _Parameters) -> str:

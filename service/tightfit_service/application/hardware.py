@@ -12,7 +12,8 @@ from typing import Any
 
 from tightfit_service.application.assets import MODEL, import_unit
 from tightfit_service.application.costing import CostModel, select_emulator
-from tightfit_service.application.plain import from_plain
+from tightfit_service.application.import_work import IMPORT_MODEL
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
     ArtifactStores,
     AssetStore,
@@ -31,7 +32,6 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import KnownTarget
-from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
@@ -237,7 +237,7 @@ class HardwareLibrary:
             store=self._results,
             telemetry=self._telemetry,
         )
-        return from_plain(ModelFacts, result.payload), result.outputs["graph"]
+        return IMPORT_MODEL.outcome(result), result.outputs["graph"]
 
     async def estimate(
         self,

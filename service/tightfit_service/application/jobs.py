@@ -12,6 +12,13 @@ import structlog
 from tightfit_service.application import tracing
 from tightfit_service.application.assets import DATASET
 from tightfit_service.application.caller import caller
+from tightfit_service.application.check_work import (
+    CHECK_DATASET,
+    CHECK_RECIPE,
+    CHECK_TIMEOUT_SECONDS,
+    CheckDatasetTask,
+    CheckRecipeTask,
+)
 from tightfit_service.application.costing import (
     CostModel,
     ProblemBuilder,
@@ -22,7 +29,7 @@ from tightfit_service.application.costing import (
 from tightfit_service.application.download_limit import check_packable, download_notes
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.journal import EventHub, follow
-from tightfit_service.application.plain import to_plain
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
     AssetStore,
     Clock,
@@ -39,7 +46,6 @@ from tightfit_service.application.teaching import find_teachers
 from tightfit_service.application.techniques import check_techniques
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import CheckReport, JobRequest
-from tightfit_service.application.work import CHECK_DATASET, CHECK_RECIPE, ModelFacts
 from tightfit_service.domain.budget import Objective, Quantity
 from tightfit_service.domain.errors import (
     InvalidBudgetError,
@@ -262,12 +268,11 @@ class JobDesk:
 
     async def _check_recipe(self, project: str, recipe: Recipe, graph_digest: str) -> None:
         await self._run(
-            WorkUnit(
+            CHECK_RECIPE.unit(
+                CheckRecipeTask(recipe=recipe),
                 project=project,
-                kind=CHECK_RECIPE,
-                payload={"recipe": to_plain(recipe)},
                 inputs={"graph": graph_digest},
-                timeout_seconds=600.0,
+                timeout_seconds=CHECK_TIMEOUT_SECONDS,
                 label="recipe against model",
             )
         )
@@ -276,12 +281,11 @@ class JobDesk:
         self, project: str, digest: str, facts: ModelFacts, graph_digest: str
     ) -> None:
         await self._run(
-            WorkUnit(
+            CHECK_DATASET.unit(
+                CheckDatasetTask(model=facts),
                 project=project,
-                kind=CHECK_DATASET,
-                payload={"model": to_plain(facts)},
                 inputs={"dataset": digest, "graph": graph_digest},
-                timeout_seconds=600.0,
+                timeout_seconds=CHECK_TIMEOUT_SECONDS,
                 label="dataset against model",
             )
         )

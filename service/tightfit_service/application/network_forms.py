@@ -8,9 +8,13 @@ from dataclasses import dataclass, replace
 
 from tightfit_service.application.costing import margins_of
 from tightfit_service.application.job_notes import JobNotes
-from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.ports import WorkUnit
+from tightfit_service.application.node_ways import MeasuredAlternative
 from tightfit_service.application.proposals import Proposer
+from tightfit_service.application.sensitivity_work import (
+    SENSITIVITY,
+    SensitivityOutcome,
+    SensitivityTask,
+)
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import (
     NETWORK_PASSES,
@@ -18,14 +22,8 @@ from tightfit_service.application.techniques import (
     may_prune,
     node_passes,
 )
-from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext, TrialBook
-from tightfit_service.application.work import (
-    SENSITIVITY,
-    VARIANTS,
-    MeasuredAlternative,
-    SensitivityOutcome,
-    VariantOutcome,
-)
+from tightfit_service.application.trial_book import RunContext, TrialBook
+from tightfit_service.application.variants_work import VARIANTS, MeasuredVariant, VariantsTask
 from tightfit_service.domain.budget import Budget
 from tightfit_service.domain.errors import UnsupportedError, WorkFailedError
 from tightfit_service.domain.hardware import NumberFormat
@@ -85,17 +83,14 @@ class FormFinder:
         spec: JobSpec,
         budget: Budget,
         number_format: NumberFormat,
-        label: str,
         stages: Stages,
         book: TrialBook,
         notes: JobNotes,
     ) -> None:
-        """Keep what forms are prepared with; `label` names the job in the units of work."""
         self._context = context
         self._spec = spec
         self._budget = budget
         self._format = number_format
-        self._label = label
         self._stages = stages
         self._book = book
         self._notes = notes
@@ -106,20 +101,20 @@ class FormFinder:
         space = self._allowed(facts.space)
         await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
         techniques = self._node_passes()
-        result = await self._stages.run(
-            self._unit(
-                SENSITIVITY,
-                {
-                    "seed": self._spec.seed,
-                    "importance": str(self._spec.importance or DEFAULT_IMPORTANCE),
-                    "shares": list(SENSITIVITY_SHARES),
-                    "space": to_plain(space),
-                    "techniques": list(techniques),
-                    "number_format": str(self._format) if PRECISION in techniques else None,
-                },
-            )
+        sensitivity = await self._stages.ask(
+            SENSITIVITY,
+            SensitivityTask(
+                model=facts,
+                target=self._spec.target,
+                seed=self._spec.seed,
+                space=space,
+                importance=self._spec.importance or DEFAULT_IMPORTANCE,
+                shares=SENSITIVITY_SHARES,
+                techniques=techniques,
+                number_format=self._format if PRECISION in techniques else None,
+            ),
+            self._inputs(),
         )
-        sensitivity = from_plain(SensitivityOutcome, result.payload)
         for text in sensitivity.notes:
             await self._notes.add("SENSITIVITY", text)
         for node, cost in largest_costs(sensitivity.precision_costs):
@@ -139,34 +134,35 @@ class FormFinder:
             return []
         await self._stages.enter("variants", "other forms of the network", begin=0.12, end=0.15)
         sensitivity = known.form.sensitivity
-        unit = self._unit(
-            VARIANTS,
-            {"techniques": list(techniques), "node_techniques": list(self._node_passes())},
+        task = VariantsTask(
+            model=self._context.facts,
+            target=self._spec.target,
+            techniques=tuple(techniques),
+            node_techniques=self._node_passes(),
         )
         try:
-            result = await self._stages.run(unit)
+            found = await self._stages.ask(VARIANTS, task, self._inputs())
         except (WorkFailedError, UnsupportedError) as error:
             # the network as it came can still be searched
             await self._notes.add("NO_VARIANTS", f"other forms could not be made: {error.message}")
             return []
-        outcomes = [from_plain(VariantOutcome, item) for item in result.payload["variants"]]
         return [
             await self._prepared(
                 NetworkForm(
-                    label=outcome.variant.label,
-                    profile=outcome.profile,
-                    space=self._allowed(outcome.space),
-                    sensitivity=adapted(sensitivity, outcome),
-                    lost=max(0.0, sensitivity.reference_accuracy - outcome.accuracy),
+                    label=measured.variant.label,
+                    profile=measured.profile,
+                    space=self._allowed(measured.space),
+                    sensitivity=adapted(sensitivity, measured),
+                    lost=max(0.0, sensitivity.reference_accuracy - measured.accuracy),
                     steps=(
                         PassStep(
-                            pass_name=outcome.variant.pass_name,
-                            parameters=outcome.variant.parameters,
+                            pass_name=measured.variant.pass_name,
+                            parameters=measured.variant.parameters,
                         ),
                     ),
                 )
             )
-            for outcome in sorted(outcomes, key=lambda outcome: -outcome.profile.macs)
+            for measured in sorted(found.variants, key=lambda measured: -measured.profile.macs)
         ]
 
     async def _prepared(self, form: NetworkForm) -> Prepared:
@@ -203,19 +199,8 @@ class FormFinder:
             return techniques
         return (*techniques, PRECISION)
 
-    def _unit(self, kind: str, payload: Mapping[str, object]) -> WorkUnit:
-        return WorkUnit(
-            project=self._context.project,
-            kind=kind,
-            payload={
-                "model": to_plain(self._context.facts),
-                "target": to_plain(self._spec.target),
-                **payload,
-            },
-            inputs={"graph": self._context.graph_digest, **self._book.dataset_inputs()},
-            timeout_seconds=UNIT_TIMEOUT_SECONDS,
-            label=f"{self._label} {kind}",
-        )
+    def _inputs(self) -> Mapping[str, str]:
+        return {"graph": self._context.graph_digest, **self._book.dataset_inputs()}
 
 
 def largest_costs(costs: Mapping[str, float]) -> Sequence[tuple[str, float]]:
@@ -224,9 +209,9 @@ def largest_costs(costs: Mapping[str, float]) -> Sequence[tuple[str, float]]:
     return sorted(felt, key=lambda item: -item[1])[:COSTLY_LAYERS]
 
 
-def adapted(known: SensitivityOutcome, outcome: VariantOutcome) -> SensitivityOutcome:
+def adapted(known: SensitivityOutcome, variant: MeasuredVariant) -> SensitivityOutcome:
     """Return what was measured in the network as it came, for the groups and ways of a variant."""
-    groups = {group.group_id: group.unit_count for group in outcome.space.groups}
+    groups = {group.group_id: group.unit_count for group in variant.space.groups}
     seen = {
         (measured.alternative.node, measured.alternative.label): measured.accuracy
         for measured in known.alternatives
@@ -242,6 +227,6 @@ def adapted(known: SensitivityOutcome, outcome: VariantOutcome) -> SensitivityOu
             MeasuredAlternative(
                 alternative=alternative, accuracy=seen.get((alternative.node, alternative.label))
             )
-            for alternative in outcome.alternatives
+            for alternative in variant.alternatives
         ),
     )

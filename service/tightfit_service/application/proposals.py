@@ -25,7 +25,7 @@ from tightfit_service.application.costing import (
 )
 from tightfit_service.application.recipe_making import is_in
 from tightfit_service.application.recipe_steps import PRUNING_STEP
-from tightfit_service.application.work import SensitivityOutcome, most_important
+from tightfit_service.application.sensitivity_work import SensitivityOutcome, most_important
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace

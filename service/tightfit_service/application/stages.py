@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
+from tightfit_service.application.unit_kinds import OutcomeT, TaskT, UnitKind
 from tightfit_service.application.units import run_cached
 from tightfit_service.domain.job import JobEventKind
 
@@ -53,6 +54,16 @@ class Stages:
         """Begin a stage that takes the job from one share done to another."""
         self._span = _Span(begin=begin, end=end)
         await self._journal.event(JobEventKind.STAGE, message, stage=stage, fraction=begin)
+
+    async def ask(
+        self, kind: UnitKind[TaskT, OutcomeT], task: TaskT, inputs: Mapping[str, str]
+    ) -> OutcomeT:
+        """Run a unit of the job, as `run` does, and return its outcome; `inputs` are digests by name."""
+        job = self._journal.job
+        unit = kind.unit(
+            task, project=job.project, inputs=inputs, label=f"{job.job_id} {kind.name}"
+        )
+        return kind.outcome(await self.run(unit))
 
     async def run(self, unit: WorkUnit) -> WorkResult:
         """Run a unit, or find its result remembered; a store that is away is waited for.

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.job_notes import JobNotes
-from tightfit_service.application.plain import from_plain, to_plain
-from tightfit_service.application.ports import TensorSignature, WorkUnit
+from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.ports import TensorSignature
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.teacher_inputs import teacher_inputs
-from tightfit_service.application.trial_book import UNIT_TIMEOUT_SECONDS, RunContext
-from tightfit_service.application.work import TEACHER, ModelFacts, TeacherOutcome
+from tightfit_service.application.teacher_work import TEACHER, TeacherOutcome, TeacherTask
+from tightfit_service.application.trial_book import RunContext
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, TightfitError
 from tightfit_service.domain.job import MAX_TEACHERS, JobSpec, TeacherModel
 
@@ -90,12 +90,10 @@ class JobTeachers:
     """The teachers of one job's model."""
 
     def __init__(
-        self, context: RunContext, *, spec: JobSpec, label: str, stages: Stages, notes: JobNotes
+        self, context: RunContext, *, spec: JobSpec, stages: Stages, notes: JobNotes
     ) -> None:
-        """Keep what teachers are met with; `label` names the job in the units of work."""
         self._context = context
         self._spec = spec
-        self._label = label
         self._stages = stages
         self._notes = notes
 
@@ -138,21 +136,15 @@ class JobTeachers:
             )
 
     async def _ask(self, graph: str, dataset_inputs: Mapping[str, str]) -> TeacherOutcome:
-        result = await self._stages.run(
-            WorkUnit(
-                project=self._context.project,
-                kind=TEACHER,
-                payload={"model": to_plain(self._context.facts)},
-                inputs={
-                    "graph": self._context.graph_digest,
-                    **teacher_inputs([graph]),
-                    **dataset_inputs,
-                },
-                timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                label=f"{self._label} teacher",
-            )
+        return await self._stages.ask(
+            TEACHER,
+            TeacherTask(model=self._context.facts),
+            {
+                "graph": self._context.graph_digest,
+                **teacher_inputs([graph]),
+                **dataset_inputs,
+            },
         )
-        return from_plain(TeacherOutcome, result.payload)
 
 
 def _inputs(facts: ModelFacts) -> dict[str, tuple[tuple[int, ...], str]]:

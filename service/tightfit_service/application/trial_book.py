@@ -13,8 +13,8 @@ from tightfit_service.application.choice import best_trial, summary
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.patience import patiently
-from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     Clock,
     Executor,
@@ -29,7 +29,8 @@ from tightfit_service.application.recipe_steps import RECOVERY_STEP, as_carried_
 from tightfit_service.application.recipe_work import TrialOutcome
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.teacher_inputs import teacher_inputs
-from tightfit_service.application.work import TRIAL, ModelFacts, unit_digest
+from tightfit_service.application.trial_work import TRIAL, TrialTask
+from tightfit_service.application.unit_kinds import UNIT_TIMEOUT_SECONDS, unit_digest
 from tightfit_service.domain.budget import Budget, Quantity
 from tightfit_service.domain.errors import MeasurementFailedError, TightfitError
 from tightfit_service.domain.measurement import Verification
@@ -45,8 +46,6 @@ from tightfit_service.domain.trial import (
 
 MAX_FAILURES = 3
 """Failed trials after which the job gives up: the cause is then not one candidate."""
-
-UNIT_TIMEOUT_SECONDS = 3_600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +216,7 @@ class TrialBook:
             await self._journal.trial(trial, f"trial {index}: {summary(trial)}")
             self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
         self._trials[index] = trial
-        self._outcomes[index] = from_plain(TrialOutcome, result.payload)
+        self._outcomes[index] = TRIAL.outcome(result)
         return trial
 
     async def _result(self, trial: Trial, unit: WorkUnit) -> WorkResult:
@@ -305,18 +304,17 @@ class TrialBook:
         data = self._spec.dataset_digest or "synthetic"
         started = {} if after is None else {"start": after.trial.artifacts["graph"]}
         is_trained = trial.recipe.step(RECOVERY_STEP) is not None
-        return WorkUnit(
+        return TRIAL.unit(
+            TrialTask(
+                model=self._context.facts,
+                recipe=trial.recipe,
+                target=self._spec.target,
+                evaluate=evaluate,
+                teacher_key=f"{self._context.graph_digest[:16]}-{data[:16]}",
+                packed=self._spec.is_packed,
+                finished_steps=None if after is None else after.steps,
+            ),
             project=self._context.project,
-            kind=TRIAL,
-            payload={
-                "model": to_plain(self._context.facts),
-                "recipe": to_plain(trial.recipe),
-                "target": to_plain(self._spec.target),
-                "evaluate": evaluate,
-                "teacher_key": f"{self._context.graph_digest[:16]}-{data[:16]}",
-                **({"packed": True} if self._spec.is_packed else {}),
-                **({} if after is None else {"finished_steps": after.steps}),
-            },
             inputs={
                 "graph": self._context.graph_digest,
                 **self.dataset_inputs(),
@@ -328,7 +326,7 @@ class TrialBook:
         )
 
     def _completed(self, trial: Trial, result: WorkResult) -> Trial:
-        outcome = from_plain(TrialOutcome, result.payload)
+        outcome = TRIAL.outcome(result)
         quantization = quantization_of(trial.recipe)
         metrics = Metrics(
             cost=self._context.cost_model.estimate(

@@ -9,12 +9,11 @@ from tightfit_service.bootstrap.keys import public_keys
 from tightfit_service.bootstrap.observability import configure_logging
 from tightfit_service.bootstrap.server import Server, build_server, diagnose, serve
 from tightfit_service.bootstrap.storage import collect, default_quota, migrate, open_records
-from tightfit_service.bootstrap.workers import build_handlers, handler_table, pack_file, run_worker
+from tightfit_service.bootstrap.workers import handler_table, pack_file, run_worker
 
 __all__ = [
     "Server",
     "SystemClock",
-    "build_handlers",
     "build_server",
     "catalogue",
     "collect",

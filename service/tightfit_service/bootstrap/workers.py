@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from tightfit_service.application.ports import (
     DownloadPass,
@@ -14,7 +16,7 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.recipe_steps import GraphSteps
 from tightfit_service.application.recipe_work import RecipeWork
-from tightfit_service.application.work import WorkHandlers
+from tightfit_service.application.unit_data import UnitData
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings
 
@@ -45,68 +47,43 @@ def pack_file(source: Path, destination: Path) -> tuple[int, int]:
 def handler_table(settings: Settings) -> dict[str, WorkHandler]:
     """Return everything that a worker can run, by the kind of unit."""
     from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
-    from tightfit_service.adapters.formats.packed import expected_bytes
-    from tightfit_service.application.calibration_work import CalibrationWork
-    from tightfit_service.application.download_work import DownloadWork
-    from tightfit_service.passes.clustering import ClusteringPass
-    from tightfit_service.passes.sparsity import SparsityPass
-
-    handlers = build_handlers(settings)
-    downloads: list[DownloadPass] = [SparsityPass(), ClusteringPass()]
-    download = DownloadWork(
-        handlers=handlers,
-        passes={item.name: item for item in downloads},
-        expected_bytes=expected_bytes,
-    )
-    calibration = CalibrationWork(
-        networks=DesignedNetworks(),
-        importer=handlers.importer,
-        inspector=handlers.inspector,
-        exporters=handlers.recipes.exporters,
-    )
-    return {**handlers.table(), **calibration.table(), **download.table()}
-
-
-def build_handlers(settings: Settings) -> WorkHandlers:
-    """Compose what runs in a worker; the heavy libraries are loaded here and nowhere in the server."""
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
-    from tightfit_service.adapters.emulators.vela import VelaCompiler
-    from tightfit_service.adapters.evaluation.contained_evaluator import ContainedEvaluator
-    from tightfit_service.adapters.evaluation.executorch_evaluator import ExecutorchEvaluator
-    from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
-    from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
-    from tightfit_service.adapters.evaluation.openvino_evaluator import OpenvinoEvaluator
-    from tightfit_service.adapters.evaluation.tflm_evaluator import TflmEvaluator
     from tightfit_service.adapters.formats.any_import import AnyImporter
-    from tightfit_service.adapters.formats.c_array_export import CArrayExporter, tflite_in
-    from tightfit_service.adapters.formats.executorch_export import ExecutorchExporter
-    from tightfit_service.adapters.formats.onnx_export import OnnxExporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
-    from tightfit_service.adapters.formats.openvino_export import (
-        OpenvinoExporter,
-        network_and_weights,
-    )
-    from tightfit_service.adapters.formats.packed import pack
+    from tightfit_service.adapters.formats.packed import expected_bytes
     from tightfit_service.adapters.formats.pt2_import import Pt2Importer
-    from tightfit_service.adapters.formats.tflite_export import TfliteExporter
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
-    from tightfit_service.adapters.formats.vela_export import VelaFileCompiler, source_in
     from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
-    from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-    from tightfit_service.graph.profile import OnnxGraphInspector
+    from tightfit_service.application.baseline_work import BaselineWork
+    from tightfit_service.application.calibration_work import CalibrationWork
+    from tightfit_service.application.check_work import CheckWork
+    from tightfit_service.application.download_work import DownloadWork
+    from tightfit_service.application.import_work import ImportWork
+    from tightfit_service.application.node_ways import NodeWays
+    from tightfit_service.application.sensitivity_work import SensitivityWork
+    from tightfit_service.application.teacher_work import TeacherWork
+    from tightfit_service.application.trial_work import TrialWork
+    from tightfit_service.application.variants_work import VariantsWork
     from tightfit_service.passes.clustering import ClusteringPass
     from tightfit_service.passes.depth_pruning import DepthPruningPass
     from tightfit_service.passes.equalization import EqualizationPass
     from tightfit_service.passes.low_rank import LowRankPass
     from tightfit_service.passes.precision import PrecisionPass
     from tightfit_service.passes.precision_sensitivity import precision_sensitivity
-    from tightfit_service.passes.quantization import StaticQuantizationPass
     from tightfit_service.passes.resolution import ResolutionPass
     from tightfit_service.passes.sparsity import SparsityPass
     from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
-    threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1)
-    cache_dir = settings.data_dir / "cache"
+    download_passes: list[DownloadPass] = [SparsityPass(), ClusteringPass()]
+    node_passes: list[NodePass] = [LowRankPass(), PrecisionPass(), SparsityPass(), ClusteringPass()]
+    network_passes: list[NetworkPass] = [ResolutionPass(), DepthPruningPass()]
+    graph_passes: list[GraphPass] = [*node_passes, *network_passes, EqualizationPass()]
+    steps = GraphSteps(
+        pruning=StructuredPruningPass(), passes={item.name: item for item in graph_passes}
+    )
+    recipes = _recipe_work(steps)
+    inspector, trainer = recipes.inspector, recipes.trainer
+    evaluator = recipes.evaluators[ModelFormat.ONNX]
     importer = AnyImporter(
         importers={
             ModelFormat.ONNX: OnnxImporter(),
@@ -114,50 +91,111 @@ def build_handlers(settings: Settings) -> WorkHandlers:
             ModelFormat.PT2: Pt2Importer(),
         }
     )
-    node_passes: list[NodePass] = [LowRankPass(), PrecisionPass(), SparsityPass(), ClusteringPass()]
-    network_passes: list[NetworkPass] = [ResolutionPass(), DepthPruningPass()]
+    cache_dir = settings.data_dir / "cache"
+    datasets = ArchiveDatasetReader(cache_dir=cache_dir / "arrays")
+    data = UnitData(
+        datasets=datasets,
+        synthesizer=NetworkSynthesizer(),
+        evaluator=evaluator,
+        cache_dir=cache_dir,
+    )
+    ways = NodeWays(inspector=inspector, passes={item.name: item for item in node_passes})
+    works: list[_Work] = [
+        ImportWork(importer=importer, inspector=inspector, pruning=steps.pruning),
+        CheckWork(datasets=datasets, steps=steps),
+        BaselineWork(data=data, importer=importer, evaluator=evaluator),
+        SensitivityWork(
+            data=data,
+            steps=steps,
+            trainer=trainer,
+            evaluator=evaluator,
+            ways=ways,
+            precision_probe=precision_sensitivity,
+        ),
+        VariantsWork(
+            data=data,
+            steps=steps,
+            inspector=inspector,
+            evaluator=evaluator,
+            ways=ways,
+            passes={item.name: item for item in network_passes},
+        ),
+        TeacherWork(data=data, trainer=trainer, evaluator=evaluator),
+        TrialWork(data=data, recipes=recipes, cache_dir=cache_dir),
+        DownloadWork(
+            data=data,
+            recipes=recipes,
+            passes={item.name: item for item in download_passes},
+            expected_bytes=expected_bytes,
+        ),
+        CalibrationWork(
+            networks=DesignedNetworks(),
+            importer=importer,
+            inspector=inspector,
+            exporters=recipes.exporters,
+        ),
+    ]
+    return {kind: handler for work in works for kind, handler in work.table().items()}
+
+
+class _Work(Protocol):
+    def table(self) -> Mapping[str, WorkHandler]: ...
+
+
+def _recipe_work(steps: GraphSteps) -> RecipeWork:
+    """Compose what applies recipes: training, formats, runtimes."""
+    from tightfit_service.adapters.emulators.vela import VelaCompiler
+    from tightfit_service.adapters.evaluation.contained_evaluator import ContainedEvaluator
+    from tightfit_service.adapters.evaluation.executorch_evaluator import ExecutorchEvaluator
+    from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
+    from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+    from tightfit_service.adapters.evaluation.openvino_evaluator import OpenvinoEvaluator
+    from tightfit_service.adapters.evaluation.tflm_evaluator import TflmEvaluator
+    from tightfit_service.adapters.formats.c_array_export import CArrayExporter, tflite_in
+    from tightfit_service.adapters.formats.executorch_export import ExecutorchExporter
+    from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+    from tightfit_service.adapters.formats.openvino_export import (
+        OpenvinoExporter,
+        network_and_weights,
+    )
+    from tightfit_service.adapters.formats.packed import pack
+    from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+    from tightfit_service.adapters.formats.vela_export import VelaFileCompiler, source_in
+    from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+    from tightfit_service.graph.profile import OnnxGraphInspector
+    from tightfit_service.passes.quantization import StaticQuantizationPass
+
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or (os.cpu_count() or 1)
     quantizer = StaticQuantizationPass()
     onnx = OnnxExporter(quantizer=quantizer)
     litert = LitertEvaluator(threads=threads)
-    graph_passes: list[GraphPass] = [*node_passes, *network_passes, EqualizationPass()]
-    return WorkHandlers(
-        importer=importer,
-        recipes=RecipeWork(
-            steps=GraphSteps(
-                pruning=StructuredPruningPass(), passes={item.name: item for item in graph_passes}
-            ),
-            inspector=OnnxGraphInspector(),
-            trainer=TorchTrainer(threads=threads),
-            exporters={
-                ModelFormat.ONNX: onnx,
-                ModelFormat.TFLITE: TfliteExporter(),
-                ModelFormat.C_ARRAY: CArrayExporter(tflite=TfliteExporter()),
-                ModelFormat.OPENVINO: OpenvinoExporter(onnx=onnx),
-                ModelFormat.EXECUTORCH: ExecutorchExporter(quantizer=quantizer),
+    return RecipeWork(
+        steps=steps,
+        inspector=OnnxGraphInspector(),
+        trainer=TorchTrainer(threads=threads),
+        exporters={
+            ModelFormat.ONNX: onnx,
+            ModelFormat.TFLITE: TfliteExporter(),
+            ModelFormat.C_ARRAY: CArrayExporter(tflite=TfliteExporter()),
+            ModelFormat.OPENVINO: OpenvinoExporter(onnx=onnx),
+            ModelFormat.EXECUTORCH: ExecutorchExporter(quantizer=quantizer),
+        },
+        evaluators={
+            ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
+            ModelFormat.TFLITE: litert,
+            ModelFormat.C_ARRAY: ContainedEvaluator(file_in=tflite_in, evaluator=litert),
+            ModelFormat.OPENVINO: OpenvinoEvaluator(split=network_and_weights, threads=threads),
+            ModelFormat.EXECUTORCH: ExecutorchEvaluator(),
+            ModelFormat.VELA: ContainedEvaluator(file_in=source_in, evaluator=litert),
+        },
+        pack=pack,
+        compilers={ModelFormat.VELA: VelaFileCompiler(vela=VelaCompiler())},
+        target_evaluator=TflmEvaluator(
+            files={
+                ModelFormat.TFLITE: bytes,
+                ModelFormat.C_ARRAY: tflite_in,
+                ModelFormat.VELA: source_in,
             },
-            evaluators={
-                ModelFormat.ONNX: OnnxRuntimeEvaluator(threads=threads),
-                ModelFormat.TFLITE: litert,
-                ModelFormat.C_ARRAY: ContainedEvaluator(file_in=tflite_in, evaluator=litert),
-                ModelFormat.OPENVINO: OpenvinoEvaluator(split=network_and_weights, threads=threads),
-                ModelFormat.EXECUTORCH: ExecutorchEvaluator(),
-                ModelFormat.VELA: ContainedEvaluator(file_in=source_in, evaluator=litert),
-            },
-            pack=pack,
-            compilers={ModelFormat.VELA: VelaFileCompiler(vela=VelaCompiler())},
-            target_evaluator=TflmEvaluator(
-                files={
-                    ModelFormat.TFLITE: bytes,
-                    ModelFormat.C_ARRAY: tflite_in,
-                    ModelFormat.VELA: source_in,
-                },
-                threads=threads,
-            ),
+            threads=threads,
         ),
-        node_passes={item.name: item for item in node_passes},
-        network_passes={item.name: item for item in network_passes},
-        datasets=ArchiveDatasetReader(cache_dir=cache_dir / "arrays"),
-        cache_dir=cache_dir,
-        synthesizer=NetworkSynthesizer(),
-        precision_probe=precision_sensitivity,
     )

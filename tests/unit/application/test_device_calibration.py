@@ -91,7 +91,7 @@ class Writer:
         on_begin: BeginCallback = begin_at_once,
     ) -> WorkResult:
         await on_begin()
-        assert unit.kind == CALIBRATION_FILES
+        assert unit.kind == CALIBRATION_FILES.name
         self.units.append(unit)
         files, outputs = [], {}
         for index in unit.payload["indices"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +12,22 @@ import pytest
 from onnx import load_from_string, numpy_helper
 
 from fakes.networks import NETWORKS
+from fakes.scripted_work import facts
 from fakes.search_bench import TARGET
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.download_work import DownloadOffer, DownloadOption, DownloadWork
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.download_work import (
+    DownloadNotesTask,
+    DownloadOffer,
+    DownloadOption,
+    DownloadOptionsTask,
+    DownloadReasons,
+    DownloadWork,
+)
+from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     DownloadPass,
     ExportedModel,
@@ -30,7 +39,8 @@ from tightfit_service.application.ports import (
 from tightfit_service.application.recipe_steps import GraphSteps
 from tightfit_service.application.recipe_work import RecipeWork
 from tightfit_service.application.samples import Samples
-from tightfit_service.application.work import WorkHandlers
+from tightfit_service.application.unit_data import UnitData
+from tightfit_service.application.unit_kinds import UnitContext
 from tightfit_service.domain.dataset import DatasetManifest, SplitName
 from tightfit_service.domain.errors import ParityError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
@@ -62,14 +72,9 @@ class _Dataset:
         return replace(self._samples, name=split.value)
 
 
-@dataclass(frozen=True)
-class _Handlers:
-    recipes: RecipeWork
-
-    def open_dataset(
-        self, payload: Mapping[str, Any], inputs: Mapping[str, Path], graph: bytes
-    ) -> OpenDataset:
-        del payload, inputs, graph
+class _Data:
+    def open(self, model: ModelFacts, context: UnitContext) -> OpenDataset:
+        del model, context
         return _Dataset()
 
 
@@ -97,7 +102,8 @@ def work(exporter: Exporter | None = None) -> DownloadWork:
         pack=pack,
     )
     return DownloadWork(
-        handlers=cast("WorkHandlers", _Handlers(recipes)),
+        data=cast("UnitData", _Data()),
+        recipes=recipes,
         passes=PASSES,
         expected_bytes=lambda data, model_format: len(pack(data, model_format)),
     )
@@ -137,16 +143,19 @@ def offered(
     techniques: tuple[str, ...] = ("sparsity", "clustering"),
     exporter: Exporter | None = None,
 ) -> DownloadOffer:
-    payload = {
-        "recipe": to_plain(RECIPE),
-        "target": to_plain(TARGET),
-        "techniques": list(techniques),
-        "packed_bytes": WHOLE + METADATA,
-        "aim_bytes": int(aim * WHOLE) + METADATA,
-    }
-    result, outputs = work(exporter).options(payload, files, Path(), lambda _share, _text: None)
-    assert not outputs
-    return from_plain(DownloadOffer, result)
+    task = DownloadOptionsTask(
+        model=facts(),
+        recipe=RECIPE,
+        target=TARGET,
+        techniques=techniques,
+        packed_bytes=WHOLE + METADATA,
+        aim_bytes=int(aim * WHOLE) + METADATA,
+    )
+    return work(exporter).options(task, context(files))
+
+
+def context(files: Mapping[str, Path]) -> UnitContext:
+    return UnitContext(inputs=files, output_dir=Path(), on_progress=lambda _share, _text: None)
 
 
 def packed_bytes(option: DownloadOption) -> int:
@@ -213,6 +222,6 @@ def test_without_techniques_there_is_nothing_to_offer(files: Mapping[str, Path])
 
 
 def test_notes_come_from_the_passes(files: Mapping[str, Path]) -> None:
-    payload = {"target": to_plain(TARGET), "techniques": ["sparsity"]}
-    result, _ = work().notes(payload, files, Path(), lambda _share, _text: None)
-    assert result == {"reasons": {"sparsity": list(SparsityPass().applies_to(GRAPH, TARGET))}}
+    task = DownloadNotesTask(target=TARGET, techniques=("sparsity",))
+    reasons = {"sparsity": tuple(SparsityPass().applies_to(GRAPH, TARGET))}
+    assert work().notes(task, context(files)) == DownloadReasons(reasons=reasons)

@@ -16,8 +16,8 @@ from fakes.telemetry import RecordingTelemetry
 from tightfit_service import bootstrap
 from tightfit_service.application import hardware
 from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import Page
-from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import (
     AlreadyExistsError,

@@ -19,8 +19,9 @@ from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings, TargetAccuracy
 from tightfit_service.application.recipe_steps import QUANTIZATION_STEP, GraphSteps
-from tightfit_service.application.recipe_work import RecipeWork, TrialOutcome
+from tightfit_service.application.recipe_work import RecipeTask, RecipeWork, TrialOutcome
 from tightfit_service.application.samples import Samples
+from tightfit_service.application.unit_kinds import UnitContext
 from tightfit_service.domain.dataset import DatasetManifest, SplitName
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.quantities import Accuracy
@@ -122,24 +123,27 @@ def outcome_of(
     quantization: dict[str, Any] = to_plain(
         QuantizationSettings(number_format=NumberFormat.FLOAT32)
     )
-    outcome, files = work.run(
-        NETWORKS["mlp"](0).SerializeToString(),
-        Recipe(
-            source_digest="1" * 64,
-            seed=0,
-            target=TARGET.name,
-            output_format=output_format.value,
-            steps=(PassStep(pass_name=QUANTIZATION_STEP, parameters=quantization),),
+    context = UnitContext(inputs={}, output_dir=folder, on_progress=lambda _share, _text: None)
+    outcome = work.run(
+        RecipeTask(
+            graph=NETWORKS["mlp"](0).SerializeToString(),
+            recipe=Recipe(
+                source_digest="1" * 64,
+                seed=0,
+                target=TARGET.name,
+                output_format=output_format.value,
+                steps=(PassStep(pass_name=QUANTIZATION_STEP, parameters=quantization),),
+            ),
+            dataset=_Dataset(splits),
+            target=TARGET,
+            evaluate=evaluate,
+            teacher_cache=folder,
         ),
-        _Dataset(splits),
-        target=TARGET,
-        evaluate=evaluate,
-        teacher_cache=folder,
-        output_dir=folder,
-        metadata={},
-        on_progress=lambda _share, _text: None,
+        context,
     )
-    assert files["model"].read_bytes().startswith(MARK) is (output_format is ModelFormat.VELA)
+    assert context.outputs["model"].read_bytes().startswith(MARK) is (
+        output_format is ModelFormat.VELA
+    )
     return outcome
 
 

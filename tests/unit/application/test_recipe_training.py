@@ -17,8 +17,9 @@ from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.ports import PassContext, RecoveryResult
 from tightfit_service.application.recipe_steps import RECOVERY_STEP, RESOLUTION_STEP, GraphSteps
-from tightfit_service.application.recipe_work import RecipeWork
+from tightfit_service.application.recipe_work import RecipeTask, RecipeWork
 from tightfit_service.application.samples import Samples
+from tightfit_service.application.unit_kinds import UnitContext
 from tightfit_service.domain.dataset import DatasetManifest, SplitName
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
@@ -53,6 +54,14 @@ class _Trainer(TorchTrainer):
         raise UnsupportedError("not here", field="model", remedy="elsewhere")
 
 
+def _recipe(*steps: PassStep) -> Recipe:
+    return Recipe(source_digest="1" * 64, seed=0, target="none", output_format="onnx", steps=steps)
+
+
+def _context(folder: Path) -> UnitContext:
+    return UnitContext(inputs={}, output_dir=folder, on_progress=lambda _share, _text: None)
+
+
 def test_training_gets_inputs_that_only_teachers_answer(tmp_path: Path) -> None:
     model = NETWORKS["mlp"](0)
     shape = tensor_shapes(model)["input"]
@@ -78,22 +87,16 @@ def test_training_gets_inputs_that_only_teachers_answer(tmp_path: Path) -> None:
             evaluators={ModelFormat.ONNX: evaluator},
             pack=pack,
         )
-        outcome, _ = work.run(
-            model.SerializeToString(),
-            Recipe(
-                source_digest="1" * 64,
-                seed=0,
-                target="none",
-                output_format="onnx",
-                steps=(PassStep(pass_name=RECOVERY_STEP, parameters={"epochs": 1}),),
+        outcome = work.run(
+            RecipeTask(
+                graph=model.SerializeToString(),
+                recipe=_recipe(PassStep(pass_name=RECOVERY_STEP, parameters={"epochs": 1})),
+                dataset=_Dataset(given),
+                target=make_target(),
+                evaluate=False,
+                teacher_cache=tmp_path,
             ),
-            _Dataset(given),
-            target=make_target(),
-            evaluate=False,
-            teacher_cache=tmp_path,
-            output_dir=tmp_path,
-            metadata={},
-            on_progress=lambda _share, _text: None,
+            _context(tmp_path),
         )
         assert trainer.given["unlabeled"] is given.get(SplitName.UNLABELED)
         assert trainer.given["train"] is given[SplitName.TRAIN]
@@ -141,25 +144,19 @@ def test_further_teachers_are_made_for_the_size_that_the_samples_get(
     )
     size: dict[str, Any] = {"height": 8, "width": 8, "inside": inside}
     work.run(
-        graph,
-        Recipe(
-            source_digest="1" * 64,
-            seed=0,
-            target="none",
-            output_format="onnx",
-            steps=(
+        RecipeTask(
+            graph=graph,
+            recipe=_recipe(
                 PassStep(pass_name=RESOLUTION_STEP, parameters=size),
                 PassStep(pass_name=RECOVERY_STEP, parameters={"epochs": 1}),
             ),
+            dataset=_Dataset(dict.fromkeys(SplitName, samples)),
+            target=make_target(),
+            evaluate=False,
+            teachers=teachers,
+            teacher_cache=tmp_path,
         ),
-        _Dataset(dict.fromkeys(SplitName, samples)),
-        target=make_target(),
-        evaluate=False,
-        teachers=teachers,
-        teacher_cache=tmp_path,
-        output_dir=tmp_path,
-        metadata={},
-        on_progress=lambda _share, _text: None,
+        _context(tmp_path),
     )
     assert trainer.given["teacher"] == graph
     assert trainer.given["more_teachers"] == teachers

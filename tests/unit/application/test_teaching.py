@@ -16,9 +16,9 @@ from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import TensorSignature
 from tightfit_service.application.teaching import find_teachers
-from tightfit_service.application.work import ModelFacts
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from tightfit_service.domain.job import JobState, TeacherModel
 from tightfit_service.domain.network import ImportanceCriterion

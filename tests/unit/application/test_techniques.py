@@ -9,6 +9,7 @@ import pytest
 
 from fakes.scripted_work import network, pruning_space
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
+from tightfit_service.application.node_ways import MeasuredAlternative
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings, WorkResult, WorkUnit
 from tightfit_service.application.recipe_making import RecipeMaker, is_in
@@ -19,7 +20,7 @@ from tightfit_service.application.recipe_steps import (
     recovery_of,
 )
 from tightfit_service.application.techniques import check_techniques, network_passes, node_passes
-from tightfit_service.application.work import MeasuredAlternative, VariantOutcome
+from tightfit_service.application.variants_work import MeasuredVariant
 from tightfit_service.domain.budget import Budget
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import NumberFormat
@@ -86,7 +87,7 @@ async def test_a_variant_is_searched_where_the_network_itself_cannot_meet_the_bu
         pass_name="resolution", label="inputs of 2x2", parameters={"height": 2, "width": 2}
     )
     bench.executor.variants = [
-        VariantOutcome(variant=variant, profile=small, space=pruning_space(), accuracy=0.5)
+        MeasuredVariant(variant=variant, profile=small, space=pruning_space(), accuracy=0.5)
     ]
     job = await bench.run()
     searched = [trial.recipe.step("resolution") for trial in bench.trials()[1:]]
@@ -107,7 +108,7 @@ async def test_smaller_images_compete_with_the_network_as_it_came() -> None:
         operators=tuple(replace(op, macs=op.macs // 2) for op in network().operators),
     )
     bench.executor.variants = [
-        VariantOutcome(variant=variant, profile=half, space=pruning_space(), accuracy=0.88)
+        MeasuredVariant(variant=variant, profile=half, space=pruning_space(), accuracy=0.88)
     ]
     await bench.run()
     screened = [t.recipe for t in bench.trials() if t.role is TrialRole.SCREENING]
@@ -131,7 +132,7 @@ async def test_every_form_is_screened_once_though_its_trials_take_long(
         for size in (6, 4)
     ]
     bench.executor.variants = [
-        VariantOutcome(variant=v, profile=network(), space=pruning_space(), accuracy=0.88)
+        MeasuredVariant(variant=v, profile=network(), space=pruning_space(), accuracy=0.88)
         for v in variants
     ]
     run = bench.executor.run
@@ -156,7 +157,7 @@ def _resolution(recipe: Recipe) -> PassStep | None:
 async def test_a_budget_beyond_all_variants_is_still_infeasible_with_evidence() -> None:
     bench = Bench(latency(WHOLE_LATENCY_MS / 1000))
     bench.executor.variants = [
-        VariantOutcome(
+        MeasuredVariant(
             variant=Variant(pass_name="depth_pruning", label="x", parameters={"blocks": ["x"]}),
             profile=network(),
             space=pruning_space(),

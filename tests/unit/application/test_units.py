@@ -15,8 +15,8 @@ from tightfit_service.application.ports import (
     WorkUnit,
     begin_at_once,
 )
+from tightfit_service.application.unit_kinds import unit_digest
 from tightfit_service.application.units import DEATHS_SECONDS, MAX_DEATHS, run_cached
-from tightfit_service.application.work import unit_digest
 from tightfit_service.domain.errors import (
     InvalidModelError,
     UnavailableError,
