@@ -230,9 +230,15 @@ def load_yaml_mapping(path: Path, *, what: str) -> dict[str, Any]:
         raise InvalidInputError(
             f"there is no file {path}", field=str(path), remedy="check the path"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InvalidInputError(
-            f"cannot read {path}: {error}", field=str(path), remedy=f"give the path of {what}"
+            f"{path} is no text", field=str(path), remedy=f"give the path of {what}"
+        ) from error
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot read {path}: {error.strerror or error}",
+            field=str(path),
+            remedy=f"give the path of {what}",
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

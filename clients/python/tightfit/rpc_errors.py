@@ -35,6 +35,8 @@ ERROR_BY_CODE: Mapping[grpc.StatusCode, type[errors.TightfitError]] = {
 _DETAILS_KEY = "grpc-status-details-bin"
 # what gRPC itself says when a peer dies in mid-stream; the server never answers with these words
 _BROKEN_STREAM = ("RST_STREAM", "Stream removed", "Connection reset", "GOAWAY")
+# what gRPC writes before the cause that a user can do something about
+_NOT_CONNECTED = "Failed to connect to remote host: "
 
 
 def error_from_rpc(error: grpc.RpcError, *, server: str) -> errors.TightfitError:
@@ -94,8 +96,12 @@ def _plain_error(code: grpc.StatusCode, text: str, server: str) -> errors.Tightf
     if kind is errors.ServerError and any(words in text for words in _BROKEN_STREAM):
         kind = errors.UnavailableError
     if kind is errors.UnavailableError:
-        message = f"the server at {server} cannot be reached: {text or code.name.lower()}"
-        return kind(message, remedy="check that it runs (`tightfit serve`) and the address")
+        cause = text.rpartition(_NOT_CONNECTED)[2] or code.name.lower()
+        return kind(
+            f"the server at {server} cannot be reached: {cause}",
+            field="--server",
+            remedy="check the address and that the server runs (`tightfit serve`); --local needs none",
+        )
     if kind is errors.UnsupportedError:
         remedy = "check that the address is that of a tightfit server of this version"
         return kind(text or "the server does not offer this call", remedy=remedy)

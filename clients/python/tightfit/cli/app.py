@@ -28,6 +28,7 @@ from tightfit.cli import (
     unpack,
     verify,
 )
+from tightfit.cli.usage import USAGE_ERROR, explained
 from tightfit.connection import DEFAULT_PROJECT
 from tightfit.credentials import Credentials
 from tightfit.errors import TightfitError
@@ -104,16 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments after the command's name; those of the process when None.
     """
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="tightfit")
+        code = app(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="tightfit",
+            # errors of the parser are shown here, as all others are
+            standalone_mode=False,
+        )
     except TightfitError as error:
         show_error(error)
         return exit_codes.code_for_error(error)
+    except USAGE_ERROR as error:
+        if (refusal := explained(error)) is not None:
+            show_error(refusal)
+        return exit_codes.USAGE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else exit_codes.OK
-    return exit_codes.OK
+    return code if isinstance(code, int) else exit_codes.OK
 
 
 def show_error(error: TightfitError) -> None:

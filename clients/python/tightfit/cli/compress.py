@@ -46,25 +46,30 @@ def compress(
     ] = "accuracy",
     max_trials: Annotated[
         int | None,
-        typer.Option(min=1, help="Trials that the search may run.", rich_help_panel=_SEARCH),
+        typer.Option(
+            min=1,
+            help="Trials that the search may run.  [default: 12]",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None,
     max_time: Annotated[
         str | None,
         typer.Option(
             metavar="10m",
-            help="Time that the search may take; the best so far is the result.",
+            help="Time that the search may take, in s, m or h; the best so far is then the result.  "
+            "[default: 14m]",
             rich_help_panel=_SEARCH,
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of every random choice.", rich_help_panel=_SEARCH)
+        int, typer.Option(min=0, help="Seed of every random choice.", rich_help_panel=_SEARCH)
     ] = 0,
     priority: Annotated[
         int,
         typer.Option(
             min=-100,
             max=100,
-            help="Of the project's queued jobs the one with the highest starts first.",
+            help="The queued job of the project with the highest one starts first.",
             rich_help_panel=_SEARCH,
         ),
     ] = 0,
@@ -73,7 +78,7 @@ def compress(
         typer.Option(
             "--technique",
             metavar="|".join(TECHNIQUES),
-            help="May be used; repeat for several.  [default: the search chooses]",
+            help="Technique that may be used; repeat for several.  [default: the search chooses]",
             rich_help_panel=_SEARCH,
         ),
     ] = None,

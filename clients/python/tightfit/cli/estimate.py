@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tightfit.cli import options, tables
+from tightfit.cli.inputs import check_files
 from tightfit.errors import InvalidInputError
 from tightfit.quantities import format_bytes, format_count, format_latency
 from tightfit.result_file import cost_content, target_content
@@ -125,13 +126,16 @@ def _source(model: Path | None, layers: Path | None, network: str) -> tuple[Path
             raise InvalidInputError(
                 "--network chooses from a table of layers", field="--network", remedy="leave it out"
             )
+        check_files(model)
         return model, ""
     assert layers is not None
     try:
         text = layers.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
-            f"{layers} cannot be read: {error}", field="--layers", remedy="give a CSV file"
+            f"{layers} cannot be read: {getattr(error, 'strerror', None) or error}",
+            field="--layers",
+            remedy="give a CSV file",
         ) from error
     return layers, _only(text, network) if network else text
 
@@ -232,6 +236,7 @@ def _content(response: hardware_pb2.EstimateModelResponse, model: Path) -> dict[
                         "estimated_latency_ms": layer.estimated_latency_ms,
                         "estimated_energy_mj": layer.estimated_energy_mj,
                         "weight_bytes": layer.weight_bytes,
+                        "provenance": layer.provenance,
                     }
                     for layer in item.cost.layers
                 ],
@@ -247,6 +252,9 @@ def _layers(number_format: str, layers: list[dict[str, Any]]) -> Table:
     table.add_column("operator")
     for heading in ("MACs", "latency", "weights"):
         table.add_column(heading, justify="right")
+    is_told = any(layer["provenance"] for layer in layers)
+    if is_told:
+        table.add_column("source")
     for layer in layers:
         table.add_row(
             layer["node"],
@@ -254,5 +262,6 @@ def _layers(number_format: str, layers: list[dict[str, Any]]) -> Table:
             format_count(layer["macs"]),
             format_latency(layer["estimated_latency_ms"]),
             format_bytes(layer["weight_bytes"]),
+            *([layer["provenance"]] if is_told else []),
         )
     return table

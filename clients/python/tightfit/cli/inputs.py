@@ -12,13 +12,17 @@ from tightfit.errors import InvalidInputError
 from tightfit.v1 import hardware_pb2
 
 
-def check_files(model: Path, data: Path | None, teachers: Sequence[Path] = ()) -> None:
+def check_files(model: Path, data: Path | None = None, teachers: Sequence[Path] = ()) -> None:
     """Refuse what cannot be read.
 
     Raises:
-        InvalidInputError: There is no model file, or the dataset file is wrong.
+        InvalidInputError: There is no such file, it is a folder, or the dataset file is wrong.
     """
     for path, field in ((model, "MODEL"), *((teacher, "--teacher") for teacher in teachers)):
+        if path.is_dir():
+            raise InvalidInputError(
+                f"{path} is a folder", field=field, remedy="give an ONNX, TFLite or .pt2 file"
+            )
         if not path.is_file():
             raise InvalidInputError(
                 f"there is no file {path}", field=field, remedy="check the path"

@@ -110,25 +110,39 @@ Target = Annotated[
     str,
     typer.Option(
         "--target",
-        metavar="NAME_OR_YAML",
+        metavar="NAME|YAML",
         help="Device: a name from `tightfit targets list`, or a YAML file that describes it.",
     ),
 ]
 MaxLatency = Annotated[
     str | None,
-    typer.Option(metavar="20ms", help="Greatest latency of an inference.", rich_help_panel=_BUDGET),
+    typer.Option(
+        metavar="20ms",
+        help="Greatest latency of an inference, in us, ms or s.",
+        rich_help_panel=_BUDGET,
+    ),
 ]
 MaxEnergy = Annotated[
     str | None,
-    typer.Option(metavar="1.5mJ", help="Greatest energy of an inference.", rich_help_panel=_BUDGET),
+    typer.Option(
+        metavar="1.5mJ",
+        help="Greatest energy of an inference, in uJ, mJ or J.",
+        rich_help_panel=_BUDGET,
+    ),
 ]
 MaxRam = Annotated[
     str | None,
-    typer.Option(metavar="128KiB", help="Greatest peak RAM.", rich_help_panel=_BUDGET),
+    typer.Option(
+        metavar="128KiB",
+        help="Greatest peak RAM, in B, kB, KiB, MB, MiB; KiB is 1024 bytes, kB 1000.",
+        rich_help_panel=_BUDGET,
+    ),
 ]
 MaxSize = Annotated[
     str | None,
-    typer.Option(metavar="256KiB", help="Greatest size in flash.", rich_help_panel=_BUDGET),
+    typer.Option(
+        metavar="256KiB", help="Greatest size in flash, in the same units.", rich_help_panel=_BUDGET
+    ),
 ]
 MaxDownload = Annotated[
     str | None,
@@ -140,7 +154,9 @@ MaxDownload = Annotated[
 ]
 MinAccuracy = Annotated[
     float | None,
-    typer.Option(metavar="0.95", help="Least accuracy, a fraction.", rich_help_panel=_BUDGET),
+    typer.Option(
+        metavar="0.95", help="Least accuracy, a fraction: 0.95 is 95 %.", rich_help_panel=_BUDGET
+    ),
 ]
 MaxAccuracyDrop = Annotated[
     float | None,
@@ -183,7 +199,8 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="DIR",
-        help="Folder for model, recipe.json, result.json and report.html.",
+        help="Folder for model, recipe.json, result.json and report.html. Those of an earlier result "
+        "there are replaced; other files stay.",
     ),
 ]
 

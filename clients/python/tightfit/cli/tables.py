@@ -59,7 +59,7 @@ def outcome(result: Mapping[str, Any], *, command: Sequence[str] = ()) -> Render
 def summary(result: Mapping[str, Any], *, with_accuracy: bool = True) -> Table:
     """Return baseline, int8-only and the result beside the limits."""
     content = summary_table(result)
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in content.columns:
         table.add_column(column, no_wrap=True)
@@ -134,7 +134,7 @@ def rerun_command(command: Sequence[str], option: str) -> str:
 
 def estimates(content: Mapping[str, Any]) -> Table:
     """Return the cost per number format."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(content["target"]["name"])
     for name in content["estimates"]:
         table.add_column(name, no_wrap=True)
