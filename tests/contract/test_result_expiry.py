@@ -62,13 +62,25 @@ def test_what_was_not_used_for_long_is_forgotten_with_its_outputs(
     assert expiry.expire_results(unused_for=MONTH) == 0
 
 
+def cached(store: SqlStore, name: str) -> WorkResult | None:
+    return store.cached_result("default", name)
+
+
+def recalled(store: SqlStore, name: str) -> WorkResult | None:
+    return store.unit_record("default", name, within_seconds=60.0).result
+
+
+@pytest.mark.parametrize("ask", [cached, recalled])
 def test_a_result_that_is_asked_for_is_young_again(
-    store: SqlStore, expiry: SqlResultExpiry, make_old: Age
+    store: SqlStore,
+    expiry: SqlResultExpiry,
+    make_old: Age,
+    ask: Callable[[SqlStore, str], WorkResult | None],
 ) -> None:
     make_old("asked", 2 * MONTH)
-    assert store.cached_result("default", "asked") == RESULT
+    assert ask(store, "asked") == RESULT
     assert expiry.expire_results(unused_for=MONTH) == 0
-    assert store.cached_result("default", "asked") == RESULT
+    assert ask(store, "asked") == RESULT
 
 
 def test_what_an_older_server_wrote_grows_old_from_the_first_look(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fakes.stores import RecordStore
-from tightfit_service.application.ports import UnitDeaths
+from tightfit_service.application.ports import UnitDeaths, UnitRecord, WorkResult
 
 WHILE = 600.0
 LONG_AGO = -60.0
@@ -11,20 +11,30 @@ LONG_AGO = -60.0
 
 
 def test_deaths_are_counted_with_the_last_evidence(store: RecordStore) -> None:
-    assert store.unit_deaths("default", "key", within_seconds=WHILE) == UnitDeaths()
+    assert store.unit_record("default", "key", within_seconds=WHILE) == UnitRecord()
     for count, evidence in enumerate(("SIGSEGV", "SIGKILL"), 1):
         counted = store.add_unit_death("default", "key", evidence, within_seconds=WHILE)
         assert counted == UnitDeaths(count=count, evidence=evidence)
-        assert store.unit_deaths("default", "key", within_seconds=WHILE) == counted
+        assert store.unit_record("default", "key", within_seconds=WHILE).deaths == counted
 
 
 def test_deaths_belong_to_one_unit_of_one_project(store: RecordStore) -> None:
     store.add_unit_death("default", "key", "SIGSEGV", within_seconds=WHILE)
-    assert store.unit_deaths("other", "key", within_seconds=WHILE) == UnitDeaths()
-    assert store.unit_deaths("default", "other", within_seconds=WHILE) == UnitDeaths()
+    assert store.unit_record("other", "key", within_seconds=WHILE) == UnitRecord()
+    assert store.unit_record("default", "other", within_seconds=WHILE) == UnitRecord()
 
 
 def test_deaths_are_forgotten_after_a_while(store: RecordStore) -> None:
     store.add_unit_death("default", "key", "SIGSEGV", within_seconds=WHILE)
-    assert store.unit_deaths("default", "key", within_seconds=LONG_AGO) == UnitDeaths()
+    assert store.unit_record("default", "key", within_seconds=LONG_AGO) == UnitRecord()
     assert store.add_unit_death("default", "key", "again", within_seconds=LONG_AGO).count == 1
+
+
+def test_a_result_and_deaths_of_a_unit_are_told_together(store: RecordStore) -> None:
+    result = WorkResult(payload={"x": 1})
+    store.store_result("default", "key", result)
+    assert store.unit_record("default", "key", within_seconds=WHILE) == UnitRecord(result=result)
+    deaths = store.add_unit_death("default", "key", "SIGSEGV", within_seconds=WHILE)
+    both = UnitRecord(result=result, deaths=deaths)
+    assert store.unit_record("default", "key", within_seconds=WHILE) == both
+    assert store.unit_record("other", "key", within_seconds=WHILE) == UnitRecord()

@@ -19,6 +19,7 @@ from tightfit_service.application.ports import (
     LostLife,
     Page,
     UnitDeaths,
+    UnitRecord,
     WorkResult,
 )
 from tightfit_service.domain.errors import (
@@ -199,18 +200,19 @@ class InMemoryStore:
         return result
 
     @_transaction
-    def unit_deaths(self, project: str, input_digest: str, *, within_seconds: float) -> UnitDeaths:
+    def unit_record(self, project: str, input_digest: str, *, within_seconds: float) -> UnitRecord:
+        result = self.cached_result(project, input_digest)
         found = self.deaths.get((project, input_digest))
         if found is None or self.clock() - found[0] > timedelta(seconds=within_seconds):
-            return UnitDeaths()
-        return found[1]
+            return UnitRecord(result=result)
+        return UnitRecord(result=result, deaths=found[1])
 
     @_transaction
     def add_unit_death(
         self, project: str, input_digest: str, evidence: str, *, within_seconds: float
     ) -> UnitDeaths:
-        earlier = self.unit_deaths(project, input_digest, within_seconds=within_seconds)
-        deaths = UnitDeaths(count=earlier.count + 1, evidence=evidence)
+        earlier = self.unit_record(project, input_digest, within_seconds=within_seconds)
+        deaths = UnitDeaths(count=earlier.deaths.count + 1, evidence=evidence)
         self.deaths[project, input_digest] = (self.clock(), deaths)
         return deaths
 
@@ -329,14 +331,14 @@ class InMemoryStore:
     @_transaction
     def renew_leases(
         self, leases: Sequence[Lease], *, lease_seconds: float, waiting: Collection[str] = ()
-    ) -> Mapping[str, bool]:
-        known = {}
+    ) -> Collection[str]:
+        known = []
         for lease in leases:
             held = self.held.get(lease.job_id, _Held())
             if held.token == lease.token and held.expire_time is not None:
                 held.expire_time = datetime.now(UTC) + timedelta(seconds=lease_seconds)
                 held.only_waits = lease.job_id in waiting
-                known[lease.job_id] = held.cancel_requested
+                known.append(lease.job_id)
         return known
 
     @_transaction

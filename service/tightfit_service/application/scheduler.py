@@ -43,7 +43,7 @@ POLL_SECONDS = 2.0
 STORE_RETRY_SECONDS = 5.0
 HEARTBEATS_PER_LEASE = 5
 CANCEL_NEWS_SECONDS = 1.0
-"""How soon a replica learns that another one was asked to cancel its job."""
+"""How soon a replica learns of a wish to cancel its job that was not told to it, or cut short."""
 CANCEL_ATTEMPTS = 5
 CANCEL_WAIT_SECONDS = 5.0
 CANCEL_POLL_SECONDS = 0.1
@@ -130,7 +130,7 @@ class JobScheduler:
             # the first one claims: it is the first to be stopped
             ("job-scheduler", self._loop()),
             ("job-heartbeat", self._heartbeat()),
-            ("job-cancels", self._hear_of_cancels()),
+            ("job-cancels", self._repeat(self._heed_cancels, CANCEL_NEWS_SECONDS)),
             ("job-watch", self._hub.follow_store(self._store)),
         ):
             self._tasks.append(asyncio.create_task(work, name=name))
@@ -245,11 +245,6 @@ class JobScheduler:
     async def _heartbeat(self) -> None:
         await self._repeat(self._beat, self._replica.lease_seconds / HEARTBEATS_PER_LEASE)
 
-    async def _hear_of_cancels(self) -> None:
-        # alone, no other replica is asked to cancel
-        if not self._replica.is_alone:
-            await self._repeat(self._heed_cancels, CANCEL_NEWS_SECONDS)
-
     async def _repeat(self, work: Callable[[], Awaitable[None]], pause: float) -> None:
         while True:
             await asyncio.sleep(pause)
@@ -277,7 +272,7 @@ class JobScheduler:
         waiting = {life.claim.job.job_id for life in lives if life.units.only_wait}
         for life in lives:
             life.is_stored_as_waiting |= life.claim.job.job_id in waiting
-        known = await asyncio.get_running_loop().run_in_executor(
+        renewed = await asyncio.get_running_loop().run_in_executor(
             self._threads,
             partial(
                 self._queue.renew_leases,
@@ -286,15 +281,12 @@ class JobScheduler:
                 waiting=waiting,
             ),
         )
+        held = frozenset(renewed)
         for life in lives:
             job_id = life.claim.job.job_id
             life.is_stored_as_waiting &= job_id in waiting
-            if self._running.get(job_id) is not life:
-                continue
-            if job_id not in known:
+            if self._running.get(job_id) is life and job_id not in held:
                 self._lost(life)
-            elif known[job_id]:
-                life.interrupt(_Wish.CANCEL)
 
     async def _unit_begins(self, life: _Life) -> None:
         """Have it stored that the job waits no more, before its unit can end whoever runs it."""

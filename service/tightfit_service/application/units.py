@@ -15,10 +15,11 @@ from tightfit_service.application.ports import (
     JobStore,
     ProgressCallback,
     Telemetry,
+    UnitDeaths,
     WorkResult,
     WorkUnit,
 )
-from tightfit_service.application.unit_kinds import unit_digest
+from tightfit_service.application.work import unit_digest
 from tightfit_service.domain.errors import (
     TightfitError,
     UnavailableError,
@@ -61,11 +62,13 @@ async def run_cached(
         TightfitError: What the unit raised, or the store.
     """
     digest = unit_digest(unit)
-    remembered = await asyncio.to_thread(store.cached_result, unit.project, digest)
-    telemetry.cache_lookup(hit=remembered is not None)
-    if remembered is not None:
-        return remembered
-    result = await _survived(unit, digest, executor, store, telemetry, on_progress)
+    known = await asyncio.to_thread(
+        store.unit_record, unit.project, digest, within_seconds=DEATHS_SECONDS
+    )
+    telemetry.cache_lookup(hit=known.result is not None)
+    if known.result is not None:
+        return known.result
+    result = await _survived(unit, digest, known.deaths, executor, store, telemetry, on_progress)
     # for a store that is away the caller would run the unit again, which may have taken hours
     await patiently(
         lambda: asyncio.to_thread(store.store_result, unit.project, digest, result),
@@ -77,14 +80,12 @@ async def run_cached(
 async def _survived(
     unit: WorkUnit,
     digest: str,
+    deaths: UnitDeaths,
     executor: Executor,
     store: JobStore,
     telemetry: Telemetry,
     on_progress: ProgressCallback,
 ) -> WorkResult:
-    deaths = await asyncio.to_thread(
-        store.unit_deaths, unit.project, digest, within_seconds=DEATHS_SECONDS
-    )
     while deaths.count < MAX_DEATHS:
         try:
             return await _timed(unit, executor, telemetry, on_progress)

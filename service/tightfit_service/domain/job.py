@@ -64,6 +64,11 @@ def check_transition(before: JobState, after: JobState) -> None:
         )
 
 
+def states_before(after: JobState) -> frozenset[JobState]:
+    """Return the states that a job may have had before it came to be `after`."""
+    return frozenset(before for before, following in _TRANSITIONS.items() if after in following)
+
+
 MAX_TEACHERS = 4
 """Beside the original: each costs one pass over the training set per view of it."""
 

@@ -383,6 +383,17 @@ async def test_a_job_of_another_replica_is_cancelled_by_it() -> None:
     await owner.scheduler.stop()
 
 
+async def test_a_replica_that_is_alone_hears_of_a_wish_that_was_only_stored() -> None:
+    # heartbeats are rarer than this test is long: they are not what brings the news
+    bench = Bench(hang, replica=ReplicaOptions(lease_seconds=600.0, is_alone=True))
+    bench.queue("running")
+    await bench.scheduler.start()
+    await bench.until("running", JobState.RUNNING)
+    bench.store.request_cancel("default", "running")
+    await bench.until("running", JobState.CANCELLED)
+    await bench.scheduler.stop()
+
+
 async def test_a_job_whose_replica_died_is_cancelled_by_whoever_was_asked() -> None:
     bench = Bench(hang)
     bench.queue("orphan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import util
@@ -13,8 +14,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from tightfit_service.adapters.storage.sql_errors import translated
 from tightfit_service.domain.errors import (
@@ -32,6 +35,9 @@ POSTGRESQL = "postgresql"
 _MIGRATION_LOCK = 0x7469676874666974
 """Key of PostgreSQL's advisory lock around migrations: the letters `tightfit`."""
 
+_TRIED_AFTER_SECONDS = 1.0
+"""How long a connection may have lain idle and is used all the same without a word to the server first."""
+
 _DDL_LOCK_SECONDS = 10
 """How long a migration waits for a table: everybody else waits behind it meanwhile."""
 
@@ -47,8 +53,8 @@ def open_database(
 
     Nothing is connected yet. On SQLite every connection uses write-ahead logging, so that readers
     never wait for a writer, and full synchronisation, so that what was committed survives a power cut.
-    On PostgreSQL a connection is tried before it is used, and one whose server has gone silent is
-    given up after `busy_seconds`.
+    On PostgreSQL a connection that lay idle is tried before it is used, and one whose server has gone
+    silent is given up after `busy_seconds`.
 
     Args:
         url: SQLAlchemy URL.
@@ -71,14 +77,17 @@ def open_database(
             field="database_url",
             remedy="install tightfit-service[postgres]",
         )
-    return create_engine(
+    engine = create_engine(
         address,
-        pool_pre_ping=True,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=busy_seconds,
+        # few connections are busy rather than all now and then: they keep what they prepared at hand
+        pool_use_lifo=True,
         connect_args=_postgresql_options(busy_seconds, statement_seconds),
     )
+    _try_idle_connections(engine)
+    return engine
 
 
 def _address(url: str) -> URL:
@@ -118,6 +127,30 @@ def _postgresql_options(busy_seconds: float, statement_seconds: float) -> dict[s
             f"-c idle_in_transaction_session_timeout={int(statement_seconds * 1000)}"
         ),
     }
+
+
+def _try_idle_connections(engine: Engine) -> None:
+    """Have connections tried that lay idle, so that a restarted server is not met with dead ones.
+
+    One in steady use is not: a server that goes away takes what is under way with it in any case, the
+    first that notices has all others made anew, and a message to and fro before each statement would
+    cost as much as the statement.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def note(_: object, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def try_it(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+        idle_since = record.info.get("idle_since")
+        if idle_since is None or time.monotonic() - idle_since < _TRIED_AFTER_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # the pool connects anew, and again for every other connection of that time
+            raise InvalidatePoolError from error
 
 
 def _set_up_sqlite(engine: Engine, busy_seconds: float) -> None:
@@ -185,15 +218,23 @@ def migration_config(connection: Connection) -> Config:
 
 
 @contextmanager
-def transaction(engine: Engine, *, writes: bool) -> Iterator[Connection]:
+def transaction(
+    engine: Engine, *, writes: bool, in_one_statement: bool = False
+) -> Iterator[Connection]:
     """Yield a connection inside one transaction, committed at the end, rolled back on an error.
+
+    Args:
+        engine: The database.
+        writes: Whether something is changed.
+        in_one_statement: Whether that is one statement on PostgreSQL, where each is a transaction by
+            itself then; on SQLite there may be several.
 
     Raises:
         ResourceExhaustedError: The disk or the database's quota is full.
         UnavailableError: The database cannot be reached, is locked for too long, or is damaged.
     """
     options: dict[str, Any] = {_WRITES: writes}
-    if not writes and engine.dialect.name == POSTGRESQL:
+    if engine.dialect.name == POSTGRESQL and (in_one_statement or not writes):
         # every statement sees what is committed then, inside a transaction or not: two messages less
         options["isolation_level"] = "AUTOCOMMIT"
     try:

@@ -8,13 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, func, insert, select, text
 
 from tightfit_service.adapters.storage.database import POSTGRESQL
-from tightfit_service.adapters.storage.schema import assets, job_leases, jobs
+from tightfit_service.adapters.storage.schema import assets, jobs
 from tightfit_service.application.plain import to_plain
-from tightfit_service.application.ports import AssetRecord, Lease
+from tightfit_service.application.ports import AssetRecord
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     InvalidRequestError,
-    LeaseLostError,
     NotFoundError,
 )
 from tightfit_service.domain.job import Job, JobState
@@ -36,7 +35,7 @@ def same_request(earlier: Job, job: Job) -> Job:
 
 
 def job_columns(job: Job) -> dict[str, Any]:
-    """Return the columns of a job, `last_sequence` aside."""
+    """Return the columns of a job, `last_sequence` and `holder_token` aside."""
     return {
         "job_id": job.job_id,
         "project": job.project,
@@ -62,42 +61,6 @@ def find_job(connection: Connection, project: str, job_id: str, *, lock: bool = 
     if row is None:
         raise no_job(job_id)
     return row
-
-
-def lock_job(connection: Connection, job_id: str) -> None:
-    """Hold the row of a job until the transaction ends.
-
-    Raises:
-        NotFoundError: No such job.
-    """
-    if not connection.execute(
-        select(jobs.c.job_id).filter_by(job_id=job_id).with_for_update()
-    ).first():
-        raise no_job(job_id)
-
-
-def check_lease(connection: Connection, job_id: str, lease: Lease | None) -> None:
-    """Refuse a writer who does not hold the job; the job's row must be locked.
-
-    A lease that ran out and was taken by nobody still holds: the database's clock may have jumped.
-
-    Raises:
-        LeaseLostError: Somebody else holds the job, or the writer does not any more.
-    """
-    held = connection.execute(
-        select(job_leases.c.token, job_leases.c.owner, job_leases.c.expire_time).filter_by(
-            job_id=job_id
-        )
-    ).first()
-    is_held = held is not None and held.expire_time is not None
-    if lease is None and not is_held:
-        return
-    if lease is not None and held is not None and is_held and held.token == lease.token:
-        return
-    holder = held.owner if held is not None and is_held else "nobody"
-    raise LeaseLostError(
-        f"job {job_id} is held by {holder}", field="name", remedy="leave it to whoever holds it"
-    )
 
 
 def lock_project(connection: Connection, project: str) -> None:

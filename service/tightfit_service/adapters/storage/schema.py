@@ -74,6 +74,9 @@ jobs = Table(
     # minus the priority, so that one ascending index holds the order of the queue; the default is
     # for replicas of the version before, which do not know the column
     Column("queue_rank", Integer, nullable=False, server_default=text("0")),
+    # of the lease that the job is held under, NULL when nobody holds it; here besides in `job_leases`,
+    # so that a write of the job checks it in one statement
+    Column("holder_token", Integer),
     Column("document", JSON, nullable=False),
     UniqueConstraint("project", "request_id"),
     Index(None, "project", "create_time", "job_id"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     Engine,
+    FromClause,
     Row,
     ScalarSelect,
     Select,
+    Update,
     func,
-    insert,
     select,
-    tuple_,
     update,
 )
 
@@ -29,6 +29,7 @@ from tightfit_service.adapters.storage.schema import (
     project_quotas,
     trials,
 )
+from tightfit_service.adapters.storage.sql_chain import as_table, upsert, write_chain
 from tightfit_service.adapters.storage.sql_errors import repeated
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain, to_plain
@@ -88,25 +89,34 @@ class SqlJobQueue:
     @repeated
     def renew_leases(
         self, leases: Sequence[Lease], *, lease_seconds: float, waiting: Collection[str] = ()
-    ) -> Mapping[str, bool]:
+    ) -> Collection[str]:
         """See `JobQueue`."""
         if not leases:
-            return {}
-        held = [(lease.job_id, lease.token) for lease in leases]
-        statement = (
-            update(job_leases)
-            .where(
-                tuple_(job_leases.c.job_id, job_leases.c.token).in_(held),
-                job_leases.c.expire_time.is_not(None),
+            return []
+        with transaction(self._engine, writes=True, in_one_statement=True) as connection:
+            held = as_table(
+                connection,
+                [
+                    {
+                        "job_id": lease.job_id,
+                        "token": lease.token,
+                        "only_waits": lease.job_id in waiting,
+                    }
+                    for lease in leases
+                ],
+                [job_leases.c.job_id, job_leases.c.token, job_leases.c.only_waits],
             )
-            .values(
-                expire_time=seconds_from_now(lease_seconds),
-                only_waits=job_leases.c.job_id.in_(waiting),
+            renewed = (
+                update(job_leases)
+                .where(
+                    job_leases.c.job_id == held.c.job_id,
+                    job_leases.c.token == held.c.token,
+                    job_leases.c.expire_time.is_not(None),
+                )
+                .values(expire_time=seconds_from_now(lease_seconds), only_waits=held.c.only_waits)
+                .returning(job_leases.c.job_id)
             )
-            .returning(job_leases.c.job_id, job_leases.c.cancel_requested)
-        )
-        with transaction(self._engine, writes=True) as connection:
-            return {row.job_id: row.cancel_requested for row in connection.execute(statement)}
+            return connection.execute(renewed).scalars().all()
 
     def cancel_requests(self, owner: str) -> Collection[str]:
         """See `JobQueue`."""
@@ -125,15 +135,14 @@ class SqlJobQueue:
             job = from_plain(Job, find_job(connection, project, job_id, lock=True).document)
             if job.state.is_final:
                 return job
-            asked = connection.execute(
-                update(job_leases).filter_by(job_id=job_id).values(cancel_requested=True)
-            )
-            if asked.rowcount == 0:
-                connection.execute(
-                    insert(job_leases).values(
-                        job_id=job_id, token=0, owner="", cancel_requested=True, losses=[]
-                    )
-                )
+            wish = {
+                "job_id": job_id,
+                "token": 0,
+                "owner": "",
+                "cancel_requested": True,
+                "losses": [],
+            }
+            connection.execute(upsert(connection, job_leases, wish, replaced=("cancel_requested",)))
         return job
 
     @repeated
@@ -259,33 +268,7 @@ def _take(
 ) -> Claim:
     """Give a locked job to the owner."""
     before = from_plain(Job, row.document)
-    held = connection.execute(select(job_leases).filter_by(job_id=row.job_id)).first()
-    token = 1 if held is None else held.token + 1
-    losses: tuple[LostLife, ...] = ()
-    if held is not None:
-        losses = tuple(from_plain(LostLife, loss) for loss in held.losses)
-    if before.state is JobState.RUNNING and held is not None:
-        life = LostLife(
-            owner=held.owner,
-            since=held.claim_time or held.expire_time,
-            last_heard=held.expire_time,
-            unit=_running_unit(connection, row),
-            only_waited=held.only_waits,
-        )
-        # only lives that end at the same unit of work speak against the job
-        losses = (*(loss for loss in losses if loss.unit == life.unit), life)
-    values = {
-        "token": token,
-        "owner": owner,
-        "claim_time": seconds_from_now(0.0),
-        "expire_time": seconds_from_now(lease_seconds),
-        "only_waits": False,
-        "losses": to_plain([loss for loss in losses if not loss.only_waited]),
-    }
-    if held is None:
-        connection.execute(insert(job_leases).values(job_id=row.job_id, **values))
-    else:
-        connection.execute(update(job_leases).filter_by(job_id=row.job_id).values(values))
+    losses = _lost_lives(connection, row) if before.state is JobState.RUNNING else ()
     job = replace(
         before,
         state=JobState.RUNNING,
@@ -293,14 +276,61 @@ def _take(
         update_time=now,
         revision=before.revision + 1,
     )
-    connection.execute(update(jobs).where(jobs.c.job_id == row.job_id).values(job_columns(job)))
+    lease = upsert(
+        connection,
+        job_leases,
+        {
+            "job_id": row.job_id,
+            "token": 1,
+            "owner": owner,
+            "claim_time": seconds_from_now(0.0),
+            "expire_time": seconds_from_now(lease_seconds),
+            "only_waits": False,
+            "losses": to_plain([loss for loss in losses if not loss.only_waited]),
+        },
+        # a job out of the queue keeps what its earlier lives left
+        replaced=(
+            "owner",
+            "claim_time",
+            "expire_time",
+            "only_waits",
+            *(["losses"] if losses else []),
+        ),
+        changes={"token": job_leases.c.token + 1},
+    ).returning(job_leases.c.job_id, job_leases.c.token, job_leases.c.cancel_requested)
+
+    def hold(found: FromClause) -> Sequence[Update]:
+        token = select(found.c.token).scalar_subquery()
+        return [
+            update(jobs)
+            .where(jobs.c.job_id.in_(select(found.c.job_id)))
+            .values(**job_columns(job), holder_token=token)
+        ]
+
+    taken = write_chain(connection, lease, hold)
+    assert taken is not None
     return Claim(
         job=job,
-        lease=Lease(job_id=job.job_id, owner=owner, token=token),
+        lease=Lease(job_id=job.job_id, owner=owner, token=taken.token),
         before=before,
-        losses=losses if before.state is JobState.RUNNING else (),
-        cancel_requested=held is not None and held.cancel_requested,
+        losses=losses,
+        cancel_requested=taken.cancel_requested,
     )
+
+
+def _lost_lives(connection: Connection, row: Row[Any]) -> tuple[LostLife, ...]:
+    """Return the lives of a running job that ended without an orderly stop, the last one among them."""
+    held = connection.execute(select(job_leases).filter_by(job_id=row.job_id)).one()
+    life = LostLife(
+        owner=held.owner,
+        since=held.claim_time or held.expire_time,
+        last_heard=held.expire_time,
+        unit=_running_unit(connection, row),
+        only_waited=held.only_waits,
+    )
+    earlier = (from_plain(LostLife, loss) for loss in held.losses)
+    # only lives that end at the same unit of work speak against the job
+    return (*(loss for loss in earlier if loss.unit == life.unit), life)
 
 
 def _running_unit(connection: Connection, row: Row[Any]) -> str:

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Engine, and_, delete, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Engine,
+    FromClause,
+    Insert,
+    Label,
+    Row,
+    and_,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    true,
+    tuple_,
+    update,
+)
 
 from tightfit_service.adapters.storage.database import transaction
-from tightfit_service.adapters.storage.schema import jobs, trials, work_results
+from tightfit_service.adapters.storage.schema import (
+    jobs,
+    trials,
+    unit_deaths,
+    work_outputs,
+    work_results,
+)
+from tightfit_service.adapters.storage.sql_chain import (
+    as_table,
+    upsert,
+    upsert_rows,
+    write_chain,
+)
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
-from tightfit_service.application.plain import from_plain
-from tightfit_service.application.ports import WorkResult
+from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.ports import UnitDeaths, UnitRecord, WorkResult
 from tightfit_service.domain.job import JobState
 
 _UNFINISHED = [state.value for state in JobState if not state.is_final]
@@ -20,24 +52,106 @@ _NOTED_EVERY = timedelta(hours=1)
 
 
 def find_result(engine: Engine, project: str, input_digest: str) -> WorkResult | None:
-    """Return a cached result, and note that it was used unless that was noted within the hour.
+    """Return a cached result, and note that it was used."""
+    query = select(work_results.c.document, _is_noted()).where(_is_of(project, input_digest))
+    with transaction(engine, writes=False) as connection:
+        row = connection.execute(query).first()
+    return None if row is None else _noted(engine, project, input_digest, row)
+
+
+def find_unit(
+    engine: Engine, project: str, input_digest: str, *, within_seconds: float
+) -> UnitRecord:
+    """Return a cached result, which is noted as used, and the deaths of the unit's workers."""
+    unit = select(
+        literal(project).label("project"), literal(input_digest).label("input_digest")
+    ).subquery("unit")
+    query = select(
+        work_results.c.document, _is_noted(), unit_deaths.c.death_count, unit_deaths.c.evidence
+    ).select_from(
+        unit.outerjoin(
+            work_results,
+            and_(
+                work_results.c.project == unit.c.project,
+                work_results.c.input_digest == unit.c.input_digest,
+            ),
+        ).outerjoin(
+            unit_deaths,
+            and_(
+                unit_deaths.c.project == unit.c.project,
+                unit_deaths.c.input_digest == unit.c.input_digest,
+                unit_deaths.c.last_time >= seconds_from_now(-within_seconds),
+            ),
+        )
+    )
+    with transaction(engine, writes=False) as connection:
+        row = connection.execute(query).one()
+    deaths = UnitDeaths()
+    if row.death_count is not None:
+        deaths = UnitDeaths(count=row.death_count, evidence=row.evidence)
+    if row.document is None:
+        return UnitRecord(deaths=deaths)
+    return UnitRecord(result=_noted(engine, project, input_digest, row), deaths=deaths)
+
+
+def keep_result(engine: Engine, project: str, input_digest: str, result: WorkResult) -> None:
+    """Store a result and what it refers to, in the place of an earlier one."""
+    key = {"project": project, "input_digest": input_digest}
+    with transaction(engine, writes=True, in_one_statement=True) as connection:
+        kept = upsert(
+            connection,
+            work_results,
+            {"document": to_plain(result), "use_time": seconds_from_now(0.0), **key},
+            replaced=("document", "use_time"),
+        ).returning(work_results.c.project, work_results.c.input_digest)
+        write_chain(connection, kept, lambda found: _output_writes(connection, found, result))
+
+
+def _output_writes(
+    connection: Connection, found: FromClause, result: WorkResult
+) -> Sequence[Insert | Delete]:
+    outdated = delete(work_outputs).where(
+        tuple_(work_outputs.c.project, work_outputs.c.input_digest).in_(
+            select(found.c.project, found.c.input_digest)
+        ),
+        work_outputs.c.output_name.not_in([*result.outputs]),
+    )
+    if not result.outputs:
+        return [outdated]
+    named = as_table(
+        connection,
+        [
+            {"output_name": name, "digest": digest, "size_bytes": result.sizes.get(digest)}
+            for name, digest in result.outputs.items()
+        ],
+        [work_outputs.c.output_name, work_outputs.c.digest, work_outputs.c.size_bytes],
+    )
+    rows = select(found.c.project, found.c.input_digest, *named.c)
+    kept = upsert_rows(connection, work_outputs, rows.select_from(found.join(named, true())))
+    return [outdated, kept]
+
+
+def _is_of(project: str, input_digest: str) -> ColumnElement[bool]:
+    return and_(work_results.c.project == project, work_results.c.input_digest == input_digest)
+
+
+def _is_noted() -> Label[bool]:
+    recently = seconds_from_now(-_NOTED_EVERY.total_seconds())
+    return func.coalesce(work_results.c.use_time >= recently, False).label("is_noted")
+
+
+def _noted(engine: Engine, project: str, input_digest: str, row: Row[Any]) -> WorkResult | None:
+    """Return the result of a row, and note that it was used unless that was noted within the hour.
 
     Who is given a result can rely on it: either the note comes first, and `expire_results` leaves the
     result alone, or the result is forgotten first, and is not given.
     """
-    key = and_(work_results.c.project == project, work_results.c.input_digest == input_digest)
-    is_noted = func.coalesce(
-        work_results.c.use_time >= seconds_from_now(-_NOTED_EVERY.total_seconds()), False
-    )
-    query = select(work_results.c.document, is_noted.label("is_noted")).where(key)
-    with transaction(engine, writes=False) as connection:
-        row = connection.execute(query).first()
-    if row is None:
-        return None
     if not row.is_noted:
-        with transaction(engine, writes=True) as connection:
+        with transaction(engine, writes=True, in_one_statement=True) as connection:
             noted = connection.execute(
-                update(work_results).where(key).values(use_time=seconds_from_now(0.0))
+                update(work_results)
+                .where(_is_of(project, input_digest))
+                .values(use_time=seconds_from_now(0.0))
             )
             if noted.rowcount == 0:
                 return None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from sqlalchemy import (
     ColumnElement,
-    Connection,
     Engine,
     delete,
     exists,
@@ -15,29 +13,24 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    update,
 )
 
 from tightfit_service.adapters.storage.database import transaction
 from tightfit_service.adapters.storage.rows import (
     asset_from,
-    check_lease,
     count_queued,
     find_asset,
     find_job,
     insert_all,
     job_columns,
-    lock_job,
     lock_project,
     no_asset,
-    no_job,
     same_request,
     trial_index_after,
 )
 from tightfit_service.adapters.storage.schema import (
     assets,
     job_events,
-    job_leases,
     job_teachers,
     jobs,
     trial_artifacts,
@@ -45,10 +38,14 @@ from tightfit_service.adapters.storage.schema import (
     work_outputs,
     work_results,
 )
-from tightfit_service.adapters.storage.sql_deaths import add_death, find_deaths
+from tightfit_service.adapters.storage.sql_deaths import add_death
 from tightfit_service.adapters.storage.sql_errors import repeated
-from tightfit_service.adapters.storage.sql_results import find_result
-from tightfit_service.adapters.storage.sql_time import seconds_from_now
+from tightfit_service.adapters.storage.sql_job_writes import (
+    append_event,
+    save_trial,
+    update_job,
+)
+from tightfit_service.adapters.storage.sql_results import find_result, find_unit, keep_result
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     AssetRecord,
@@ -56,13 +53,14 @@ from tightfit_service.application.ports import (
     Lease,
     Page,
     UnitDeaths,
+    UnitRecord,
     WorkResult,
 )
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     PreconditionError,
 )
-from tightfit_service.domain.job import Job, JobEvent, JobState, check_transition
+from tightfit_service.domain.job import Job, JobEvent, JobState
 from tightfit_service.domain.quota import Quota, check_queued_jobs
 from tightfit_service.domain.trial import Trial
 
@@ -145,26 +143,7 @@ class SqlStore:
     @repeated
     def update_job(self, job: Job, *, lease: Lease | None = None) -> Job:
         """See `JobStore`."""
-        changed = replace(job, revision=job.revision + 1)
-        with transaction(self._engine, writes=True) as connection:
-            stored = find_job(connection, job.project, job.job_id, lock=True)
-            check_lease(connection, job.job_id, lease)
-            if stored.revision != job.revision:
-                raise PreconditionError(
-                    f"job {job.job_id} is at revision {stored.revision}, not {job.revision}",
-                    field="revision",
-                    remedy="read the job again and repeat the change",
-                )
-            if stored.state != job.state.value:
-                check_transition(JobState(stored.state), job.state)
-            connection.execute(
-                update(jobs).where(jobs.c.job_id == job.job_id).values(job_columns(changed))
-            )
-            if lease is not None and changed.state is not JobState.RUNNING:
-                connection.execute(
-                    update(job_leases).filter_by(job_id=job.job_id).values(expire_time=None)
-                )
-        return changed
+        return update_job(self._engine, job, lease)
 
     @repeated
     def delete_job(self, project: str, job_id: str) -> None:
@@ -211,28 +190,7 @@ class SqlStore:
         lease: Lease | None = None,
     ) -> None:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
-        key = {"job_id": job_id, "trial_index": trial.index}
-        with transaction(self._engine, writes=True) as connection:
-            if event is None:
-                lock_job(connection, job_id)
-                check_lease(connection, job_id, lease)
-            else:
-                _append(connection, event, lease)
-            connection.execute(delete(trial_artifacts).filter_by(**key))
-            connection.execute(delete(trials).filter_by(**key))
-            connection.execute(
-                insert(trials).values(
-                    input_digest=trial.input_digest, document=to_plain(trial), **key
-                )
-            )
-            insert_all(
-                connection,
-                trial_artifacts,
-                [
-                    {"artifact_name": name, "digest": digest, **key}
-                    for name, digest in trial.artifacts.items()
-                ],
-            )
+        save_trial(self._engine, job_id, trial, event, lease)
 
     def list_trials(self, job_id: str, page: Page | None = None) -> Sequence[Trial]:
         """See `JobStore`. An unknown job has no trials."""
@@ -252,8 +210,7 @@ class SqlStore:
     @repeated
     def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
         """See `JobStore`. Raises NotFoundError for an unknown job."""
-        with transaction(self._engine, writes=True) as connection:
-            return _append(connection, event, lease)
+        return append_event(self._engine, event, lease)
 
     def list_events(self, job_id: str, *, after: int, limit: int) -> Sequence[JobEvent]:
         """See `JobStore`. An unknown job has no events."""
@@ -274,32 +231,11 @@ class SqlStore:
     @repeated
     def store_result(self, project: str, input_digest: str, result: WorkResult) -> None:
         """See `JobStore`. A result stored before is replaced."""
-        key = {"project": project, "input_digest": input_digest}
-        with transaction(self._engine, writes=True) as connection:
-            for table in (work_outputs, work_results):
-                connection.execute(delete(table).filter_by(**key))
-            connection.execute(
-                insert(work_results).values(
-                    document=to_plain(result), use_time=seconds_from_now(0.0), **key
-                )
-            )
-            insert_all(
-                connection,
-                work_outputs,
-                [
-                    {
-                        "output_name": name,
-                        "digest": digest,
-                        "size_bytes": result.sizes.get(digest),
-                        **key,
-                    }
-                    for name, digest in result.outputs.items()
-                ],
-            )
+        keep_result(self._engine, project, input_digest, result)
 
-    def unit_deaths(self, project: str, input_digest: str, *, within_seconds: float) -> UnitDeaths:
-        """See `JobStore`."""
-        return find_deaths(self._engine, project, input_digest, within_seconds=within_seconds)
+    def unit_record(self, project: str, input_digest: str, *, within_seconds: float) -> UnitRecord:
+        """See `JobStore`. That a result is still used is noted once an hour."""
+        return find_unit(self._engine, project, input_digest, within_seconds=within_seconds)
 
     @repeated
     def add_unit_death(
@@ -419,22 +355,3 @@ class SqlStore:
 def _taught_by(digest: str) -> ColumnElement[bool]:
     """Whether a model teaches in a job besides the original."""
     return jobs.c.job_id.in_(select(job_teachers.c.job_id).where(job_teachers.c.digest == digest))
-
-
-def _append(connection: Connection, event: JobEvent, lease: Lease | None) -> JobEvent:
-    """Store an event under the job's next number, and hold the job's row from then on."""
-    # the row is locked by the update, so numbers come out in order and without gaps
-    sequence = connection.execute(
-        update(jobs)
-        .where(jobs.c.job_id == event.job_id)
-        .values(last_sequence=jobs.c.last_sequence + 1)
-        .returning(jobs.c.last_sequence)
-    ).scalar()
-    if sequence is None:
-        raise no_job(event.job_id)
-    check_lease(connection, event.job_id, lease)
-    stored = replace(event, sequence=sequence)
-    connection.execute(
-        insert(job_events).values(job_id=event.job_id, sequence=sequence, document=to_plain(stored))
-    )
-    return stored

@@ -74,6 +74,7 @@ from tightfit_service.application.ports.records import (
     QuotaStore,
     ResultExpiry,
     UnitDeaths,
+    UnitRecord,
 )
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
@@ -156,6 +157,7 @@ __all__ = [
     "TensorSignature",
     "Trainer",
     "UnitDeaths",
+    "UnitRecord",
     "UploadStaging",
     "UploadTicket",
     "WorkHandler",

@@ -122,6 +122,14 @@ class UnitDeaths:
     evidence: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """What is remembered of a unit of work."""
+
+    result: WorkResult | None = None
+    deaths: UnitDeaths = UnitDeaths()
+
+
 @dataclass(frozen=True)
 class JobMark:
     """How far a job is: it has news for whoever has seen less."""
@@ -165,8 +173,8 @@ class JobQueue(Protocol):
 
     def renew_leases(
         self, leases: Sequence[Lease], *, lease_seconds: float, waiting: Collection[str] = ()
-    ) -> Mapping[str, bool]:
-        """Prolong leases; return per job that is still held whether somebody wants it cancelled.
+    ) -> Collection[str]:
+        """Prolong leases; return the ids of the jobs that are still held.
 
         Args:
             leases: Held by the caller.
@@ -294,8 +302,12 @@ class JobStore(Protocol):
         """Store the result of a unit of work of the project."""
         ...
 
-    def unit_deaths(self, project: str, input_digest: str, *, within_seconds: float) -> UnitDeaths:
-        """Return how often a unit of work killed its worker; none when that is longer ago."""
+    def unit_record(self, project: str, input_digest: str, *, within_seconds: float) -> UnitRecord:
+        """Return all that whoever is about to run a unit of work needs to know of it.
+
+        That is the project's stored result, and how often the unit killed its worker: none when the last
+        time was longer ago than `within_seconds`.
+        """
         ...
 
     def add_unit_death(

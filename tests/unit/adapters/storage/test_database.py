@@ -70,6 +70,18 @@ def test_an_upgrade_keeps_what_is_there(engine: Engine) -> None:
     assert store.get_job("default", "job") == job
 
 
+def test_steps_of_the_schema_lose_nothing_of_jobs(engine: Engine) -> None:
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    job = store.create_job(make_job())
+    store.save_trial("job", make_trial(artifacts={"model": "a" * 64}))
+    downgrade(engine, revision="0012")
+    upgrade(engine)
+    assert store.get_job("default", "job") == job
+    assert store.list_trials("job") == [make_trial(artifacts={"model": "a" * 64})]
+    assert store.is_digest_used("default", "a" * 64)
+
+
 def test_a_database_of_a_newer_version_is_refused(engine: Engine) -> None:
     upgrade(engine)
     with transaction(engine, writes=True) as connection:

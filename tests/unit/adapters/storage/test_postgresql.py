@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.exc import OperationalError
 
 from fakes.postgres_server import PostgresServer, reason_missing, running_postgres
-from fakes.records import START, make_event, make_job
+from fakes.records import START, make_event, make_job, make_trial
 from tightfit_service.adapters.storage.database import (
     downgrade,
     open_database,
@@ -28,8 +29,10 @@ from tightfit_service.adapters.storage.sql_errors import ConflictError, repeated
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.application.plain import to_plain
+from tightfit_service.application.ports import Claim, Lease
 from tightfit_service.domain.errors import (
     InvalidRequestError,
+    LeaseLostError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -37,6 +40,7 @@ from tightfit_service.domain.job import JobState
 from tightfit_service.domain.quota import Quota
 
 BEFORE_LEASES = "0003"
+BEFORE_FENCES = "0012"
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +162,133 @@ def test_a_database_that_was_killed_is_unavailable_and_then_used_again(
     server.start()
     assert store.get_job("default", "job") == claim.job
     assert list(store.list_events("job", after=0, limit=9)) == [told]
-    assert queue.renew_leases([claim.lease], lease_seconds=60) == {"job": False}
+    assert list(queue.renew_leases([claim.lease], lease_seconds=60)) == ["job"]
+
+
+@pg
+def test_a_server_that_was_restarted_meets_no_dead_connections_after_a_while(
+    server: PostgresServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tightfit_service.adapters.storage.database._TRIED_AFTER_SECONDS", 0.0)
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    job = store.create_job(make_job())
+    with transaction(engine, writes=False), transaction(engine, writes=False):
+        pass  # two connections lie idle now
+    server.kill()
+    server.start()
+    with transaction(engine, writes=False) as one, transaction(engine, writes=True) as another:
+        for connection in (one, another):
+            assert connection.execute(text("SELECT 1")).scalar() == 1
+    assert store.append_event(make_event()).sequence == 1
+    assert store.get_job("default", "job") == job
+
+
+@pg
+def test_a_connection_in_steady_use_is_not_tried_each_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tightfit_service.adapters.storage.database._TRIED_AFTER_SECONDS", 600.0)
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    store.create_job(make_job())
+    tried: list[object] = []
+    monkeypatch.setattr(engine.dialect, "do_ping", tried.append)
+    for _ in range(3):
+        store.append_event(make_event())
+    assert not tried
+    monkeypatch.setattr("tightfit_service.adapters.storage.database._TRIED_AFTER_SECONDS", 0.0)
+    store.append_event(make_event())
+    assert len(tried) == 1
+
+
+def _claimed(queue: SqlJobQueue, owner: str) -> Claim:
+    claim = queue.claim_job(owner, lease_seconds=60, now=START, quota=Quota())
+    assert claim is not None
+    return claim
+
+
+_WRITES: dict[str, Callable[[SqlStore, Claim], object]] = {
+    "event": lambda store, claim: store.append_event(make_event(), lease=claim.lease),
+    "trial": lambda store, claim: store.save_trial(
+        "job", make_trial(artifacts={"model": "a" * 64}), event=make_event(), lease=claim.lease
+    ),
+    "job": lambda store, claim: store.update_job(
+        replace(claim.job, spent_seconds=9.0), lease=claim.lease
+    ),
+    "end": lambda store, claim: store.update_job(
+        replace(claim.job, state=JobState.FAILED), lease=claim.lease
+    ),
+}
+
+
+@pg
+@pytest.mark.parametrize("write", _WRITES.values(), ids=_WRITES)
+def test_a_writer_that_waited_while_somebody_took_its_job_writes_nothing(
+    engine: Engine, url: str, write: Callable[[SqlStore, Claim], object]
+) -> None:
+    """The taker is a replica of the version before: it writes to the leases, and knows no fence in jobs."""
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    store.create_job(make_job())
+    claim = _claimed(SqlJobQueue(engine=engine), "a")
+    other = open_database(url)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(other, writes=True) as connection:
+            connection.execute(text("SELECT 1 FROM jobs FOR UPDATE"))
+            waiting = pool.submit(write, store, claim)
+            _until_somebody_waits(engine)
+            connection.execute(text("UPDATE job_leases SET token = token + 1, owner = 'b'"))
+        with pytest.raises(LeaseLostError, match="held by b"):
+            waiting.result(timeout=30)
+    other.dispose()
+    assert store.get_job("default", "job") == claim.job
+    assert not store.list_events("job", after=0, limit=9)
+    assert not store.list_trials("job")
+    assert not store.is_digest_used("default", "a" * 64)
+    current = Lease(job_id="job", owner="b", token=claim.lease.token + 1)
+    assert store.append_event(make_event(), lease=current).sequence == 1
+
+
+def _until_somebody_waits(engine: Engine) -> None:
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    deadline = time.monotonic() + 10
+    while True:
+        with transaction(engine, writes=False) as connection:
+            if connection.execute(query).scalar():
+                return
+        assert time.monotonic() < deadline, "nobody waits for the row"
+        time.sleep(0.01)
+
+
+@pg
+def test_a_job_that_an_older_server_holds_is_fenced_once_the_schema_has_grown(
+    engine: Engine,
+) -> None:
+    upgrade(engine, revision=BEFORE_FENCES)
+    document = _json(make_job(state=JobState.RUNNING))
+    with transaction(engine, writes=True) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO jobs (job_id, project, state, create_time, revision, last_sequence, "
+                "model_digest, document) VALUES ('job', 'default', 'running', now(), 0, 0, 'd', :doc)"
+            ),
+            {"doc": document},
+        )
+        connection.execute(
+            text(
+                "INSERT INTO job_leases (job_id, token, owner, expire_time, losses) "
+                "VALUES ('job', 7, 'old', now() + interval '1 minute', '[]')"
+            )
+        )
+    upgrade(engine)
+    store = SqlStore(engine=engine)
+    with pytest.raises(LeaseLostError, match="held by old"):
+        store.append_event(make_event())
+    assert store.append_event(make_event(), lease=Lease(job_id="job", owner="old", token=7))
+    with transaction(engine, writes=True) as connection:  # it hands the job back
+        connection.execute(text("UPDATE job_leases SET expire_time = NULL"))
+    assert store.append_event(make_event()).sequence == 2
 
 
 @pg
