@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 
-def between(text: str, name: str, content: str) -> str:
+def between(text: str, name: str, content: str, *, inline: bool = False) -> str:
     """Return the text with what stands between the markers of that name replaced.
+
+    The content gets lines of its own unless it stands inside a sentence.
 
     Raises:
         ValueError: The markers are not there.
@@ -31,7 +33,8 @@ def between(text: str, name: str, content: str) -> str:
     _, found_end, tail = rest.partition(end)
     if not found or not found_end:
         raise ValueError(f"no markers for {name}")
-    return f"{head}{begin}\n{content}\n{end}{tail}"
+    edge = "" if inline else "\n"
+    return f"{head}{begin}{edge}{content}{edge}{end}{tail}"
 
 
 def main_job(rows: Sequence[dict[str, Any]]) -> str:
@@ -203,6 +206,11 @@ def calibrations(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def install_size(result: dict[str, Any]) -> str:
+    """Return how much an installation takes."""
+    return f"{result['bytes'] / 1e9:.1f} GB"
+
+
 def pages() -> dict[Path, str]:
     """Return the pages as the results would have them."""
     rows = [
@@ -231,11 +239,16 @@ def pages() -> dict[Path, str]:
     table = (
         calibrations(json.loads(devices.read_text())) if devices.exists() else "Not measured yet."
     )
+    first = between(readme.read_text(), "main-job", main_job(rows))
+    installed = RESULTS / "install_size.json"
+    if installed.exists():
+        size = install_size(json.loads(installed.read_text()))
+        first = between(first, "install-size", size, inline=True)
     return {
         emulators: between(emulators.read_text(), "calibration", table),
         methods: between(shown, "formats", number_formats(formats["files"])),
         packed: between(stages, "packing-files", packing_files(packing["files"])),
-        readme: between(readme.read_text(), "main-job", main_job(rows)),
+        readme: first,
         document: text,
     }
 
