@@ -179,7 +179,7 @@ def calibrate_target(
         typer.Option(
             "--networks", metavar="N", min=32, max=512, help="Networks per number format."
         ),
-    ] = 128,
+    ] = 200,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,

@@ -105,6 +105,7 @@ class OperatorCost(_message.Message):
     ESTIMATED_LATENCY_MS_FIELD_NUMBER: _builtins.int
     ESTIMATED_ENERGY_MJ_FIELD_NUMBER: _builtins.int
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Name of the node in the uploaded graph."""
     op_type: _builtins.str
@@ -117,6 +118,10 @@ class OperatorCost(_message.Message):
     """Centre of the energy estimate, in millijoules."""
     weight_bytes: _builtins.int
     """Bytes of the operator's weights and biases."""
+    provenance: _builtins.str
+    """What the latency rests on. After a calibration: `kind measured`, or `kind not measured` where no
+    network of the calibration has an operator of the kind. Empty where the estimate's own says it all.
+    """
     def __init__(
         self,
         *,
@@ -126,10 +131,11 @@ class OperatorCost(_message.Message):
         estimated_latency_ms: _builtins.float = ...,
         estimated_energy_mj: _builtins.float = ...,
         weight_bytes: _builtins.int = ...,
+        provenance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_energy_mj", b"estimated_energy_mj", "estimated_latency_ms", b"estimated_latency_ms", "macs", b"macs", "node", b"node", "op_type", b"op_type", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_energy_mj", b"estimated_energy_mj", "estimated_latency_ms", b"estimated_latency_ms", "macs", b"macs", "node", b"node", "op_type", b"op_type", "provenance", b"provenance", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

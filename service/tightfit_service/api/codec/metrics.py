@@ -87,4 +87,5 @@ def _operator_to_proto(layer: OperatorCost) -> metrics_pb2.OperatorCost:
         estimated_latency_ms=layer.latency_ms,
         estimated_energy_mj=layer.energy_mj,
         weight_bytes=layer.weight_bytes,
+        provenance=layer.provenance,
     )
