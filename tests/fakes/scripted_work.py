@@ -13,7 +13,12 @@ from typing import Any
 from fakes.scripted_download import PACKED_SHARE, loss, offer, share, strength
 from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome
 from tightfit_service.application.check_work import CHECK_DATASET
-from tightfit_service.application.download_work import DOWNLOAD_NOTES, DOWNLOAD_OPTIONS
+from tightfit_service.application.download_layers import NOT_MEASURED
+from tightfit_service.application.download_work import (
+    DOWNLOAD_LAYERS,
+    DOWNLOAD_NOTES,
+    DOWNLOAD_OPTIONS,
+)
 from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.node_ways import MeasuredAlternative
@@ -151,6 +156,8 @@ class ScriptedExecutor:
         self.teacher_accuracy = 0.92
         self.growth = 1.0
         """By which packed files are larger than was predicted before training."""
+        self.layers = NOT_MEASURED
+        """What measuring layers one by one finds."""
 
     async def start(self) -> None:
         return
@@ -188,6 +195,7 @@ class ScriptedExecutor:
             TEACHER.name: self._teacher,
             TRIAL.name: self._trial,
             DOWNLOAD_NOTES.name: self._download_notes,
+            DOWNLOAD_LAYERS.name: self._download_layers,
             DOWNLOAD_OPTIONS.name: self._download_options,
         }[unit.kind]
         return handler(unit)
@@ -284,6 +292,9 @@ class ScriptedExecutor:
         runtime = unit.payload["target"]["runtime"]["name"]
         reasons = {name: [f"{runtime}: no kernels"] for name in unit.payload["techniques"]}
         return WorkResult(payload={"reasons": reasons})
+
+    def _download_layers(self, unit: WorkUnit) -> WorkResult:
+        return WorkResult(payload=to_plain(self.layers))
 
     def _download_options(self, unit: WorkUnit) -> WorkResult:
         return WorkResult(payload=to_plain(offer(unit.payload)))

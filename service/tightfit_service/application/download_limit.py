@@ -2,9 +2,9 @@
 
 Widths and number formats decide what a device stores and computes; what is downloaded also depends on how
 well weights can be coded. So the search looks for a model that meets everything else first. Where its packed
-file is too large, copies of it go on with zeros in blocks of the target's memory word, with few
-values per layer, or with both, each trained again for a while with zeros and equal values kept. What
-is predicted to lose least is tried first, until one fits.
+file is too large, it is measured what each of its layers bears, and copies of it go on with zeros in
+blocks of the target's memory word, with few values per layer, or with both, each trained again for a
+while with zeros and equal values kept. What is predicted to lose least is tried first, until one fits.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from tightfit_service.application.choice import best_trial
+from tightfit_service.application.download_files import with_shared_scales
+from tightfit_service.application.download_layers import NOT_MEASURED, LayerStudy
 from tightfit_service.application.download_plan import DownloadPlan
 from tightfit_service.application.download_work import (
+    DOWNLOAD_LAYERS,
     DOWNLOAD_NOTES,
     DOWNLOAD_OPTIONS,
+    DownloadLayersTask,
     DownloadNotesTask,
     DownloadOffer,
     DownloadOption,
     DownloadOptionsTask,
-    with_shared_scales,
 )
-from tightfit_service.application.job_notes import JobNotes
+from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.network_forms import ROUNDING_FELT
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import RecoverySettings, WorkResult, WorkUnit
-from tightfit_service.application.recipe_making import RecipeMaker, trained_steps
+from tightfit_service.application.recipe_making import trained_steps
 from tightfit_service.application.recipe_steps import RECOVERY_STEP, quantization_of
-from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import DOWNLOAD_PASSES, download_passes
-from tightfit_service.application.time_budget import TimeBudget
-from tightfit_service.application.trial_book import EarlierTrial, RunContext, TrialBook
+from tightfit_service.application.trial_book import EarlierTrial
 from tightfit_service.application.use_cases import JobRequest
-from tightfit_service.domain.budget import Budget, Quantity
+from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
-from tightfit_service.domain.job import JobSpec, PreflightNote
+from tightfit_service.domain.job import PreflightNote
 from tightfit_service.domain.trial import Trial, TrialRole, cost_of
 
 PACKABLE = (ModelFormat.TFLITE, ModelFormat.ONNX)
@@ -48,6 +49,12 @@ MAX_TRIALS = 4
 
 EPOCHS = 5.0
 """Of each training of this stage; zeros and clusters are found on trained weights."""
+
+STUDY_TIME_SHARE = 0.2
+"""Of what is left for this stage: so long it may be measured what each layer bears."""
+
+LEAST_STUDY_SECONDS = 2.0
+"""With less, nothing is measured: not even one level of a small network would be done."""
 
 LOSS_LEFT = 0.1
 """What training is assumed to leave of the accuracy lost without it."""
@@ -101,30 +108,19 @@ async def download_notes(
 class DownloadStage:
     """The last stage of one job's search; does nothing where the download is not limited."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        *,
-        spec: JobSpec,
-        budget: Budget,
-        recipes: RecipeMaker,
-        stages: Stages,
-        book: TrialBook,
-        notes: JobNotes,
-        time: TimeBudget,
-        after_trial: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._context = context
-        self._spec = spec
-        self._limit = budget.limit_of(Quantity.DOWNLOAD)
-        self._techniques = download_passes(spec)
-        self._recipes = recipes
-        self._stages = stages
-        self._book = book
-        self._notes = notes
-        self._time = time
+    def __init__(self, life: JobLife, *, after_trial: Callable[[], Awaitable[None]]) -> None:
+        self._life = life
+        self._spec = life.spec
+        self._limit = life.budget.limit_of(Quantity.DOWNLOAD)
+        self._techniques = download_passes(life.spec)
+        self._recipes = life.recipes
+        self._stages = life.stages
+        self._book = life.book
+        self._notes = life.notes
+        self._time = life.time
         self._after_trial = after_trial
         self._least: float | None = None
+        self._study = NOT_MEASURED
 
     @property
     def reachable(self) -> Mapping[Quantity, float]:
@@ -153,8 +149,8 @@ class DownloadStage:
             return
         found = await download_notes(
             self._stages.run,
-            project=self._context.project,
-            graph_digest=self._context.graph_digest,
+            project=self._life.context.project,
+            graph_digest=self._life.context.graph_digest,
             target=self._spec.target,
             techniques=self._techniques,
         )
@@ -167,6 +163,8 @@ class DownloadStage:
         if base is None or self._limit is None or not self._techniques:
             return
         plan = DownloadPlan(limit=self._limit, packed_bytes=_download_of(base))
+        if self._time.may_start_trial(self._book.trials, keep_for_final=0):
+            self._study = await self._studied(base)
         for _ in range(MAX_TRIALS):
             if not self._time.may_start_trial(self._book.trials, keep_for_final=0):
                 break
@@ -203,19 +201,47 @@ class DownloadStage:
         return await self._stages.ask(
             DOWNLOAD_OPTIONS,
             DownloadOptionsTask(
-                model=self._context.facts,
+                model=self._life.facts,
                 recipe=base.recipe,
                 target=self._spec.target,
                 techniques=tuple(self._techniques),
                 packed_bytes=int(_download_of(base)),
                 aim_bytes=aim,
+                layers=self._study,
             ),
-            {
-                "graph": self._context.graph_digest,
-                "start": base.artifacts["graph"],
-                **self._book.dataset_inputs(),
-            },
+            self._inputs(base),
         )
+
+    async def _studied(self, base: Trial) -> LayerStudy:
+        """Let a worker measure what each layer bears, while there is time; say where there was none."""
+        study = replace(NOT_MEASURED, is_cut_short=True)
+        seconds = STUDY_TIME_SHARE * self._time.left(self._book.trials, shared_by=1)
+        if seconds >= LEAST_STUDY_SECONDS:
+            await self._stages.enter(
+                "sensitivity", "what zeros and shared values cost each layer", begin=0.94, end=0.95
+            )
+            study = await self._stages.ask(
+                DOWNLOAD_LAYERS,
+                DownloadLayersTask(
+                    model=self._life.facts,
+                    recipe=base.recipe,
+                    target=self._spec.target,
+                    techniques=tuple(self._techniques),
+                    packed_bytes=int(_download_of(base)),
+                    max_seconds=round(seconds, 1),
+                ),
+                self._inputs(base),
+            )
+        if study.is_cut_short and not study.layers:
+            await self._notes.add(
+                "UNIFORM_LEVELS",
+                "there was no time to measure what each layer bears: sparsity and clustering are as "
+                "strong in all layers",
+            )
+        return study
+
+    def _inputs(self, base: Trial) -> Mapping[str, str]:
+        return {**self._life.inputs, "start": base.artifacts["graph"]}
 
     async def _tried(self, base: Trial, option: DownloadOption, *, can_train: bool) -> Trial:
         text = f"a smaller download, {option.download_bytes} bytes as predicted: {option.label}"

@@ -31,7 +31,7 @@ class DownloadPlan:
         """
         self._limit = limit
         self._waiting: list[DownloadOption] = []
-        self._tried: set[str] = set()
+        self._tried: set[tuple[str, int]] = set()
         self._growth = 1.0
         self._too_lossy, self._good_enough = 0.0, packed_bytes
         self._is_evidence = False
@@ -55,14 +55,14 @@ class DownloadPlan:
         if not found and not self._is_evidence:
             self._is_evidence, self._least = True, offer.least
             found = [] if offer.least is None else [offer.least]
-        self._waiting = [option for option in found if option.label not in self._tried]
+        self._waiting = [option for option in found if _key(option) not in self._tried]
 
     def next(self) -> DownloadOption | None:
         """Return what to try now; None when nothing is left."""
         if not self._waiting:
             return None
         option = self._waiting.pop(0)
-        self._tried.add(option.label)
+        self._tried.add(_key(option))
         return option
 
     def learn(self, option: DownloadOption, *, packed_bytes: float, fits_unpacked: bool) -> None:
@@ -84,3 +84,8 @@ class DownloadPlan:
         middle = math.sqrt(self._too_lossy * self._good_enough)
         if middle > 0 and self._good_enough / middle >= _WORTH_KNOWING:
             self._aim = math.floor(middle / self._growth)
+
+
+def _key(option: DownloadOption) -> tuple[str, int]:
+    """Return what tells options apart: those by layer may have the same label."""
+    return option.label, option.download_bytes

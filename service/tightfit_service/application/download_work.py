@@ -1,24 +1,43 @@
 """What sparsity and clustering would make of a trained network's packed file, found out in a worker.
 
 Each strength of either pass is a level, and so is leaving it out. Files grow smaller with both, so for
-each number of clusters the fewest zeros that reach the aim are found by interpolation. Sizes are
-those of files that were exported without training, which moves them by little, and are estimated, for
-packing takes longer. The files are ONNX whatever is asked for: weights are rounded alike.
+each number of clusters the fewest zeros that reach the aim are found by interpolation: the same in
+all layers. Where it was measured what each layer bears, a choice by layer is offered beside these. Sizes
+are those of files that were exported without training, which moves them by little.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from tightfit_service.application.download_files import (
+    UNCHANGED,
+    ChangedFiles,
+    Parameters,
+    SizeEstimator,
+    WeightChanges,
+    losses_of_layers,
+    mean_error,
+)
+from tightfit_service.application.download_layers import (
+    NOT_MEASURED,
+    Assignment,
+    LayerStudy,
+    choose_ways,
+)
+from tightfit_service.application.download_study import (
+    Strengths,
+    measured_levels,
+    study_layers,
+)
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
     DownloadPass,
-    PassContext,
+    LayerSizes,
     ProgressCallback,
-    QuantizationSettings,
     WorkHandler,
 )
 from tightfit_service.application.recipe_steps import (
@@ -27,31 +46,15 @@ from tightfit_service.application.recipe_steps import (
     quantization_of,
 )
 from tightfit_service.application.recipe_work import RecipeWork
-from tightfit_service.application.unit_data import (
-    SENSITIVITY_SAMPLES,
-    Splits,
-    UnitData,
-    accuracy_of,
-    few,
-)
+from tightfit_service.application.unit_data import Splits, UnitData
 from tightfit_service.application.unit_kinds import UnitContext, UnitKind
-from tightfit_service.domain.dataset import SplitName
-from tightfit_service.domain.errors import (
-    InvalidModelError,
-    InvalidRequestError,
-    ParityError,
-    UnsupportedError,
-)
-from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.recipe import PassStep, Recipe
 
-_FORMAT = ModelFormat.ONNX
-_CALIBRATION_SAMPLES = 16
-
-SizeEstimator = Callable[[bytes, ModelFormat], int]
-"""About the size of the packed form of a file, bytes."""
-
-_Parameters = Mapping[str, Any] | None
+_CORRECTIONS = 3
+"""Files of a choice by layer that are made at most: each corrects what the next is predicted to pack to."""
+_CLOSE_ENOUGH = 0.97
+"""Of the aim; a choice that packs to less takes more away than it has to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ class DownloadOptionsTask:
         techniques: The passes that may be used.
         packed_bytes: What the trial's packed file has now.
         aim_bytes: What it is to have.
+        layers: What was measured of its layers.
     """
 
     model: ModelFacts
@@ -86,6 +90,26 @@ class DownloadOptionsTask:
     techniques: tuple[str, ...]
     packed_bytes: int
     aim_bytes: int
+    layers: LayerStudy = NOT_MEASURED
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadLayersTask:
+    """A finished trial whose layers are to be measured one by one.
+
+    Attributes:
+        recipe: The trial's.
+        techniques: The passes that may be used.
+        packed_bytes: What the trial's packed file has now.
+        max_seconds: For which it may be measured.
+    """
+
+    model: ModelFacts
+    recipe: Recipe
+    target: HardwareSpec
+    techniques: tuple[str, ...]
+    packed_bytes: int
+    max_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,29 +124,28 @@ class DownloadOption:
         lost: Accuracy (fraction) that it loses on selection samples without any training, against the
             network as it is; None where there is nothing to measure it with.
         label: A few words for people.
+        layer_losses: Sum of what its layers lose each by itself, a fraction; None where that was not
+            measured.
     """
 
-    sparsity: Mapping[str, Any] | None
-    clustering: Mapping[str, Any] | None
+    sparsity: Parameters
+    clustering: Parameters
     download_bytes: int
     error: float
     lost: float | None
     label: str
+    layer_losses: float | None = None
 
     @property
     def harm(self) -> float:
         """What options are ranked by: accuracy lost without training tells strong ones no longer apart."""
-        return self.error + (self.lost or 0.0)
+        change = self.error if self.layer_losses is None else self.layer_losses
+        return change + (self.lost or 0.0)
 
     @property
     def steps(self) -> tuple[PassStep, ...]:
-        """The steps that make it, zeros before clusters: what is zero belongs to no cluster."""
-        chosen = ((SPARSITY_STEP, self.sparsity), (CLUSTERING_STEP, self.clustering))
-        return tuple(
-            PassStep(pass_name=name, parameters=parameters)
-            for name, parameters in chosen
-            if parameters is not None
-        )
+        """The steps that make it."""
+        return WeightChanges(sparsity=self.sparsity, clustering=self.clustering).steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,16 +160,8 @@ class DownloadOffer:
 
 
 DOWNLOAD_NOTES = UnitKind("download_notes", DownloadNotesTask, DownloadReasons)
+DOWNLOAD_LAYERS = UnitKind("download_layers", DownloadLayersTask, LayerStudy)
 DOWNLOAD_OPTIONS = UnitKind("download_options", DownloadOptionsTask, DownloadOffer)
-
-
-def with_shared_scales(settings: QuantizationSettings) -> QuantizationSettings:
-    """Return how clustered weights are exported: with one scale per tensor equal values stay equal.
-
-    Where weights have 4 bits, that would cost more accuracy than equal values are worth.
-    """
-    used = {settings.number_format, *settings.node_formats.values()}
-    return settings if NumberFormat.INT4 in used else replace(settings, per_channel=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +174,14 @@ class DownloadWork:
     """Sparsity and clustering, by their names."""
     expected_bytes: SizeEstimator
     """Of packed files."""
+    layer_sizes: LayerSizes
+    """In packed files."""
 
     def table(self) -> Mapping[str, WorkHandler]:
         """Return the handlers by the kind of unit they run."""
         return {
             DOWNLOAD_NOTES.name: DOWNLOAD_NOTES.handler(self.notes),
+            DOWNLOAD_LAYERS.name: DOWNLOAD_LAYERS.handler(self.layers),
             DOWNLOAD_OPTIONS.name: DOWNLOAD_OPTIONS.handler(self.options),
         }
 
@@ -177,70 +195,88 @@ class DownloadWork:
             }
         )
 
+    def layers(self, task: DownloadLayersTask, context: UnitContext) -> LayerStudy:
+        """Measure what zeros and shared values cost each layer of a finished trial, as far as time goes.
+
+        Inputs: `graph`, `start` (the trial's float graph), and `dataset` unless there is none.
+        """
+        began = time.monotonic()
+        files, strengths = self._opened(task, context)
+        total = sum(
+            len(levels[level]["nodes"])
+            for levels in strengths.values()
+            for level in measured_levels(len(levels))
+        )
+        done: list[str] = []
+
+        def on_layer(text: str) -> None:
+            done.append(text)
+            context.on_progress(min(1.0, len(done) / max(1, total)), text)
+
+        return study_layers(
+            files,
+            strengths,
+            self.layer_sizes,
+            has_time=lambda: time.monotonic() - began < task.max_seconds,
+            on_layer=on_layer,
+        )
+
     def options(self, task: DownloadOptionsTask, context: UnitContext) -> DownloadOffer:
         """Find what brings a finished trial's packed file to a size.
 
         Inputs: `graph`, `start` (the trial's float graph), and `dataset` unless there is none.
         """
-        recipe = task.recipe
-        splits = Splits.of(self.data.open(task.model, context), recipe.steps)
-        start, settings = context.read("start"), quantization_of(recipe)
-        levels = {
-            name: self.passes[name].strengths(start, task.target, settings.number_format)
-            for name in task.techniques
-        }
+        files, strengths = self._opened(task, context)
         grid = _Grid(
+            files=files,
+            strengths=strengths,
+            study=task.layers,
+            on_progress=context.on_progress,
+        )
+        return grid.offer(task.aim_bytes)
+
+    def _opened(
+        self, task: DownloadLayersTask | DownloadOptionsTask, context: UnitContext
+    ) -> tuple[ChangedFiles, Strengths]:
+        """Return the files of a trial's network, and what each pass can do to it."""
+        recipe, start = task.recipe, context.read("start")
+        settings = quantization_of(recipe)
+        files = ChangedFiles(
             recipes=self.recipes,
             passes=self.passes,
             expected_bytes=self.expected_bytes,
             start=start,
-            splits=splits,
+            splits=Splits.of(self.data.open(task.model, context), recipe.steps),
             settings=settings,
             seed=recipe.seed,
-            zeros=(None, *levels.get(SPARSITY_STEP, ())),
-            clusters=(None, *levels.get(CLUSTERING_STEP, ())),
             packed_bytes=task.packed_bytes,
-            on_progress=context.on_progress,
         )
-        return grid.offer(task.aim_bytes)
+        strengths = {
+            name: self.passes[name].strengths(start, task.target, settings.number_format)
+            for name in task.techniques
+        }
+        return files, strengths
 
 
 _Place = tuple[int, int]
 """Level of clustering, level of sparsity; 0 leaves a pass out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """An exported file and about the size of its packed form, infinite where it cannot be exported."""
-
-    data: bytes
-    packed_bytes: float
-
-
 @dataclass(kw_only=True)
 class _Grid:
-    """All pairs of levels of one network; files are made when they are asked for."""
+    """All pairs of levels of one network, the same in all layers; and what is chosen by layer."""
 
-    recipes: RecipeWork
-    passes: Mapping[str, DownloadPass]
-    expected_bytes: SizeEstimator
-    start: bytes
-    splits: Splits
-    settings: QuantizationSettings
-    seed: int
-    zeros: tuple[_Parameters, ...]
-    clusters: tuple[_Parameters, ...]
-    packed_bytes: int
+    files: ChangedFiles
+    strengths: Strengths
+    study: LayerStudy
     on_progress: ProgressCallback
-    _files: dict[_Place, _File] = field(default_factory=dict)
-    _sparse: dict[int, bytes] = field(default_factory=dict)
-    _accuracies: dict[_Place, float | None] = field(default_factory=dict)
+    _made: set[_Place] = field(default_factory=set)
 
     def offer(self, aim: int) -> DownloadOffer:
         """Return the options that reach the aim."""
         reached: list[_Place] = []
-        most = len(self.zeros) - 1
-        for level in range(len(self.clusters)):
+        most = len(self.strengths.get(SPARSITY_STEP, ()))
+        for level in range(1 + len(self.strengths.get(CLUSTERING_STEP, ()))):
             fewest = self._fewest_zeros(level, most, aim)
             if fewest is None:
                 continue
@@ -248,12 +284,17 @@ class _Grid:
             most = fewest
             if fewest == 0:  # fewer clusters would lose more for nothing
                 break
-        changed = [self._option(place) for place in reached if place != (0, 0)]
-        made = [place for place in self._files if place != (0, 0)]
-        least = min(made, key=self._size, default=None)
+        found = [self._changes(place) for place in reached if place != (0, 0)]
+        least = min(self._made - {(0, 0)}, key=lambda p: (self._size(p), p), default=None)
+        by_layer = self._by_layer(aim)
+        if by_layer is not None and by_layer not in found:
+            found.append(by_layer)
+        options = [self._option(changes) for changes in found]
         return DownloadOffer(
-            options=tuple(sorted(changed, key=lambda option: option.harm)),
-            least=None if least is None or math.isinf(self._size(least)) else self._option(least),
+            options=tuple(sorted(options, key=lambda option: option.harm)),
+            least=None
+            if least is None or math.isinf(self._size(least))
+            else self._option(self._changes(least)),
         )
 
     def _fewest_zeros(self, level: int, most: int, aim: int) -> int | None:
@@ -276,116 +317,76 @@ class _Grid:
         return high
 
     def _size(self, place: _Place) -> float:
-        """Return the predicted size: the trial's file less what these files lose by the change."""
-        return self._file(place).packed_bytes + self.packed_bytes - self._file((0, 0)).packed_bytes
+        if place not in self._made:
+            self._made.add(place)
+            self._tell(self._changes(place))
+        return self.files.size(self._changes(place))
 
-    def _file(self, place: _Place) -> _File:
-        if place not in self._files:
-            total = len(self.zeros) * len(self.clusters)
-            self.on_progress(
-                len(self._files) / total, f"exporting: {self._label(place) or 'as it is'}"
-            )
-            self._files[place] = self._made(place)
-        return self._files[place]
-
-    def _made(self, place: _Place) -> _File:
-        calibration = self.splits.get(SplitName.CALIBRATION)
-        # ranges of activations take the same few bytes however they are found
-        settings = replace(self.settings, method="minmax")
-        if place[0]:
-            settings = with_shared_scales(settings)
-        try:
-            exported = self.recipes.exporters[_FORMAT].export(
-                self._changed(place),
-                calibration=None if calibration is None else few(calibration, _CALIBRATION_SAMPLES),
-                settings=settings,
-                metadata={},
-            )
-        except (InvalidModelError, InvalidRequestError, ParityError, UnsupportedError):
-            if place == (0, 0):
-                raise
-            # so much was taken away that the file no longer computes what the graph does
-            return _File(data=b"", packed_bytes=math.inf)
-        size = self.expected_bytes(exported.data, _FORMAT)
-        return _File(data=exported.data, packed_bytes=float(size))
-
-    def _changed(self, place: _Place) -> bytes:
-        return self._applied(self._with_zeros(place[1]), CLUSTERING_STEP, self.clusters[place[0]])
-
-    def _with_zeros(self, level: int) -> bytes:
-        if level not in self._sparse:
-            self._sparse[level] = self._applied(self.start, SPARSITY_STEP, self.zeros[level])
-        return self._sparse[level]
-
-    def _applied(self, graph: bytes, name: str, parameters: _Parameters) -> bytes:
-        if parameters is None:
-            return graph
-        step = PassStep(pass_name=name, parameters=parameters)
-        return self.recipes.steps.apply(graph, step, self._context)
-
-    @property
-    def _context(self) -> PassContext:
-        return PassContext(calibration=self.splits.get(SplitName.CALIBRATION), seed=self.seed)
-
-    def _error(self, place: _Place) -> float:
-        """Return the mean relative error of the changed weights; that of clusters is of what is not zero."""
-        zeros, clusters = (
-            {} if parameters is None else self.passes[name].errors(graph, parameters, self._context)
-            for name, graph, parameters in (
-                (SPARSITY_STEP, self.start, self.zeros[place[1]]),
-                (CLUSTERING_STEP, self._with_zeros(place[1]), self.clusters[place[0]]),
-            )
+    def _changes(self, place: _Place) -> WeightChanges:
+        levels = {CLUSTERING_STEP: place[0], SPARSITY_STEP: place[1]}
+        return WeightChanges.of(
+            {name: self.strengths[name][level - 1] for name, level in levels.items() if level}
         )
-        nodes = zeros.keys() | clusters.keys()
-        left = [
-            (1 - zeros.get(node, 0.0)) * (1 - clusters.get(node, 0.0)) for node in sorted(nodes)
-        ]
-        return 1 - math.fsum(left) / len(left) if left else 0.0
 
-    def _lost(self, place: _Place) -> float | None:
-        before, after = self._accuracy((0, 0)), self._accuracy(place)
-        return None if before is None or after is None else max(0.0, before - after)
+    def _by_layer(self, aim: int) -> WeightChanges | None:
+        """Return the choice by layer that loses least of those that reach the aim; None where none does.
 
-    def _accuracy(self, place: _Place) -> float | None:
-        if place not in self._accuracies:
-            self._accuracies[place] = self._measured(place)
-        return self._accuracies[place]
+        What layers take up is known one by one and estimated for pairs, so the file is made, and
+        the next choice has as much room less as that file was larger than predicted.
+        """
+        best: tuple[float, WeightChanges] | None = None
+        rest, error = self.files.packed_bytes - self.study.packed_bytes, 0.0
+        for _ in range(_CORRECTIONS):
+            chosen = choose_ways(self.study.layers, aim - rest - error)
+            if chosen is None:
+                break
+            changes = self._assigned(chosen)
+            self._tell(changes)
+            size = self.files.size(changes)
+            if math.isinf(size):
+                break
+            if size <= aim and changes != UNCHANGED and (best is None or chosen.loss < best[0]):
+                best = chosen.loss, changes
+            found = size - rest - chosen.packed_bytes
+            if found == error or _CLOSE_ENOUGH * aim <= size <= aim:
+                break
+            error = found
+        return None if best is None else best[1]
 
-    def _measured(self, place: _Place) -> float | None:
-        selection = self.splits.get(SplitName.SELECTION)
-        if selection is None or not self._file(place).data:
-            return None
-        sample = few(selection, SENSITIVITY_SAMPLES)
-        evaluator = self.recipes.evaluators[_FORMAT]
-        found = accuracy_of(evaluator, self._file(place).data, sample)
-        return None if found is None else found.value
+    def _assigned(self, chosen: Assignment) -> WeightChanges:
+        """Return the parameters of both passes for ways by layer."""
+        return WeightChanges.of(
+            {
+                name: {"nodes": nodes} if nodes else None
+                for name, levels in self.strengths.items()
+                for nodes in [
+                    {
+                        node: levels[way.levels[name]]["nodes"][node]
+                        for node, way in chosen.ways.items()
+                        if name in way.levels
+                    }
+                ]
+            }
+        )
 
-    def _option(self, place: _Place) -> DownloadOption:
-        level, sparse = place
+    def _option(self, changes: WeightChanges) -> DownloadOption:
+        errors = self.files.errors(changes)
         return DownloadOption(
-            sparsity=self.zeros[sparse],
-            clustering=self.clusters[level],
-            download_bytes=math.ceil(self._size(place)),
-            error=self._error(place),
-            lost=self._lost(place),
-            label=self._label(place),
+            sparsity=changes.sparsity,
+            clustering=changes.clustering,
+            download_bytes=math.ceil(self.files.size(changes)),
+            error=mean_error(errors),
+            lost=self.files.lost(changes),
+            label=self._label(changes),
+            layer_losses=losses_of_layers(self.study, errors),
         )
 
-    def _label(self, place: _Place) -> str:
-        level, sparse = place
-        parts = (
-            _words(SPARSITY_STEP, self.zeros[sparse]),
-            _words(CLUSTERING_STEP, self.clusters[level]),
+    def _label(self, changes: WeightChanges) -> str:
+        layers = {node for known in self.strengths.values() for p in known for node in p["nodes"]}
+        return changes.label(layer_count=len(layers))
+
+    def _tell(self, changes: WeightChanges) -> None:
+        total = math.prod(1 + len(levels) for levels in self.strengths.values())
+        self.on_progress(
+            min(1.0, len(self._made) / total), f"exporting: {self._label(changes) or 'as it is'}"
         )
-        return ", ".join(filter(None, parts))
-
-
-def _words(name: str, parameters: _Parameters) -> str:
-    """Return a pass and its strength, which is that of all its nodes, in a few words."""
-    if parameters is None:
-        return ""
-    choice: Mapping[str, Any] = next(iter(parameters["nodes"].values()))
-    numbers = [
-        f"{key} {value:g}" for key, value in choice.items() if isinstance(value, int | float)
-    ]
-    return " ".join([name, *numbers])

@@ -50,7 +50,7 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
     from tightfit_service.adapters.formats.any_import import AnyImporter
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
-    from tightfit_service.adapters.formats.packed import expected_bytes
+    from tightfit_service.adapters.formats.packed import expected_bytes, layer_sizes
     from tightfit_service.adapters.formats.pt2_import import Pt2Importer
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
     from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
@@ -127,6 +127,7 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
             recipes=recipes,
             passes={item.name: item for item in download_passes},
             expected_bytes=expected_bytes,
+            layer_sizes=layer_sizes,
         ),
         CalibrationWork(
             networks=DesignedNetworks(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tightfit_service.application.ports import PassContext
+from tightfit_service.application.ports import ChangedLayer, PassContext
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile
 from tightfit_service.graph.batch_norm import fold_batch_norms
@@ -17,6 +17,7 @@ from tightfit_service.passes.layer_weights import (
     LayerWeight,
     Rows,
     checked_nodes,
+    each_alone,
     largest_layers,
     layer_weights,
     refused,
@@ -131,6 +132,19 @@ class ClusteringPass:
             )
             for name, (clusters, groups) in _checked(weights, parameters).items()
         }
+
+    def each_alone(
+        self, graph: bytes, parameters: Mapping[str, Any], context: PassContext
+    ) -> Iterator[ChangedLayer]:
+        """Yield, for each chosen node, the graph with that node's weight clustered and no other.
+
+        BatchNorm is folded in all of them.
+
+        Raises:
+            InvalidRequestError: As `check`.
+        """
+        after = load_model(self.apply(graph, parameters, context))
+        return each_alone(fold_batch_norms(load_model(graph)), after, parameters.get("nodes", {}))
 
 
 def _checked(

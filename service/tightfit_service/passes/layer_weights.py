@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto
 
+from tightfit_service.application.ports import ChangedLayer
 from tightfit_service.domain.errors import InvalidRequestError
-from tightfit_service.graph.model_file import shown
+from tightfit_service.graph.model_file import copy_model, save_model, shown
 from tightfit_service.graph.structure import (
     Array,
     attribute,
@@ -117,6 +118,20 @@ def largest_layers(weights: Mapping[str, LayerWeight]) -> tuple[str, ...]:
 def replace_weight(model: ModelProto, weight: LayerWeight, rows: Rows) -> None:
     """Store rows as the weight of all nodes that read it, in place."""
     set_initializer(model, weight.name, weight.restored(rows).astype(np.float32))
+
+
+def each_alone(
+    before: ModelProto, after: ModelProto, nodes: Iterable[str]
+) -> Iterator[ChangedLayer]:
+    """Yield, for each node, `before` with the weight that the node reads in `after`."""
+    own, changed = layer_weights(before), layer_weights(after)
+    for node in nodes:
+        weight, value = own[node], changed[node].value
+        model = copy_model(before)
+        set_initializer(model, weight.name, value)
+        yield ChangedLayer(
+            node=node, graph=save_model(model), error=relative_error(weight.value, value)
+        )
 
 
 def relative_error(before: Array, after: Array) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto
 
-from tightfit_service.application.ports import PassContext
+from tightfit_service.application.ports import ChangedLayer, PassContext
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile
 from tightfit_service.graph.model_file import copy_model, load_model, save_model
@@ -20,6 +20,7 @@ from tightfit_service.passes.layer_weights import (
     LayerWeight,
     Rows,
     checked_nodes,
+    each_alone,
     largest_layers,
     layer_weights,
     refused,
@@ -174,6 +175,17 @@ class SparsityPass:
             name: relative_error(before[name].value, after[name].value)
             for name in parameters.get("nodes", {})
         }
+
+    def each_alone(
+        self, graph: bytes, parameters: Mapping[str, Any], context: PassContext
+    ) -> Iterator[ChangedLayer]:
+        """Yield, for each chosen node, the graph with that node's weight made sparse and no other.
+
+        Raises:
+            InvalidRequestError: As `check`.
+        """
+        after = load_model(self.apply(graph, parameters, context))
+        return each_alone(load_model(graph), after, parameters.get("nodes", {}))
 
 
 def word_block(target: HardwareSpec, number_format: NumberFormat) -> tuple[int, int]:

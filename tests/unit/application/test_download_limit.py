@@ -10,8 +10,10 @@ from fakes.clock import FakeClock
 from fakes.scripted_download import PACKED_SHARE, strength
 from fakes.scripted_work import BASELINE_ACCURACY, network
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
+from tightfit_service.application import download_limit
+from tightfit_service.application.download_files import with_shared_scales
+from tightfit_service.application.download_layers import LayerFigures, LayerStudy
 from tightfit_service.application.download_limit import check_packable
-from tightfit_service.application.download_work import with_shared_scales
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
 from tightfit_service.application.recipe_steps import as_carried_out, quantization_of
@@ -110,6 +112,34 @@ async def test_options_are_asked_for_again_where_training_made_a_file_larger() -
     assert len(asked) == 2
     assert asked[0] / asked[1] == pytest.approx(1.3, rel=0.01)
     assert len(bench.trials()) == 3
+
+
+async def test_layers_are_measured_once_and_what_was_found_goes_with_each_question() -> None:
+    bench = Bench(download(0.6 * PACKED))
+    bench.executor.growth = 1.3
+    bench.executor.layers = LayerStudy(
+        layers=(LayerFigures(node="b", packed_bytes=9.0, zeros=0.0),)
+    )
+    job = await bench.run()
+    (study,) = (unit for unit in bench.executor.ran if unit.kind == "download_layers")
+    assert 0 < study.payload["max_seconds"] <= download_limit.STUDY_TIME_SHARE * 600
+    asked = [unit.payload for unit in bench.executor.ran if unit.kind == "download_options"]
+    assert len(asked) == 2
+    assert all(payload["layers"]["layers"][0]["node"] == "b" for payload in asked)
+    assert not any(note.code == "UNIFORM_LEVELS" for note in job.result.notes)
+
+
+@pytest.mark.parametrize("least_seconds", [0.0, 1e9])
+async def test_without_time_all_layers_are_treated_alike_and_it_is_said(
+    least_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_limit, "LEAST_STUDY_SECONDS", least_seconds)
+    bench = Bench(download(0.7 * PACKED))
+    bench.executor.layers = LayerStudy(is_cut_short=True)
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert ("download_layers" in kinds(bench)) == (least_seconds == 0.0)
+    assert [note.code for note in job.result.notes].count("UNIFORM_LEVELS") == 1
 
 
 async def test_a_limit_out_of_reach_is_named_with_the_least_that_would_do() -> None:

@@ -16,7 +16,7 @@ from fakes.scripted_work import facts
 from fakes.search_bench import TARGET
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter
-from tightfit_service.adapters.formats.packed import pack
+from tightfit_service.adapters.formats.packed import layer_sizes, pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.download_work import (
     DownloadNotesTask,
@@ -106,6 +106,7 @@ def work(exporter: Exporter | None = None) -> DownloadWork:
         recipes=recipes,
         passes=PASSES,
         expected_bytes=lambda data, model_format: len(pack(data, model_format)),
+        layer_sizes=layer_sizes,
     )
 
 

@@ -208,3 +208,17 @@ def test_equal_values_are_equal_behind_a_batch_norm_too() -> None:
     after = onnx.load_from_string(apply(CNN, "conv1", clusters=4))
     exported = fold_batch_norms(after)
     assert len(np.unique(layer_weights(exported)["conv1"].rows())) == 4
+
+
+def test_each_layer_is_clustered_alone_with_normalization_folded() -> None:
+    nodes = {name: {"clusters": 4} for name in ("conv1", "fc1")}
+    folded = fold_batch_norms(onnx.load_from_string(CNN)).SerializeToString()
+    together = clustering.apply(CNN, {"nodes": nodes}, PassContext())
+    found = list(clustering.each_alone(CNN, {"nodes": nodes}, PassContext()))
+    assert [layer.node for layer in found] == ["conv1", "fc1"]
+    errors = clustering.errors(CNN, {"nodes": nodes}, PassContext())
+    for layer in found:
+        assert layer.error == pytest.approx(errors[layer.node])
+        for name in layer_weights(onnx.load_from_string(folded)):
+            expected = together if name == layer.node else folded
+            np.testing.assert_array_equal(rows(layer.graph, name), rows(expected, name))

@@ -284,3 +284,18 @@ def test_a_weight_that_two_layers_read_is_offered_once() -> None:
     names = sparsity.strengths(model.SerializeToString(), target("TFLM"), NumberFormat.INT8)
     assert first.name in names[0]["nodes"]
     assert second.name not in names[0]["nodes"]
+
+
+def test_each_layer_is_made_sparse_alone() -> None:
+    nodes = {name: {"pattern": "unstructured", "ratio": 0.5} for name in ("conv2", "fc1")}
+    together = sparsity.apply(CNN, {"nodes": nodes}, PassContext())
+    found = list(sparsity.each_alone(CNN, {"nodes": nodes}, PassContext()))
+    assert [layer.node for layer in found] == ["conv2", "fc1"]
+    errors = sparsity.errors(CNN, {"nodes": nodes}, PassContext())
+    for layer in found:
+        assert layer.error == errors[layer.node] > 0
+        for name in layer_weights(onnx.load_from_string(CNN)):
+            expected = together if name == layer.node else CNN
+            np.testing.assert_array_equal(weight(layer.graph, name), weight(expected, name))
+    with pytest.raises(InvalidRequestError, match="no layer"):
+        sparsity.each_alone(CNN, {"nodes": {"nobody": {}}}, PassContext())

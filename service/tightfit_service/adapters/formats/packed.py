@@ -37,8 +37,16 @@ from tightfit_service.adapters.formats.packed_model import (
     best_stream,
     plain_stream,
 )
-from tightfit_service.domain.errors import IntegrityError, ResourceExhaustedError
+from tightfit_service.application.ports import LayerSize
+from tightfit_service.domain.errors import (
+    IntegrityError,
+    ResourceExhaustedError,
+    UnsupportedError,
+)
 from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.graph.fusion import PRODUCTS
+from tightfit_service.graph.model_file import load_model
+from tightfit_service.graph.structure import producers
 
 _KINDS = {ModelFormat.ONNX: 1, ModelFormat.TFLITE: 2}
 _MOST_BYTES = packed_file.DEFAULT_LIMIT_BYTES
@@ -47,6 +55,8 @@ _DENSE_BYTES = 48
 _LEAST_REPEATS = 6
 """A value that occurs less often is not worth its place in the code book."""
 _QUICK_SHIFTS = (3,)
+_PASSED_ON = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
+"""What may lie between a stored weight and the node that multiplies by it."""
 _RAW_SHARE = 0.985
 """Planes that shrink by less than this are stored as they are, which decodes at once."""
 
@@ -100,6 +110,40 @@ def expected_bytes(data: bytes, model_format: ModelFormat) -> int:
         taken = stored.end
     rest.extend(data[taken:])
     return HEADER.size + math.ceil(bits / 8) + len(_compressed(bytes(rest)))
+
+
+def layer_sizes(data: bytes, model_format: ModelFormat) -> dict[str, LayerSize]:
+    """Return about what the weight of each layer takes up in the packed form of a file, by node.
+
+    Weights of less than 256 bytes are left out. A weight that several nodes read counts for each.
+
+    Raises:
+        InvalidModelError: The file is not ONNX.
+        UnsupportedError: Another format.
+    """
+    if model_format is not ModelFormat.ONNX:
+        raise UnsupportedError(
+            f"the layers of a {model_format} file are not told apart",
+            field="output_format",
+            remedy="estimate them on the ONNX file of the same network",
+        )
+    constants = {stored.name: stored for stored in find_constants(data, model_format)}
+    model = load_model(data)
+    makers = producers(model.graph)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type not in PRODUCTS or len(node.input) < 2:
+            continue
+        name = node.input[1]
+        while name in makers and makers[name].op_type in _PASSED_ON:
+            name = makers[name].input[0]
+        if name in constants:
+            stored = constants[name]
+            found[node.name] = LayerSize(
+                packed_bytes=_coded(stored, _QUICK_SHIFTS).bits / 8,
+                zeros=float(np.mean(stored.values == 0)),
+            )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -35,12 +35,14 @@ class StoredConstant:
     """A constant inside a model file.
 
     Attributes:
+        name: Of the tensor.
         start: Position of its first byte.
         values: Its elements in the order of the file, shape (n,); numbers of less than a byte
             come as the bytes that hold them.
         row_lengths: Lengths of rows after which a similar position comes again.
     """
 
+    name: str
     start: int
     values: npt.NDArray[Any]
     row_lengths: tuple[int, ...]
@@ -68,7 +70,7 @@ def find_constants(data: bytes, model_format: ModelFormat) -> list[StoredConstan
     found: list[StoredConstant] = []
     after: dict[bytes, int] = {}
     cursor = 0
-    for content, dtype, shape in stored:
+    for name, content, dtype, shape in stored:
         # Writers keep the order of the constants or reverse it; equal ones lie one behind another.
         start = data.find(content, max(cursor, after.get(content, 0)))
         if start < 0:
@@ -78,6 +80,7 @@ def find_constants(data: bytes, model_format: ModelFormat) -> list[StoredConstan
         cursor = after[content] = start + len(content)
         found.append(
             StoredConstant(
+                name=name,
                 start=start,
                 values=np.frombuffer(content, dtype=dtype),
                 row_lengths=_row_lengths(shape, len(content) // dtype.itemsize),
@@ -91,7 +94,7 @@ def find_constants(data: bytes, model_format: ModelFormat) -> list[StoredConstan
     return apart
 
 
-_Stored = tuple[bytes, "np.dtype[Any]", tuple[int, ...]]
+_Stored = tuple[str, bytes, "np.dtype[Any]", tuple[int, ...]]
 
 
 def _onnx_constants(data: bytes) -> Iterator[_Stored]:
@@ -106,7 +109,7 @@ def _onnx_constants(data: bytes) -> Iterator[_Stored]:
         else:
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
         if dtype.itemsize <= 8 and len(content) % dtype.itemsize == 0:
-            yield content, dtype, tuple(tensor.dims)
+            yield tensor.name, content, dtype, tuple(tensor.dims)
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -136,7 +139,7 @@ def _tflite_constants(data: bytes) -> Iterator[_Stored]:
             dtype = np.dtype(_TFLITE_TYPES.get(tensor.type, np.uint8))
             shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
             if len(content) >= _LEAST_BYTES and len(content) % dtype.itemsize == 0:
-                yield content, dtype, shape
+                yield (tensor.name or b"").decode(errors="replace"), content, dtype, shape
 
 
 def _row_lengths(shape: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -36,6 +36,8 @@ from tightfit_service.application.ports.export import (
     ExportedModel,
     Exporter,
     FileCompiler,
+    LayerSize,
+    LayerSizes,
     Packer,
     QuantizationSettings,
     TargetAccuracy,
@@ -78,6 +80,7 @@ from tightfit_service.application.ports.records import (
 )
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
+    ChangedLayer,
     DownloadPass,
     GraphPass,
     LayerPrecision,
@@ -102,6 +105,7 @@ __all__ = [
     "BeginCallback",
     "CalibrationNetworks",
     "CalibrationStore",
+    "ChangedLayer",
     "Claim",
     "Clock",
     "DataSynthesizer",
@@ -124,6 +128,8 @@ __all__ = [
     "JobQueue",
     "JobStore",
     "LayerPrecision",
+    "LayerSize",
+    "LayerSizes",
     "Lease",
     "LostLife",
     "MeasurementOrder",

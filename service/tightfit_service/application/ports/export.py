@@ -153,3 +153,29 @@ class Packer(Protocol):
             IntegrityError: Unpacking did not give the file back.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    """What the weight of one layer takes up in a packed file.
+
+    Attributes:
+        packed_bytes: About how many bytes, with its share of the tables.
+        zeros: Share of its values that are zero, in [0, 1].
+    """
+
+    packed_bytes: float
+    zeros: float
+
+
+class LayerSizes(Protocol):
+    """Estimates what single layers take up in packed files."""
+
+    def __call__(self, data: bytes, model_format: ModelFormat) -> Mapping[str, LayerSize]:
+        """Return the size of each layer's weight by the node that reads it; weights too small to code are missing.
+
+        Raises:
+            InvalidModelError: The file is not what it is said to be.
+            UnsupportedError: Layers of this format cannot be told apart.
+        """
+        ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,6 +108,20 @@ class NetworkPass(GraphPass, Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChangedLayer:
+    """A graph in which the weight of a single layer was changed.
+
+    Attributes:
+        node: Name of the layer.
+        error: Relative squared error of its weight, in [0, 1].
+    """
+
+    node: str
+    graph: bytes
+    error: float
+
+
 class DownloadPass(GraphPass, Protocol):
     """A technique that makes the packed file of a network smaller, with several strengths to choose from."""
 
@@ -124,6 +138,16 @@ class DownloadPass(GraphPass, Protocol):
         self, graph: bytes, parameters: Mapping[str, Any], context: PassContext
     ) -> Mapping[str, float]:
         """Return the relative squared error of each chosen node's weight, in [0, 1].
+
+        Raises:
+            InvalidRequestError: As `check`.
+        """
+        ...
+
+    def each_alone(
+        self, graph: bytes, parameters: Mapping[str, Any], context: PassContext
+    ) -> Iterator[ChangedLayer]:
+        """Yield, for each chosen node, the graph with that node's weight changed and no other.
 
         Raises:
             InvalidRequestError: As `check`.

@@ -15,12 +15,22 @@ from onnx import TensorProto, helper, numpy_helper
 from fakes.networks import NETWORKS, Builder
 from fakes.tflite_files import TfliteBuilder
 from tightfit.packed_file import HEADER, unpack
-from tightfit_service.adapters.formats.packed import expected_bytes, pack
+from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+from tightfit_service.adapters.formats.packed import expected_bytes, layer_sizes, pack
 from tightfit_service.adapters.formats.packed_constants import find_constants
 from tightfit_service.adapters.formats.packed_model import SharedTables, best_stream, plain_stream
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.domain.errors import InvalidModelError, ResourceExhaustedError
-from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.application.ports import PassContext, QuantizationSettings
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.errors import (
+    InvalidModelError,
+    ResourceExhaustedError,
+    UnsupportedError,
+)
+from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.passes.clustering import ClusteringPass
+from tightfit_service.passes.quantization import StaticQuantizationPass
+from tightfit_service.passes.sparsity import SparsityPass
 
 ONNX, TFLITE = ModelFormat.ONNX, ModelFormat.TFLITE
 
@@ -220,3 +230,37 @@ def test_the_size_of_a_packed_file_is_estimated(bits: int, zeros: float) -> None
     for data in (onnx_file(weights), onnx_file(shared), tflite_file(weights)):
         kind = TFLITE if data[4:8] == b"TFL3" else ONNX
         assert expected_bytes(data, kind) == pytest.approx(len(pack(data, kind)), rel=0.05)
+
+
+@pytest.mark.parametrize("number_format", [NumberFormat.INT8, NumberFormat.FLOAT32])
+def test_what_each_layer_takes_up_is_estimated(number_format: NumberFormat) -> None:
+    network = NETWORKS["plain_cnn"](0).SerializeToString()
+    inputs = np.random.default_rng(0).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    settings = QuantizationSettings(number_format=number_format, per_channel=False)
+
+    def exported(graph: bytes) -> bytes:
+        exporter = OnnxExporter(quantizer=StaticQuantizationPass())
+        samples = Samples(stored=inputs, labels=None)
+        return exporter.export(graph, calibration=samples, settings=settings, metadata={}).data
+
+    half = {"nodes": {"fc1": {"pattern": "unstructured", "ratio": 0.5}}}
+    before = exported(network)
+    zeros = exported(SparsityPass().apply(network, half, PassContext()))
+    few = exported(
+        ClusteringPass().apply(network, {"nodes": {"fc1": {"clusters": 4}}}, PassContext())
+    )
+    sizes = layer_sizes(before, ONNX)
+    # the weights of the first convolution and of the last layer are too small in int8
+    assert {"conv2", "fc1"} <= set(sizes)
+    assert sum(size.packed_bytes for size in sizes.values()) < expected_bytes(before, ONNX)
+    assert layer_sizes(zeros, ONNX)["fc1"].zeros == pytest.approx(0.5, abs=0.05)
+    for changed in (zeros, few):
+        other = layer_sizes(changed, ONNX)
+        assert other["fc1"].packed_bytes < 0.9 * sizes["fc1"].packed_bytes
+        assert other["conv2"].packed_bytes == pytest.approx(sizes["conv2"].packed_bytes, rel=0.01)
+        saved = expected_bytes(before, ONNX) - expected_bytes(changed, ONNX)
+        assert sizes["fc1"].packed_bytes - other["fc1"].packed_bytes == pytest.approx(
+            saved, abs=0.1 * saved + 30
+        )
+    with pytest.raises(UnsupportedError, match="not told apart"):
+        layer_sizes(tflite_file(np.zeros((10, 64), dtype=np.float32)), TFLITE)
