@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tightfit_service.application.costing import margins_of
-from tightfit_service.application.job_notes import JobNotes
+from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.node_ways import MeasuredAlternative
 from tightfit_service.application.proposals import Proposer
 from tightfit_service.application.sensitivity_work import (
@@ -15,19 +15,14 @@ from tightfit_service.application.sensitivity_work import (
     SensitivityOutcome,
     SensitivityTask,
 )
-from tightfit_service.application.stages import Stages
 from tightfit_service.application.techniques import (
     NETWORK_PASSES,
     PRECISION,
     may_prune,
     node_passes,
 )
-from tightfit_service.application.trial_book import RunContext, TrialBook
 from tightfit_service.application.variants_work import VARIANTS, MeasuredVariant, VariantsTask
-from tightfit_service.domain.budget import Budget
 from tightfit_service.domain.errors import UnsupportedError, WorkFailedError
-from tightfit_service.domain.hardware import NumberFormat
-from tightfit_service.domain.job import JobSpec
 from tightfit_service.domain.network import DEFAULT_IMPORTANCE, NetworkProfile, PruningSpace
 from tightfit_service.domain.recipe import PassStep
 from tightfit_service.domain.trial import Metrics, Trial
@@ -76,28 +71,16 @@ class Prepared:
 class FormFinder:
     """Prepares forms of one job's network for the search."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        *,
-        spec: JobSpec,
-        budget: Budget,
-        number_format: NumberFormat,
-        stages: Stages,
-        book: TrialBook,
-        notes: JobNotes,
-    ) -> None:
-        self._context = context
-        self._spec = spec
-        self._budget = budget
-        self._format = number_format
-        self._stages = stages
-        self._book = book
-        self._notes = notes
+    def __init__(self, life: JobLife) -> None:
+        self._life = life
+        self._spec = life.spec
+        self._format = life.number_format
+        self._stages = life.stages
+        self._notes = life.notes
 
     async def as_it_came(self) -> Prepared:
         """Measure what choices in the network as the user sent it cost."""
-        facts = self._context.facts
+        facts = self._life.facts
         space = self._allowed(facts.space)
         await self._stages.enter("sensitivity", "what each channel is worth", begin=0.1, end=0.15)
         techniques = self._node_passes()
@@ -113,7 +96,7 @@ class FormFinder:
                 techniques=techniques,
                 number_format=self._format if PRECISION in techniques else None,
             ),
-            self._inputs(),
+            self._life.inputs,
         )
         for text in sensitivity.notes:
             await self._notes.add("SENSITIVITY", text)
@@ -135,13 +118,13 @@ class FormFinder:
         await self._stages.enter("variants", "other forms of the network", begin=0.12, end=0.15)
         sensitivity = known.form.sensitivity
         task = VariantsTask(
-            model=self._context.facts,
+            model=self._life.facts,
             target=self._spec.target,
             techniques=tuple(techniques),
             node_techniques=self._node_passes(),
         )
         try:
-            found = await self._stages.ask(VARIANTS, task, self._inputs())
+            found = await self._stages.ask(VARIANTS, task, self._life.inputs)
         except (WorkFailedError, UnsupportedError) as error:
             # the network as it came can still be searched
             await self._notes.add("NO_VARIANTS", f"other forms could not be made: {error.message}")
@@ -167,11 +150,11 @@ class FormFinder:
 
     async def _prepared(self, form: NetworkForm) -> Prepared:
         await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
-        costs = self._context.cost_model
-        quantized = self._book.get(0)
+        costs = self._life.context.cost_model
+        quantized = self._life.book.get(0)
         measured = quantized.metrics if quantized is not None else None
         whole = Metrics(
-            cost=costs.estimate(self._context.facts.profile, self._format), file_bytes=0
+            cost=costs.estimate(self._life.facts.profile, self._format), file_bytes=0
         )
         proposer = await asyncio.to_thread(
             lambda: Proposer(
@@ -180,7 +163,7 @@ class FormFinder:
                 space=form.space,
                 number_format=self._format,
                 sensitivity=form.sensitivity,
-                budget=self._budget,
+                budget=self._life.budget,
                 objective=self._spec.objective,
                 margins=margins_of(measured or whole),
                 seed=self._spec.seed,
@@ -194,13 +177,10 @@ class FormFinder:
 
     def _node_passes(self) -> tuple[str, ...]:
         techniques = node_passes(self._spec)
-        is_felt = self._book.loss_by_rounding() > ROUNDING_FELT
+        is_felt = self._life.book.loss_by_rounding() > ROUNDING_FELT
         if self._spec.techniques or not is_felt or PRECISION in techniques:
             return techniques
         return (*techniques, PRECISION)
-
-    def _inputs(self) -> Mapping[str, str]:
-        return {"graph": self._context.graph_digest, **self._book.dataset_inputs()}
 
 
 def largest_costs(costs: Mapping[str, float]) -> Sequence[tuple[str, float]]:

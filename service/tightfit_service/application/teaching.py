@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tightfit_service.application.hardware import HardwareLibrary
-from tightfit_service.application.job_notes import JobNotes
+from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import TensorSignature
-from tightfit_service.application.stages import Stages
 from tightfit_service.application.teacher_inputs import teacher_inputs
-from tightfit_service.application.teacher_work import TEACHER, TeacherOutcome, TeacherTask
-from tightfit_service.application.trial_book import RunContext
+from tightfit_service.application.teacher_work import TEACHER, TeacherTask
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, TightfitError
-from tightfit_service.domain.job import MAX_TEACHERS, JobSpec, TeacherModel
+from tightfit_service.domain.job import MAX_TEACHERS, TeacherModel
 
 
 async def find_teachers(
@@ -89,24 +87,21 @@ def check_fits(teacher: ModelFacts, model: ModelFacts, *, field: str) -> None:
 class JobTeachers:
     """The teachers of one job's model."""
 
-    def __init__(
-        self, context: RunContext, *, spec: JobSpec, stages: Stages, notes: JobNotes
-    ) -> None:
-        self._context = context
-        self._spec = spec
-        self._stages = stages
-        self._notes = notes
+    def __init__(self, life: JobLife) -> None:
+        self._life = life
 
-    async def meet(self, dataset_inputs: Mapping[str, str]) -> None:
+    async def meet(self) -> None:
         """Ask each teacher the selection set, and say how it does beside the model.
 
         Raises:
             TightfitError: A teacher cannot be listened to; names it.
         """
-        known = zip(self._spec.teachers, self._context.teacher_graphs, strict=True)
+        life = self._life
+        known = zip(life.spec.teachers, life.context.teacher_graphs, strict=True)
         for number, (teacher, graph) in enumerate(known):
+            inputs = {**life.inputs, **teacher_inputs([graph])}
             try:
-                outcome = await self._ask(graph, dataset_inputs)
+                outcome = await life.stages.ask(TEACHER, TeacherTask(model=life.facts), inputs)
             except TightfitError as error:
                 raise type(error)(
                     f"teacher {teacher.name}: {error.message}",
@@ -120,31 +115,20 @@ class JobTeachers:
             )
             if own.high < of_model.low:
                 advice = "does it want the same preprocessing, and the same order of classes?"
-                await self._notes.add("WEAK_TEACHER", f"{text}: {advice}")
+                await life.notes.add("WEAK_TEACHER", f"{text}: {advice}")
             else:
-                await self._notes.add("TEACHER", text)
+                await life.notes.add("TEACHER", text)
 
     async def compare(self, recorded: Sequence[str]) -> None:
         """Say where a recipe that is applied was found with other teachers than this job has."""
-        given = {teacher.digest for teacher in self._spec.teachers}
+        given = {teacher.digest for teacher in self._life.spec.teachers}
         missing = sorted(set(recorded) - given)
         if missing:
             listed = ", ".join(digest[:12] for digest in missing)
-            await self._notes.add(
+            await self._life.notes.add(
                 "MISSING_TEACHERS",
                 f"teachers of the recipe's own model are not among those of this job: {listed}",
             )
-
-    async def _ask(self, graph: str, dataset_inputs: Mapping[str, str]) -> TeacherOutcome:
-        return await self._stages.ask(
-            TEACHER,
-            TeacherTask(model=self._context.facts),
-            {
-                "graph": self._context.graph_digest,
-                **teacher_inputs([graph]),
-                **dataset_inputs,
-            },
-        )
 
 
 def _inputs(facts: ModelFacts) -> dict[str, tuple[tuple[int, ...], str]]:
