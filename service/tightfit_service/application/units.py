@@ -19,7 +19,7 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
-from tightfit_service.application.work import unit_digest
+from tightfit_service.application.unit_kinds import unit_digest
 from tightfit_service.domain.errors import (
     TightfitError,
     UnavailableError,
