@@ -286,3 +286,20 @@ def test_the_target_of_the_page_on_targets_can_be_read(tmp_path: Path) -> None:
         "cortex-m55",
         "ethos-u55",
     )
+
+
+def _helps(command: Any) -> Iterator[str]:
+    yield command.help or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from _helps(inner)
+
+
+def test_examples_in_help_texts_parse() -> None:
+    examples = [
+        example
+        for text in _helps(ROOT_COMMAND)
+        for example in re.findall(r"Example: `([^`]+)`", text)
+    ]
+    assert len(examples) >= 3
+    for example in examples:
+        tell(shlex.split(example))

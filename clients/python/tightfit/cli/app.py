@@ -41,21 +41,24 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("compress")(compress.compress)
-app.command("apply")(apply.apply)
-app.add_typer(recipe.app, name="recipe")
-app.command("unpack")(unpack.unpack)
-app.command("verify")(verify.verify)
-app.command("doctor")(doctor.doctor)
-app.command("estimate")(estimate.estimate)
-app.command("check")(check.check)
-app.add_typer(targets.app, name="targets")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(runners.app, name="runners")
-app.add_typer(auth.app, name="auth")
-app.command("audit")(audit.audit)
+_MODELS, _DEVICES, _SERVERS = "Models", "Devices", "Servers"
+
+app.command("compress", rich_help_panel=_MODELS)(compress.compress)
+app.command("check", rich_help_panel=_MODELS)(check.check)
+app.command("estimate", rich_help_panel=_MODELS)(estimate.estimate)
+app.command("apply", rich_help_panel=_MODELS)(apply.apply)
+app.command("unpack", rich_help_panel=_MODELS)(unpack.unpack)
+app.command("verify", rich_help_panel=_MODELS)(verify.verify)
+app.add_typer(recipe.app, name="recipe", rich_help_panel=_MODELS)
+app.add_typer(targets.app, name="targets", rich_help_panel=_DEVICES)
+app.add_typer(runners.app, name="runners", rich_help_panel=_DEVICES)
+app.command("doctor", rich_help_panel=_SERVERS)(doctor.doctor)
+app.command("audit", rich_help_panel=_SERVERS)(audit.audit)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=_SERVERS)
+app.add_typer(auth.app, name="auth", rich_help_panel=_SERVERS)
 app.command(
     "serve",
+    rich_help_panel=_SERVERS,
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(serve.serve)

@@ -17,10 +17,14 @@ from tightfit.words import FORMATS, VERIFICATIONS, check_word, format_word
 
 def apply(
     recipe: Annotated[
-        Path, typer.Argument(help="recipe.json of an earlier result.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RECIPE", help="recipe.json of an earlier result.", show_default=False
+        ),
     ],
     model: Annotated[
-        Path, typer.Argument(help="Model of the same architecture.", show_default=False)
+        Path,
+        typer.Argument(metavar="MODEL", help="Model of the same architecture.", show_default=False),
     ],
     data: Annotated[
         Path | None,
@@ -44,8 +48,8 @@ def apply(
         str | None,
         typer.Option(
             "--format",
-            metavar="|".join(FORMATS),
-            help="Format of the result.  [default: the recipe's format]",
+            metavar="NAME",
+            help=f"Format of the result: {', '.join(FORMATS)}.  [default: the recipe's format]",
         ),
     ] = None,
     packed: options.Packed = False,
@@ -58,6 +62,8 @@ def apply(
     verbose: options.Verbose = False,
 ) -> None:
     """Apply a recipe without any search, and check that the outcome meets the budget.
+
+    Example: `tightfit apply out/recipe.json newer.onnx --data dataset.yaml --max-latency 20ms --local -o new`
 
     Keep `recipe.json` beside the model in version control: when the model is trained anew, the build
     applies the recipe in minutes, and fails when the budget no longer holds.

@@ -20,13 +20,13 @@ _GOOD = ("OK", "STARTED")
 
 def audit(
     all_projects: Annotated[
-        bool, typer.Option("--all-projects", help="Of all projects, and of none.")
+        bool, typer.Option("--all-projects", help="What was done in all projects, and in none.")
     ] = False,
     principal: Annotated[
         str,
         typer.Option(metavar="NAME", help="Only what this one did, such as key:4f1c9a0d2b7e6655."),
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most so many.")] = 50,
     server: options.Server = None,
     json_: options.Json = False,
 ) -> None:

@@ -32,11 +32,11 @@ def create(
         list[str],
         typer.Option(
             metavar="PROJECT=ROLE",
-            help="What it is good for; may be repeated. Roles: viewer, submitter, admin, runner. "
+            help="What it is good for; repeat for several. Roles: viewer, submitter, admin, runner. "
             "'*' stands for all projects.",
         ),
     ],
-    name: Annotated[str, typer.Option(help="What it is for, for people.")] = "",
+    name: Annotated[str, typer.Option(metavar="TEXT", help="What it is for, for people.")] = "",
     expires: Annotated[
         str, typer.Option(metavar="90d|12h|never", help="How long it is good.")
     ] = "90d",

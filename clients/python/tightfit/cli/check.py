@@ -22,7 +22,9 @@ from tightfit.v1 import budget_pb2, compression_pb2
 
 
 def check(
-    model: Annotated[Path, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="ONNX, TFLite or .pt2 file.", show_default=False)
+    ],
     target: options.Target,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="dataset.yaml", help="The dataset.")

@@ -18,7 +18,9 @@ _SEARCH = "Search"
 
 
 def compress(
-    model: Annotated[Path, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="ONNX, TFLite or .pt2 file.", show_default=False)
+    ],
     target: options.Target,
     data: Annotated[
         Path | None,
@@ -39,8 +41,8 @@ def compress(
     objective: Annotated[
         str,
         typer.Option(
-            metavar="|".join(QUANTITIES),
-            help="What is made best inside the budget.",
+            metavar="WHAT",
+            help=f"What is made best inside the budget: {', '.join(QUANTITIES)}.",
             rich_help_panel=_SEARCH,
         ),
     ] = "accuracy",
@@ -48,6 +50,7 @@ def compress(
         int | None,
         typer.Option(
             min=1,
+            metavar="N",
             help="Trials that the search may run.  [default: 12]",
             rich_help_panel=_SEARCH,
         ),
@@ -62,13 +65,17 @@ def compress(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of every random choice.", rich_help_panel=_SEARCH)
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Seed of every random choice.", rich_help_panel=_SEARCH
+        ),
     ] = 0,
     priority: Annotated[
         int,
         typer.Option(
             min=-100,
             max=100,
+            metavar="N",
             help="The queued job of the project with the highest one starts first.",
             rich_help_panel=_SEARCH,
         ),
@@ -77,16 +84,18 @@ def compress(
         list[str] | None,
         typer.Option(
             "--technique",
-            metavar="|".join(TECHNIQUES),
-            help="Technique that may be used; repeat for several.  [default: the search chooses]",
+            metavar="NAME",
+            help=f"Technique that may be used; repeat for several: {', '.join(TECHNIQUES)}.  "
+            "[default: the search chooses]",
             rich_help_panel=_SEARCH,
         ),
     ] = None,
     importance: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(IMPORTANCES),
-            help="What the channels to remove are chosen by.  [default: the search chooses]",
+            metavar="NAME",
+            help=f"What the channels to remove are chosen by: {', '.join(IMPORTANCES)}.  "
+            "[default: the search chooses]",
             rich_help_panel=_SEARCH,
         ),
     ] = None,
@@ -95,8 +104,8 @@ def compress(
         str | None,
         typer.Option(
             "--format",
-            metavar="|".join(FORMATS),
-            help="Format of the result.  [default: what the target's runtime loads]",
+            metavar="NAME",
+            help=f"Format of the result: {', '.join(FORMATS)}.  [default: what the target's runtime loads]",
         ),
     ] = None,
     packed: options.Packed = False,
@@ -109,6 +118,9 @@ def compress(
     verbose: options.Verbose = False,
 ) -> None:
     """Compress a model until it fits a device's budget, and keep it as accurate as can be.
+
+    Example: `tightfit compress model.onnx --data dataset.yaml --target nucleo-h7a3zi-q --max-latency 20ms
+    --max-accuracy-drop 0.01 --local -o out`
 
     Exit codes: 0 it fits, 2 usage, 3 budget not met, 4 job failed, 5 server unavailable.
     """

@@ -30,7 +30,8 @@ _USAGE = "Usage: figures derived at a frame rate"
 def estimate(
     target: options.Target,
     model: Annotated[
-        Path | None, typer.Argument(help="ONNX, TFLite or .pt2 file.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="MODEL", help="ONNX, TFLite or .pt2 file.", show_default=False),
     ] = None,
     layers: Annotated[
         Path | None,
@@ -53,15 +54,23 @@ def estimate(
     ] = False,
     fps: Annotated[
         float | None,
-        typer.Option(help="Inferences per second: duty cycle and power.", rich_help_panel=_USAGE),
+        typer.Option(
+            metavar="N", help="Inferences per second: duty cycle and power.", rich_help_panel=_USAGE
+        ),
     ] = None,
     battery_mah: Annotated[
         float | None,
-        typer.Option(help="Charge of the battery, with --fps.", rich_help_panel=_USAGE),
+        typer.Option(
+            metavar="MAH", help="Charge of the battery in mAh, with --fps.", rich_help_panel=_USAGE
+        ),
     ] = None,
     battery_v: Annotated[
         float | None,
-        typer.Option(help="Mean voltage of the battery.  [default: 3.0]", rich_help_panel=_USAGE),
+        typer.Option(
+            metavar="V",
+            help="Mean voltage of the battery in V.  [default: 3.0]",
+            rich_help_panel=_USAGE,
+        ),
     ] = None,
     server: options.Server = None,
     local: options.Local = False,
@@ -69,6 +78,8 @@ def estimate(
     json_: options.Json = False,
 ) -> None:
     """Predict what a model costs on a device, as it is, in each number format.
+
+    Example: `tightfit estimate model.onnx --target nucleo-h7a3zi-q --per-layer --local`
 
     Every figure comes with its 90 % interval, and with where it comes from.
     """

@@ -33,9 +33,10 @@ Output = Annotated[
 @app.command("list")
 def list_jobs(
     state: Annotated[
-        str | None, typer.Option(metavar="|".join(_STATES), help="Only jobs in this state.")
+        str | None,
+        typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(_STATES)}."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most so many.")] = 50,
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,

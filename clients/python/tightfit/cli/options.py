@@ -22,6 +22,7 @@ from tightfit.v1 import budget_pb2, hardware_pb2
 from tightfit.words import VERIFICATIONS
 
 _WHERE = "Where it runs"
+_CALLER = "Who calls: before the command"
 _BUDGET = "Budget: limits on the result"
 _TRAINING = "Training"
 
@@ -39,52 +40,60 @@ Project = Annotated[
     str,
     typer.Option(
         envvar="TIGHTFIT_PROJECT",
+        metavar="NAME",
         help="Project that models, datasets and jobs belong to.",
-        rich_help_panel=_WHERE,
+        rich_help_panel=_CALLER,
     ),
 ]
 Tls = Annotated[
     bool,
-    typer.Option("--tls", envvar="TIGHTFIT_TLS", help="Connect by TLS.", rich_help_panel=_WHERE),
+    typer.Option("--tls", envvar="TIGHTFIT_TLS", help="Connect by TLS.", rich_help_panel=_CALLER),
 ]
 CaFile = Annotated[
     Path | None,
     typer.Option(
         envvar="TIGHTFIT_CA_FILE",
+        metavar="PEM",
         help="Authorities to trust instead of the system's; implies --tls.",
-        rich_help_panel=_WHERE,
+        rich_help_panel=_CALLER,
     ),
 ]
 CertFile = Annotated[
     Path | None,
     typer.Option(
         envvar="TIGHTFIT_CERT_FILE",
+        metavar="PEM",
         help="Certificate to show to the server; implies --tls.",
-        rich_help_panel=_WHERE,
+        rich_help_panel=_CALLER,
     ),
 ]
 KeyFile = Annotated[
     Path | None,
     typer.Option(
-        envvar="TIGHTFIT_KEY_FILE", help="Key of that certificate.", rich_help_panel=_WHERE
+        envvar="TIGHTFIT_KEY_FILE",
+        metavar="PEM",
+        help="Key of that certificate.",
+        rich_help_panel=_CALLER,
     ),
 ]
 Token = Annotated[
     str,
     typer.Option(
         envvar="TIGHTFIT_TOKEN",
-        help="Who calls. Other users of this machine can read it here: better TIGHTFIT_TOKEN or "
-        "--token-file.",
+        metavar="TOKEN",
+        help="API key or token of an identity provider. Other users of this machine can read it "
+        "here: better TIGHTFIT_TOKEN or --token-file.",
         show_default=False,
-        rich_help_panel=_WHERE,
+        rich_help_panel=_CALLER,
     ),
 ]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
         envvar="TIGHTFIT_TOKEN_FILE",
+        metavar="FILE",
         help="File that holds the token; read again for every call.",
-        rich_help_panel=_WHERE,
+        rich_help_panel=_CALLER,
     ),
 ]
 Local = Annotated[
@@ -98,6 +107,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         envvar="TIGHTFIT_DATA_DIR",
+        metavar="DIR",
         help="State of the service with --local.  [default: ~/.local/share/tightfit]",
         rich_help_panel=_WHERE,
     ),
@@ -170,8 +180,9 @@ Verify = Annotated[
     str,
     typer.Option(
         "--verify",
-        metavar="|".join(VERIFICATIONS),
-        help="Measure candidates on a connected device before one wins.",
+        metavar="WHEN",
+        help="Measure candidates on a connected device before one wins: "
+        f"{', '.join(VERIFICATIONS)}.",
     ),
 ]
 

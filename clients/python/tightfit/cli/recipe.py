@@ -20,7 +20,10 @@ app = typer.Typer(no_args_is_help=True, help="Look at recipes and compare them."
 @app.command("show")
 def show(
     recipe: Annotated[
-        Path, typer.Argument(help="recipe.json, or a TFLite or ONNX result.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RECIPE", help="recipe.json, or a TFLite or ONNX result.", show_default=False
+        ),
     ],
     json_: options.Json = False,
 ) -> None:
@@ -47,9 +50,14 @@ def show(
 @app.command("diff")
 def diff(
     one: Annotated[
-        Path, typer.Argument(help="recipe.json, or a TFLite or ONNX result.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="ONE", help="recipe.json, or a TFLite or ONNX result.", show_default=False
+        ),
     ],
-    other: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    other: Annotated[
+        Path, typer.Argument(metavar="OTHER", help="Another one.", show_default=False)
+    ],
     json_: options.Json = False,
 ) -> None:
     """Show where two recipes differ. Exit code 1 when they do, as diff has it."""

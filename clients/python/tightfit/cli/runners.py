@@ -52,7 +52,7 @@ def list_runners(
 
 @app.command("show")
 def show_runner(
-    name: Annotated[str, typer.Argument(help="Name of the runner.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the runner.")],
     server: options.Server = None,
     local: options.Local = False,
     data_dir: options.DataDir = None,

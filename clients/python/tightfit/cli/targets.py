@@ -28,9 +28,12 @@ app = typer.Typer(
 )
 
 File = Annotated[
-    Path, typer.Argument(help="YAML file that describes a device.", show_default=False)
+    Path,
+    typer.Argument(metavar="FILE", help="YAML file that describes a device.", show_default=False),
 ]
-Name = Annotated[str, typer.Argument(help="Name of the device.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the device.", show_default=False)
+]
 
 
 @app.command("list")

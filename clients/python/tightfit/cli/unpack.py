@@ -12,7 +12,7 @@ from tightfit.packed_file import unpack as restored
 
 
 def unpack(
-    file: Annotated[Path, typer.Argument(help="Packed file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Packed file.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes.")],
 ) -> None:
     """Restore a model file that was packed for download, bit by bit."""
