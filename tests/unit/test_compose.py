@@ -59,7 +59,9 @@ def test_no_key_is_given_twice() -> None:
             for item in node.value:
                 check(item)
 
-    check(yaml.compose(TEXT, Loader=yaml.SafeLoader))
+    root = yaml.compose(TEXT, Loader=yaml.SafeLoader)
+    assert root is not None
+    check(root)
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
