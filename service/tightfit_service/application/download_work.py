@@ -227,7 +227,7 @@ class DownloadWork:
         Inputs: `graph`, `start` (the trial's float graph), and `dataset` unless there is none.
         """
         files, strengths = self._opened(task, context)
-        grid = _Grid(
+        grid = LevelGrid(
             files=files,
             strengths=strengths,
             study=task.layers,
@@ -263,7 +263,7 @@ _Place = tuple[int, int]
 
 
 @dataclass(kw_only=True)
-class _Grid:
+class LevelGrid:
     """All pairs of levels of one network, the same in all layers; and what is chosen by layer."""
 
     files: ChangedFiles

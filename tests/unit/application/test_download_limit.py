@@ -73,6 +73,14 @@ async def test_zeros_come_first_and_each_step_is_trained_for() -> None:
     assert not quantization_of(found.recipe).per_channel
 
 
+async def test_the_result_says_which_layer_got_what() -> None:
+    job = await Bench(download(0.25 * PACKED)).run()
+    changes = {layer.node: " and ".join(layer.changes) for layer in job.result.layers}
+    assert "sparsity block ratio" in changes["b"]
+    assert "clustering clusters" in changes["b"]
+    assert changes["a"] == ""
+
+
 async def test_a_trial_goes_on_from_the_network_of_the_one_it_improves() -> None:
     bench = Bench(latency(WHOLE_LATENCY_MS / 2), download(0.25 * PACKED))
     job = await bench.run()

@@ -571,6 +571,25 @@ def test_recipes_are_shown_and_compared(
     assert (difference["path"], difference["other"]) == ("seed", "99")
 
 
+def test_what_each_layer_gets_is_shown_and_compared(
+    run: Run, fake: FakeTightfit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(fake, results.succeeded())
+    assert run(*COMPRESS, "-o", "out") == 0
+    recipe = json.loads((folder / "out" / "recipe.json").read_text())
+    for name, clusters in (("one", 6), ("other", 12)):
+        nodes = {"conv1": {"clusters": 32}, "conv2": {"clusters": clusters}}
+        recipe["steps"] = [{"pass_name": "clustering", "parameters": {"nodes": nodes}}]
+        (folder / f"{name}.json").write_text(json.dumps(recipe))
+    capsys.readouterr()
+    assert run("recipe", "show", "one.json") == 0
+    assert "conv1: clusters 32; conv2: clusters 6" in " ".join(capsys.readouterr().out.split())
+    assert run("recipe", "diff", "one.json", "other.json", "--json") == 1
+    (difference,) = json.loads(capsys.readouterr().out)
+    assert difference["path"] == "steps.clustering.nodes.conv2.clusters"
+    assert (difference["one"], difference["other"]) == ("6", "12")
+
+
 def test_techniques_are_passed_on_and_unknown_ones_refused(
     run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
 ) -> None:
