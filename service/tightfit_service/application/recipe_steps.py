@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
@@ -15,6 +16,8 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.recipe import PassStep, Recipe
+
+S = TypeVar("S")
 
 PRUNING_STEP = "structured_pruning"
 RESOLUTION_STEP = "resolution"
@@ -55,9 +58,9 @@ class GraphSteps:
         """
         for step in recipe.steps:
             if step.pass_name == RECOVERY_STEP:
-                check_recovery(from_plain(RecoverySettings, step.parameters))
+                check_recovery(_settings_of(step, RecoverySettings))
             elif step.pass_name == QUANTIZATION_STEP:
-                from_plain(QuantizationSettings, step.parameters)
+                _settings_of(step, QuantizationSettings)
             elif step.pass_name != PRUNING_STEP:
                 self._known(step)
         for step in recipe.steps[:1]:
@@ -112,7 +115,7 @@ def check_recovery(settings: RecoverySettings) -> None:
 
 def recovery_of(step: PassStep, done: Sequence[PassStep]) -> RecoverySettings:
     """Return how a step trains, given what was done before: it must not undo that."""
-    settings = from_plain(RecoverySettings, step.parameters)
+    settings = _settings_of(step, RecoverySettings)
     names = {earlier.pass_name for earlier in done}
     return replace(
         settings,
@@ -121,12 +124,28 @@ def recovery_of(step: PassStep, done: Sequence[PassStep]) -> RecoverySettings:
     )
 
 
+def _settings_of(step: PassStep, kind: type[S]) -> S:
+    """Return the parameters of a step as settings.
+
+    Raises:
+        InvalidRequestError: A parameter is missing or of the wrong type.
+    """
+    try:
+        return from_plain(kind, step.parameters)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            error.message,
+            field=error.field or f"recipe.steps.{step.pass_name}",
+            remedy="give the parameters that `tightfit recipe show` lists for this step",
+        ) from error
+
+
 def quantization_of(recipe: Recipe) -> QuantizationSettings:
     """Return how a recipe's result is exported."""
     step = recipe.step(QUANTIZATION_STEP)
     if step is None:
         return QuantizationSettings()
-    return from_plain(QuantizationSettings, step.parameters)
+    return _settings_of(step, QuantizationSettings)
 
 
 def as_carried_out(recipe: Recipe, recoveries: Sequence[float]) -> Recipe:

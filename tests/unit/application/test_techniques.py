@@ -14,6 +14,7 @@ from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import RecoverySettings, WorkResult, WorkUnit
 from tightfit_service.application.recipe_making import RecipeMaker, is_in
 from tightfit_service.application.recipe_steps import (
+    GraphSteps,
     as_carried_out,
     check_recovery,
     quantization_of,
@@ -28,6 +29,7 @@ from tightfit_service.domain.job import JobSpec, JobState
 from tightfit_service.domain.network import Alternative, Variant
 from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.domain.trial import TrialRole
+from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 LOW_RANK_B = Alternative(
     node="b",
@@ -254,3 +256,27 @@ def test_training_out_of_range_is_refused_by_name(values: dict[str, Any], field:
     with pytest.raises(InvalidRequestError) as caught:
         check_recovery(replace(RecoverySettings(), **values))
     assert caught.value.field == f"recipe.steps.recovery.{field}"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("quantization", {"number_format": "int8", "node_formats": {"x": "int3"}}),
+        ("recovery", {"epochs": "many"}),
+    ],
+)
+def test_parameters_that_are_no_settings_are_refused_with_their_step(
+    name: str, parameters: dict[str, Any]
+) -> None:
+    steps = GraphSteps(pruning=StructuredPruningPass(), passes={})
+    recipe = Recipe(
+        source_digest="0" * 64,
+        seed=0,
+        target="t",
+        output_format="tflite",
+        steps=(PassStep(pass_name=name, parameters=parameters),),
+    )
+    with pytest.raises(InvalidRequestError) as caught:
+        steps.check(b"", recipe)
+    assert caught.value.field == f"recipe.steps.{name}"
+    assert "recipe show" in caught.value.remedy
