@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,21 @@ def main() -> None:
     rows: list[Row] = []
     for network in arguments.networks.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            rows += run_network(
+            found = run_network(
                 network, arguments.data, Path(folder), arguments.target, arguments.max_time
             )
+            for row in found:  # each is stored when it is there: the next may take many minutes
+                rows.append(row)
+                if arguments.json:
+                    text = json.dumps([asdict(known) for known in rows], indent=1)
+                    arguments.json.write_text(text + "\n")
         show(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
-def run_network(network: str, data: Path, folder: Path, target: str, max_time: str) -> list[Row]:
-    """Return the rows of one network."""
+def run_network(
+    network: str, data: Path, folder: Path, target: str, max_time: str
+) -> Iterator[Row]:
+    """Yield the rows of one network, each once it was measured."""
     file, preprocess = NETWORKS[network]
     model = data / file
     shutil.copy(data / "cifar10/cifar10_train20k_test4k.npz", folder)
@@ -135,16 +140,6 @@ def run_network(network: str, data: Path, folder: Path, target: str, max_time: s
         folder=folder,
     )
     seconds = time.monotonic() - began
-    rows = [
-        row(network, "as it came (float32)", result["baseline"], 0.0),
-        row(network, "int8 only", result["baseline_int8"], 0.0),
-    ]
-    if result["best"] is None:
-        print(f"{network}: {result['state']}: {result['infeasibility']}", file=sys.stderr)
-        return rows
-    rows.append(row(network, "tightfit", result["best"], seconds))
-    trained = result["best"]["stage_seconds"].get("recover", 0.0)
-    rows.append(uniform(network, model, manifest, folder, target, limit, trained))
     print(f"{network}: limit {limit:.3f} ms, {len(result['trials'])} trials", file=sys.stderr)
     for trial in result["trials"]:
         print(
@@ -152,7 +147,14 @@ def run_network(network: str, data: Path, folder: Path, target: str, max_time: s
             f"evaluation {trial['accuracy']}, {trial['estimated_latency_ms']}",
             file=sys.stderr,
         )
-    return rows
+    yield row_of(network, "as it came (float32)", result["baseline"], 0.0)
+    yield row_of(network, "int8 only", result["baseline_int8"], 0.0)
+    if result["best"] is None:
+        print(f"{network}: {result['state']}: {result['infeasibility']}", file=sys.stderr)
+        return
+    yield row_of(network, "tightfit", result["best"], seconds)
+    trained = result["best"]["stage_seconds"].get("recover", 0.0)
+    yield uniform(network, model, manifest, folder, target, limit, trained)
 
 
 def command(verb: str, *arguments: object, folder: Path) -> Any:
@@ -173,7 +175,7 @@ def command(verb: str, *arguments: object, folder: Path) -> Any:
     return json.loads(done.stdout)
 
 
-def row(network: str, what: str, metrics: Mapping[str, Any], seconds: float) -> Row:
+def row_of(network: str, what: str, metrics: Mapping[str, Any], seconds: float) -> Row:
     """Return the line of a model in a result file."""
     return Row(
         network=network,
