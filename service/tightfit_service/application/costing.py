@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tightfit_service.application.ports import Emulator, Telemetry
+from tightfit_service.application.ports import DeviceCompiler, Emulator, Telemetry
 from tightfit_service.application.support import support_notes
 from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.budget import Budget, Constraint, LimitSource, Objective, Quantity
@@ -54,11 +54,15 @@ BITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """An emulator bound to a target; every estimate is reported to the telemetry."""
+    """An emulator bound to a target; every estimate is reported to the telemetry.
+
+    `compiler` is what files for the target go through, installed or not; it gives better figures of a file.
+    """
 
     emulator: Emulator
     target: HardwareSpec
     telemetry: Telemetry
+    compiler: DeviceCompiler | None = None
 
     def at(
         self,
@@ -355,6 +359,7 @@ def preflight_notes(
                 )
             )
     notes.extend(support_notes(profile, target, exported))
+    notes.extend(_compiler_notes(costs))
     notes.extend(
         PreflightNote(
             code="NOT_PRUNABLE",
@@ -392,3 +397,22 @@ def preflight_notes(
         )
     notes.extend(PreflightNote(code="EMULATOR", message=text) for text in caveats)
     return tuple(notes)
+
+
+def _compiler_notes(costs: CostModel) -> Iterator[PreflightNote]:
+    """Say whether the compiler of the target gives the costs of files."""
+    compiler, target = costs.compiler, costs.target
+    if compiler is None:
+        return
+    if compiler.supports(target):
+        message = (
+            f"exported files are costed by {compiler.name} {compiler.version}, and the search aims by what "
+            "it says of the quantized model; estimates before that are the emulator's"
+        )
+        yield PreflightNote(code="COSTED_BY_COMPILER", message=message)
+        return
+    message = (
+        f"costs are estimated from the figures of {target.name}: {compiler.name}, which compiles for it "
+        f"and knows more, is not installed where this service runs; {compiler.remedy} there"
+    )
+    yield PreflightNote(code="COMPILER_MISSING", message=message)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tightfit_service.application.assets import MODEL, import_unit
 from tightfit_service.application.costing import CostModel, select_emulator
+from tightfit_service.application.file_costing import compiled_cost
 from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
@@ -19,6 +20,7 @@ from tightfit_service.application.ports import (
     AssetStore,
     CalibrationStore,
     Clock,
+    DeviceCompiler,
     Emulator,
     EmulatorFitter,
     Executor,
@@ -71,6 +73,7 @@ class HardwareLibrary:
         telemetry: Telemetry,
         artifacts: ArtifactStores | None = None,
         file_emulators: Sequence[FileEmulator] = (),
+        compilers: Sequence[DeviceCompiler] = (),
         calibrations: CalibrationStore | None = None,
         fitter: EmulatorFitter | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class HardwareLibrary:
         self._catalogue = catalogue
         self._artifacts = artifacts
         self._file_emulators = file_emulators
+        self._compilers = compilers
         self._targets = targets
         self._emulators = emulators
         self._records = records
@@ -129,7 +133,8 @@ class HardwareLibrary:
             if len(self._fitted) >= FITTED_EMULATORS:
                 self._fitted.pop(next(iter(self._fitted)))
             self._fitted[key] = fitted
-        return replace(plain, emulator=self._fitted[key])
+        # what a device measured goes before what a compiler computes
+        return replace(plain, emulator=self._fitted[key], compiler=None)
 
     def plain_cost_model(self, target: HardwareSpec) -> CostModel:
         """Return the emulator for the target as it comes, bound to it.
@@ -138,7 +143,12 @@ class HardwareLibrary:
             UnsupportedError: No emulator has a model of its core.
         """
         emulator = select_emulator(self._emulators, target)
-        return CostModel(emulator=emulator, target=target, telemetry=self._telemetry)
+        return CostModel(
+            emulator=emulator,
+            target=target,
+            telemetry=self._telemetry,
+            compiler=next((c for c in self._compilers if c.covers(target)), None),
+        )
 
     async def get_target(self, project: str, name: str) -> KnownTarget:
         """Return the project's target of that name, or else the catalogue's."""
@@ -275,9 +285,10 @@ class HardwareLibrary:
             for f in formats
         }
         if own_format is NumberFormat.INT8 and NumberFormat.INT8 in found:
-            found[NumberFormat.INT8] = await asyncio.to_thread(
+            refined = await asyncio.to_thread(
                 self._refined, project, digest, spec, found[NumberFormat.INT8]
             )
+            found[NumberFormat.INT8] = await self._compiled(project, digest, costs, refined)
         return spec, found
 
     def _tflite_file(
@@ -307,6 +318,25 @@ class HardwareLibrary:
             except (InvalidModelError, UnsupportedError) as error:
                 cost = replace(cost, warnings=(*cost.warnings, error.message))
         return cost
+
+    async def _compiled(
+        self, project: str, digest: str, costs: CostModel, cost: CostEstimate
+    ) -> CostEstimate:
+        """Return what the compiler of the target says of the very file, or else the estimate and why."""
+        found, problem = await compiled_cost(
+            costs,
+            cost,
+            run=lambda unit: run_cached(
+                unit, executor=self._executor, store=self._results, telemetry=self._telemetry
+            ),
+            project=project,
+            digest=digest,
+            model_format=ModelFormat.TFLITE,
+            label=f"cost of {digest[:12]}",
+        )
+        if found is not None:
+            return found
+        return replace(cost, warnings=(*cost.warnings, problem)) if problem else cost
 
 
 def _takes_float(spec: HardwareSpec) -> bool:

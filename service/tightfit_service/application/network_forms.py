@@ -150,12 +150,10 @@ class FormFinder:
 
     async def _prepared(self, form: NetworkForm) -> Prepared:
         await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
-        costs = self._life.context.cost_model
+        costs = self._life.book.costs
         quantized = self._life.book.get(0)
         measured = quantized.metrics if quantized is not None else None
-        whole = Metrics(
-            cost=costs.estimate(self._life.facts.profile, self._format), file_bytes=0
-        )
+        whole = Metrics(cost=costs.estimate(self._life.facts.profile, self._format), file_bytes=0)
         proposer = await asyncio.to_thread(
             lambda: Proposer(
                 costs=costs,

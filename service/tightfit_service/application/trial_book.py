@@ -12,6 +12,7 @@ from tightfit_service.application import tracing
 from tightfit_service.application.choice import best_trial, summary
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
+from tightfit_service.application.file_costing import FileCosting
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.patience import patiently
@@ -93,6 +94,13 @@ class TrialBook:
         self._stored: dict[int, Trial] = {}
         self._trials: dict[int, Trial] = {}
         self._outcomes: dict[int, TrialOutcome] = {}
+        self._files = FileCosting(
+            context.cost_model,
+            run=stages.run,
+            project=context.project,
+            label=journal.job.job_id,
+            model_format=self._spec.format,
+        )
         self.baseline: Metrics | None = None
         """The model as it came; what limits on the loss of accuracy are held against."""
 
@@ -106,6 +114,11 @@ class TrialBook:
     def trials(self) -> Sequence[Trial]:
         """The trials of this life by index; those found finished among them."""
         return [self._trials[index] for index in sorted(self._trials)]
+
+    @property
+    def costs(self) -> CostModel:
+        """What networks are costed by of which no file was made yet."""
+        return self._files.costs
 
     @property
     def next_index(self) -> int:
@@ -207,7 +220,7 @@ class TrialBook:
         except TightfitError as error:
             return await self._failed(trial, error)
         if trial.state is not TrialState.COMPLETED:
-            trial = self._completed(trial, result)
+            trial = await self._completed(trial, result)
             if evaluate:
                 try:
                     trial = await self._verified(trial)
@@ -216,7 +229,11 @@ class TrialBook:
             await self._journal.trial(trial, f"trial {index}: {summary(trial)}")
             self._context.telemetry.trial_finished(self._journal.job.job_id, trial)
         self._trials[index] = trial
-        self._outcomes[index] = TRIAL.outcome(result)
+        outcome = TRIAL.outcome(result)
+        self._outcomes[index] = outcome
+        if trial.role is TrialRole.BASELINE_INT8 and trial.metrics is not None:
+            quantization = quantization_of(trial.recipe)
+            self._files.learn(outcome.profile, quantization, trial.metrics.cost)
         return trial
 
     async def _result(self, trial: Trial, unit: WorkUnit) -> WorkResult:
@@ -325,16 +342,17 @@ class TrialBook:
             label=f"{self._journal.job.job_id} trial {trial.index}",
         )
 
-    def _completed(self, trial: Trial, result: WorkResult) -> Trial:
+    async def _completed(self, trial: Trial, result: WorkResult) -> Trial:
         outcome = TRIAL.outcome(result)
         quantization = quantization_of(trial.recipe)
+        cost, said = await self._files.of_file(
+            outcome.profile,
+            quantization,
+            file_bytes=outcome.file_bytes,
+            digest=result.outputs["model"],
+        )
         metrics = Metrics(
-            cost=self._context.cost_model.estimate(
-                outcome.profile,
-                quantization.number_format,
-                file_bytes=outcome.file_bytes,
-                node_formats=quantization.node_formats,
-            ),
+            cost=cost,
             file_bytes=outcome.file_bytes,
             accuracy=outcome.accuracy,
             selection_accuracy=outcome.selection_accuracy,
@@ -348,5 +366,5 @@ class TrialBook:
             violations=self._violations(metrics),
             artifacts=dict(result.outputs),
             stage_seconds=dict(outcome.stage_seconds),
-            notes=outcome.notes,
+            notes=(*outcome.notes, *said),
         )

@@ -138,7 +138,7 @@ class Verdict:
             space = self.portfolio.prepared_of(trial).form.space
         return attribute_layers(
             before=before,
-            before_cost=life.context.cost_model.estimate(before, life.number_format),
+            before_cost=life.book.costs.estimate(before, life.number_format),
             after=outcome.profile,
             after_cost=trial.metrics.cost,
             space=space,

@@ -164,7 +164,8 @@ def build_server(settings: Settings) -> Server:
         clock=clock,
         telemetry=telemetry,
         artifacts=artifacts,
-        file_emulators=(VelaCompiler(), TflmArena()),
+        file_emulators=(TflmArena(),),
+        compilers=(VelaCompiler(),),
         calibrations=SqlCalibrationStore(engine=engine),
         fitter=ProcessFitter(),
     )

@@ -48,16 +48,20 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
     """Return everything that a worker can run, by the kind of unit."""
     from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
     from tightfit_service.adapters.datasets.archive import ArchiveDatasetReader
+    from tightfit_service.adapters.emulators.vela import VelaCompiler
     from tightfit_service.adapters.formats.any_import import AnyImporter
+    from tightfit_service.adapters.formats.c_array_export import tflite_in
     from tightfit_service.adapters.formats.onnx_import import OnnxImporter
     from tightfit_service.adapters.formats.packed import expected_bytes, layer_sizes
     from tightfit_service.adapters.formats.pt2_import import Pt2Importer
     from tightfit_service.adapters.formats.tflite_import import TfliteImporter
+    from tightfit_service.adapters.formats.vela_export import source_in
     from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
     from tightfit_service.application.baseline_work import BaselineWork
     from tightfit_service.application.calibration_work import CalibrationWork
     from tightfit_service.application.check_work import CheckWork
     from tightfit_service.application.download_work import DownloadWork
+    from tightfit_service.application.file_cost_work import FileCostWork
     from tightfit_service.application.import_work import ImportWork
     from tightfit_service.application.node_ways import NodeWays
     from tightfit_service.application.sensitivity_work import SensitivityWork
@@ -100,6 +104,7 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
         cache_dir=cache_dir,
     )
     ways = NodeWays(inspector=inspector, passes={item.name: item for item in node_passes})
+    vela = VelaCompiler()
     works: list[_Work] = [
         ImportWork(importer=importer, inspector=inspector, pruning=steps.pruning),
         CheckWork(datasets=datasets, steps=steps),
@@ -134,6 +139,14 @@ def handler_table(settings: Settings) -> dict[str, WorkHandler]:
             importer=importer,
             inspector=inspector,
             exporters=recipes.exporters,
+        ),
+        FileCostWork(
+            compilers={vela.name: vela},
+            files={
+                ModelFormat.TFLITE: bytes,
+                ModelFormat.C_ARRAY: tflite_in,
+                ModelFormat.VELA: source_in,
+            },
         ),
     ]
     return {kind: handler for work in works for kind, handler in work.table().items()}

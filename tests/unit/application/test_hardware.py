@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes.clock import FakeClock
+from fakes.device_compiler import CompilingExecutor, FakeCompiler
 from fakes.scripted_work import ScriptedExecutor
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
@@ -199,22 +201,9 @@ class Tool:
 async def test_tools_of_the_runtime_know_more_of_an_int8_file(
     library: HardwareLibrary, monkeypatch: pytest.MonkeyPatch, refuses: bool
 ) -> None:
-    facts = ModelFacts(
-        inputs=(),
-        outputs=(),
-        opset=13,
-        node_count=1,
-        parameter_count=584,
-        macs=147_456,
-        is_quantized=True,
-        warnings=(),
-        profile=parse_one_network(LAYERS),
-        space=PruningSpace(groups=()),
-        source_format=ModelFormat.TFLITE,
-    )
 
     async def model_facts(project: str, model: str) -> tuple[str, ModelFacts, str]:
-        return "digest", facts, "graph"
+        return "digest", INT8_FILE, "graph"
 
     tool = Tool(refuses=refuses)
     monkeypatch.setattr(library, "model_facts", model_facts)
@@ -243,3 +232,55 @@ class OneFile:
 
     def size(self, digest: str) -> int:
         return 5
+
+
+INT8_FILE = ModelFacts(
+    inputs=(),
+    outputs=(),
+    opset=13,
+    node_count=1,
+    parameter_count=584,
+    macs=147_456,
+    is_quantized=True,
+    warnings=(),
+    profile=parse_one_network(LAYERS),
+    space=PruningSpace(groups=()),
+    source_format=ModelFormat.TFLITE,
+)
+
+
+@pytest.mark.parametrize("case", ["installed", "missing", "refuses"])
+async def test_an_int8_file_is_costed_by_the_compiler_of_its_target(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    compiler = FakeCompiler(installed=case != "missing")
+    compiler.refuses = {1, 2} if case == "refuses" else ()
+    store, scripted = InMemoryStore(), ScriptedExecutor()
+    compiling = CompilingExecutor(scripted, compiler, tmp_path)
+    monkeypatch.setattr(scripted, "run", compiling.run)
+    library = HardwareLibrary(
+        catalogue=bootstrap.catalogue(),
+        targets=InMemoryTargetStore(),
+        emulators=bootstrap.emulators(),
+        records=store,
+        results=store,
+        executor=scripted,
+        clock=FakeClock(),
+        telemetry=RecordingTelemetry(),
+        compilers=(compiler,),
+    )
+
+    async def model_facts(project: str, model: str) -> tuple[str, ModelFacts, str]:
+        return "digest", INT8_FILE, "graph"
+
+    monkeypatch.setattr(library, "model_facts", model_facts)
+    monkeypatch.setattr(library, "_artifacts", OneFile())
+    for _ in range(2):
+        _, found = await library.estimate("p", target="cortex-m7-tflm", model="m")
+    cost = found["int8"]
+    assert cost.compiler == ("fakec 1.2" if case == "installed" else "")
+    assert not found["float32"].compiler
+    told = {"installed": "", "missing": "pip install fakec", "refuses": "is not known"}[case]
+    assert any(told in warning for warning in cost.warnings) is bool(told)
+    # What a file costs is remembered; a refusal is not, for it may come from a full disk.
+    assert len(compiling.costed) == {"installed": 1, "missing": 0, "refuses": 2}[case]

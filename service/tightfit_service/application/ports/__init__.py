@@ -44,6 +44,7 @@ from tightfit_service.application.ports.export import (
     TargetEvaluator,
 )
 from tightfit_service.application.ports.hardware import (
+    DeviceCompiler,
     Emulator,
     FileEmulator,
     TargetCatalogue,
@@ -111,6 +112,7 @@ __all__ = [
     "DataSynthesizer",
     "DatasetReader",
     "DesignedNetwork",
+    "DeviceCompiler",
     "DeviceMeasurer",
     "DownloadPass",
     "Emulator",

@@ -77,6 +77,7 @@ class DeviceCompiler(FileEmulator, Protocol):
     What it says is taken for the cost of a file, and the plan of a search is brought to it.
     """
 
+    @property
     def version(self) -> str:
         """Version that is installed; empty where none is."""
         ...
