@@ -196,7 +196,7 @@ class DownloadStage:
     async def _offered(self, base: Trial, aim: int) -> DownloadOffer:
         """Ask a worker what would bring the trial's packed file to a size."""
         await self._stages.enter(
-            "solve", f"what brings {_download_of(base):.0f} bytes to {aim}", begin=0.95, end=0.96
+            "solve", f"what brings {_download_of(base):.0f} bytes to {aim}", begin=0.955, end=0.96
         )
         return await self._stages.ask(
             DOWNLOAD_OPTIONS,
@@ -218,7 +218,7 @@ class DownloadStage:
         seconds = STUDY_TIME_SHARE * self._time.left(self._book.trials, shared_by=1)
         if seconds >= LEAST_STUDY_SECONDS:
             await self._stages.enter(
-                "sensitivity", "what zeros and shared values cost each layer", begin=0.94, end=0.95
+                "sensitivity", "what zeros and shared values cost each layer", begin=0.95, end=0.955
             )
             study = await self._stages.ask(
                 DOWNLOAD_LAYERS,
