@@ -175,7 +175,7 @@ class _Narrowing:
         return pruning.apply(graph, keep)
 
     def variants(
-        self, graph: bytes, target: HardwareSpec, *, context: PassContext
+        self, graph: bytes, target: HardwareSpec, *, context: PassContext | None = None
     ) -> Sequence[Variant]:
         return [Variant(pass_name=self.name, label="one unit", parameters={"to": 1})]
 
