@@ -37,6 +37,7 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _BROKEN_STREAM = ("RST_STREAM", "Stream removed", "Connection reset", "GOAWAY")
 # what gRPC writes before the cause that a user can do something about
 _NOT_CONNECTED = "Failed to connect to remote host: "
+_NOT_TRUSTED = "CERTIFICATE_VERIFY_FAILED: "
 
 
 def error_from_rpc(error: grpc.RpcError, *, server: str) -> errors.TightfitError:
@@ -95,6 +96,13 @@ def _plain_error(code: grpc.StatusCode, text: str, server: str) -> errors.Tightf
     kind = ERROR_BY_CODE.get(code, errors.ServerError)
     if kind is errors.ServerError and any(words in text for words in _BROKEN_STREAM):
         kind = errors.UnavailableError
+    if kind is errors.UnavailableError and _NOT_TRUSTED in text:
+        cause = text.rpartition(_NOT_TRUSTED)[2].removesuffix(": OK")
+        return kind(
+            f"the certificate of the server at {server} is not trusted: {cause}",
+            field="--ca-file",
+            remedy="give the PEM file of the authority that signed it",
+        )
     if kind is errors.UnavailableError:
         cause = text.rpartition(_NOT_CONNECTED)[2] or code.name.lower()
         return kind(

@@ -16,6 +16,8 @@ import typer
 from fakes.tightfit_server import FakeTightfit, rich_status
 from tightfit.cli import main
 from tightfit.cli.app import app
+from tightfit.errors import UnavailableError
+from tightfit.rpc_errors import error_from_rpc
 from tightfit_service.domain.budget import SearchLimits
 
 Run = Callable[..., int]
@@ -128,6 +130,29 @@ def test_a_server_that_does_not_run_is_said_in_two_lines(
     assert "Connection refused" in lines[0]
     assert "last error" not in lines[0]
     assert "tightfit serve" in lines[1]
+
+
+def test_a_certificate_that_is_not_trusted_is_named_with_its_option() -> None:
+    class Refused(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return (
+                "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Tls handshake "
+                "failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: error:1000007d:SSL routines:"
+                "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: self signed certificate: OK"
+            )
+
+        def trailing_metadata(self) -> tuple[()]:
+            return ()
+
+    error = error_from_rpc(Refused(), server="build.example:50051")
+    assert isinstance(error, UnavailableError)
+    assert error.field == "--ca-file"
+    assert error.message == (
+        "the certificate of the server at build.example:50051 is not trusted: self signed certificate"
+    )
 
 
 def test_a_refused_token_ends_with_2_and_says_whose_it_is_not(

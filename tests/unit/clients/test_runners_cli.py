@@ -126,6 +126,18 @@ def test_a_calibration_without_a_runner_is_a_usage_error(runners: FakeTightfit) 
     assert main(many) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nobody", "nobody"), ("liar", "the runner liar is quarantined"), ("away", "away is offline")],
+)
+def test_a_calibration_by_a_runner_that_cannot_measure_is_refused_at_once(
+    runners: FakeTightfit, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    runners.state.runners.append(make_runner("away", state=runner_pb2.Runner.STATE_OFFLINE))
+    assert main(["targets", "calibrate", "raspberry-pi-5", "--runner", name]) == 2
+    assert message in capsys.readouterr().err
+
+
 async def test_the_asyncio_client_calibrates_as_well(runners: FakeTightfit) -> None:
     async with AsyncClient(runners.address) as client:
         steps = [step async for step in client.calibrate_target("raspberry-pi-5", "pi")]

@@ -136,5 +136,5 @@ def show_error(error: TightfitError) -> None:
     console.print(f"[bold red]error:[/bold red] {escape(error.message)}{where}", soft_wrap=True)
     if error.remedy:
         console.print(f"  [bold]try:[/bold] {escape(error.remedy)}", soft_wrap=True)
-    if error.request_id:
+    if error.request_id and exit_codes.code_for_error(error) != exit_codes.USAGE:
         console.print(f"  [dim]the server's log has more under {escape(error.request_id)}[/dim]")

@@ -90,7 +90,13 @@ def _words(parameters: Mapping[str, Any]) -> str:
             for node, chosen in parameters["nodes"].items()
         )
     return ", ".join(
-        f"{key.replace('_', ' ')} {value}"
+        _setting(key.replace("_", " "), value)
         for key, value in parameters.items()
         if value not in (None, {}, [], (), False)
     )
+
+
+def _setting(name: str, value: Any) -> str:
+    if value is True:
+        return name
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

@@ -16,12 +16,17 @@ from rich.table import Table
 
 from tightfit import words
 from tightfit.cli import exit_codes, options, tables
-from tightfit.errors import AlreadyExistsError, InvalidInputError, UnavailableError
+from tightfit.errors import (
+    AlreadyExistsError,
+    InvalidInputError,
+    PreconditionError,
+    UnavailableError,
+)
 from tightfit.names import last_segment
 from tightfit.quantities import format_bytes
 from tightfit.result_file import target_content
 from tightfit.target_file import placed, read_target_file, target_mapping
-from tightfit.v1 import hardware_pb2
+from tightfit.v1 import hardware_pb2, runner_pb2
 
 app = typer.Typer(
     help="The devices that the server knows, and your own descriptions.", no_args_is_help=True
@@ -199,6 +204,7 @@ def calibrate_target(
         options.connected(server, local=local, data_dir=data_dir) as client,
         Progress(console=Console(stderr=True), disable=json_) as progress,
     ):
+        _check_runner(client.get_runner(runner))
         task = progress.add_task("calibrating", total=1.0)
         for step in client.calibrate_target(name, runner, network_count=networks):
             progress.update(task, completed=step.fraction, description=escape(step.message))
@@ -213,6 +219,23 @@ def calibrate_target(
         print(json.dumps(MessageToDict(report, preserving_proto_field_name=True), indent=2))
         return
     _show_report(name, report)
+
+
+def _check_runner(runner: runner_pb2.Runner) -> None:
+    """Refuse a runner that cannot measure now: the networks would be written for nothing.
+
+    Raises:
+        PreconditionError: It is offline, or not believed at present.
+    """
+    states = runner_pb2.Runner.State
+    if runner.state in (states.STATE_OFFLINE, states.STATE_QUARANTINED):
+        name = last_segment(runner.name)
+        word = states.Name(runner.state).removeprefix("STATE_").lower()
+        raise PreconditionError(
+            f"the runner {name} is {word}",
+            field="--runner",
+            remedy=f"`tightfit runners show {name}` says why",
+        )
 
 
 def _show_report(name: str, report: hardware_pb2.CalibrationReport) -> None:
