@@ -1,7 +1,7 @@
 """Files of one trained network whose weights were changed: made once each, sized and judged without training.
 
-The files are ONNX whatever is asked for: weights are rounded alike. Sizes are estimated, for packing
-takes longer, and told as what the trial's own file would lose by the change.
+The files are ONNX whatever is asked for: weights are rounded alike. Sizes are told as what the trial's own
+file would lose by the change, and mostly estimated, for packing takes longer.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from tightfit_service.domain.recipe import PassStep
 
 FORMAT = ModelFormat.ONNX
 _CALIBRATION_SAMPLES = 16
+_MOST_PACKED_BYTES = 2 << 20
+"""Packing larger files takes minutes; their sizes are estimated throughout."""
 
 SizeEstimator = Callable[[bytes, ModelFormat], int]
 """About the size of the packed form of a file, bytes."""
@@ -121,6 +123,7 @@ class ChangedFiles:
     seed: int
     packed_bytes: int
     _files: dict[str, ChangedFile] = field(default_factory=dict)
+    _packed: dict[str, int] = field(default_factory=dict)
     _sparse: dict[str, bytes] = field(default_factory=dict)
     _accuracies: dict[str, float | None] = field(default_factory=dict)
 
@@ -139,6 +142,17 @@ class ChangedFiles:
         """Return the predicted size: the trial's file less what these files lose by the change."""
         whole = self.file(UNCHANGED).packed_bytes
         return self.file(changes).packed_bytes + self.packed_bytes - whole
+
+    def packed_size(self, changes: WeightChanges) -> float:
+        """Return the size as `size` does, but by packing both files unless they are large."""
+        data = self.file(changes).data
+        if self.packed_bytes > _MOST_PACKED_BYTES or not data:
+            return self.size(changes)
+        for needed in (UNCHANGED, changes):
+            if needed.key not in self._packed:
+                packed = self.recipes.pack(self.file(needed).data, FORMAT)
+                self._packed[needed.key] = len(packed)
+        return float(self._packed[changes.key] + self.packed_bytes - self._packed[UNCHANGED.key])
 
     def _made(self, changes: WeightChanges) -> ChangedFile:
         calibration = self.splits.get(SplitName.CALIBRATION)

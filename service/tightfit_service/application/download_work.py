@@ -3,7 +3,8 @@
 Each strength of either pass is a level, and so is leaving it out. Files grow smaller with both, so for
 each number of clusters the fewest zeros that reach the aim are found by interpolation: the same in
 all layers. Where it was measured what each layer bears, a choice by layer is offered beside these. Sizes
-are those of files that were exported without training, which moves them by little.
+are those of files that were exported without training, which moves them by little; those of the choice
+by layer are corrected by packing its file.
 """
 
 from __future__ import annotations
@@ -286,15 +287,15 @@ class LevelGrid:
                 break
         found = [self._changes(place) for place in reached if place != (0, 0)]
         least = min(self._made - {(0, 0)}, key=lambda p: (self._size(p), p), default=None)
+        options = [self._option(changes, self.files.size(changes)) for changes in found]
         by_layer = self._by_layer(aim)
         if by_layer is not None and by_layer not in found:
-            found.append(by_layer)
-        options = [self._option(changes) for changes in found]
+            options.append(self._option(by_layer, self.files.packed_size(by_layer)))
         return DownloadOffer(
             options=tuple(sorted(options, key=lambda option: option.harm)),
             least=None
             if least is None or math.isinf(self._size(least))
-            else self._option(self._changes(least)),
+            else self._option(self._changes(least), self._size(least)),
         )
 
     def _fewest_zeros(self, level: int, most: int, aim: int) -> int | None:
@@ -331,8 +332,8 @@ class LevelGrid:
     def _by_layer(self, aim: int) -> WeightChanges | None:
         """Return the choice by layer that loses least of those that reach the aim; None where none does.
 
-        What layers take up is known one by one and estimated for pairs, so the file is made, and
-        the next choice has as much room less as that file was larger than predicted.
+        What layers take up is known one by one and estimated for pairs, so the file is made and packed,
+        and the next choice has as much room less as that was larger than predicted.
         """
         best: tuple[float, WeightChanges] | None = None
         rest, error = self.files.packed_bytes - self.study.packed_bytes, 0.0
@@ -342,7 +343,7 @@ class LevelGrid:
                 break
             changes = self._assigned(chosen)
             self._tell(changes)
-            size = self.files.size(changes)
+            size = self.files.packed_size(changes)
             if math.isinf(size):
                 break
             if size <= aim and changes != UNCHANGED and (best is None or chosen.loss < best[0]):
@@ -369,12 +370,12 @@ class LevelGrid:
             }
         )
 
-    def _option(self, changes: WeightChanges) -> DownloadOption:
+    def _option(self, changes: WeightChanges, size: float) -> DownloadOption:
         errors = self.files.errors(changes)
         return DownloadOption(
             sparsity=changes.sparsity,
             clustering=changes.clustering,
-            download_bytes=math.ceil(self.files.size(changes)),
+            download_bytes=math.ceil(size),
             error=mean_error(errors),
             lost=self.files.lost(changes),
             label=self._label(changes),

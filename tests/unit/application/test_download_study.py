@@ -268,6 +268,10 @@ def test_a_choice_by_layer_loses_less_than_the_same_for_all_at_the_same_size(
     assert set(clusters) == set(WIDE)
     assert "in 2 of 3 layers" in first.label
 
+    made, changes = files(), WeightChanges(sparsity=None, clustering=first.clustering)
+    packed = [len(pack(made.file(item).data, ModelFormat.ONNX)) for item in (changes, UNCHANGED)]
+    assert first.download_bytes == packed[0] + WHOLE - packed[1], "it was not corrected by packing"
+
     graph = network()
     for step in first.steps:
         changed = PASSES[step.pass_name].apply(graph, step.parameters, PassContext())
