@@ -108,7 +108,8 @@ def _plain_error(code: grpc.StatusCode, text: str, server: str) -> errors.Tightf
         return kind(
             f"the server at {server} cannot be reached: {cause}",
             field="--server",
-            remedy="check the address and that the server runs (`tightfit serve`); --local needs none",
+            remedy="check the address, --tls, and that the server runs (`tightfit serve`); "
+            "--local needs none",
         )
     if kind is errors.UnsupportedError:
         remedy = "check that the address is that of a tightfit server of this version"

@@ -200,16 +200,14 @@ def calibrate_target(
     A call that breaks off goes on where it stopped when it is repeated.
     """
     report = None
-    with (
-        options.connected(server, local=local, data_dir=data_dir) as client,
-        Progress(console=Console(stderr=True), disable=json_) as progress,
-    ):
+    with options.connected(server, local=local, data_dir=data_dir) as client:
         _check_runner(client.get_runner(runner))
-        task = progress.add_task("calibrating", total=1.0)
-        for step in client.calibrate_target(name, runner, network_count=networks):
-            progress.update(task, completed=step.fraction, description=escape(step.message))
-            if step.HasField("report"):
-                report = step.report
+        with Progress(console=Console(stderr=True), disable=json_) as progress:
+            task = progress.add_task("calibrating", total=1.0)
+            for step in client.calibrate_target(name, runner, network_count=networks):
+                progress.update(task, completed=step.fraction, description=escape(step.message))
+                if step.HasField("report"):
+                    report = step.report
     if report is None:
         raise UnavailableError(
             "the calibration ended without a result",
