@@ -22,14 +22,18 @@ from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.network import NetworkProfile
 
+DESIGN = 2
+"""Version of the designed set; it rises with every change to its networks, so that files of an earlier
+one are not taken for its own."""
 SAMPLE_COUNT = 8
 """Random inputs that activation ranges are taken from; only the speed of the files matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFilesTask:
-    """Networks of the designed set by their indices, and what they are to be written in."""
+    """Networks of a version of the designed set by their indices, and what they are to be written in."""
 
+    design: int
     indices: tuple[int, ...]
     format: ModelFormat
     number_format: NumberFormat

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from tightfit_service.application.calibration_work import (
     CALIBRATION_FILES,
+    DESIGN,
     CalibrationFilesTask,
     DesignedFile,
 )
@@ -25,6 +26,7 @@ from tightfit_service.application.ports import (
     JobStore,
     MeasurementOrder,
     Telemetry,
+    WorkResult,
 )
 from tightfit_service.application.units import run_cached
 from tightfit_service.domain.calibration import Calibration, CalibrationProgress, Observation
@@ -37,11 +39,13 @@ from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFo
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_NETWORK_COUNT = 128
-"""Per number format. On one x86 core the error of left-out networks hardly falls beyond."""
+DEFAULT_NETWORK_COUNT = 200
+"""Per number format: four times every kind of network of the designed set."""
 LEAST_NETWORK_COUNT = 32
 MOST_NETWORK_COUNT = 512
-FILES_PER_UNIT = 16
+FILES_PER_UNIT = 10
+UNITS_AT_A_TIME = 8
+"""Of one calibration; as many of them run as there are workers."""
 UNIT_TIMEOUT_SECONDS = 1_800.0
 MIN_RUN_COUNT = 50
 MIN_SECONDS = 0.5
@@ -120,14 +124,8 @@ class DeviceCalibrator:
             )
         planned: list[_Planned] = []
         skipped: list[str] = []
-        for place, number_format in enumerate(formats):
-            async for share in self._written(
-                project, target, number_format, network_count, planned, skipped
-            ):
-                fraction = 0.4 * (place + share) / len(formats)
-                yield CalibrationProgress(
-                    fraction=fraction, message=f"writing networks in {number_format}"
-                )
+        async for share in self._written(project, target, formats, network_count, planned, skipped):
+            yield CalibrationProgress(fraction=0.4 * share, message="writing networks")
         observations: list[Observation] = []
         order = self._order(project, target, runner_id)
         runtime = ("", "")
@@ -183,36 +181,62 @@ class DeviceCalibrator:
         self,
         project: str,
         target: HardwareSpec,
-        number_format: NumberFormat,
+        formats: Sequence[NumberFormat],
         network_count: int,
         planned: list[_Planned],
         skipped: list[str],
     ) -> AsyncIterator[float]:
-        for first in range(0, network_count, FILES_PER_UNIT):
-            indices = list(range(first, min(first + FILES_PER_UNIT, network_count)))
-            result = await run_cached(
-                CALIBRATION_FILES.unit(
-                    CalibrationFilesTask(
-                        indices=tuple(indices),
-                        format=target.output_format,
-                        number_format=number_format,
-                    ),
-                    project=project,
-                    inputs={},
-                    timeout_seconds=UNIT_TIMEOUT_SECONDS,
-                    label=f"calibration networks from {first} on",
-                ),
-                executor=self._executor,
-                store=self._results,
-                telemetry=self._telemetry,
-            )
+        """Write all files, several units at a time; yields the share that is done."""
+        limit = asyncio.Semaphore(UNITS_AT_A_TIME)
+        parts = [
+            (number_format, range(first, min(first + FILES_PER_UNIT, network_count)))
+            for number_format in formats
+            for first in range(0, network_count, FILES_PER_UNIT)
+        ]
+
+        async def write(number_format: NumberFormat, indices: range) -> WorkResult:
+            async with limit:
+                return await self._write(project, target, number_format, indices)
+
+        tasks = [asyncio.create_task(write(*part)) for part in parts]
+        try:
+            yield 0.0
+            for done, finished in enumerate(asyncio.as_completed(tasks), start=1):
+                await finished
+                yield done / len(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for (number_format, _), task in zip(parts, tasks, strict=True):
+            result = task.result()
             for file in CALIBRATION_FILES.outcome(result).files:
                 if file.problem:
                     skipped.append(f"{file.label} in {number_format}: {file.problem}")
                 else:
                     digest = result.outputs[str(file.index)]
                     planned.append(_Planned(file, digest, number_format))
-            yield indices[-1] / network_count
+
+    async def _write(
+        self, project: str, target: HardwareSpec, number_format: NumberFormat, indices: range
+    ) -> WorkResult:
+        return await run_cached(
+            CALIBRATION_FILES.unit(
+                CalibrationFilesTask(
+                    design=DESIGN,
+                    indices=tuple(indices),
+                    format=target.output_format,
+                    number_format=number_format,
+                ),
+                project=project,
+                inputs={},
+                timeout_seconds=UNIT_TIMEOUT_SECONDS,
+                label=f"calibration networks from {indices.start} on in {number_format}",
+            ),
+            executor=self._executor,
+            store=self._results,
+            telemetry=self._telemetry,
+        )
 
     @staticmethod
     def _order(project: str, target: HardwareSpec, runner_id: str) -> MeasurementOrder:

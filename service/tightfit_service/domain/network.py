@@ -60,6 +60,8 @@ class Operator:
     out_size: tuple[int, ...] = ()
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    """Distance between the elements of the kernel per axis; empty where there is none."""
     groups: int = 1
     weight_count: int = 0
     bias_count: int = 0

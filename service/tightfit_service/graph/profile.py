@@ -204,6 +204,7 @@ def _operator(
         out_size=out[2:],
         kernel=_kernel(item, fused),
         stride=tuple(attribute(node, "strides", [])) or (1,) * len(_kernel(item, fused)),
+        dilation=tuple(attribute(node, "dilations", [])),
         groups=int(attribute(node, "group", 1)),
         weight_count=weights,
         bias_count=biases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -17,7 +18,11 @@ from fakes.runners import RecordingRunnerTelemetry
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.application.calibration_work import CALIBRATION_FILES, DesignedFile
+from tightfit_service.application.calibration_work import (
+    CALIBRATION_FILES,
+    DESIGN,
+    DesignedFile,
+)
 from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
@@ -44,6 +49,7 @@ from tightfit_service.domain.errors import (
     InvalidRequestError,
     MeasurementFailedError,
     NotFoundError,
+    WorkFailedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.measurement import Measurement
@@ -76,6 +82,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.units: list[WorkUnit] = []
+        self.failing = False
 
     async def start(self) -> None: ...
 
@@ -93,6 +100,8 @@ class Writer:
         await on_begin()
         assert unit.kind == CALIBRATION_FILES.name
         self.units.append(unit)
+        if self.failing:
+            raise WorkFailedError("the disk is full")
         files, outputs = [], {}
         for index in unit.payload["indices"]:
             problem = "no kernel" if index % 10 == 9 else ""
@@ -252,6 +261,19 @@ async def test_files_are_all_written_before_the_first_is_measured() -> None:
         if step.message.startswith("writing"):
             assert not bench.device.orders
     assert sum(len(unit.payload["indices"]) for unit in bench.writer.units) == 64
+    # files of an older set have other digests
+    assert {unit.payload["design"] for unit in bench.writer.units} == {DESIGN}
+
+
+async def test_files_that_cannot_be_written_end_a_calibration_and_its_other_units() -> None:
+    bench = Bench()
+    bench.writer.failing = True
+    with pytest.raises(WorkFailedError, match="disk"):
+        await bench.run()
+    begun = len(bench.writer.units)
+    await asyncio.sleep(0)
+    assert len(bench.writer.units) == begun
+    assert not bench.device.orders
 
 
 async def test_a_repeated_calibration_finds_its_files_and_measurements_again() -> None:
