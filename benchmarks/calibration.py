@@ -12,7 +12,7 @@ cores are shared with others, medians move by half from minute to minute. Their 
     measure   calibrates and measures; wants a quiet machine
 
 Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--runtimes litert,onnxruntime]
-           [--networks 136] [--json FILE]
+           [--networks 200] [--json FILE]
 """
 
 from __future__ import annotations
@@ -230,16 +230,24 @@ def measured(networks: Sequence[Unseen], runtime: str) -> list[tuple[float, floa
     return found
 
 
-def estimated(client: Client, networks: Sequence[Unseen], runtime: str) -> list[dict[str, float]]:
-    """Return value, low and high in ms of each network, as a client is told."""
-    rows = []
+def estimated(client: Client, networks: Sequence[Unseen], runtime: str) -> list[dict[str, Any]]:
+    """Return value, low and high in ms of each network, and which kinds were not measured, as told."""
+    rows: list[dict[str, Any]] = []
     for network in networks:
         model = client.upload_model(Path(network.graph))
         answer = client.estimate(model.name, f"this-machine-{runtime}")
         wanted = hardware_pb2.NumberFormat.Value(f"NUMBER_FORMAT_{network.number_format.upper()}")
         cost = next(item.cost for item in answer.estimates if item.number_format == wanted)
         latency = cost.estimated_latency_ms
-        rows.append({"value": latency.value, "low": latency.low, "high": latency.high})
+        strange = {x.op_type for x in cost.layers if x.provenance == "kind not measured"}
+        rows.append(
+            {
+                "value": latency.value,
+                "low": latency.low,
+                "high": latency.high,
+                "kinds_not_measured": sorted(strange),
+            }
+        )
     return rows
 
 
@@ -270,21 +278,6 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def has_known_operators(networks: Sequence[Unseen], count: int) -> list[bool]:
-    """Return which networks have no operator type that the designed set has not."""
-    import onnx
-
-    from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
-
-    def types(model: onnx.ModelProto) -> set[str]:
-        return {node.op_type for node in model.graph.node}
-
-    known: set[str] = {"BatchNormalization", "Identity", "Squeeze", "Unsqueeze"}
-    for index in range(count):
-        known |= types(onnx.load_model_from_string(DesignedNetworks().graph(index).graph))
-    return [types(onnx.load(network.graph)) <= known for network in networks]
-
-
 def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[str, Any]:
     """Run the stages for one runtime and return what was found."""
     unseen = write_unseen(work / runtime, runtime)
@@ -303,19 +296,18 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
     finally:
         server.stop()
     passes = [measured(unseen, runtime) for _ in range(2)]
-    known = has_known_operators(unseen, networks)
     rows = [
         {
             "network": network.name,
-            "has_known_operators": is_known,
+            "has_known_operators": not estimate["kinds_not_measured"],
             "number_format": network.number_format,
             "measured_ms": [first[0], second[0]],
             "median_ms": [first[1], second[1]],
             "estimate": estimate,
             "before": old,
         }
-        for network, is_known, estimate, old, first, second in zip(
-            unseen, known, after, before, *passes, strict=True
+        for network, estimate, old, first, second in zip(
+            unseen, after, before, *passes, strict=True
         )
         if first and second
     ]
@@ -335,7 +327,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--stage", default="write,measure")
     parser.add_argument("--runtimes", default="litert,onnxruntime")
-    parser.add_argument("--networks", type=int, default=136)
+    parser.add_argument("--networks", type=int, default=200)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

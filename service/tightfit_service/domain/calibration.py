@@ -32,7 +32,7 @@ class FitQuality:
 
     Attributes:
         number_format: Of the networks.
-        count: Networks left out in turn, an eighth at a time.
+        count: Networks left out in turn, each with all others of its label where that is possible.
         median_error: Median absolute error, as a fraction of the measurement.
         p90_error: 90th percentile of it.
         within_10_percent: Share of networks within 10 % of their measurement.

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from tightfit_service.adapters.calibration.designed_networks import DesignedNetworks
+from tightfit_service.adapters.calibration.designed_networks import CYCLE, DesignedNetworks
+from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
 from tightfit_service.adapters.emulators.calibrated import CalibratedEmulator, ProcessFitter
-from tightfit_service.adapters.emulators.operator_process import OperatorProcess, Term
+from tightfit_service.adapters.emulators.format_fit import FormatFit
+from tightfit_service.adapters.emulators.operator_process import START, OperatorProcess, Term
+from tightfit_service.adapters.emulators.operator_work import (
+    Work,
+    kind_of,
+    spelled_activations,
+)
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
-from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.bootstrap import catalogue
 from tightfit_service.domain.calibration import Observation
 from tightfit_service.domain.errors import InvalidRequestError
@@ -23,14 +31,19 @@ from tightfit_service.graph.profile import OnnxGraphInspector
 
 TARGET = catalogue().complete({"name": "made-up", "core": "cortex-a72", "core_count": 1})
 NOISE = 0.01
+SEEN = 64
+LEARNED = (*START, 1.5)
+"""Parameters of the process that it starts from, and a stretch of intervals: spares the search."""
 
 
 @cache
 def profiles() -> tuple[NetworkProfile, ...]:
-    networks, importer, inspector = DesignedNetworks(), OnnxImporter(), OnnxGraphInspector()
-    graphs = [importer.import_model(networks.graph(index).graph).graph for index in range(96)]
+    networks, inspector = DesignedNetworks(), OnnxGraphInspector()
     return tuple(
-        inspector.profile(graph).at_precision(weight_bits=8, activation_bits=8) for graph in graphs
+        inspector.profile(networks.graph(index).graph).at_precision(
+            weight_bits=8, activation_bits=8
+        )
+        for index in range(2 * len(CYCLE))
     )
 
 
@@ -49,43 +62,58 @@ def measured(latency: Callable[[Operator], float] = device_ms) -> list[Observati
     rng = np.random.default_rng(3)
     return [
         Observation(
-            label="network",
+            label=CYCLE[index % len(CYCLE)],
             number_format=NumberFormat.INT8,
             profile=profile,
             latency_ms=(0.02 + sum(map(latency, profile.operators)))
             * math.exp(NOISE * rng.standard_normal()),
         )
-        for profile in profiles()
+        for index, profile in enumerate(profiles())
+    ]
+
+
+def kinds_at_odds_ms(operator: Operator) -> float:
+    """A device whose kernels are good or bad by their kind, by a factor of 2.7 either way."""
+    told = hashlib.sha256(str(kind_of(operator)[0]).encode()).digest()
+    odds = NormalDist().inv_cdf((1 + int.from_bytes(told[:4], "big")) / (2 + 2**32))
+    return device_ms(operator) * math.exp(odds)
+
+
+def without(observations: Sequence[Observation], op_type: str) -> list[Observation]:
+    return [
+        item
+        for item in observations
+        if all(operator.op_type != op_type for operator in item.profile.operators)
     ]
 
 
 @pytest.fixture(scope="module")
 def fitted() -> CalibratedEmulator:
-    return ProcessFitter().fit(RooflineEmulator(), TARGET, measured()[:72])
+    return ProcessFitter().fit(RooflineEmulator(), TARGET, measured()[:SEEN])
 
 
 def test_networks_that_it_has_not_seen_are_predicted_within_ten_percent(
     fitted: CalibratedEmulator,
 ) -> None:
-    unseen = measured()[72:]
+    unseen = measured()[SEEN:]
     ratios = [fitted.estimate(o.profile, TARGET).latency_ms.value / o.latency_ms for o in unseen]
     errors = np.abs(np.array(ratios) - 1)
     plain = RooflineEmulator()
     before = [
         abs(plain.estimate(o.profile, TARGET).latency_ms.value / o.latency_ms - 1) for o in unseen
     ]
-    assert np.median(errors) < 0.05
-    assert np.mean(errors < 0.1) >= 0.75
+    assert np.median(errors) < 0.07
+    assert np.mean(errors < 0.1) >= 0.65
     assert np.median(before) > 3 * np.median(errors)
 
 
 def test_intervals_cover_networks_that_it_has_not_seen(fitted: CalibratedEmulator) -> None:
     covered = []
-    for observation in measured()[72:]:
+    for observation in measured()[SEEN:]:
         interval = fitted.estimate(observation.profile, TARGET).latency_ms
         covered.append(interval.low <= observation.latency_ms <= interval.high)
-    # of 24 networks; at a coverage of 90 % fewer than this are seen once in 130 times
-    assert np.mean(covered) >= 0.75
+    # of 50 networks; at a coverage of 90 % fewer than this are seen once in 100 times
+    assert np.mean(covered) >= 0.8
 
 
 def test_operators_add_up_to_the_network(fitted: CalibratedEmulator) -> None:
@@ -97,32 +125,125 @@ def test_operators_add_up_to_the_network(fitted: CalibratedEmulator) -> None:
 
 
 def test_quality_tells_the_error_of_left_out_networks() -> None:
-    found = ProcessFitter().examine(RooflineEmulator(), TARGET, measured())
+    found = ProcessFitter().examine(RooflineEmulator(), TARGET, measured()[:48])
     (quality,) = found.quality
-    assert quality.count == 96
-    assert quality.median_error < 0.05 < quality.median_error_before
+    assert quality.count == 48
+    assert quality.median_error < 0.1 < quality.median_error_before
     assert 0.85 <= quality.coverage <= 1.0
 
 
 def test_what_was_learned_spares_the_search(fitted: CalibratedEmulator) -> None:
-    again = ProcessFitter().fit(RooflineEmulator(), TARGET, measured()[:72], fitted.learned)
+    again = ProcessFitter().fit(RooflineEmulator(), TARGET, measured()[:SEEN], fitted.learned)
     assert again.learned == pytest.approx(fitted.learned)
-    for profile in profiles()[72:76]:
+    for profile in profiles()[SEEN : SEEN + 4]:
         first, second = (e.estimate(profile, TARGET).latency_ms for e in (fitted, again))
         assert (second.value, second.high) == pytest.approx((first.value, first.high))
 
 
-def test_kinds_that_were_never_measured_widen_the_interval(fitted: CalibratedEmulator) -> None:
-    profile = profiles()[1]
-    first, *others = profile.operators
-    strange = NetworkProfile(
-        operators=(Operator(**{**vars(first), "kind": OperatorKind.RECURRENT}), *others),
-        tensors=profile.tensors,
-        inputs=profile.inputs,
-        outputs=profile.outputs,
+RARE = (
+    "GridSample",
+    "LRN",
+    "ConvTranspose",
+    "TopK",
+    "Erf",
+    "Split",
+    "DepthToSpace",
+    "Resize",
+    "Pow",
+)
+
+
+def test_intervals_cover_kinds_that_were_never_measured() -> None:
+    observations = measured(kinds_at_odds_ms)
+    covered: list[bool] = []
+    for op_type in RARE:
+        known = without(observations, op_type)
+        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, known, LEARNED)
+        strangers = [item for item in observations if item not in known]
+        for item in strangers:
+            latency = fit.estimate(item.profile, TARGET).latency_ms
+            covered.append(latency.low <= item.latency_ms <= latency.high)
+    assert len(covered) >= 20
+    assert np.mean(covered) >= 0.8
+
+
+def test_an_estimate_names_the_kinds_that_were_never_measured() -> None:
+    observations = measured(kinds_at_odds_ms)
+    strange = next(item for item in observations if item.label == "grid sampling")
+    everything, others = (
+        ProcessFitter().fit(RooflineEmulator(), TARGET, items, LEARNED)
+        for items in (observations, without(observations, "GridSample"))
     )
-    known, unknown = (fitted.estimate(p, TARGET).latency_ms for p in (profile, strange))
-    assert unknown.high / unknown.value > known.high / known.value
+    known, unknown = (fit.estimate(strange.profile, TARGET) for fit in (everything, others))
+    assert not any("did not measure" in warning for warning in known.warnings)
+    (warning,) = (text for text in unknown.warnings if "did not measure" in text)
+    assert "GridSample (8 bits)" in warning
+    sources = {layer.op_type: layer.provenance for layer in unknown.layers}
+    assert sources["GridSample"] == "kind not measured"
+    assert sources["Gemm"] == "kind measured"
+    assert {layer.provenance for layer in known.layers} <= {"kind measured", ""}
+    widths = [cost.latency_ms.high / cost.latency_ms.low for cost in (known, unknown)]
+    assert widths[1] > 2 * widths[0]
+    assert unknown.energy_mj.high / unknown.energy_mj.low > 2 * (
+        known.energy_mj.high / known.energy_mj.low
+    )
+
+
+def test_kinds_that_were_never_measured_are_as_uncertain_as_measured_kinds_differ() -> None:
+    strange = next(p for p in profiles() if any(o.op_type == "GridSample" for o in p.operators))
+    widths = []
+    for latency in (device_ms, kinds_at_odds_ms):
+        known = without(measured(latency), "GridSample")
+        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, known, LEARNED)
+        interval = fit.estimate(strange, TARGET).latency_ms
+        widths.append(interval.high / interval.low)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_other_weights_are_another_kind(fitted: CalibratedEmulator) -> None:
+    finer = profiles()[1].at_precision(weight_bits=4, activation_bits=8)
+    cost = fitted.estimate(finer, TARGET)
+    assert any("weights of 4 bits, activations of 8" in text for text in cost.warnings)
+
+
+def test_a_format_without_measurements_takes_from_the_nearest(fitted: CalibratedEmulator) -> None:
+    wide = profiles()[1].at_precision(weight_bits=32, activation_bits=32)
+    cost = fitted.estimate(wide, TARGET)
+    assert {layer.provenance for layer in cost.layers} <= {"kind not measured", ""}
+    assert cost.latency_ms.low < cost.latency_ms.value < cost.latency_ms.high
+
+
+def test_networks_of_unseen_families_are_what_intervals_are_stretched_for() -> None:
+    """Families of like shapes tell of one another what a fit to other families cannot know."""
+    rng = np.random.default_rng(2)
+    works: list[list[Work]] = []
+    latencies: list[float] = []
+    labels: list[str] = []
+    for family in range(8):
+        for _ in range(6):
+            place = 10.0 + 0.5 * family + 0.02 * rng.standard_normal()
+            works.append([Work(("Add", 8, 8), (place, *(0.0,) * 7), 2**place / 1e6)])
+            latencies.append(works[-1][0].base_ms * (1.5 if family % 2 else 1.0))
+            labels.append(f"family {family}")
+    stretches = []
+    for items in (labels, [str(place) for place in range(len(works))]):
+        fit = FormatFit(works, latencies, parameters=np.array(LEARNED[:-1]))
+        fit.left_out(items)
+        stretches.append(fit.stretch)
+    assert stretches[0] > 1.3 * stretches[1]
+
+
+def test_spelled_activations_are_one_piece_of_work(fitted: CalibratedEmulator) -> None:
+    builder = GraphBuilder((16, 8, 8), seed=0)
+    for kind in ("SpelledGelu", "SpelledHardSwish", "GatedHardSigmoid"):
+        builder.activation(builder.conv(builder.top, 16), kind)
+    profile = OnnxGraphInspector().profile(builder.build())
+    found = {item.name: item.operators for item in spelled_activations(profile)}
+    assert list(found) == ["spelled Gelu", "spelled HardSwish", "gated HardSigmoid"]
+    # the clip is in the sum: a runtime fuses it
+    assert [len(operators) for operators in found.values()] == [5, 3, 2]
+    cost = fitted.estimate(profile.at_precision(weight_bits=8, activation_bits=8), TARGET)
+    assert sum(layer.latency_ms for layer in cost.layers) < cost.latency_ms.value
 
 
 def test_too_few_measurements_are_refused() -> None:

@@ -1,0 +1,281 @@
+"""What networks in one number format take on a device, learned from those that it measured."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from tightfit_service.adapters.emulators.operator_process import OperatorProcess, Term
+from tightfit_service.adapters.emulators.operator_work import Kind, Work, family_of, is_operator
+
+CONFIDENCE = 0.9
+Z = 1.645
+"""Normal quantile of a two-sided 90 % interval."""
+LEAST_PRIOR_MS = 1e-6
+FOLDS = 8
+RATIO_FIT_DEVIATION = 0.2
+"""Of the logarithm of a network's latency, from what ratios per kind alone can say."""
+RATIO_DEVIATION = 1.5
+"""Of the logarithm of a kind's ratio around the typical one."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a network takes: the part in kinds that were measured, and the rest.
+
+    Attributes:
+        measured_ms: Of the kinds that were measured.
+        deviation: Of the logarithm of that.
+        other_ms: Of the kinds that were not.
+        other_low_ms: Lower bound of it.
+        other_high_ms: Upper bound.
+    """
+
+    measured_ms: float = 0.0
+    deviation: float = 0.0
+    other_ms: float = 0.0
+    other_low_ms: float = 0.0
+    other_high_ms: float = 0.0
+
+    @property
+    def value_ms(self) -> float:
+        """The whole."""
+        return self.measured_ms + self.other_ms
+
+    def bounds(self, stretch: float) -> tuple[float, float]:
+        """Return the ends of the 90 % interval of the whole, the deviation stretched.
+
+        The bounds of the parts are added: kinds of which nothing is known may be off together.
+        """
+        bound = math.exp(Z * stretch * self.deviation)
+        return (
+            self.measured_ms / bound + self.other_low_ms,
+            self.measured_ms * bound + self.other_high_ms,
+        )
+
+    def score(self, latency_ms: float) -> float:
+        """Return by how many deviations the measured part misses a measurement."""
+        return abs(math.log(self.measured_ms / latency_ms)) / self.deviation
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """What operators take whose kind was never measured, over another emulator's figures.
+
+    Attributes:
+        ratios: Typical ratio per family.
+        ratio: Typical ratio of all kinds, for families without any.
+        low: Lower bound of what one kind takes over the typical ratio.
+        high: Upper bound.
+    """
+
+    ratios: Mapping[Kind, float]
+    ratio: float
+    low: float
+    high: float
+
+    def typical(self, kind: Kind) -> float:
+        """Return the ratio that is expected of a kind."""
+        return self.ratios.get(family_of(kind), self.ratio)
+
+
+class FormatFit:
+    """Priors and process of a set of measured networks of one number format."""
+
+    def __init__(
+        self,
+        works: Sequence[Sequence[Work]],
+        latencies_ms: Sequence[float],
+        *,
+        parameters: FloatArray | None = None,
+        stretch: float = 1.0,
+    ) -> None:
+        """Fit; takes a second, or half a minute without `parameters`.
+
+        Args:
+            works: Of each network.
+            latencies_ms: Their measurements.
+            parameters: Of the process, from an earlier fit.
+            stretch: Of the intervals, from an earlier fit.
+        """
+        self._works, self._latencies = works, latencies_ms
+        self.stretch = stretch
+        sums = [sum(work.base_ms for work in network) for network in works]
+        typical = float(np.median(np.asarray(latencies_ms) / np.asarray(sums)))
+        self._ratios = _ratios(works, latencies_ms, typical=typical)
+        terms = [[self.term(work) for work in network] for network in works]
+        self.process = OperatorProcess(terms, latencies_ms, parameters=parameters)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds that were measured."""
+        return frozenset(self._ratios)
+
+    def term(self, work: Work) -> Term:
+        """Return a piece of work of a measured kind with its prior."""
+        prior_ms = max(work.base_ms * self._ratios[work.kind], LEAST_PRIOR_MS)
+        return Term(work.kind, family_of(work.kind), work.position, prior_ms)
+
+    def work_ms(self, work: Work) -> float:
+        """Return what one piece of work takes."""
+        if work.kind not in self._ratios:
+            return work.base_ms * self.unmeasured.typical(work.kind)
+        term = self.term(work)
+        return term.prior_ms * float(self.process.gains([term])[0])
+
+    def predict(self, works: Sequence[Work]) -> Prediction:
+        """Return what pieces of work take together."""
+        terms = [self.term(work) for work in works if work.kind in self._ratios]
+        measured_ms, deviation = self.process.network(terms) if terms else (0.0, 0.0)
+        others = [work for work in works if work.kind not in self._ratios]
+        if not others:
+            return Prediction(measured_ms=measured_ms, deviation=deviation)
+        other_ms = sum(self.work_ms(work) for work in others)
+        return Prediction(
+            measured_ms=measured_ms,
+            deviation=deviation,
+            other_ms=other_ms,
+            other_low_ms=other_ms * self.unmeasured.low,
+            other_high_ms=other_ms * self.unmeasured.high,
+        )
+
+    @cached_property
+    def unmeasured(self) -> Unmeasured:
+        """What kinds take that were never measured, from leaving out the measured ones in turn.
+
+        A kind that is left out is expected to take the median ratio of the others in its family. What
+        its operators take beyond that, each kind counting once, gives the bounds.
+        """
+        logs = self._log_ratios()
+        medians = {kind: float(np.median(values)) for kind, values in logs.items()}
+        residuals, weights = [], []
+        for kind, values in logs.items():
+            others = {k: m for k, m in medians.items() if k != kind}
+            akin = [m for k, m in others.items() if family_of(k) == family_of(kind)]
+            expected = np.median(akin or list(others.values()) or [medians[kind]])
+            residuals.append(values - float(expected))
+            weights.append(np.full(len(values), 1.0 / len(values)))
+        tail = (1.0 - CONFIDENCE) / 2
+        low, high = _weighted_quantiles(
+            np.concatenate(residuals), np.concatenate(weights), (tail, 1.0 - tail)
+        )
+        families: defaultdict[Kind, list[float]] = defaultdict(list)
+        for kind, median in medians.items():
+            families[family_of(kind)].append(median)
+        return Unmeasured(
+            ratios={family: math.exp(np.median(found)) for family, found in families.items()},
+            ratio=math.exp(np.median(list(medians.values()))),
+            low=math.exp(min(low, 0.0)),
+            high=math.exp(max(high, 0.0)),
+        )
+
+    def _log_ratios(self) -> dict[Kind, FloatArray]:
+        """Return per kind of operator what each distinct one takes over the other emulator's figure."""
+        works = list(
+            dict.fromkeys(
+                work for network in self._works for work in network if is_operator(work.kind)
+            )
+        )
+        terms = [self.term(work) for work in works]
+        gains = self.process.gains(terms)
+        found: defaultdict[Kind, list[float]] = defaultdict(list)
+        for work, term, gain in zip(works, terms, gains, strict=True):
+            found[work.kind].append(math.log(term.prior_ms * gain / work.base_ms))
+        return {kind: np.array(values) for kind, values in found.items()}
+
+    def left_out(self, labels: Sequence[str]) -> list[Prediction]:
+        """Predict each network by a fit without it, and stretch intervals until they cover.
+
+        A network is predicted without any network of its label, for those of a user are of no label
+        that was measured; where that would leave no measurement of one of its kinds, without an
+        eighth of all. Conformal: V. Vovk, "Cross-conformal predictors", Annals of Mathematics and
+        Artificial Intelligence 74, 2015.
+        """
+        predictions: dict[int, Prediction] = {}
+        for places, absent in self._folds(labels):
+            kept = [place for place in range(len(self._works)) if place not in absent]
+            fit = FormatFit(
+                [self._works[place] for place in kept],
+                [self._latencies[place] for place in kept],
+                parameters=self.process.parameters,
+            )
+            for place in places:
+                predictions[place] = fit.predict(self._works[place])
+        scores = np.sort(
+            [
+                found.score(self._latencies[place])
+                for place, found in predictions.items()
+                if not found.other_ms
+            ]
+        )
+        if len(scores):
+            rank = min(math.ceil(CONFIDENCE * (len(scores) + 1)), len(scores)) - 1
+            self.stretch = max(float(scores[rank]) / Z, 1.0)
+        return [predictions[place] for place in range(len(self._works))]
+
+    def _folds(self, labels: Sequence[str]) -> list[tuple[list[int], frozenset[int]]]:
+        """Return which networks are predicted together, and which are left out for that."""
+        kinds = [{work.kind for work in network} for network in self._works]
+        folds = []
+        rest = []
+        for label in dict.fromkeys(labels):
+            own = [place for place, other in enumerate(labels) if other == label]
+            known: set[Kind] = set()
+            known.update(*(kinds[p] for p, other in enumerate(labels) if other != label))
+            covered = [place for place in own if kinds[place] <= known]
+            rest += [place for place in own if place not in covered]
+            if covered:
+                folds.append((covered, frozenset(own)))
+        for first in range(min(FOLDS, len(rest))):
+            part = sorted(rest)[first::FOLDS]
+            folds.append((part, frozenset(part)))
+        return folds
+
+
+def _ratios(
+    works: Sequence[Sequence[Work]], latencies_ms: Sequence[float], *, typical: float
+) -> dict[Kind, float]:
+    """Return per kind what the measurements take over the other emulator's figures.
+
+    Logarithms of ratios are fitted to those of the latencies, drawn towards the typical one; networks far
+    off do not pull (P. J. Huber, "Robust estimation of a location parameter", 1964, in SciPy's soft form).
+    """
+    kinds = list(dict.fromkeys(work.kind for network in works for work in network))
+    places = {kind: place for place, kind in enumerate(kinds)}
+    sums = np.zeros((len(works), len(kinds)))
+    for row, network in enumerate(works):
+        for work in network:
+            sums[row, places[work.kind]] += work.base_ms
+    logs = np.log(np.asarray(latencies_ms))
+    start = np.full(len(kinds), math.log(typical))
+
+    def residuals(ratios: FloatArray) -> FloatArray:
+        missed = (np.log(sums @ np.exp(ratios)) - logs) / RATIO_FIT_DEVIATION
+        return np.concatenate([missed, (ratios - start) / RATIO_DEVIATION])
+
+    def slopes(ratios: FloatArray) -> FloatArray:
+        times = sums * np.exp(ratios)
+        shares = times / times.sum(axis=1, keepdims=True) / RATIO_FIT_DEVIATION
+        return np.concatenate([shares, np.eye(len(kinds)) / RATIO_DEVIATION])
+
+    found = least_squares(residuals, start, jac=slopes, loss="soft_l1")
+    return dict(zip(kinds, np.exp(found.x).tolist(), strict=True))
+
+
+def _weighted_quantiles(
+    values: FloatArray, weights: FloatArray, levels: Sequence[float]
+) -> list[float]:
+    """Return the least values that the given shares of the weight are at or below."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    places = np.searchsorted(reached, levels)
+    return [float(values[order][min(place, len(values) - 1)]) for place in places]
