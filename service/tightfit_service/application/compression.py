@@ -22,12 +22,12 @@ import asyncio
 
 from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome, BaselineTask
 from tightfit_service.application.candidate_trials import CandidateTrials
-from tightfit_service.application.costing import preflight_notes
 from tightfit_service.application.download_limit import DownloadStage
 from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.network_forms import FormFinder, Prepared
 from tightfit_service.application.portfolio import Portfolio
+from tightfit_service.application.preflight import preflight_notes
 from tightfit_service.application.recipe_making import teachers_of
 from tightfit_service.application.recipe_steps import RECOVERY_STEP
 from tightfit_service.application.teaching import JobTeachers

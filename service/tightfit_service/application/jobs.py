@@ -23,7 +23,6 @@ from tightfit_service.application.costing import (
     CostModel,
     ProblemBuilder,
     margins_of,
-    preflight_notes,
     with_target_limits,
 )
 from tightfit_service.application.download_limit import check_packable, download_notes
@@ -40,6 +39,7 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
+from tightfit_service.application.preflight import preflight_notes
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.teaching import find_teachers

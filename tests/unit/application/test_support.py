@@ -10,7 +10,8 @@ from fakes.linear_emulator import LinearEmulator
 from fakes.profiles import residual_profile
 from fakes.records import make_target
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.application.costing import CostModel, preflight_notes
+from tightfit_service.application.costing import CostModel
+from tightfit_service.application.preflight import preflight_notes
 from tightfit_service.application.support import support_notes
 from tightfit_service.domain.hardware import (
     Accelerator,
