@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 
 from fakes.tflite_files import TfliteBuilder
-from tightfit_service.adapters.emulators import vela
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.tflite_operators import left_on_core
 from tightfit_service.adapters.emulators.vela import VelaCompiler
@@ -190,7 +190,7 @@ def test_a_compiler_that_crashes_or_hangs_is_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
 ) -> None:
     monkeypatch.setattr(VelaCompiler, "is_installed", staticmethod(lambda: True))
-    monkeypatch.setattr(vela.sys, "executable", program(tmp_path, text))
+    monkeypatch.setattr(sys, "executable", program(tmp_path, text))
     with pytest.raises(InvalidModelError, match=told):
         VelaCompiler(timeout_s=0.3 if "sleep" in text else 30.0).compile(b"file", TARGET)
 
