@@ -34,6 +34,12 @@ def same_request(earlier: Job, job: Job) -> Job:
     return earlier
 
 
+JOB_COLUMNS = tuple(
+    one.name for one in jobs.columns if one.name not in ("last_sequence", "holder_token")
+)
+"""What `job_columns` gives the values of."""
+
+
 def job_columns(job: Job) -> dict[str, Any]:
     """Return the columns of a job, `last_sequence` and `holder_token` aside."""
     return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     Column,
+    ColumnElement,
     Connection,
     Delete,
     FromClause,
@@ -16,9 +17,9 @@ from sqlalchemy import (
     Select,
     Table,
     Update,
+    bindparam,
     column,
     func,
-    literal,
     select,
     true,
 )
@@ -26,41 +27,59 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tightfit_service.adapters.storage.database import POSTGRESQL
 
+_FOUND = "found_"
+"""Begins the names of parameters that hold what the first write of a chain returned."""
+
 Follow = Callable[[FromClause], Sequence[Insert | Update | Delete]]
 """Makes what follows from the rows that a first write returned."""
 
 
-def write_chain(connection: Connection, first: Insert | Update, follow: Follow) -> Row[Any] | None:
-    """Carry out a write that returns one row or none, and where there is one what follows from it.
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A write that returns one row or none, and those that follow where there is one."""
 
-    On PostgreSQL all is one statement, each write a common table expression (its manual, 7.8.4): one
+    statements: tuple[Select[Any] | Insert | Update | Delete, ...]
+
+    def run(self, connection: Connection, parameters: Mapping[str, Any]) -> Row[Any] | None:
+        """Carry the writes out, and return what the first one returned.
+
+        Args:
+            connection: In a transaction, or on PostgreSQL one that commits by itself.
+            parameters: Values of the parameters in the statements; none is named as a column is.
+        """
+        first, *following = self.statements
+        row = connection.execute(first, parameters).first()
+        if row is not None and following:
+            found = {_FOUND + name: value for name, value in row._asdict().items()}
+            for statement in following:
+                connection.execute(statement, {**parameters, **found})
+        return row
+
+
+def make_chain(dialect: str, first: Insert | Update, follow: Follow) -> Chain:
+    """Return a first write, which has a RETURNING clause, and what follows from it, as one.
+
+    On PostgreSQL that is one statement, each write a common table expression (its manual, 7.8.4): one
     message there and back, and all or nothing even where the connection commits by itself. The writes
     see the database as it was before, and the first one only by what it returned; so no two may touch
     the same row. SQLite has no such expressions, and nothing to save: it lives in the process. There the
     statements run one by one, in the transaction of the caller.
 
     Args:
-        connection: In a transaction, or on PostgreSQL one that commits by itself.
-        first: Has a RETURNING clause.
-        follow: Makes the other writes; what it is given has the columns that `first` returns.
-
-    Returns:
-        What `first` returned.
+        dialect: Name of the database's.
+        first: The first write.
+        follow: Makes the others; what it is given has the columns that `first` returns.
     """
-    if connection.dialect.name == POSTGRESQL:
-        found = first.cte("found")
+    found = first.cte("found")
+    if dialect == POSTGRESQL:
         following = [one.cte(f"following_{number}") for number, one in enumerate(follow(found))]
-        return connection.execute(select(found).add_cte(*following)).first()
-    row = connection.execute(first).first()
-    if row is not None:
-        values = [literal(value).label(name) for name, value in row._asdict().items()]
-        for statement in follow(select(*values).subquery("found")):
-            connection.execute(statement)
-    return row
+        return Chain(statements=(select(found).add_cte(*following),))
+    columns = [bindparam(_FOUND + one.name, type_=one.type).label(one.name) for one in found.c]
+    return Chain(statements=(first, *follow(select(*columns).subquery("found"))))
 
 
 def upsert(
-    connection: Connection,
+    dialect: str,
     table: Table,
     values: Mapping[str, Any],
     *,
@@ -70,24 +89,24 @@ def upsert(
     """Return the insert of a row; where there is one with its key, that is changed.
 
     Args:
-        connection: Says for which database.
+        dialect: Name of the database's.
         table: Where to.
         values: The row.
         replaced: Columns of an earlier row that take the values.
         changes: Columns of an earlier row that become something else.
     """
-    statement = _insert(connection, table).values(**values)
+    statement = _insert(dialect, table).values(**values)
     taken = {name: statement.excluded[name] for name in replaced}
     return statement.on_conflict_do_update(
         index_elements=list(table.primary_key), set_={**taken, **(changes or {})}
     )
 
 
-def upsert_rows(connection: Connection, table: Table, rows: Select[Any]) -> Insert:
+def upsert_rows(dialect: str, table: Table, rows: Select[Any]) -> Insert:
     """Return the insert of what a query gives under the names of the table; it replaces equal keys."""
     names = [*rows.selected_columns.keys()]
     # SQLite would take ON CONFLICT for the condition of a join, were there no WHERE before it
-    statement = _insert(connection, table).from_select(names, rows.where(true()))
+    statement = _insert(dialect, table).from_select(names, rows.where(true()))
     keys = {one.name for one in table.primary_key}
     return statement.on_conflict_do_update(
         index_elements=list(table.primary_key),
@@ -95,27 +114,24 @@ def upsert_rows(connection: Connection, table: Table, rows: Select[Any]) -> Inse
     )
 
 
-def as_table(
-    connection: Connection, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column[Any]]
-) -> FromClause:
+def as_table(dialect: str, rows: ColumnElement[Any], columns: Sequence[Column[Any]]) -> FromClause:
     """Return rows as something to select from, as one parameter however many they are.
 
     A statement with a parameter for each value would be another text for each number of rows, which
     takes both ends long to make and to read.
 
     Args:
-        connection: Says for which database.
-        rows: JSON values by name of column.
+        dialect: Name of the database's.
+        rows: Of type JSON: a list of values by name of column.
         columns: What there is in each row, and its type.
     """
-    given = literal([*rows], JSON())
-    if connection.dialect.name == POSTGRESQL:
+    if dialect == POSTGRESQL:
         return (
-            func.json_to_recordset(given)
+            func.json_to_recordset(rows)
             .table_valued(*(column(one.name, one.type) for one in columns))
             .render_derived(with_types=True)
         )
-    each = func.json_each(given).table_valued("value")
+    each = func.json_each(rows).table_valued("value")
     return select(
         *(
             func.json_extract(each.c["value"], f"$.{one.name}", type_=one.type).label(one.name)
@@ -124,7 +140,7 @@ def as_table(
     ).subquery()
 
 
-def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    if connection.dialect.name == POSTGRESQL:
+def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    if dialect == POSTGRESQL:
         return postgresql.insert(table)
     return sqlite.insert(table)

@@ -20,7 +20,7 @@ def add_death(
             delete(unit_deaths).where(unit_deaths.c.last_time < seconds_from_now(-within_seconds))
         )
         counted = upsert(
-            connection,
+            connection.dialect.name,
             unit_deaths,
             {
                 "project": project,

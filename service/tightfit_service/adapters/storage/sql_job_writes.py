@@ -7,8 +7,9 @@ took in the meantime.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,10 +21,13 @@ from sqlalchemy import (
     Engine,
     FromClause,
     Insert,
+    Integer,
+    String,
+    Text,
     Update,
+    bindparam,
     delete,
     insert,
-    literal,
     select,
     true,
     update,
@@ -33,7 +37,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from tightfit_service.adapters.storage.database import transaction
-from tightfit_service.adapters.storage.rows import job_columns, no_job
+from tightfit_service.adapters.storage.rows import JOB_COLUMNS, job_columns, no_job
 from tightfit_service.adapters.storage.schema import (
     job_events,
     job_leases,
@@ -42,10 +46,10 @@ from tightfit_service.adapters.storage.schema import (
     trials,
 )
 from tightfit_service.adapters.storage.sql_chain import (
-    Follow,
+    Chain,
     as_table,
+    make_chain,
     upsert_rows,
-    write_chain,
 )
 from tightfit_service.adapters.storage.sql_errors import ConflictError
 from tightfit_service.application.plain import to_plain
@@ -73,32 +77,15 @@ def update_job(engine: Engine, job: Job, lease: Lease | None) -> Job:
     changed = replace(job, revision=job.revision + 1)
     is_given_back = lease is not None and changed.state is not JobState.RUNNING
     before = [state.value for state in (job.state, *states_before(job.state))]
-    statement = (
-        update(jobs)
-        .where(
-            jobs.c.job_id == job.job_id,
-            jobs.c.project == job.project,
-            jobs.c.revision == job.revision,
-            jobs.c.state.in_(before),
-            _is_held_by(lease),
-        )
-        .values(**job_columns(changed), **({"holder_token": None} if is_given_back else {}))
-        .returning(jobs.c.job_id)
-    )
-
-    def give_back(found: FromClause) -> Sequence[Update]:
-        return [
-            update(job_leases)
-            .where(job_leases.c.job_id.in_(select(found.c.job_id)))
-            .values(expire_time=None)
-        ]
-
+    parameters = {
+        **{f"p_{name}": value for name, value in job_columns(changed).items()},
+        **_fence(job.job_id, lease),
+        "p_before": before,
+        "p_earlier": job.revision,
+    }
     with transaction(engine, writes=True, in_one_statement=True) as connection:
-        if is_given_back:
-            row = write_chain(connection, statement, give_back)
-        else:
-            row = connection.execute(statement).first()
-        if row is None:
+        change = _job_change(connection.dialect.name, is_given_back=is_given_back)
+        if change.run(connection, parameters) is None:
             _check_change(_check_writer(connection, job.job_id, lease, job.project), job)
             raise _overtaken(job.job_id)
     return changed
@@ -108,86 +95,133 @@ def save_trial(
     engine: Engine, job_id: str, trial: Trial, event: JobEvent | None, lease: Lease | None
 ) -> None:
     """Store a trial, and the event that tells of it; see `JobStore`."""
+    parameters = {
+        **({} if event is None else {"p_event": _without_number(event)}),
+        "p_index": trial.index,
+        "p_input_digest": trial.input_digest,
+        "p_trial": to_plain(trial),
+        "p_artifacts": [
+            {"artifact_name": name, "digest": digest} for name, digest in trial.artifacts.items()
+        ],
+    }
     with transaction(engine, writes=True, in_one_statement=True) as connection:
-
-        def follow(found: FromClause) -> Sequence[Insert | Delete]:
-            told = [] if event is None else [_event_insert(event, found)]
-            return [*told, *_trial_writes(connection, trial, found)]
-
-        _write_numbered(connection, job_id, lease, follow, number=0 if event is None else 1)
+        told = _news(connection.dialect.name, has_event=event is not None, has_trial=True)
+        _run(connection, told, job_id, lease, parameters)
 
 
 def append_event(engine: Engine, event: JobEvent, lease: Lease | None) -> JobEvent:
     """Store an event under the job's next number; see `JobStore`."""
     with transaction(engine, writes=True, in_one_statement=True) as connection:
-        sequence = _write_numbered(
-            connection, event.job_id, lease, lambda found: [_event_insert(event, found)], number=1
-        )
-    return replace(event, sequence=sequence)
+        told = _news(connection.dialect.name, has_event=True, has_trial=False)
+        parameters = {"p_event": _without_number(event)}
+        return replace(event, sequence=_run(connection, told, event.job_id, lease, parameters))
 
 
-def _write_numbered(
-    connection: Connection, job_id: str, lease: Lease | None, follow: Follow, *, number: int
+def _run(
+    connection: Connection,
+    news: Chain,
+    job_id: str,
+    lease: Lease | None,
+    parameters: Mapping[str, Any],
 ) -> int:
-    """Raise the job's last sequence number, which holds its row, and write what follows; return it.
+    """Write news of a job, and return its last sequence number.
 
     Raises:
         NotFoundError, LeaseLostError: See `JobStore`.
     """
-    # the row is locked by the update, so numbers come out in order and without gaps
-    numbered = (
-        update(jobs)
-        .where(jobs.c.job_id == job_id, _is_held_by(lease))
-        .values(last_sequence=jobs.c.last_sequence + number)
-        .returning(jobs.c.job_id, jobs.c.last_sequence)
-    )
-    row = write_chain(connection, numbered, follow)
+    row = news.run(connection, {**parameters, **_fence(job_id, lease)})
     if row is None:
         _check_writer(connection, job_id, lease)
         raise _overtaken(job_id)
     return int(row.last_sequence)
 
 
-def _event_insert(event: JobEvent, found: FromClause) -> Insert:
+def _without_number(event: JobEvent) -> str:
+    """Return the JSON of an event as `numbered_document` wants it."""
     plain: dict[str, Any] = to_plain(event)
-    document = numbered_document(
-        literal(json.dumps({key: plain[key] for key in plain if key != "sequence"})[:-1]),
-        found.c.last_sequence,
+    return json.dumps({key: plain[key] for key in plain if key != "sequence"})[:-1]
+
+
+# Statements are made once for each database: to put one together takes longer than to have it carried out.
+
+
+@functools.cache
+def _job_change(dialect: str, *, is_given_back: bool) -> Chain:
+    """Return the change of a job whose revision, state and holder are those that the writer knows."""
+    changed = (
+        update(jobs)
+        .where(
+            jobs.c.project == bindparam("p_project"),
+            jobs.c.revision == bindparam("p_earlier"),
+            jobs.c.state.in_(bindparam("p_before", expanding=True)),
+            *_is_held(),
+        )
+        .values({name: bindparam(f"p_{name}", type_=jobs.c[name].type) for name in JOB_COLUMNS})
+        .returning(jobs.c.job_id)
     )
+    if not is_given_back:
+        return Chain(statements=(changed,))
+
+    def give_back(found: FromClause) -> Sequence[Update]:
+        return [
+            update(job_leases)
+            .where(job_leases.c.job_id.in_(select(found.c.job_id)))
+            .values(expire_time=None)
+        ]
+
+    return make_chain(dialect, changed.values(holder_token=None), give_back)
+
+
+@functools.cache
+def _news(dialect: str, *, has_event: bool, has_trial: bool) -> Chain:
+    """Return the write of an event, a trial, or both, which begins by holding the row of their job."""
+    # the row is locked by the update, so numbers come out in order and without gaps
+    numbered = (
+        update(jobs)
+        .where(*_is_held())
+        .values(last_sequence=jobs.c.last_sequence + int(has_event))
+        .returning(jobs.c.job_id, jobs.c.last_sequence)
+    )
+
+    def follow(found: FromClause) -> Sequence[Insert | Delete]:
+        told = [_event_insert(found)] if has_event else []
+        return [*told, *(_trial_writes(dialect, found) if has_trial else [])]
+
+    return make_chain(dialect, numbered, follow)
+
+
+def _event_insert(found: FromClause) -> Insert:
+    number = found.c.last_sequence
+    document = numbered_document(bindparam("p_event", type_=Text()), number)
     return insert(job_events).from_select(
-        ["job_id", "sequence", "document"],
-        select(found.c.job_id, found.c.last_sequence, document),
+        ["job_id", "sequence", "document"], select(found.c.job_id, number, document)
     )
 
 
-def _trial_writes(
-    connection: Connection, trial: Trial, found: FromClause
-) -> Sequence[Insert | Delete]:
-    index = literal(trial.index).label("trial_index")
+def _trial_writes(dialect: str, found: FromClause) -> Sequence[Insert | Delete]:
+    index = bindparam("p_index", type_=Integer()).label("trial_index")
     saved = upsert_rows(
-        connection,
+        dialect,
         trials,
         select(
             found.c.job_id,
             index,
-            literal(trial.input_digest).label("input_digest"),
-            literal(to_plain(trial), JSON()).label("document"),
+            bindparam("p_input_digest", type_=String()).label("input_digest"),
+            bindparam("p_trial", type_=JSON()).label("document"),
         ),
+    )
+    named = as_table(
+        dialect,
+        bindparam("p_artifacts", type_=JSON()),
+        [trial_artifacts.c.artifact_name, trial_artifacts.c.digest],
     )
     outdated = delete(trial_artifacts).where(
         trial_artifacts.c.job_id.in_(select(found.c.job_id)),
-        trial_artifacts.c.trial_index == trial.index,
-        trial_artifacts.c.artifact_name.not_in([*trial.artifacts]),
-    )
-    if not trial.artifacts:
-        return [saved, outdated]
-    named = as_table(
-        connection,
-        [{"artifact_name": name, "digest": digest} for name, digest in trial.artifacts.items()],
-        [trial_artifacts.c.artifact_name, trial_artifacts.c.digest],
+        trial_artifacts.c.trial_index == bindparam("p_index"),
+        trial_artifacts.c.artifact_name.not_in(select(named.c.artifact_name)),
     )
     kept = upsert_rows(
-        connection,
+        dialect,
         trial_artifacts,
         select(found.c.job_id, index, named.c.artifact_name, named.c.digest).select_from(
             found.join(named, true())
@@ -196,12 +230,17 @@ def _trial_writes(
     return [saved, outdated, kept]
 
 
-def _is_held_by(lease: Lease | None) -> ColumnElement[bool]:
-    """Whether the writer holds the job; without a lease, whether nobody does.
+def _is_held() -> Sequence[ColumnElement[bool]]:
+    """Return the conditions that the writer holds the job; without a lease, that nobody does.
 
     A lease that ran out and was taken by nobody still holds: the database's clock may have jumped.
     """
-    return jobs.c.holder_token.is_(None) if lease is None else jobs.c.holder_token == lease.token
+    token = bindparam("p_token", type_=Integer())
+    return jobs.c.job_id == bindparam("p_held"), jobs.c.holder_token.is_not_distinct_from(token)
+
+
+def _fence(job_id: str, lease: Lease | None) -> Mapping[str, Any]:
+    return {"p_held": job_id, "p_token": None if lease is None else lease.token}
 
 
 def _check_writer(

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     Connection,
     Engine,
     FromClause,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Select,
     Update,
     func,
+    literal,
     select,
     update,
 )
@@ -29,7 +31,7 @@ from tightfit_service.adapters.storage.schema import (
     project_quotas,
     trials,
 )
-from tightfit_service.adapters.storage.sql_chain import as_table, upsert, write_chain
+from tightfit_service.adapters.storage.sql_chain import as_table, make_chain, upsert
 from tightfit_service.adapters.storage.sql_errors import repeated
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain, to_plain
@@ -95,15 +97,18 @@ class SqlJobQueue:
             return []
         with transaction(self._engine, writes=True, in_one_statement=True) as connection:
             held = as_table(
-                connection,
-                [
-                    {
-                        "job_id": lease.job_id,
-                        "token": lease.token,
-                        "only_waits": lease.job_id in waiting,
-                    }
-                    for lease in leases
-                ],
+                connection.dialect.name,
+                literal(
+                    [
+                        {
+                            "job_id": lease.job_id,
+                            "token": lease.token,
+                            "only_waits": lease.job_id in waiting,
+                        }
+                        for lease in leases
+                    ],
+                    JSON(),
+                ),
                 [job_leases.c.job_id, job_leases.c.token, job_leases.c.only_waits],
             )
             renewed = (
@@ -142,7 +147,9 @@ class SqlJobQueue:
                 "cancel_requested": True,
                 "losses": [],
             }
-            connection.execute(upsert(connection, job_leases, wish, replaced=("cancel_requested",)))
+            connection.execute(
+                upsert(connection.dialect.name, job_leases, wish, replaced=("cancel_requested",))
+            )
         return job
 
     @repeated
@@ -276,8 +283,9 @@ def _take(
         update_time=now,
         revision=before.revision + 1,
     )
+    dialect = connection.dialect.name
     lease = upsert(
-        connection,
+        dialect,
         job_leases,
         {
             "job_id": row.job_id,
@@ -307,7 +315,7 @@ def _take(
             .values(**job_columns(job), holder_token=token)
         ]
 
-    taken = write_chain(connection, lease, hold)
+    taken = make_chain(dialect, lease, hold).run(connection, {})
     assert taken is not None
     return Claim(
         job=job,

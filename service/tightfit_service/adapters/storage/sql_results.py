@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
-    Connection,
     Delete,
     Engine,
+    Float,
     FromClause,
     Insert,
     Label,
     Row,
+    Select,
+    String,
     and_,
+    bindparam,
     delete,
     exists,
     func,
-    literal,
     select,
     true,
     tuple_,
@@ -35,10 +39,11 @@ from tightfit_service.adapters.storage.schema import (
     work_results,
 )
 from tightfit_service.adapters.storage.sql_chain import (
+    Chain,
     as_table,
+    make_chain,
     upsert,
     upsert_rows,
-    write_chain,
 )
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
 from tightfit_service.application.plain import from_plain, to_plain
@@ -63,10 +68,45 @@ def find_unit(
     engine: Engine, project: str, input_digest: str, *, within_seconds: float
 ) -> UnitRecord:
     """Return a cached result, which is noted as used, and the deaths of the unit's workers."""
+    with transaction(engine, writes=False) as connection:
+        row = connection.execute(
+            _UNIT,
+            {
+                "p_project": project,
+                "p_input_digest": input_digest,
+                "p_within": -within_seconds,
+            },
+        ).one()
+    deaths = UnitDeaths()
+    if row.death_count is not None:
+        deaths = UnitDeaths(count=row.death_count, evidence=row.evidence)
+    if row.document is None:
+        return UnitRecord(deaths=deaths)
+    return UnitRecord(result=_noted(engine, project, input_digest, row), deaths=deaths)
+
+
+def keep_result(engine: Engine, project: str, input_digest: str, result: WorkResult) -> None:
+    """Store a result and what it refers to, in the place of an earlier one."""
+    parameters = {
+        "p_project": project,
+        "p_input_digest": input_digest,
+        "p_result": to_plain(result),
+        "p_outputs": [
+            {"output_name": name, "digest": digest, "size_bytes": result.sizes.get(digest)}
+            for name, digest in result.outputs.items()
+        ],
+    }
+    with transaction(engine, writes=True, in_one_statement=True) as connection:
+        _result_writes(connection.dialect.name).run(connection, parameters)
+
+
+def _unit_query() -> Select[Any]:
+    """Return the query of a result and of deaths: one row, whatever of them there is."""
     unit = select(
-        literal(project).label("project"), literal(input_digest).label("input_digest")
+        bindparam("p_project", type_=String()).label("project"),
+        bindparam("p_input_digest", type_=String()).label("input_digest"),
     ).subquery("unit")
-    query = select(
+    return select(
         work_results.c.document, _is_noted(), unit_deaths.c.death_count, unit_deaths.c.evidence
     ).select_from(
         unit.outerjoin(
@@ -80,55 +120,43 @@ def find_unit(
             and_(
                 unit_deaths.c.project == unit.c.project,
                 unit_deaths.c.input_digest == unit.c.input_digest,
-                unit_deaths.c.last_time >= seconds_from_now(-within_seconds),
+                unit_deaths.c.last_time >= seconds_from_now(bindparam("p_within", type_=Float())),
             ),
         )
     )
-    with transaction(engine, writes=False) as connection:
-        row = connection.execute(query).one()
-    deaths = UnitDeaths()
-    if row.death_count is not None:
-        deaths = UnitDeaths(count=row.death_count, evidence=row.evidence)
-    if row.document is None:
-        return UnitRecord(deaths=deaths)
-    return UnitRecord(result=_noted(engine, project, input_digest, row), deaths=deaths)
 
 
-def keep_result(engine: Engine, project: str, input_digest: str, result: WorkResult) -> None:
-    """Store a result and what it refers to, in the place of an earlier one."""
-    key = {"project": project, "input_digest": input_digest}
-    with transaction(engine, writes=True, in_one_statement=True) as connection:
-        kept = upsert(
-            connection,
-            work_results,
-            {"document": to_plain(result), "use_time": seconds_from_now(0.0), **key},
-            replaced=("document", "use_time"),
-        ).returning(work_results.c.project, work_results.c.input_digest)
-        write_chain(connection, kept, lambda found: _output_writes(connection, found, result))
-
-
-def _output_writes(
-    connection: Connection, found: FromClause, result: WorkResult
-) -> Sequence[Insert | Delete]:
-    outdated = delete(work_outputs).where(
-        tuple_(work_outputs.c.project, work_outputs.c.input_digest).in_(
-            select(found.c.project, found.c.input_digest)
-        ),
-        work_outputs.c.output_name.not_in([*result.outputs]),
-    )
-    if not result.outputs:
-        return [outdated]
+@functools.cache
+def _result_writes(dialect: str) -> Chain:
+    kept = upsert(
+        dialect,
+        work_results,
+        {
+            "project": bindparam("p_project"),
+            "input_digest": bindparam("p_input_digest"),
+            "document": bindparam("p_result", type_=JSON()),
+            "use_time": seconds_from_now(0.0),
+        },
+        replaced=("document", "use_time"),
+    ).returning(work_results.c.project, work_results.c.input_digest)
     named = as_table(
-        connection,
-        [
-            {"output_name": name, "digest": digest, "size_bytes": result.sizes.get(digest)}
-            for name, digest in result.outputs.items()
-        ],
+        dialect,
+        bindparam("p_outputs", type_=JSON()),
         [work_outputs.c.output_name, work_outputs.c.digest, work_outputs.c.size_bytes],
     )
-    rows = select(found.c.project, found.c.input_digest, *named.c)
-    kept = upsert_rows(connection, work_outputs, rows.select_from(found.join(named, true())))
-    return [outdated, kept]
+
+    def follow(found: FromClause) -> Sequence[Insert | Delete]:
+        outdated = delete(work_outputs).where(
+            tuple_(work_outputs.c.project, work_outputs.c.input_digest).in_(
+                select(found.c.project, found.c.input_digest)
+            ),
+            work_outputs.c.output_name.not_in(select(named.c.output_name)),
+        )
+        rows = select(found.c.project, found.c.input_digest, *named.c)
+        joined = rows.select_from(found.join(named, true()))
+        return [outdated, upsert_rows(dialect, work_outputs, joined)]
+
+    return make_chain(dialect, kept, follow)
 
 
 def _is_of(project: str, input_digest: str) -> ColumnElement[bool]:
@@ -156,6 +184,9 @@ def _noted(engine: Engine, project: str, input_digest: str, row: Row[Any]) -> Wo
             if noted.rowcount == 0:
                 return None
     return from_plain(WorkResult, row.document)
+
+
+_UNIT = _unit_query()
 
 
 class SqlResultExpiry:

@@ -34,7 +34,7 @@ from tightfit_service.domain.trial import TrialState
 OUTPUTS = {"model": digest_of("model"), "graph": digest_of("graph")}
 UNIT = WorkUnit(project="default", kind="trial", payload={}, inputs={})
 
-ON_SQLITE = 19
+ON_SQLITE = 20
 """Each transaction begins with a statement; what belongs together is one, of a statement for each table."""
 
 ON_POSTGRESQL = 5
