@@ -19,13 +19,14 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -161,10 +162,10 @@ def fill(engine: Engine, first: int, last: int, *, queued: int = QUEUED) -> None
                 "last": last,
             },
         )
-        event = {"job_id": "JOBID", "sequence": 1, "kind": "note", "message": "filled"}
-        event["time"] = datetime.now(UTC).isoformat()
+        note = {"job_id": "JOBID", "sequence": 1, "kind": "note", "message": "filled"}
+        note["time"] = datetime.now(UTC).isoformat()
         connection.execute(
-            text(_EVENTS), {"document": json.dumps(event), "first": first, "last": last}
+            text(_EVENTS), {"document": json.dumps(note), "first": first, "last": last}
         )
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as plain:
         plain.execute(text("SET statement_timeout = 0"))
@@ -232,6 +233,21 @@ def single_calls(engine: Engine, total: int) -> dict[str, dict[str, float]]:
     return found
 
 
+@contextmanager
+def counted_statements(engine: Engine) -> Iterator[list[int]]:
+    """Yield a list of one number: that of the statements so far."""
+    count = [0]
+
+    def add(*_: object) -> None:
+        count[0] += 1
+
+    event.listen(engine, "before_cursor_execute", add)
+    try:
+        yield count
+    finally:
+        event.remove(engine, "before_cursor_execute", add)
+
+
 def resident_mebibytes() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGESIZE") / (1 << 20), 1)
@@ -287,10 +303,11 @@ async def run_replica(
     queue.claim_seconds.clear()
     overheads.clear()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        await asyncio.sleep(seconds / 10)
-        memory.append(resident_mebibytes())
-        print(f"  {len(overheads)} trials, {memory[-1]} MiB", flush=True)
+    with counted_statements(engine) as statements:
+        while time.perf_counter() < end:
+            await asyncio.sleep(seconds / 10)
+            memory.append(resident_mebibytes())
+            print(f"  {len(overheads)} trials, {memory[-1]} MiB", flush=True)
     load = os.getloadavg()
     result = {
         "workers": workers,
@@ -301,6 +318,8 @@ async def run_replica(
         "claims_afterwards": spread(list(queue.claim_seconds)),
         "heartbeats_of_all_leases": spread(list(queue.heartbeat_seconds)),
         "overhead_per_trial": spread(list(overheads)),
+        # with their share of claims, ends of jobs and heartbeats
+        "statements_per_trial": round(statements[0] / max(1, len(overheads)), 1),
         "trials_per_second": round(len(overheads) / seconds, 1),
         "resident_mebibytes": memory,
         "load_average": [round(one, 1) for one in load],
