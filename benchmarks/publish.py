@@ -114,6 +114,27 @@ def packing_stages(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def download_levels(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of choices by layer against the same for all layers."""
+    lines = [
+        "| network | packed, at most | same for all layers | top-1 | by layer | top-1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for same, own in zip(rows[::2], rows[1::2], strict=True):
+        assert not same["by_layer"]
+        assert own["by_layer"]
+        figures = (
+            f"{row['packed_bytes'] / 1000:.1f} kB | {row['accuracy']:.2%}" for row in (same, own)
+        )
+        lines.append(f"| {same['network']} | {same['share']:.0%} | {' | '.join(figures)} |")
+    whole = {
+        row["network"]: f"{row['network']} as it is: {row['whole_bytes'] / 1000:.1f} kB, "
+        f"{row['whole_accuracy']:.2%}"
+        for row in rows
+    }
+    return "\n".join([*lines, "", "; ".join(whole.values()) + "."])
+
+
 def packing_files(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of packed files."""
     lines = [
@@ -234,6 +255,8 @@ def pages() -> dict[Path, str]:
     alone = json.loads((RESULTS / "techniques.json").read_text())
     formats = json.loads((RESULTS / "quantization.json").read_text())
     shown = between(methods.read_text(), "techniques", techniques(alone))
+    levels = json.loads((RESULTS / "download_levels.json").read_text())
+    shown = between(shown, "download-levels", download_levels(levels))
     devices = RESULTS / "calibration.json"
     emulators = ROOT / "docs" / "emulators.md"
     table = (
