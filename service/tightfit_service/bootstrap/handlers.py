@@ -77,7 +77,7 @@ TFLITE_IN: Mapping[ModelFormat, Callable[[bytes], bytes]] = {
 }
 """Returns the TensorFlow Lite file in a file of each format that holds one."""
 
-PassT = TypeVar("PassT", bound=GraphPass)
+SomePass = TypeVar("SomePass", bound=GraphPass)
 
 
 class Work(Protocol):
@@ -188,5 +188,5 @@ def _recipe_work(steps: GraphSteps) -> RecipeWork:
     )
 
 
-def _by_name(passes: Sequence[PassT]) -> Mapping[str, PassT]:
+def _by_name(passes: Sequence[SomePass]) -> Mapping[str, SomePass]:
     return {item.name: item for item in passes}
