@@ -44,6 +44,7 @@ class Rates:
         run_us: Microseconds per inference: driver, command buffer, copies of input and output.
         log_half_width: Half width of the 90 % interval of log latency.
         scored_on: Measured tables that the width comes from.
+        input_multiple: Channels that sums over input channels are rounded up to.
         runtime_factors: Latency of runtimes whose names begin so, over that of the vendor's own.
     """
 
@@ -53,6 +54,7 @@ class Rates:
     run_us: float
     log_half_width: float
     scored_on: str
+    input_multiple: int = 1
     runtime_factors: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -175,7 +177,7 @@ class AcceleratedEmulator:
         else:
             peak = accelerator.macs_per_second(computed_format(accelerator, operator)) / 1e3
             share = self.rates.efficiency.get(operator.kind, self.rates.default)
-            macs = RooflineEmulator.rounded_macs(operator, target)
+            macs = RooflineEmulator.rounded_macs(operator, target) * self._input_rounding(operator)
             moved = self._memory_ms(operator, target)
             latency = max(macs / (peak * share), moved) + self.rates.overhead_us / 1e3
             latency *= self._runtime_factor(target)
@@ -194,6 +196,14 @@ class AcceleratedEmulator:
             energy_mj=energy,
             weight_bytes=flash.flatbuffer_bytes(operator),
         )
+
+    def _input_rounding(self, operator: Operator) -> float:
+        """Return how much longer sums over input channels take than their products say."""
+        multiple = self.rates.input_multiple
+        channels = operator.in_channels // max(operator.groups, 1)
+        if operator.kind is OperatorKind.DEPTHWISE_CONV or channels < 1:
+            return 1.0
+        return -(-channels // multiple) * multiple / channels
 
     @staticmethod
     def _memory_ms(operator: Operator, target: HardwareSpec) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from tightfit_service.adapters.emulators.edge_tpu import EDGE_TPU_EMULATOR
 from tightfit_service.adapters.emulators.esp import EspEmulator
+from tightfit_service.adapters.emulators.ethos_u import ETHOS_U_EMULATOR
 from tightfit_service.adapters.emulators.gpu import GPU_EMULATOR
 from tightfit_service.adapters.emulators.npu import NPU_EMULATOR
 from tightfit_service.adapters.emulators.partitions import computed_format, partitions
@@ -154,3 +155,15 @@ def test_every_target_of_the_catalogue_has_one_emulator_that_answers() -> None:
         assert 0 < cost.latency_ms.low < cost.latency_ms.value < cost.latency_ms.high, target.name
         assert 0 < cost.energy_mj.low < cost.energy_mj.high, target.name
         assert cost.provenance
+
+
+def test_an_ethos_u_sums_over_eight_input_channels_at_a_time() -> None:
+    target = CATALOGUE.get("cortex-m55-ethos-u55-128")
+    (conv,) = chain(CONV).operators
+
+    def latency_ms(channels: int) -> float:
+        narrow = conv.resized(channels, conv.out_channels)
+        return ETHOS_U_EMULATOR.operator_cost(narrow, target).latency_ms
+
+    assert latency_ms(57) == pytest.approx(latency_ms(64))
+    assert latency_ms(56) < latency_ms(57)
