@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.local_units import LocalUnits
 from benchmarks.main_job import MANIFEST, NETWORKS
 
-from tightfit.dataset_file import packed, read_dataset_file
+from tightfit.dataset_archive import packed
+from tightfit.dataset_file import read_dataset_file
 from tightfit_service import bootstrap
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.baseline_work import BASELINE, BaselineTask

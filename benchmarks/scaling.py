@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from fakes.ray_cluster import RayCluster
 from fakes.telemetry import RecordingTelemetry
-from tightfit.dataset_file import packed, read_dataset_file
+from tightfit.dataset_archive import packed
+from tightfit.dataset_file import read_dataset_file
 from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
 from tightfit_service.adapters.execution.limits import WorkerLimits
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores

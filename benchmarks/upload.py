@@ -33,7 +33,7 @@ import numpy as np
 from tightfit import Client, operations
 from tightfit.connection import Patience, open_channel
 from tightfit.credentials import Credentials
-from tightfit.dataset_file import PackedDataset
+from tightfit.dataset_archive import PackedDataset
 from tightfit.transfer import CHUNK_BYTES
 from tightfit.v1 import dataset_pb2, dataset_pb2_grpc
 

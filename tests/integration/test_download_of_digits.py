@@ -13,7 +13,8 @@ from fakes.clock import FakeClock
 from fakes.search_bench import TARGET, run_search
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit.dataset_file import packed, read_dataset_file
+from tightfit.dataset_archive import packed
+from tightfit.dataset_file import read_dataset_file
 from tightfit.packed_file import unpack
 from tightfit_service.adapters.execution.inline import InlineExecutor
 from tightfit_service.application import download_limit

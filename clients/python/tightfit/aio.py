@@ -25,7 +25,8 @@ from tightfit.connection import (
     open_channel,
 )
 from tightfit.credentials import Credentials
-from tightfit.dataset_file import packed, read_dataset_file
+from tightfit.dataset_archive import packed
+from tightfit.dataset_file import read_dataset_file
 from tightfit.direct import DirectSending, fetch_directly, send_directly
 from tightfit.errors import (
     LimitExceededError,

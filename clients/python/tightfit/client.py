@@ -16,7 +16,8 @@ from tightfit import calls
 from tightfit import operations as ops
 from tightfit.connection import DEFAULT_PROJECT, DEFAULT_SERVER, Backoff, Patience, open_channel
 from tightfit.credentials import Credentials
-from tightfit.dataset_file import packed, read_dataset_file
+from tightfit.dataset_archive import packed
+from tightfit.dataset_file import read_dataset_file
 from tightfit.direct import DirectSending, fetch_directly, send_directly
 from tightfit.errors import (
     LimitExceededError,

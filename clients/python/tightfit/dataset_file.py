@@ -1,23 +1,17 @@
-"""`dataset.yaml`: read, checked, and packed with its arrays into one archive for upload."""
+"""`dataset.yaml`: read and checked, key by key, with the arrays that it names."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
-import shutil
-import tempfile
 import zipfile
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tightfit.errors import InvalidInputError
+from tightfit.yaml_file import load_yaml_mapping
 
 MANIFEST_VERSION = 1
 METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = {
@@ -32,12 +26,7 @@ SPLITS = ("train", "evaluation", "unlabeled")
 _TOP_KEYS = ("task", "arrays", "splits", "layout", "preprocess", "metric", "class_names")
 _PREPROCESS_KEYS = ("scale", "mean", "std")
 _ARRAY_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-MAX_YAML_BYTES = 4 << 20
-MAX_YAML_DEPTH = 50
-"""Of what people write by hand; a parser recurses into it."""
 _NPY_MAGIC = b"\x93NUMPY"
-# the earliest time that ZIP can express: equal contents must give equal bytes
-_FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -53,17 +42,6 @@ class DatasetFile:
     path: Path
     manifest: Mapping[str, Any]
     files: Mapping[str, Path]
-
-
-@dataclass(frozen=True)
-class PackedDataset:
-    """An archive ready for upload; `digest` is its lower-case hex sha-256."""
-
-    path: Path
-    display_name: str
-    """Name of the folder that the description lies in."""
-    digest: str
-    size_bytes: int
 
 
 def read_dataset_file(path: Path) -> DatasetFile:
@@ -101,159 +79,6 @@ def read_dataset_file(path: Path) -> DatasetFile:
     if "class_names" in content:
         manifest["class_names"] = reader.class_names(content["class_names"])
     return DatasetFile(path=path, manifest=manifest, files=files)
-
-
-@contextmanager
-def packed(dataset: DatasetFile) -> Iterator[PackedDataset]:
-    """Pack a dataset into a temporary archive that lives as long as the context.
-
-    The archive is an uncompressed ZIP with `manifest.json` first and the array files as they are.
-    Equal contents give equal bytes, so that a server which has them already need not be sent them.
-
-    Raises:
-        InvalidInputError: An array file cannot be read, or the temporary folder is full.
-    """
-    with tempfile.TemporaryDirectory(prefix="tightfit-") as folder:
-        archive = Path(folder) / "dataset.zip"
-        try:
-            _write_archive(archive, dataset)
-        except OSError as error:
-            raise InvalidInputError(
-                f"cannot pack the dataset: {error}",
-                field=str(dataset.path),
-                remedy="check that the arrays are readable and that TMPDIR has room for a copy",
-            ) from error
-        yield PackedDataset(
-            path=archive,
-            display_name=dataset.path.resolve().parent.name,
-            digest=file_digest(archive),
-            size_bytes=archive.stat().st_size,
-        )
-
-
-def file_digest(path: Path) -> str:
-    """Return the lower-case hex sha-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_archive(archive: Path, dataset: DatasetFile) -> None:
-    with zipfile.ZipFile(archive, "w", compression=zipfile.ZIP_STORED) as output:
-        text = json.dumps(dataset.manifest, indent=1, sort_keys=True).encode()
-        output.writestr(_member("manifest.json", len(text)), text)
-        for name, source in sorted(dataset.files.items()):
-            info = _member(name, source.stat().st_size)
-            with source.open("rb") as file, output.open(info, "w") as member:
-                shutil.copyfileobj(file, member, 1 << 20)
-
-
-def _member(name: str, size: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name, date_time=_FIXED_TIME)
-    info.file_size = size
-    info.create_system = 3
-    info.external_attr = 0o100644 << 16
-    return info
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Safe loader of what people write.
-
-    It refuses a key given twice, of which plain loaders keep the last without a word; aliases, by which a
-    few lines become gigabytes; and structures deeper than anybody means.
-    """
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node and all that is in it."""
-        problem = ""
-        if self.check_event(yaml.AliasEvent):
-            problem = "aliases are not read: write it out"
-        elif self._depth >= MAX_YAML_DEPTH:
-            problem = f"nested more than {MAX_YAML_DEPTH} deep"
-        if problem:
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
-        """Build a value; numbers and dates that Python has no room for are told by their line."""
-        try:
-            return super().construct_object(node, deep=deep)
-        except (ValueError, OverflowError) as error:
-            raise yaml.constructor.ConstructorError(
-                None, None, str(error), node.start_mark
-            ) from error
-
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002  # the signature is PyYAML's
-    ) -> dict[Hashable, Any]:
-        """Build a mapping whose scalar keys are unique."""
-        seen: set[str] = set()
-        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in scalars:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def load_yaml_mapping(path: Path, *, what: str) -> dict[str, Any]:
-    """Return the mapping that a YAML file holds.
-
-    Args:
-        path: The file.
-        what: What the file should be, for messages: "a dataset description".
-
-    Raises:
-        InvalidInputError: Not readable, not YAML, or no mapping at its top.
-    """
-    try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise InvalidInputError(
-                f"{path} has more than {MAX_YAML_BYTES >> 20} MiB",
-                field=str(path),
-                remedy=f"give the path of {what}",
-            )
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)  # noqa: S506  # nosec B506  # a SafeLoader
-    except FileNotFoundError as error:
-        raise InvalidInputError(
-            f"there is no file {path}", field=str(path), remedy="check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"{path} is no text", field=str(path), remedy=f"give the path of {what}"
-        ) from error
-    except OSError as error:
-        raise InvalidInputError(
-            f"cannot read {path}: {error.strerror or error}",
-            field=str(path),
-            remedy=f"give the path of {what}",
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise InvalidInputError(
-            f"{path.name} is not valid YAML: {problem}", field=where, remedy="mend that line"
-        ) from error
-    if not isinstance(content, dict):
-        raise InvalidInputError(
-            f"{path.name} does not hold keys and values",
-            field=str(path),
-            remedy=f"write {what} as `key: value` lines",
-        )
-    return content
 
 
 class _Reader:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tightfit.calls import Call, Stream, create_download_url, watch_job
 from tightfit.connection import Backoff, Patience
-from tightfit.dataset_file import PackedDataset, file_digest
+from tightfit.dataset_archive import PackedDataset, file_digest
 from tightfit.direct import LEAST_BYTES as DIRECT_LEAST_BYTES
 from tightfit.direct import DirectSending
 from tightfit.errors import (

@@ -12,9 +12,9 @@ import yaml
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from tightfit.dataset_file import load_yaml_mapping
 from tightfit.errors import InvalidInputError, TightfitError
 from tightfit.v1 import hardware_pb2
+from tightfit.yaml_file import load_yaml_mapping
 
 _ENUM_PREFIXES = {"number_formats": "NUMBER_FORMAT_", "output_format": "MODEL_FORMAT_"}
 _PATH_IN_ERROR = re.compile(r" at HardwareSpec\.(\w+(?:\.\w+)*)")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tightfit.dataset_file import packed, read_dataset_file
+from tightfit.dataset_archive import packed
+from tightfit.dataset_file import read_dataset_file
 from tightfit.errors import InvalidInputError
 
 FULL: dict[str, Any] = {
