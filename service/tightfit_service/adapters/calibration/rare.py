@@ -32,13 +32,13 @@ def in_turn(*steps: Step, side: int = 48, width: int = 128, most: int = 11) -> M
 
 
 def two_operands(op_type: str) -> Step:
-    """Return elementwise arithmetic of a tensor and of what its sigmoid leaves of it."""
+    """Return elementwise arithmetic of a tensor and its sigmoid, added to the tensor."""
 
     def step(builder: GraphBuilder, source: str) -> str:
         gate = builder.activation(source, "Sigmoid")
         if op_type == "Div":
             gate = builder.node("Add", [gate, builder.scalar(0.5)], builder.shapes[source])
-        return builder.node(op_type, [source, gate], builder.shapes[source])
+        return builder.add(source, builder.node(op_type, [source, gate], builder.shapes[source]))
 
     return step
 
@@ -215,20 +215,21 @@ def resized(mode: str) -> Step:
 def sampled(point: Point, seed: int) -> GraphBuilder:
     """Return GridSample at places that the image says (M. Jaderberg et al., NeurIPS 2015).
 
-    Once or twice: places that are rounded to integers move what is sampled.
+    Once only, and of an image that has been enlarged: places that are rounded to integers move what is
+    sampled.
     """
-    side, width = point.size(0, 4, 24), point.channels(1, 3, 48)
-    builder = GraphBuilder((width, side, side), seed=seed)
+    small, width = point.size(0, 1, 6), point.channels(1, 3, 48)
+    side = 4 * small
+    builder = GraphBuilder((width, small, small), seed=seed)
+    image = builder.upsample(builder.upsample("input"))
     line = np.linspace(-0.8, 0.8, side)
     grid = np.stack(np.meshgrid(line, line, indexing="xy"), axis=-1)[None].astype(np.float32)
-    for _ in range(point.choice(5, (1, 2))):
-        source = builder.top
-        where = builder.activation(builder.dense(builder.global_pool(source), 2), "Tanh")
-        small = builder.node("Mul", [where, builder.scalar(0.1)], (2,))
-        moved = builder.node(
-            "Add", [builder.reshape(small, (1, 1, 2)), builder.constant(grid)], (side, side, 2)
-        )
-        builder.node("GridSample", [source, moved], (width, side, side), mode="bilinear")
+    where = builder.activation(builder.dense(builder.global_pool(image), 2), "Tanh")
+    near = builder.node("Mul", [where, builder.scalar(0.1)], (2,))
+    moved = builder.node(
+        "Add", [builder.reshape(near, (1, 1, 2)), builder.constant(grid)], (side, side, 2)
+    )
+    builder.node("GridSample", [image, moved], (width, side, side), mode="bilinear")
     return builder
 
 
@@ -257,14 +258,16 @@ def top_values(point: Point, seed: int) -> GraphBuilder:
 
 
 def long_softmax(point: Point, seed: int) -> GraphBuilder:
-    """Return shares of long axes, of one vector or many, and their logarithms."""
-    rows, width = point.turn((1, 16, 64)), point.size(0, 32, 1024)
+    """Return shares of long axes, of one vector or many, and of one vector also their logarithms."""
+    ends_in_logarithms = point.number % 2 == 1
+    rows = 1 if ends_in_logarithms else point.choice(1, (1, 16, 64))
+    width = point.size(0, 32, 1024)
     builder = GraphBuilder((rows, width) if rows > 1 else (width,), seed=seed)
-    kind = point.turn(("Softmax", "LogSoftmax"))
     for _ in range(point.choice(5, (1, 2, 4))):
         source = builder.top
-        shares = builder.node(kind, [source], builder.shapes[source], axis=-1)
-        builder.add(source, shares)
+        builder.add(source, builder.softmax(source))
+    if ends_in_logarithms:
+        builder.node("LogSoftmax", [builder.top], builder.shapes[builder.top], axis=-1)
     return builder
 
 
