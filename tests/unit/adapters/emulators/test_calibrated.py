@@ -183,8 +183,8 @@ def test_an_estimate_names_the_kinds_that_were_never_measured() -> None:
     assert sources["Gemm"] == "kind measured"
     assert {layer.provenance for layer in known.layers} <= {"kind measured", ""}
     widths = [cost.latency_ms.high / cost.latency_ms.low for cost in (known, unknown)]
-    assert widths[1] > 2 * widths[0]
-    assert unknown.energy_mj.high / unknown.energy_mj.low > 2 * (
+    assert widths[1] > 1.5 * widths[0]
+    assert unknown.energy_mj.high / unknown.energy_mj.low > 1.5 * (
         known.energy_mj.high / known.energy_mj.low
     )
 
