@@ -38,6 +38,7 @@ def page(text: str, found: Mapping[str, Any]) -> str:
         "disk": disk(faults["disk full"]),
         "clock": clock(faults["clock jump"]),
         "poison": poison(faults["poison"]),
+        "hostile": hostile(faults["hostile inputs"]),
         "rolling": rolling(faults["rolling restart"]),
         "calls": calls(load),
         "watches": watches(load),
@@ -162,6 +163,38 @@ def poison(row: dict[str, Any]) -> str:
         f"(tries: {tries}); of the others: {_states(row['other_jobs'])}. The error of a job that was "
         f"given up:\n\n> {row['evidence'][0]}"
     )
+
+
+def hostile(row: dict[str, Any]) -> str:
+    """Return how inputs that mean harm were answered."""
+    answers: dict[str, dict[str, int]] = row["answers"]
+    codes = sorted({code for found in answers.values() for code in found} - {"OK"})
+    lines = [
+        " | ".join(["| kind", "inputs", "harmless (OK)", *codes]) + " |",
+        "|---" * (3 + len(codes)) + "|",
+    ]
+    lines += [
+        " | ".join(
+            map(
+                str,
+                [f"| {kind}", sum(found.values()), found.get("OK", 0)]
+                + [found.get(code, 0) for code in codes],
+            )
+        )
+        + " |"
+        for kind, found in answers.items()
+    ]
+    total = sum(sum(found.values()) for found in answers.values())
+    lines += [
+        "",
+        (
+            f"{total} inputs in {row['seconds'] / 60:.0f} min, one after the other; "
+            f"{len(row['problems'])} were answered otherwise than as the caller's fault, and the server "
+            f"took a good model afterwards. The server held at most {row['server_bytes'] >> 20} MiB, "
+            f"with its workers {row['all_bytes'] >> 20} MiB."
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def rolling(row: dict[str, Any]) -> str:
