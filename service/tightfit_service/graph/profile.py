@@ -98,6 +98,9 @@ _KINDS: Mapping[str, OperatorKind] = {
     **dict.fromkeys(("Resize", "Upsample"), OperatorKind.RESIZE),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), OperatorKind.RECURRENT),
 }
+_CONVOLUTIONS = frozenset(
+    {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV, OperatorKind.TRANSPOSED_CONV}
+)
 _WEIGHTED = frozenset(
     {
         OperatorKind.CONV,
@@ -172,11 +175,11 @@ def _operator(
 ) -> Operator:
     node = item.node
     kind = _kind(item, fused, state)
-    source = (
-        _nchw(item.inputs[0], fused, state)
-        if item.inputs[:1] and item.inputs[0] in fused.shapes
-        else ()
-    )
+    source: Shape = ()
+    if item.inputs[:1] and item.inputs[0] in fused.shapes:
+        name = item.inputs[0]
+        # Convolutions read NCHW by definition; of other tensors propagation knows, from what made them.
+        source = fused.shapes[name] if kind in _CONVOLUTIONS else _nchw(name, fused, state)
     out = _nchw(item.outputs[0], fused, state) if item.outputs[0] in fused.shapes else ()
     parameters = [
         name

@@ -132,6 +132,16 @@ def test_channels_last_tensors_are_told_in_nchw_order() -> None:
     assert operator(found, "nhwc").out_channels == 4
 
 
+@pytest.mark.parametrize("size", [8, 6])
+def test_a_convolution_of_a_channels_last_input_reads_its_channels(size: int) -> None:
+    b = Builder(0)
+    x = b.node("nchw", "Transpose", [b.input("image", (size, 10, 6))], perm=[0, 3, 1, 2])
+    x = b.conv("conv", x, 6, 8)
+    found = operator(profile(b.model({x: (8, size, 10)})), "conv")
+    assert (found.in_channels, found.in_size) == (6, (size, 10))
+    assert (found.out_channels, found.out_size) == (8, (size, 10))
+
+
 def test_transposed_and_grouped_convolutions() -> None:
     found = profile(ODD_NETWORKS["grouped_transposed"](0))
     conv = operator(found, "g")
