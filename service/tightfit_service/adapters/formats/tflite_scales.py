@@ -74,7 +74,11 @@ class ScaleGroups:
             root = self._root(int(operator.outputs[0]))
             for item in operator.inputs:
                 value = self._file.constant(int(item))
-                if value is not None and value.dtype == np.float32 and value.size:
+                if value is None or value.dtype != np.float32:
+                    continue
+                # a maximum begins with minus infinity, which is stored as the least there is
+                value = value[np.isfinite(value)]
+                if value.size:
                     span = TensorRange(low=float(value.min()), high=float(value.max()))
                     chosen[root].append(span)
         return {

@@ -55,3 +55,19 @@ def test_unit(kind: str, attributes: dict[str, float], operators: set[str]) -> N
     assert "SELECT" not in names
     assert noise[NumberFormat.FLOAT32] < 1e-9
     assert noise[NumberFormat.INT8] < 0.01
+
+
+def test_a_soft_maximum_that_begins_with_minus_infinity_is_stored_in_8_bits() -> None:
+    """Over a long last axis the converter writes the maximum with -inf as its first value."""
+    b = Builder(0)
+    x = b.conv("conv", b.input("input", (3, 12, 12)), 3, 16, relu=False)
+    x = b.node("rows", "Reshape", [x, b.ints("shape", [-1, 16, 144])])
+    x = b.node("soft", "LogSoftmax", [x], axis=-1)
+    stored = np.random.default_rng(0).normal(size=(8, 3, 12, 12)).astype(np.float32)
+    exported = TfliteExporter().export(
+        b.model({x: (16, 144)}).SerializeToString(),
+        calibration=Samples(stored=stored, labels=None),
+        settings=QuantizationSettings(),
+        metadata={},
+    )
+    assert exported.parity["noise_ratio"] < 0.01
