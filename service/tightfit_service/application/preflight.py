@@ -63,8 +63,9 @@ def preflight_notes(
             PreflightNote(
                 code="WIDTH_ROUNDED_UP",
                 message=(
-                    f"{len(odd)} layers have widths that {target.name} rounds up to a multiple of "
-                    f"{multiple}; widths in between bring nothing there"
+                    f"{target.name} rounds widths up to a multiple of {multiple}, those of "
+                    f"{len(odd)} {'layer' if len(odd) == 1 else 'layers'} as they came; widths in "
+                    "between bring nothing"
                 ),
                 node=odd[0],
             )
