@@ -105,6 +105,7 @@ def chain_operators(
                 out_size=size if kernel else operator.out_size,
                 kernel=tuple(kernel),
                 stride=tuple(attribute(link.node, "strides") or (1,) * len(kernel)),
+                dilation=tuple(attribute(link.node, "dilations") or ()),
                 weight_count=weights,
                 bias_count=operator.bias_count if is_last else 0,
                 fused=(*(pads if is_first else ()), *(behind if is_last else ())),
