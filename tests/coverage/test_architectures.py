@@ -29,6 +29,8 @@ _CONVERTED = (
 )
 """Networks whose files show what those of the others do not; benchmarks/coverage.py converts all."""
 
+_EVERY_TIME = ("mobilenet_v3", "gru")
+"""Those of the fast ones that every run of the tests converts: one by convolutions, one by steps."""
 
 _EXPORTS = ("_opset11", "_opset13", "_opset20", "_dynamo", "_fixed_batch", "_softmax")
 _OTHERWISE_EXPORTED = tuple(name for name in ARCHITECTURES if name.endswith(_EXPORTS))
@@ -50,8 +52,13 @@ def _assert_as_known(name: str, steps: Sequence[str]) -> None:
     assert known <= failed.keys(), "these steps work now: take them off the list of known gaps"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in _EVERY_TIME else pytest.mark.long)
+        for name in FAST
+    ],
+)
 def test_way_through_the_service(name: str) -> None:
     _assert_as_known(name, [step for step in STEPS if step != "back"])
 

@@ -13,19 +13,11 @@ def refused_shares(found: Findings) -> dict[str, float]:
     return {kind: 1 - answers["OK"] / answers.total() for kind, answers in found.outcomes.items()}
 
 
-@pytest.mark.slow
-def test_a_sample_of_hostile_inputs_is_refused(tmp_path: Path) -> None:
-    found = run(tmp_path, count=33, seed=1)
-    assert found.failures == []
-    shares = refused_shares(found)
-    assert set(shares) == set(KINDS)
-    assert sum(shares.values()) / len(shares) > 0.4
-
-
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
 def test_hundreds_of_hostile_inputs_are_refused(tmp_path: Path) -> None:
     """Run `python tests/faults/hostile_inputs.py` for 2,000 of them."""
     found = run(tmp_path, count=500, seed=0)
     assert found.failures == []
+    assert set(found.outcomes) == set(KINDS)
     assert {kind: share for kind, share in refused_shares(found).items() if share < 0.2} == {}

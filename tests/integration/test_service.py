@@ -65,7 +65,7 @@ def trials_of(client: Client, job: str) -> dict[int, trial_pb2.Trial]:
     return {trial.index: trial for trial in client.list_trials(job)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_teacher_is_listened_to_and_recorded(
     server: RunningServer, tmp_path: Path
 ) -> None:
@@ -122,7 +122,7 @@ def test_half_the_latency_ends_in_a_file_that_is_as_accurate_as_it_says(
     assert "tightfit_trials_total" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_server_goes_on_after_a_restart_and_repeats_no_finished_trial(
     own_server: RunningServer,
 ) -> None:
@@ -213,7 +213,7 @@ def test_cancelling_frees_the_worker_and_a_watch_that_resumes_misses_nothing(
     assert own_server.stop() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_impossible_budget_is_explained(server: RunningServer) -> None:
     with server.client() as client:
         job = client.wait(client.create_job(digits_spec(client, share=0.01, max_drop=0.0)).name)
