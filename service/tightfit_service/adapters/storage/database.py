@@ -133,7 +133,7 @@ def _try_idle_connections(engine: Engine) -> None:
     """Have connections tried that lay idle, so that a restarted server is not met with dead ones.
 
     One in steady use is not: a server that goes away takes what is under way with it in any case, the
-    first that notices has all others made anew, and a message to and fro before each statement would
+    first that notices has all others made anew, and a round trip before each statement would
     cost as much as the statement.
     """
 
