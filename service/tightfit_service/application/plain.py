@@ -31,11 +31,23 @@ def to_plain(value: Any) -> Any:
     return _converter.unstructure(value)
 
 
-def from_plain(kind: type[T], data: Any) -> T:
+def from_plain(
+    kind: type[T],
+    data: Any,
+    *,
+    field: str = "",
+    remedy: str = "pass the data on as it was received",
+) -> T:
     """Return the value of type `kind` that `to_plain` made `data` from.
 
     Keys that `kind` does not know are ignored and missing ones take their defaults, so that data
     survives a change of version; a wrong type never passes silently.
+
+    Args:
+        kind: The type.
+        data: What was made of the value.
+        field: Where the data stands in a request, for the error.
+        remedy: What to do about data that cannot be read, for the error.
 
     Raises:
         InvalidRequestError: A key is missing or a value has the wrong type; says where.
@@ -47,18 +59,16 @@ def from_plain(kind: type[T], data: Any) -> T:
         own = _own_error(error)
         if own is not None:
             raise own from error
-        raise _unreadable(
-            kind, "; ".join(transform_error(error, format_exception=_describe))
-        ) from error
+        detail = "; ".join(transform_error(error, format_exception=_describe))
+        raise _unreadable(kind, detail, field, remedy) from error
     except (TypeError, ValueError, KeyError) as error:
-        raise _unreadable(kind, str(error)) from error
+        raise _unreadable(kind, str(error), field, remedy) from error
 
 
-def _unreadable(kind: type[Any], detail: str) -> InvalidRequestError:
+def _unreadable(kind: type[Any], detail: str, field: str, remedy: str) -> InvalidRequestError:
     name = getattr(kind, "__name__", str(kind))
     return InvalidRequestError(
-        f"this is not a {name} as tightfit writes it: {detail}",
-        remedy="pass the data on as it was received",
+        f"this is not a {name} as tightfit writes it: {detail}", field=field, remedy=remedy
     )
 
 

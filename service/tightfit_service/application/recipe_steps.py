@@ -130,14 +130,12 @@ def _settings_of(step: PassStep, kind: type[S]) -> S:
     Raises:
         InvalidRequestError: A parameter is missing or of the wrong type.
     """
-    try:
-        return from_plain(kind, step.parameters)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(
-            error.message,
-            field=error.field or f"recipe.steps.{step.pass_name}",
-            remedy="give the parameters that `tightfit recipe show` lists for this step",
-        ) from error
+    return from_plain(
+        kind,
+        step.parameters,
+        field=f"recipe.steps.{step.pass_name}",
+        remedy="give the parameters that `tightfit recipe show` lists for this step",
+    )
 
 
 def quantization_of(recipe: Recipe) -> QuantizationSettings:
