@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fakes.ports import free_port
 
 START_SECONDS = 60.0
 
@@ -29,7 +30,7 @@ class PostgresServer:
         With `is_durable` what was committed survives a SIGKILL of the whole server; tests that do not
         kill it are several times faster without.
         """
-        self.port = _free_port()
+        self.port = free_port()
         self._password = secrets.token_hex(8)
         self._data = directory / "data"
         self._log = directory / "postgres.log"
@@ -145,9 +146,3 @@ def _folder() -> str:
 
 def _program(name: str) -> str:
     return f"{_folder()}/{name}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.ports import free_port
 from tightfit_service.adapters.execution.process_tree import kill_all, members
 
 HEAD = "127.0.0.2"
@@ -77,7 +78,7 @@ class RayCluster:
         # a path below pytest's own is too long for the sockets that Ray puts there
         folder = Path(tempfile.mkdtemp(prefix="ray-"))
         (folder / "token").write_text(secrets.token_hex(32))
-        cluster = cls(folder=folder, port=_free_port(), client_port=_free_port(), cpus=cpus)
+        cluster = cls(folder=folder, port=free_port(HEAD), client_port=free_port(HEAD), cpus=cpus)
         cluster.add_node(
             HEAD,
             "--head",
@@ -155,9 +156,3 @@ def _tied_and_in_a_hurry() -> None:
     # Sessions share processors as groups (sched(7), autogroup), so it is the group that must hurry.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("-10")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HEAD, 0))
-        return int(probe.getsockname()[1])

@@ -9,7 +9,6 @@ server answers, `kill DIR`, after which `start` finds the data again, and `destr
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-_START_SECONDS = 240
+from fakes.ports import free_port
+
+START_SECONDS = 240
+"""How long a server may take to start, at most: on a busy machine daemons are slow to find each other."""
+
+_START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +41,30 @@ class S3Gateway:
         subprocess.run([self.script, "kill", self.directory], check=True, capture_output=True)
 
     def start_again(self) -> None:
-        """Start a killed server at its old address."""
+        """Start a killed server at its old address.
+
+        A start that the script gave up is tried again: the daemons of a server that was killed may
+        not find each other in time on a busy machine.
+
+        Raises:
+            RuntimeError: It did not start, with the end of what the script printed.
+        """
         assert self.script is not None
         port = urlsplit(self.url).port
-        with self.directory.with_name(f"{self.directory.name}.log").open("ab") as output:
-            subprocess.run(
-                [self.script, "start", str(port), self.directory],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=_START_SECONDS,
-                check=True,
-            )
+        log = self.directory.with_name(f"{self.directory.name}.log")
+        for _ in range(_START_ATTEMPTS):
+            with log.open("ab") as output:
+                started = subprocess.run(
+                    [self.script, "start", str(port), self.directory],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=START_SECONDS,
+                    check=False,
+                )
+            if started.returncode == 0:
+                return
+            self.kill()
+        raise RuntimeError(f"the S3 server did not start again: {log.read_text()[-2000:]}")
 
 
 @contextmanager
@@ -78,10 +95,10 @@ def _start(script: Path, directory: Path) -> S3Gateway:
     log = directory.with_name(f"{directory.name}.log")
     with log.open("wb") as output:
         started = subprocess.run(
-            [script, "start", str(_free_port()), directory],
+            [script, "start", str(free_port()), directory],
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=_START_SECONDS,
+            timeout=START_SECONDS,
             check=False,
         )
     lines = log.read_text().splitlines()
@@ -97,9 +114,3 @@ def _start(script: Path, directory: Path) -> S3Gateway:
         script=script,
         directory=directory,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

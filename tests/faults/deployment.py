@@ -13,7 +13,6 @@ import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from minio import Minio
 
+from fakes.ports import free_port
 from fakes.postgres_server import PostgresServer, running_postgres
 from fakes.s3_gateway import S3Gateway, find_s3_gateway
 from running_server import RunningServer
@@ -447,12 +447,6 @@ def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
         thread.join(60)
     if raised:
         raise raised[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def children(pid: int) -> list[int]:

@@ -25,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from faults.deployment import EXAMPLE, FINAL, ORDERLY, SERVICE, State, free_port, merge, spec, until
+from fakes.ports import free_port
+from faults.deployment import EXAMPLE, FINAL, ORDERLY, SERVICE, State, merge, spec, until
 from running_server import RunningServer
 from tightfit import Client
 from tightfit.connection import Patience

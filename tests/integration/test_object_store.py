@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import threading
@@ -9,13 +10,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
 
-from fakes.s3_gateway import S3Gateway, find_s3_gateway
+from fakes.s3_gateway import START_SECONDS, S3Gateway, find_s3_gateway
 from fakes.s3_stores import open_bucket, open_s3
 from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
 from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
@@ -33,6 +35,7 @@ LARGE_DIGEST = hashlib.sha256(LARGE).hexdigest()
 DATA = os.urandom(100_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 LIFETIME = timedelta(minutes=1)
+PATIENCE_SECONDS = 2.0 * START_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,13 @@ def mortal(gateway: S3Gateway) -> S3Gateway:
     return gateway
 
 
+@pytest.fixture(autouse=True)
+def sockets_are_collected() -> Iterator[None]:
+    """Collect what broken connections left while the marks above still apply, not as pytest ends."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "source"
@@ -58,44 +68,50 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def killed_for_a_moment(gateway: S3Gateway, *, after_seconds: float) -> threading.Thread:
+@contextmanager
+def killed_for_a_moment(gateway: S3Gateway, *, after_seconds: float) -> Iterator[None]:
+    """Kill the gateway while the body runs, and start it again; raise what went wrong with that."""
+
     def run() -> None:
         time.sleep(after_seconds)
         gateway.kill()
         gateway.start_again()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(run)
+        try:
+            yield
+        finally:
+            killed.result()
 
 
 def unfinished(stores: S3ArtifactStores) -> int:
     return stores.bucket.abort_unfinished(stores.prefix, older_than=timedelta(seconds=-60))
 
 
+@pytest.mark.timeout(2 * PATIENCE_SECONDS)
 @pytest.mark.parametrize("after_seconds", [0.1, 0.4])
 def test_a_put_goes_on_when_the_store_is_killed_and_comes_back(
     mortal: S3Gateway, source: Path, tmp_path: Path, after_seconds: float
 ) -> None:
-    stores = open_s3(mortal)
+    stores = open_s3(mortal, patience_seconds=PATIENCE_SECONDS)
     store = stores.of("default")
-    thread = killed_for_a_moment(mortal, after_seconds=after_seconds)
-    store.put(source, LARGE_DIGEST)
-    thread.join()
+    with killed_for_a_moment(mortal, after_seconds=after_seconds):
+        store.put(source, LARGE_DIGEST)
     store.fetch(LARGE_DIGEST, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == LARGE
     assert [found.digest for found in store.list_stored()] == [LARGE_DIGEST]
 
 
+@pytest.mark.timeout(2 * PATIENCE_SECONDS)
 @pytest.mark.parametrize("after_seconds", [0.1])
 def test_a_fetch_goes_on_when_the_store_is_killed_and_comes_back(
     mortal: S3Gateway, source: Path, tmp_path: Path, after_seconds: float
 ) -> None:
-    store = open_s3(mortal).of("default")
+    store = open_s3(mortal, patience_seconds=PATIENCE_SECONDS).of("default")
     store.put(source, LARGE_DIGEST)
-    thread = killed_for_a_moment(mortal, after_seconds=after_seconds)
-    store.fetch(LARGE_DIGEST, tmp_path / "copy")
-    thread.join()
+    with killed_for_a_moment(mortal, after_seconds=after_seconds):
+        store.fetch(LARGE_DIGEST, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == LARGE
     assert [path.name for path in tmp_path.iterdir() if "copy" in path.name] == ["copy"]
 
@@ -118,24 +134,34 @@ def test_without_patience_a_killed_store_is_an_error_and_the_next_attempt_succee
     assert store.size(LARGE_DIGEST) == len(LARGE)
 
 
+@pytest.mark.timeout(2 * PATIENCE_SECONDS)
 def test_an_upload_goes_on_through_a_kill_or_from_what_is_committed(mortal: S3Gateway) -> None:
     stores = open_s3(mortal)
     staging = S3UploadStaging(artifacts=stores)
     ticket = ticket_for(LARGE)
     staging.open(ticket)
-    thread = killed_for_a_moment(mortal, after_seconds=0.3)
-    offset = 0
-    while offset < len(LARGE):
-        try:
+    with killed_for_a_moment(mortal, after_seconds=0.3):
+        offset = 0
+        while offset < len(LARGE):
             part = LARGE[offset : offset + (1 << 20)]
-            offset = staging.append("default", "up", offset=offset, data=part)
-        except UnavailableError:
-            time.sleep(0.5)
-            offset = staging.find("default", "up")[1]
-    thread.join()
+            try:
+                offset = staging.append("default", "up", offset=offset, data=part)
+            except UnavailableError:
+                offset = committed(staging)
     staging.complete("default", "up")
     seen = hashlib.sha256(b"".join(stores.of("default").read(LARGE_DIGEST)))
     assert seen.hexdigest() == LARGE_DIGEST
+
+
+def committed(staging: S3UploadStaging) -> int:
+    """Return how far an upload is, once the store answers."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return staging.find("default", "up")[1]
+        except UnavailableError:
+            assert time.monotonic() < end, "the store did not come back"
+        time.sleep(0.5)
 
 
 def test_a_refused_upload_in_parts_leaves_nothing_behind(gateway: S3Gateway, source: Path) -> None:

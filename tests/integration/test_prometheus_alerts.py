@@ -5,7 +5,6 @@ from __future__ import annotations
 import http
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ import grpc
 import pytest
 import yaml
 
+from fakes.ports import free_port
 from running_server import RunningServer
 from tightfit.errors import TightfitError
 from tightfit.v1 import compression_pb2, compression_pb2_grpc
@@ -58,12 +58,6 @@ class _Webhook:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -110,7 +104,7 @@ def prometheus(tmp_path: Path, server: RunningServer, webhook: _Webhook) -> Iter
     ):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (Debian package {package})")
-    port, alert_port = _free_port(), _free_port()
+    port, alert_port = free_port(), free_port()
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(_sooner(yaml.safe_load(RULES.read_text()))))
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,17 +16,11 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fakes.ports import free_port
+
 USER = 10001
 START_SECONDS = 180.0
 STOP_SECONDS = 90.0
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 @dataclass(frozen=True, kw_only=True)
