@@ -268,7 +268,7 @@ class CheckJobResponse(_message.Message):
 
     @_builtins.property
     def baseline(self) -> _metrics_pb2.Metrics:
-        """The model as it came, estimated."""
+        """The model as it came: costs as estimated, the accuracy as measured where there is a dataset."""
 
     @_builtins.property
     def baseline_int8(self) -> _metrics_pb2.Metrics:

@@ -165,7 +165,8 @@ class CompressionServiceServicer:
     def CheckJob(self, request, context):
         """CheckJob says what can be said before a search: costs, limits missed, what could be reached.
 
-        Estimates only; nothing is trained or stored.
+        Costs are estimates. Where there is a dataset, the accuracy of the model as it came is measured, also of
+        a quantized one. Nothing is trained.
 
         Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
         UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).

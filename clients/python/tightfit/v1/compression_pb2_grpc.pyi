@@ -82,7 +82,8 @@ class CompressionServiceStub:
     CheckJob: _grpc.UnaryUnaryMultiCallable[_compression_pb2.CheckJobRequest, _compression_pb2.CheckJobResponse]
     """CheckJob says what can be said before a search: costs, limits missed, what could be reached.
 
-    Estimates only; nothing is trained or stored.
+    Costs are estimates. Where there is a dataset, the accuracy of the model as it came is measured, also of
+    a quantized one. Nothing is trained.
 
     Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
     UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).
@@ -158,7 +159,8 @@ class CompressionServiceAsyncStub(CompressionServiceStub):
     CheckJob: _aio.UnaryUnaryMultiCallable[_compression_pb2.CheckJobRequest, _compression_pb2.CheckJobResponse]  # type: ignore[assignment]
     """CheckJob says what can be said before a search: costs, limits missed, what could be reached.
 
-    Estimates only; nothing is trained or stored.
+    Costs are estimates. Where there is a dataset, the accuracy of the model as it came is measured, also of
+    a quantized one. Nothing is trained.
 
     Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
     UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).
@@ -273,7 +275,8 @@ class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_compression_pb2.CheckJobResponse, _abc.Awaitable[_compression_pb2.CheckJobResponse]]:
         """CheckJob says what can be said before a search: costs, limits missed, what could be reached.
 
-        Estimates only; nothing is trained or stored.
+        Costs are estimates. Where there is a dataset, the accuracy of the model as it came is measured, also of
+        a quantized one. Nothing is trained.
 
         Codes: OK; INVALID_ARGUMENT (as CreateJob); NOT_FOUND (model, dataset, teacher or target);
         UNIMPLEMENTED (as CreateJob); UNAVAILABLE (retry).

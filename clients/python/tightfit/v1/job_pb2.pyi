@@ -230,6 +230,26 @@ class CompressionSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RunnerLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     HARDWARE_TARGET_FIELD_NUMBER: _builtins.int
@@ -246,10 +266,13 @@ class CompressionSpec(_message.Message):
     TEACHERS_FIELD_NUMBER: _builtins.int
     IMPORTANCE_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
+    RUNNER_LABELS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Resource name of the model."""
     dataset: _builtins.str
-    """Resource name of the dataset. Empty means none: no training, and no measured accuracy."""
+    """Resource name of the dataset. Empty means none: inputs made from the model then calibrate and train, and
+    accuracy means closeness to the model as it came.
+    """
     hardware_target: _builtins.str
     """Resource name of a target of the catalogue."""
     output_format: _hardware_pb2.ModelFormat.ValueType
@@ -303,6 +326,12 @@ class CompressionSpec(_message.Message):
         came: at most 4, each for the same inputs and classes. Their answers are averaged.
         """
 
+    @_builtins.property
+    def runner_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that the runner which measures candidates must carry, by key; at most 32, with a verification
+        only. Without any, every runner of the target may measure.
+        """
+
     def __init__(
         self,
         *,
@@ -322,10 +351,11 @@ class CompressionSpec(_message.Message):
         teachers: _abc.Iterable[_builtins.str] | None = ...,
         importance: Global___ImportanceCriterion.ValueType = ...,
         packed: _builtins.bool = ...,
+        runner_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "objective", b"objective", "recipe", b"recipe", "search_limits", b"search_limits", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "importance", b"importance", "model", b"model", "objective", b"objective", "output_format", b"output_format", "packed", b"packed", "priority", b"priority", "recipe", b"recipe", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "teachers", b"teachers", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "dataset", b"dataset", "hardware_spec", b"hardware_spec", "hardware_target", b"hardware_target", "importance", b"importance", "model", b"model", "objective", b"objective", "output_format", b"output_format", "packed", b"packed", "priority", b"priority", "recipe", b"recipe", "runner_labels", b"runner_labels", "search_limits", b"search_limits", "seed", b"seed", "target", b"target", "teachers", b"teachers", "techniques", b"techniques", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["hardware_target", "hardware_spec"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015

@@ -233,20 +233,22 @@ class Metrics(_message.Message):
     """Size of the exported file, in bytes."""
     accuracy: _builtins.float
     """Metric of the exported file, run in its own runtime over the evaluation set: a fraction from 0
-    to 1. Absent where that set was not looked at (screening trials) or there is no dataset.
+    to 1. Absent where that set was not looked at (screening trials).
     """
     accuracy_low: _builtins.float
-    """Lower end of the 95 % Wilson score interval of `accuracy`; present when `accuracy` is."""
+    """Lower end of the 95 % interval of `accuracy`, Wilson's for shares of samples, else by bootstrap; present
+    when `accuracy` is.
+    """
     accuracy_high: _builtins.float
-    """Upper end of the 95 % Wilson score interval of `accuracy`; present when `accuracy` is."""
+    """Upper end of that interval; present when `accuracy` is."""
     accuracy_sample_count: _builtins.int
     """Number of samples behind `accuracy`; 0 when `accuracy` is absent."""
     selection_accuracy: _builtins.float
-    """Metric over the selection set, which ranks trials: a fraction from 0 to 1. Absent without a dataset."""
+    """Metric over the selection set, which ranks trials: a fraction from 0 to 1. Absent where nothing was judged."""
     selection_accuracy_low: _builtins.float
-    """Lower end of the 95 % Wilson score interval of `selection_accuracy`."""
+    """Lower end of its 95 % interval, as of `accuracy`."""
     selection_accuracy_high: _builtins.float
-    """Upper end of the 95 % Wilson score interval of `selection_accuracy`."""
+    """Upper end of that interval."""
     selection_accuracy_sample_count: _builtins.int
     """Number of samples behind `selection_accuracy`; 0 when it is absent."""
     download_bytes: _builtins.int

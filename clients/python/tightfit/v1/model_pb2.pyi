@@ -23,7 +23,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Model(_message.Message):
-    """Model is a trained network as uploaded: an ONNX file of opset 8 or later."""
+    """Model is a trained network as uploaded: an ONNX file of opset 8 or later, a TFLite file, or a program that
+    PyTorch exported (`.pt2`).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
