@@ -1,4 +1,4 @@
-"""The designed set: chains of one kind of layer, families that edge teams use, and rarer operators.
+"""The designed set: chains of one kind of layer, families that edge teams use, and other operators.
 
 Chains tell the kinds of layers apart; networks tell what layers cost among others: fused into one
 another, with caches that somebody else filled. Widths and sizes follow Sobol sequences, so that a short
@@ -7,17 +7,21 @@ set covers the space evenly and a longer one contains the shorter.
 
 from __future__ import annotations
 
-from tightfit_service.adapters.calibration import chains, families, rare
+from tightfit_service.adapters.calibration import chains, families, image_steps, single_operators
 from tightfit_service.adapters.calibration.chains import Maker
 from tightfit_service.adapters.calibration.points import Point
 from tightfit_service.application.ports import DesignedNetwork
 
 MOST_MACS = 60e6
 """Of one network; wider ones are narrowed. A Cortex-A core takes about 10 ms for them."""
+SHRINK_STEP = 0.8
+"""Factor on the coordinates of a point whose network is too large, until it is not."""
+LEAST_SHRINK = 0.05
+"""Where the sizes are the smallest that there are, and no smaller network can follow."""
 
 
 class DesignedNetworks:
-    """Implements `CalibrationNetworks`; graphs are seeded, so that an index always means the same one."""
+    """Implements `CalibrationNetworks`; graphs are seeded: an index always means the same one."""
 
     def graph(self, index: int) -> DesignedNetwork:
         """Return the network of an index from 0 on."""
@@ -27,9 +31,9 @@ class DesignedNetworks:
         point, shrink = Point.of(number, label), 1.0
         while True:
             builder = _MAKERS[label](point.shrunk(shrink), index)
-            if builder.macs <= MOST_MACS or shrink < 0.05:
+            if builder.macs <= MOST_MACS or shrink < LEAST_SHRINK:
                 break
-            shrink *= 0.8
+            shrink *= SHRINK_STEP
         return DesignedNetwork(label=label, graph=builder.build())
 
 
@@ -61,49 +65,51 @@ _MAKERS: dict[str, Maker] = {
     "gelu": chains.activation_chain("SpelledGelu", "Gelu", "SpelledTanhGelu", "Erf"),
     "leaky activations": chains.activation_chain("LeakyRelu", "PRelu", "Elu"),
     "rarer activations": chains.activation_chain("Softplus", "Selu", "Celu", "Softsign"),
-    "arithmetic": rare.in_turn(
-        *(rare.two_operands(kind) for kind in ("Mul", "Div", "Sub", "Max", "Min"))
+    "arithmetic": image_steps.in_turn(
+        *(image_steps.two_operands(kind) for kind in ("Mul", "Div", "Sub", "Max", "Min"))
     ),
-    "functions": rare.in_turn(
-        *(rare.one_operand(kind) for kind in ("Pow", "Sqrt", "Exp", "Abs", "Log", "Neg"))
+    "functions": image_steps.in_turn(
+        *(image_steps.one_operand(kind) for kind in ("Pow", "Sqrt", "Exp", "Abs", "Log", "Neg"))
     ),
-    "normalization": rare.in_turn(
-        rare.last_axis_norm,
-        rare.instance_norm,
-        rare.local_response_norm,
-        rare.group_norm,
+    "normalization": image_steps.in_turn(
+        image_steps.last_axis_norm,
+        image_steps.instance_norm,
+        image_steps.local_response_norm,
+        image_steps.group_norm,
         side=32,
         most=4,
     ),
-    "spelled normalization": rare.in_turn(
-        rare.spelled_norm(1), rare.spelled_norm(3), side=32, most=4
+    "spelled normalization": image_steps.in_turn(
+        image_steps.spelled_norm(1), image_steps.spelled_norm(3), side=32, most=4
     ),
-    "reductions": rare.in_turn(
-        rare.reduced("ReduceMean", (2, 3)),
-        rare.reduced("ReduceMax", (1,)),
-        rare.reduced("ReduceL2", (1,)),
-        rare.reduced("ReduceMean", (1,)),
-        rare.reduced("ReduceMax", (2, 3)),
-        rare.reduced("ReduceSum", (2, 3)),
-        rare.reduced("GlobalMaxPool", (2, 3)),
-        rare.reduced("ReduceSum", (1,)),
+    "reductions": image_steps.in_turn(
+        image_steps.reduced("ReduceMean", (2, 3)),
+        image_steps.reduced("ReduceMax", (1,)),
+        image_steps.reduced("ReduceL2", (1,)),
+        image_steps.reduced("ReduceMean", (1,)),
+        image_steps.reduced("ReduceMax", (2, 3)),
+        image_steps.reduced("ReduceSum", (2, 3)),
+        image_steps.reduced("GlobalMaxPool", (2, 3)),
+        image_steps.reduced("ReduceSum", (1,)),
     ),
-    "movement": rare.in_turn(
-        rare.shuffled,
-        rare.split,
-        rare.sliced,
-        rare.gathered,
-        rare.padded,
-        rare.depth_to_space,
-        rare.tiled,
-        rare.expanded,
-        rare.chosen,
+    "movement": image_steps.in_turn(
+        image_steps.shuffled,
+        image_steps.split,
+        image_steps.sliced,
+        image_steps.gathered,
+        image_steps.padded,
+        image_steps.depth_to_space,
+        image_steps.tiled,
+        image_steps.expanded,
+        image_steps.chosen,
     ),
-    "resizing": rare.in_turn(rare.resized("nearest"), rare.resized("linear"), side=32),
-    "grid sampling": rare.sampled,
-    "greatest values": rare.top_values,
-    "long softmax": rare.long_softmax,
-    "token products": rare.token_products,
+    "resizing": image_steps.in_turn(
+        image_steps.resized("nearest"), image_steps.resized("linear"), side=32
+    ),
+    "grid sampling": single_operators.sampled,
+    "greatest values": single_operators.top_values,
+    "long softmax": single_operators.long_softmax,
+    "token products": single_operators.token_products,
 }
 
 _FIRST = (

@@ -13,6 +13,10 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 OPSET = 17
 IR_VERSION = 9
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""Products per hidden unit of a recurrent layer, as ONNX lays out its weights."""
+GELU_CUBE, GELU_SCALE = 0.044715, 0.7978845608
+"""Of the approximation of GELU by tanh: the cube's factor, and the root of 2 / pi (D. Hendrycks, K. Gimpel,
+"Gaussian Error Linear Units", arXiv:1606.08415)."""
 
 
 class GraphBuilder:
@@ -32,7 +36,7 @@ class GraphBuilder:
         self.top = "input"
         """Output of the layer that was added last."""
         self.macs = 0
-        """Multiply-accumulates of all products so far, those of attention left out."""
+        """Multiply-accumulates of all layers with weights so far; products of tokens are left out."""
 
     def conv(
         self,
@@ -309,7 +313,7 @@ class GraphBuilder:
         return self.constant(np.array(values, dtype=np.int64))
 
     def weight(self, shape: Sequence[int], *, fan_in: int) -> str:
-        """Add random weights whose products keep the deviation of what they weigh."""
+        """Add random weights that keep the deviation of activations behind ReLU (K. He et al., ICCV 2015)."""
         deviation = (2.0 / fan_in) ** 0.5
         return self.constant(self._rng.normal(0.0, deviation, shape).astype(np.float32))
 
@@ -354,8 +358,8 @@ def _gelu(builder: GraphBuilder, source: str) -> str:
 
 def _tanh_gelu(builder: GraphBuilder, source: str) -> str:
     cube = _with_number(builder, "Pow", source, 3.0)
-    inner = builder.add(source, _with_number(builder, "Mul", cube, 0.044715))
-    curve = builder.activation(_with_number(builder, "Mul", inner, 0.7978845608), "Tanh")
+    inner = builder.add(source, _with_number(builder, "Mul", cube, GELU_CUBE))
+    curve = builder.activation(_with_number(builder, "Mul", inner, GELU_SCALE), "Tanh")
     product = builder.multiply(source, _with_number(builder, "Add", curve, 1.0))
     return _with_number(builder, "Mul", product, 0.5)
 
@@ -369,4 +373,4 @@ SPELLED: Mapping[str, Callable[[GraphBuilder, str], str]] = {
     "SpelledGelu": _gelu,
     "SpelledTanhGelu": _tanh_gelu,
 }
-"""Activations that older operator sets have no node for."""
+"""Activations in several operators, as exporters for older operator sets write them."""

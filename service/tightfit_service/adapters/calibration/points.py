@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 SEED = 20
 DIMENSIONS = 6
+"""As many as the makers of networks read coordinates."""
 DEPTHS = (1, 2, 4, 7)
 """Layers of a chain: only networks of different depth tell layers from the borders of a network."""
 
@@ -25,10 +26,11 @@ class Point:
 
     @classmethod
     def of(cls, number: int, label: str) -> Point:
-        """Return a point of a sequence; every label has one of its own.
+        """Return a point of the scrambled Sobol sequence of a label.
 
-        So all are covered, however many networks are asked for. I. M. Sobol, USSR Computational
-        Mathematics 7(4), 1967.
+        A sequence per label covers the sizes of each kind of network, however many are asked for
+        (I. M. Sobol, USSR Computational Mathematics and Mathematical Physics 7(4), 1967). Labels
+        whose letters add up alike share a sequence, which harms nothing.
         """
         seed = SEED + sum(ord(letter) for letter in label)
         engine = qmc.Sobol(d=DIMENSIONS, seed=seed)

@@ -1,10 +1,14 @@
-"""Operators that fewer networks have, each among convolutions or alone, in turn."""
+"""Operators behind an image that leave its shape as it was, and chains of them in turn.
+
+They are elementwise arithmetic and functions, reductions, normalizations, movements of data, and resizing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+from onnx import TensorProto
 
 from tightfit_service.adapters.calibration.chains import Maker
 from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
@@ -12,17 +16,24 @@ from tightfit_service.adapters.calibration.points import Point
 
 Step = Callable[[GraphBuilder, str], str]
 """Adds operators behind a tensor of (channels, height, width) and returns one of the same shape."""
+MOST_CHANNELS = 128
+GROUPS = 4
+"""Of channels; every count of them is a multiple of it."""
+MOST_STEPS = 11
+"""As many as `Point.layers` returns at most."""
 
 
-def in_turn(*steps: Step, side: int = 48, width: int = 128, most: int = 11) -> Maker:
+def in_turn(*steps: Step, side: int = 48, most: int = MOST_STEPS) -> Maker:
     """Return chains of three of the steps, which change with every network.
 
-    Sides are even and at most `side`, channels a multiple of 4 and at most `width`, so that every
-    step can part them. `most` bounds the length of chains whose rounding to integers adds up.
+    Sides are even and at most `side` pixels, channels a multiple of `GROUPS` and at most
+    `MOST_CHANNELS`, so that every step can part them. `most` bounds the length of chains whose
+    rounding to integers adds up.
     """
 
     def make(point: Point, seed: int) -> GraphBuilder:
-        pixels, channels = 2 * point.size(0, 2, side // 2), 4 * point.size(1, 1, width // 4)
+        pixels = 2 * point.size(0, 2, side // 2)
+        channels = GROUPS * point.size(1, 1, MOST_CHANNELS // GROUPS)
         builder = GraphBuilder((channels, pixels, pixels), seed=seed)
         for step in point.layers(steps)[-most:]:
             step(builder, builder.top)
@@ -44,7 +55,7 @@ def two_operands(op_type: str) -> Step:
 
 
 def one_operand(op_type: str) -> Step:
-    """Return a function of the positive part, moved away from zero and added to what it was taken of."""
+    """Return a function of the sigmoid, which is moved away from zero, added to the tensor."""
 
     def step(builder: GraphBuilder, source: str) -> str:
         shape = builder.shapes[source]
@@ -90,8 +101,8 @@ def instance_norm(builder: GraphBuilder, source: str) -> str:
 def group_norm(builder: GraphBuilder, source: str) -> str:
     """Add group normalization as torch writes it: an instance norm of another shape."""
     width, *size = shape = builder.shapes[source]
-    flat = builder.reshape(source, (4, width // 4 * int(np.prod(size))))
-    scales = [builder.constant(np.ones(4, dtype=np.float32)), builder.bias(4)]
+    flat = builder.reshape(source, (GROUPS, width // GROUPS * int(np.prod(size))))
+    scales = [builder.constant(np.ones(GROUPS, dtype=np.float32)), builder.bias(GROUPS)]
     normed = builder.node("InstanceNormalization", [flat, *scales], builder.shapes[flat])
     back = builder.reshape(normed, shape)
     scaled = builder.node("Mul", [back, builder.weight((width, 1, 1), fan_in=2)], shape)
@@ -129,8 +140,10 @@ def spelled_norm(axis: int) -> Step:
 def shuffled(builder: GraphBuilder, source: str) -> str:
     """Add a shuffle of channels (X. Zhang et al., CVPR 2018)."""
     width, *size = shape = builder.shapes[source]
-    parted = builder.reshape(source, (4, width // 4, *size))
-    turned = builder.node("Transpose", [parted], (width // 4, 4, *size), perm=[0, 2, 1, 3, 4])
+    parted = builder.reshape(source, (GROUPS, width // GROUPS, *size))
+    turned = builder.node(
+        "Transpose", [parted], (width // GROUPS, GROUPS, *size), perm=[0, 2, 1, 3, 4]
+    )
     return builder.reshape(turned, shape)
 
 
@@ -144,7 +157,7 @@ def split(builder: GraphBuilder, source: str) -> str:
 
 
 def sliced(builder: GraphBuilder, source: str) -> str:
-    """Add the sum of the two halves of the columns beside each other."""
+    """Add the sum of both halves of the columns, and beside it the first half."""
     width, height, columns = builder.shapes[source]
     parts = [
         builder.node(
@@ -212,69 +225,11 @@ def resized(mode: str) -> Step:
     return step
 
 
-def sampled(point: Point, seed: int) -> GraphBuilder:
-    """Return GridSample at places that the image says (M. Jaderberg et al., NeurIPS 2015).
-
-    Once only, and of an image that has been enlarged: places that are rounded to integers move what is
-    sampled.
-    """
-    small, width = point.size(0, 1, 6), point.channels(1, 3, 48)
-    side = 4 * small
-    builder = GraphBuilder((width, small, small), seed=seed)
-    image = builder.upsample(builder.upsample("input"))
-    line = np.linspace(-0.8, 0.8, side)
-    grid = np.stack(np.meshgrid(line, line, indexing="xy"), axis=-1)[None].astype(np.float32)
-    where = builder.activation(builder.dense(builder.global_pool(image), 2), "Tanh")
-    near = builder.node("Mul", [where, builder.scalar(0.1)], (2,))
-    moved = builder.node(
-        "Add", [builder.reshape(near, (1, 1, 2)), builder.constant(grid)], (side, side, 2)
-    )
-    builder.node("GridSample", [image, moved], (width, side, side), mode="bilinear")
-    return builder
-
-
 def chosen(builder: GraphBuilder, source: str) -> str:
     """Add ArgMax over channels, scaled to be small."""
     shape = builder.shapes[source]
     kept = (1, *shape[1:])
     place = builder.node("ArgMax", [source], kept, axis=1, keepdims=1)
-    number = builder.node("Cast", [place], kept, to=1)
+    number = builder.node("Cast", [place], kept, to=TensorProto.FLOAT)
     small = builder.node("Mul", [number, builder.scalar(1e-3)], kept)
     return builder.node("Add", [source, small], shape)
-
-
-def top_values(point: Point, seed: int) -> GraphBuilder:
-    """Return the greatest of a vector, with what another vector has in their places."""
-    width = point.size(0, 32, 2048)
-    count = max(width // 8, 4)
-    builder = GraphBuilder((width,), seed=seed)
-    other = builder.activation("input", "Tanh")
-    values, places = builder.nodes(
-        "TopK", ["input", builder.integers(count)], [(count,), (count,)], axis=1
-    )
-    found = builder.node("GatherElements", [other, places], (count,), axis=1)
-    builder.add(values, found)
-    return builder
-
-
-def long_softmax(point: Point, seed: int) -> GraphBuilder:
-    """Return shares of long axes, of one vector or many, and of one vector also their logarithms."""
-    ends_in_logarithms = point.number % 2 == 1
-    rows = 1 if ends_in_logarithms else point.choice(1, (1, 16, 64))
-    width = point.size(0, 32, 1024)
-    builder = GraphBuilder((rows, width) if rows > 1 else (width,), seed=seed)
-    for _ in range(point.choice(5, (1, 2, 4))):
-        source = builder.top
-        builder.add(source, builder.softmax(source))
-    if ends_in_logarithms:
-        builder.node("LogSoftmax", [builder.top], builder.shapes[builder.top], axis=-1)
-    return builder
-
-
-def token_products(point: Point, seed: int) -> GraphBuilder:
-    """Return products of activations: tokens mixed by their own likeness."""
-    builder = GraphBuilder((point.size(0, 8, 160), point.channels(1, 8, 128)), seed=seed)
-    for _ in range(point.choice(5, (1, 2, 3))):
-        source = builder.top
-        builder.add(source, builder.token_mixing(source, is_einsum=point.number % 2 == 1))
-    return builder
