@@ -18,6 +18,7 @@ Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pickle
 import platform
@@ -26,7 +27,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,31 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from running_server import RunningServer  # noqa: E402  # needs the path above
 from tightfit import Client  # noqa: E402
+from tightfit.errors import AlreadyExistsError  # noqa: E402
 from tightfit.v1 import hardware_pb2  # noqa: E402
 from tightfit_runner.device import this_device  # noqa: E402
 from tightfit_runner.measurement import LocalMachine, Order  # noqa: E402
 from tightfit_runner.runtimes import installed  # noqa: E402
+from tightfit_service.application.ports import (  # noqa: E402
+    Exporter,
+    QuantizationSettings,
+    TensorSignature,
+)
+from tightfit_service.application.samples import Samples  # noqa: E402
+from tightfit_service.domain.dataset import Layout  # noqa: E402
+from tightfit_service.domain.errors import TightfitError  # noqa: E402
+from tightfit_service.domain.hardware import NumberFormat  # noqa: E402
 
 RUNTIMES = {"litert": ("LiteRT", "tflite"), "onnxruntime": ("ONNX Runtime", "onnx")}
 FORMATS = ("int8", "float32")
 SECONDS = 0.5
+"""Of measuring per network, at least."""
 RUNS = 50
+"""Per network, at least."""
 KEPT_SHARE = 0.5
+"""Of the channels of each prunable group, in the smaller variant of a network."""
+SAMPLE_COUNT = 8
+TEST_SET_SEED = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,32 +80,53 @@ def write_unseen(folder: Path, runtime: str) -> list[Unseen]:
     """Write the test set for a runtime, or find it written; networks that cannot be are told."""
     import torch
 
-    from architectures import ARCHITECTURES
-    from tightfit_service.adapters.formats.onnx_export import OnnxExporter
-    from tightfit_service.adapters.formats.onnx_import import OnnxImporter
-    from tightfit_service.adapters.formats.tflite_export import TfliteExporter
-    from tightfit_service.application.ports import Exporter, QuantizationSettings
-    from tightfit_service.application.samples import Samples
-    from tightfit_service.domain.dataset import Layout
-    from tightfit_service.domain.errors import TightfitError
-    from tightfit_service.domain.hardware import NumberFormat
-    from tightfit_service.passes.quantization import StaticQuantizationPass
-    from tightfit_service.passes.structured_pruning import StructuredPruningPass
-
     listing = folder / "unseen.pkl"
     if listing.exists():
         found: list[Unseen] = pickle.loads(listing.read_bytes())
         return found
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    exporter: Exporter = (
-        TfliteExporter()
-        if runtime == "litert"
-        else OnnxExporter(quantizer=StaticQuantizationPass())
-    )
-    importer, pruning = OnnxImporter(), StructuredPruningPass()
-    rng = np.random.default_rng(11)
+    exporter = exporter_of(runtime)
+    rng = np.random.default_rng(TEST_SET_SEED)
     written: list[Unseen] = []
+    for title, graph, signature in unseen_graphs(rng):
+        number_format = FORMATS[len(written) % 2]
+        samples = random_samples(rng, signature)
+        try:
+            exported = exporter.export(
+                graph,
+                calibration=samples,
+                settings=QuantizationSettings(
+                    number_format=NumberFormat(number_format), method="minmax"
+                ),
+                metadata={},
+            )
+        except (TightfitError, ValueError) as error:
+            # converters raise bare ValueErrors too, and one network must not cost the run
+            print(f"  not written: {title} in {number_format}: {error}", flush=True)
+            continue
+        stem = folder / f"unseen-{len(written)}"
+        stem.with_suffix(".onnx").write_bytes(graph)
+        stem.with_suffix(".file").write_bytes(exported.data)
+        written.append(
+            Unseen(
+                name=title,
+                number_format=number_format,
+                graph=str(stem.with_suffix(".onnx")),
+                file=str(stem.with_suffix(".file")),
+            )
+        )
+    listing.write_bytes(pickle.dumps(written))
+    return written
+
+
+def unseen_graphs(rng: np.random.Generator) -> Iterator[tuple[str, bytes, TensorSignature]]:
+    """Yield title, graph and input of every network of one input, whole and with fewer channels."""
+    from architectures import ARCHITECTURES
+    from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+    from tightfit_service.passes.structured_pruning import StructuredPruningPass
+
+    importer, pruning = OnnxImporter(), StructuredPruningPass()
     for name, architecture in ARCHITECTURES.items():
         if len(architecture.shapes) != 1:
             continue
@@ -102,44 +139,32 @@ def write_unseen(folder: Path, runtime: str) -> list[Unseen]:
             )
             for group in pruning.space(model.graph).groups
         }
-        graphs = {name: model.graph}
+        yield name, model.graph, model.inputs[0]
         if keep:
-            graphs[f"{name}, half its channels"] = pruning.apply(model.graph, keep)
-        for title, graph in graphs.items():
-            number_format = FORMATS[len(written) % 2]
-            stored = rng.normal(size=(8, *model.inputs[0].shape[1:])).astype(np.float32)
-            samples = Samples(
-                stored=stored,
-                labels=None,
-                layout=Layout.ANY,
-                model_layout=Layout.ANY,
-                input_name=model.inputs[0].name,
-            )
-            try:
-                exported = exporter.export(
-                    graph,
-                    calibration=samples,
-                    settings=QuantizationSettings(
-                        number_format=NumberFormat(number_format), method="minmax"
-                    ),
-                    metadata={},
-                )
-            except TightfitError as error:
-                print(f"  not written: {title} in {number_format}: {error.message}", flush=True)
-                continue
-            stem = folder / f"unseen-{len(written)}"
-            stem.with_suffix(".onnx").write_bytes(graph)
-            stem.with_suffix(".file").write_bytes(exported.data)
-            written.append(
-                Unseen(
-                    name=title,
-                    number_format=number_format,
-                    graph=str(stem.with_suffix(".onnx")),
-                    file=str(stem.with_suffix(".file")),
-                )
-            )
-    listing.write_bytes(pickle.dumps(written))
-    return written
+            yield f"{name}, half its channels", pruning.apply(model.graph, keep), model.inputs[0]
+
+
+def exporter_of(runtime: str) -> Exporter:
+    """Return what writes files for a runtime."""
+    from tightfit_service.adapters.formats.onnx_export import OnnxExporter
+    from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+    from tightfit_service.passes.quantization import StaticQuantizationPass
+
+    if runtime == "litert":
+        return TfliteExporter()
+    return OnnxExporter(quantizer=StaticQuantizationPass())
+
+
+def random_samples(rng: np.random.Generator, signature: TensorSignature) -> Samples:
+    """Return inputs that activation ranges are taken from: only the speed of the files matters."""
+    stored = rng.normal(size=(SAMPLE_COUNT, *signature.shape[1:])).astype(np.float32)
+    return Samples(
+        stored=stored,
+        labels=None,
+        layout=Layout.ANY,
+        model_layout=Layout.ANY,
+        input_name=signature.name,
+    )
 
 
 def target_of(runtime: str) -> hardware_pb2.HardwareSpec:
@@ -285,7 +310,9 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
     server = RunningServer(work / "server").start()
     try:
         with server.client() as client:
-            client.create_target(target_of(runtime))
+            with contextlib.suppress(AlreadyExistsError):
+                # one of an earlier stage stays, though the machine may tell another clock now
+                client.create_target(target_of(runtime))
             if "write" in stages:
                 calibrate(server, client, runtime, networks, is_writing=True)
             if "measure" not in stages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 
@@ -27,6 +28,7 @@ DESIGN = 2
 one are not taken for its own."""
 SAMPLE_COUNT = 8
 """Random inputs that activation ranges are taken from; only the speed of the files matters."""
+MOST_PROBLEM_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +84,10 @@ class CalibrationWork:
             context.on_progress(share, f"writing network {index}: {designed.label}")
             try:
                 file, profile = self._file(designed.graph, exporter, task.number_format)
-            except TightfitError as error:
-                # one that the runtime has no kernels for must not cost the whole set
+            except (TightfitError, ValueError) as error:
+                # one that the converter or the runtime cannot take must not cost the whole set
                 written.append(
-                    DesignedFile(index=index, label=designed.label, problem=error.message)
+                    DesignedFile(index=index, label=designed.label, problem=_problem(error))
                 )
                 continue
             context.write(str(index), file, file_name=f"network-{index}")
@@ -112,3 +114,10 @@ class CalibrationWork:
             metadata={},
         )
         return exported.data, self.inspector.profile(model.graph)
+
+
+def _problem(error: TightfitError | ValueError) -> str:
+    """Return why a network could not be written: in tightfit's words, or as a converter put it."""
+    if isinstance(error, TightfitError):
+        return error.message
+    return shorten(f"{type(error).__name__}: {error}", MOST_PROBLEM_CHARACTERS)
