@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -21,6 +22,7 @@ from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.ports import (
     CalibrationStore,
     Clock,
+    Emulator,
     EmulatorFitter,
     Executor,
     JobStore,
@@ -36,6 +38,7 @@ from tightfit_service.domain.errors import (
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.measurement import Measurement
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,8 @@ MIN_SECONDS = 0.5
 RUNNER_WAIT_SECONDS = 60.0
 """For which a runner that is not connected is waited for: it may be starting, or have lost its network."""
 MAX_FAILED_SHARE = 0.25
+WRITTEN_AT, MEASURED_AT = 0.4, 0.95
+"""Fractions of a calibration's progress at which files are written, and networks measured."""
 CALIBRATED = (NumberFormat.FLOAT32, NumberFormat.INT8)
 MEASURABLE = frozenset({ModelFormat.ONNX, ModelFormat.TFLITE})
 
@@ -64,8 +69,37 @@ class _Planned:
     number_format: NumberFormat
 
 
+@dataclass(kw_only=True)
+class _Course:
+    """A calibration under way: what was asked for, and what there is so far."""
+
+    project: str
+    target: HardwareSpec
+    runner_id: str
+    formats: Sequence[NumberFormat]
+    network_count: int
+    planned: list[_Planned] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """Networks without a measurement, each with the reason."""
+    runtime: str = ""
+    """Name and version of what ran the networks, as the runner says."""
+
+    def skip(self, file: DesignedFile, number_format: NumberFormat, reason: str) -> None:
+        """Note that a network has no measurement."""
+        self.skipped.append(f"{file.label} in {number_format}: {reason}")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether more networks are without a measurement than a calibration may lack."""
+        return len(self.skipped) > MAX_FAILED_SHARE * self.network_count * len(self.formats)
+
+
 class DeviceCalibrator:
-    """Runs calibrations. One that breaks off finds its files and measurements again."""
+    """Runs calibrations.
+
+    One that broke off finds its files and measurements again; one that is repeated finds its files.
+    """
 
     def __init__(
         self,
@@ -107,96 +141,38 @@ class DeviceCalibrator:
             NoRunnerError: The runner is not connected.
             MeasurementFailedError: More than a quarter of the networks could not be measured.
         """
-        if not LEAST_NETWORK_COUNT <= network_count <= MOST_NETWORK_COUNT:
-            raise InvalidRequestError(
-                f"a calibration with {network_count} networks is not offered",
-                field="network_count",
-                remedy=f"ask for {LEAST_NETWORK_COUNT} to {MOST_NETWORK_COUNT}",
-            )
+        _check_count(network_count)
         target = await self._hardware.resolve(project, target_name)
         emulator = self._hardware.plain_cost_model(target).emulator
-        formats = [item for item in CALIBRATED if item in target.number_formats]
-        if target.output_format not in MEASURABLE or not formats:
-            raise UnsupportedError(
-                f"files for {target.name} cannot be measured by runners",
-                field="target",
-                remedy="calibrate a target whose runtime loads TFLite or ONNX files",
-            )
-        planned: list[_Planned] = []
-        skipped: list[str] = []
-        async for share in self._written(project, target, formats, network_count, planned, skipped):
-            yield CalibrationProgress(fraction=0.4 * share, message="writing networks")
-        observations: list[Observation] = []
-        order = self._order(project, target, runner_id)
-        runtime = ("", "")
-        for done, item in enumerate(planned):
-            yield CalibrationProgress(
-                fraction=0.4 + 0.55 * done / len(planned),
-                message=f"measuring {done + 1} of {len(planned)}: {item.file.label}",
-            )
-            try:
-                measurement = await self._measurements.measure(
-                    replace(order, artifact_digest=item.digest, macs=_macs(item.file))
-                )
-            except MeasurementFailedError as error:
-                skipped.append(f"{item.file.label} in {item.number_format}: {error.message}")
-                if len(skipped) > MAX_FAILED_SHARE * network_count * len(formats):
-                    raise
-                continue
-            runtime = (measurement.runtime_name, measurement.runtime_version)
-            profile = item.file.profile
-            assert profile is not None
-            weight_bits, activation_bits = BITS[item.number_format]
-            observations.append(
-                Observation(
-                    label=item.file.label,
-                    number_format=item.number_format,
-                    profile=profile.at_precision(
-                        weight_bits=weight_bits, activation_bits=activation_bits
-                    ),
-                    # an emulator cannot know who else computes on the device
-                    latency_ms=measurement.measured_latency_ms_p10
-                    or measurement.measured_latency_ms_p50,
-                )
-            )
-        yield CalibrationProgress(fraction=0.95, message="fitting")
-        found = await asyncio.to_thread(self._fitter.examine, emulator, target, observations)
-        calibration = Calibration(
+        course = _Course(
             project=project,
-            target_name=target.name,
-            runner=runner_id,
-            runtime_name=target.runtime.name,
-            runtime_version=" ".join(runtime).strip(),
-            create_time=self._clock.now(),
-            observations=tuple(observations),
-            quality=found.quality,
-            learned=found.learned,
-            skipped=tuple(skipped),
+            target=target,
+            runner_id=runner_id,
+            formats=_measurable_formats(target),
+            network_count=network_count,
         )
-        await asyncio.to_thread(self._calibrations.save_calibration, calibration)
-        log.info("target.calibrated", target=target.name, runner=runner_id, project=project)
+        async with aclosing(self._write_all(course)) as shares:
+            async for share in shares:
+                yield CalibrationProgress(fraction=WRITTEN_AT * share, message="writing networks")
+        async with aclosing(self._measure_all(course)) as steps:
+            async for step in steps:
+                yield step
+        yield CalibrationProgress(fraction=MEASURED_AT, message="fitting")
+        calibration = await self._fit(emulator, course)
         yield CalibrationProgress(fraction=1.0, message="calibrated", calibration=calibration)
 
-    async def _written(
-        self,
-        project: str,
-        target: HardwareSpec,
-        formats: Sequence[NumberFormat],
-        network_count: int,
-        planned: list[_Planned],
-        skipped: list[str],
-    ) -> AsyncIterator[float]:
+    async def _write_all(self, course: _Course) -> AsyncGenerator[float, None]:
         """Write all files, several units at a time; yields the share that is done."""
         limit = asyncio.Semaphore(UNITS_AT_A_TIME)
         parts = [
-            (number_format, range(first, min(first + FILES_PER_UNIT, network_count)))
-            for number_format in formats
-            for first in range(0, network_count, FILES_PER_UNIT)
+            (number_format, range(first, min(first + FILES_PER_UNIT, course.network_count)))
+            for number_format in course.formats
+            for first in range(0, course.network_count, FILES_PER_UNIT)
         ]
 
         async def write(number_format: NumberFormat, indices: range) -> WorkResult:
             async with limit:
-                return await self._write(project, target, number_format, indices)
+                return await self._write(course.project, course.target, number_format, indices)
 
         tasks = [asyncio.create_task(write(*part)) for part in parts]
         try:
@@ -212,10 +188,10 @@ class DeviceCalibrator:
             result = task.result()
             for file in CALIBRATION_FILES.outcome(result).files:
                 if file.problem:
-                    skipped.append(f"{file.label} in {number_format}: {file.problem}")
+                    course.skip(file, number_format, file.problem)
                 else:
                     digest = result.outputs[str(file.index)]
-                    planned.append(_Planned(file, digest, number_format))
+                    course.planned.append(_Planned(file, digest, number_format))
 
     async def _write(
         self, project: str, target: HardwareSpec, number_format: NumberFormat, indices: range
@@ -238,19 +214,119 @@ class DeviceCalibrator:
             telemetry=self._telemetry,
         )
 
-    @staticmethod
-    def _order(project: str, target: HardwareSpec, runner_id: str) -> MeasurementOrder:
+    async def _measure_all(self, course: _Course) -> AsyncGenerator[CalibrationProgress, None]:
+        """Measure what was written, one network after the other; yields before each.
+
+        Raises:
+            NoRunnerError: The runner is not connected.
+            MeasurementFailedError: Too many networks could not be measured.
+        """
+        order = await self._order(course)
+        for done, item in enumerate(course.planned):
+            share = done / len(course.planned)
+            yield CalibrationProgress(
+                fraction=WRITTEN_AT + (MEASURED_AT - WRITTEN_AT) * share,
+                message=f"measuring {done + 1} of {len(course.planned)}: {item.file.label}",
+            )
+            try:
+                measurement = await self._measurements.measure(
+                    replace(order, artifact_digest=item.digest, macs=_macs(item.file))
+                )
+            except MeasurementFailedError as error:
+                course.skip(item.file, item.number_format, error.message)
+                if course.has_failed:
+                    raise
+                continue
+            course.runtime = f"{measurement.runtime_name} {measurement.runtime_version}".strip()
+            course.observations.append(_observation(item, measurement))
+
+    async def _order(self, course: _Course) -> MeasurementOrder:
+        """Return what is asked of the runner; each network has its own file besides.
+
+        Measurements are found again until a calibration is made of them: who calibrates once more wants
+        to know what the device does now.
+        """
+        target = course.target
+        last = await asyncio.to_thread(
+            self._calibrations.calibration_time, course.project, target.name, target.runtime.name
+        )
         return MeasurementOrder(
-            project=project,
+            project=course.project,
             job_id=f"calibration-{uuid.uuid4().hex[:8]}",
             artifact_digest="",
             format=target.output_format,
             target=target,
-            runner_id=runner_id,
+            runner_id=course.runner_id,
             min_run_count=MIN_RUN_COUNT,
             min_seconds=MIN_SECONDS,
             wait_seconds=RUNNER_WAIT_SECONDS,
+            occasion="" if last is None else f"after {last.isoformat()}",
         )
+
+    async def _fit(self, emulator: Emulator, course: _Course) -> Calibration:
+        """Correct the emulator by what was measured, and store the calibration."""
+        found = await asyncio.to_thread(
+            self._fitter.examine, emulator, course.target, course.observations
+        )
+        calibration = Calibration(
+            project=course.project,
+            target_name=course.target.name,
+            runner=course.runner_id,
+            runtime_name=course.target.runtime.name,
+            runtime_version=course.runtime,
+            create_time=self._clock.now(),
+            observations=tuple(course.observations),
+            quality=found.quality,
+            learned=found.learned,
+            skipped=tuple(course.skipped),
+        )
+        await asyncio.to_thread(self._calibrations.save_calibration, calibration)
+        log.info(
+            "target.calibrated",
+            target=course.target.name,
+            runner=course.runner_id,
+            project=course.project,
+        )
+        return calibration
+
+
+def _check_count(network_count: int) -> None:
+    if not LEAST_NETWORK_COUNT <= network_count <= MOST_NETWORK_COUNT:
+        raise InvalidRequestError(
+            f"a calibration with {network_count} networks is not offered",
+            field="network_count",
+            remedy=f"ask for {LEAST_NETWORK_COUNT} to {MOST_NETWORK_COUNT}",
+        )
+
+
+def _measurable_formats(target: HardwareSpec) -> Sequence[NumberFormat]:
+    """Return the number formats of the target that are calibrated.
+
+    Raises:
+        UnsupportedError: None, or files for the target cannot be measured.
+    """
+    formats = [item for item in CALIBRATED if item in target.number_formats]
+    if target.output_format not in MEASURABLE or not formats:
+        raise UnsupportedError(
+            f"files for {target.name} cannot be measured by runners",
+            field="target",
+            remedy="calibrate a target whose runtime loads TFLite or ONNX files",
+        )
+    return formats
+
+
+def _observation(item: _Planned, measurement: Measurement) -> Observation:
+    """Return what a measurement tells the fit: the work of the network, and its undisturbed latency."""
+    profile = item.file.profile
+    assert profile is not None
+    weight_bits, activation_bits = BITS[item.number_format]
+    return Observation(
+        label=item.file.label,
+        number_format=item.number_format,
+        profile=profile.at_precision(weight_bits=weight_bits, activation_bits=activation_bits),
+        # an emulator cannot know who else computes on the device
+        latency_ms=measurement.measured_latency_ms_p10 or measurement.measured_latency_ms_p50,
+    )
 
 
 def _macs(file: DesignedFile) -> int:

@@ -129,7 +129,7 @@ class DeviceMeasurements:
 
 
 def order_digest(order: MeasurementOrder) -> str:
-    """Return the identity of a measurement: file, format, target with its runtime, labels, least effort."""
+    """Return the identity of a measurement: file, format, target and runtime, labels, effort, occasion."""
     identity = {
         "version": MEASUREMENT_VERSION,
         "kind": "measure",
@@ -142,5 +142,8 @@ def order_digest(order: MeasurementOrder) -> str:
         "min_run_count": order.min_run_count,
         "min_seconds": order.min_seconds,
     }
+    if order.occasion:
+        # only then, so that what was measured for none keeps its digest
+        identity["occasion"] = order.occasion
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -276,12 +277,27 @@ async def test_files_that_cannot_be_written_end_a_calibration_and_its_other_unit
     assert not bench.device.orders
 
 
-async def test_a_repeated_calibration_finds_its_files_and_measurements_again() -> None:
+async def test_a_calibration_that_broke_off_finds_its_files_and_measurements_again() -> None:
+    bench = Bench()
+    course: Any = bench.calibrator.calibrate("p", "board", runner_id="bench-1", network_count=40)
+    async with aclosing(course) as steps:
+        async for step in steps:
+            if step.message.startswith("measuring 11 of"):
+                break
+    units, orders = len(bench.writer.units), len(bench.device.orders)
+    assert orders == 10
+    await bench.run()
+    assert len(bench.writer.units) == units
+    measured = [order.artifact_digest for order in bench.device.orders]
+    assert len(measured) == len(set(measured)) == 72
+
+
+async def test_a_repeated_calibration_measures_its_files_anew() -> None:
     bench = Bench()
     await bench.run()
     units, orders = len(bench.writer.units), len(bench.device.orders)
     await bench.run()
-    assert (len(bench.writer.units), len(bench.device.orders)) == (units, orders)
+    assert (len(bench.writer.units), len(bench.device.orders)) == (units, 2 * orders)
 
 
 async def test_single_networks_that_cannot_be_measured_are_named_and_many_end_it() -> None:

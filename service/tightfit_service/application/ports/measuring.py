@@ -30,6 +30,7 @@ class MeasurementOrder:
         min_seconds: Least time to measure for.
         timeout_seconds: After which a runner gives up on the file.
         wait_seconds: How long to wait for a runner of the target while none is connected.
+        occasion: What it is measured for; measurements of another occasion are not taken for it.
     """
 
     project: str
@@ -44,6 +45,7 @@ class MeasurementOrder:
     min_seconds: float = 3.0
     timeout_seconds: float = 300.0
     wait_seconds: float = 0.0
+    occasion: str = ""
 
 
 class DeviceMeasurer(Protocol):
