@@ -30,6 +30,7 @@ from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKi
 from tightfit_service.domain.quantities import Interval
 
 LEAST_OBSERVATIONS = 24
+"""In all formats together; of fewer nothing is learned at all."""
 LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 NAMED_KINDS = 8
@@ -66,12 +67,7 @@ class CalibratedEmulator:
         Raises:
             InvalidRequestError: Too few observations.
         """
-        places: defaultdict[int, list[int]] = defaultdict(list)
-        for place, item in enumerate(observations):
-            places[network_bits(item.profile)].append(place)
-        used = {
-            bits: places[bits] for bits in sorted(places) if len(places[bits]) >= LEAST_OF_FORMAT
-        }
+        used = _places_by_bits(observations)
         if len(observations) < LEAST_OBSERVATIONS or not used:
             raise InvalidRequestError(
                 f"{len(observations)} measured networks are too few to correct an emulator",
@@ -80,35 +76,32 @@ class CalibratedEmulator:
             )
         self._base = base
         self._target = target
-        self._count = len(observations)
-        least_ms = min(
-            base.operator_cost(operator, target).latency_ms
-            for item in observations
-            for operator in item.profile.operators
-            if operator.kind is not OperatorKind.RESHAPE
-        )
+        self._count = sum(len(places) for places in used.values())
+        least_ms = _least_ms(base, target, observations)
         self._work_of = WorkOf(base=base, target=target, least_ms=least_ms)
         self._fits: dict[int, FormatFit] = {}
         self.left_out: dict[int, Interval] = {}
         """By place, what a fit without an observation and its like says of it, in ms; none with `learned`."""
-        size = len(START) + 1
-        is_known = len(learned) == size * len(used)
-        for number, (bits, own) in enumerate(used.items()):
-            works = [self._work_of.network(observations[place].profile) for place in own]
-            latencies = [observations[place].latency_ms for place in own]
-            if is_known:
-                *parameters, stretch = learned[number * size : (number + 1) * size]
-                self._fits[bits] = FormatFit(
-                    works, latencies, parameters=np.array(parameters), stretch=stretch
-                )
-                continue
-            fit = self._fits[bits] = FormatFit(works, latencies)
-            found = fit.left_out([observations[place].label for place in own])
-            self.left_out.update(
-                (place, _interval(item, fit.stretch))
-                for place, item in zip(own, found, strict=True)
-            )
         self._times: dict[Work, float] = {}
+        known = _by_format(learned, len(used))
+        for number, (bits, places) in enumerate(used.items()):
+            own = [observations[place] for place in places]
+            self._fits[bits] = fit = self._fitted(own, known[number] if known else None)
+            if not known:
+                found = fit.left_out([item.label for item in own])
+                intervals = [_interval(item, fit.stretch) for item in found]
+                self.left_out.update(zip(places, intervals, strict=True))
+
+    def _fitted(
+        self, observations: Sequence[Observation], learned: Sequence[float] | None
+    ) -> FormatFit:
+        """Return a fit to observations of one format, from what an earlier one has learned if any."""
+        works = [self._work_of.network(item.profile) for item in observations]
+        latencies = [item.latency_ms for item in observations]
+        if learned is None:
+            return FormatFit(works, latencies)
+        *parameters, stretch = learned
+        return FormatFit(works, latencies, parameters=np.array(parameters), stretch=stretch)
 
     @property
     def learned(self) -> tuple[float, ...]:
@@ -270,6 +263,32 @@ class ProcessFitter:
             for number_format, places in of_format.items()
         )
         return FitExamination(quality=quality, learned=fitted.learned)
+
+
+def _places_by_bits(observations: Sequence[Observation]) -> dict[int, list[int]]:
+    """Return the places of networks by the bits of their activations, where there are enough."""
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for place, item in enumerate(observations):
+        places[network_bits(item.profile)].append(place)
+    return {bits: places[bits] for bits in sorted(places) if len(places[bits]) >= LEAST_OF_FORMAT}
+
+
+def _least_ms(base: Emulator, target: HardwareSpec, observations: Sequence[Observation]) -> float:
+    """Return what an emulator says of the least operator: most of it is no work."""
+    return min(
+        base.operator_cost(operator, target).latency_ms
+        for item in observations
+        for operator in item.profile.operators
+        if operator.kind is not OperatorKind.RESHAPE
+    )
+
+
+def _by_format(learned: Sequence[float], count: int) -> list[Sequence[float]]:
+    """Return `CalibratedEmulator.learned` in its parts, one per format; none if it has another form."""
+    size = len(START) + 1
+    if len(learned) != size * count:
+        return []
+    return [learned[first : first + size] for first in range(0, len(learned), size)]
 
 
 def _at_latency(cost: OperatorCost, latency_ms: float) -> OperatorCost:

@@ -16,10 +16,13 @@ from tightfit_service.adapters.emulators.operator_process import OperatorProcess
 from tightfit_service.adapters.emulators.operator_work import Kind, Work, family_of, is_operator
 
 CONFIDENCE = 0.9
+"""Share of measurements that intervals are to hold."""
 Z = 1.645
 """Normal quantile of a two-sided 90 % interval."""
 LEAST_PRIOR_MS = 1e-6
+"""Of a piece of work: a nanosecond, so that its logarithm is finite."""
 FOLDS = 8
+"""Into which networks are parted whose kinds of work no network of another label has."""
 RATIO_FIT_DEVIATION = 0.2
 """Of the logarithm of a network's latency, from what ratios per kind alone can say."""
 RATIO_DEVIATION = 1.5
@@ -197,7 +200,8 @@ class FormatFit:
 
         A network is predicted without any network of its label, for those of a user are of no label
         that was measured; where that would leave no measurement of one of its kinds, without an
-        eighth of all. Conformal: V. Vovk, "Cross-conformal predictors", Annals of Mathematics and
+        eighth of those. The parameters of the process stay those of all networks: seven numbers hardly
+        know a single one. Conformal: V. Vovk, "Cross-conformal predictors", Annals of Mathematics and
         Artificial Intelligence 74, 2015.
         """
         predictions: dict[int, Prediction] = {}

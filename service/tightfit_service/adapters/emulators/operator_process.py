@@ -24,10 +24,14 @@ FloatArray = npt.NDArray[np.float64]
 _Kind = tuple[Hashable, Hashable]
 
 ROUNDS = 8
+"""Of Gauss-Newton: as many settle the shares."""
 JITTER = 1e-8
+"""Added to the variance of the noise, so that the covariance can always be factored."""
 MOST_EVALUATIONS = 250
 SIMPLEX_STEP = 0.5
+"""First step of each logarithm in search of the parameters."""
 FAMILY_SHARE = 0.6
+"""Of their variance that terms of one family have in common."""
 LENGTHS = (3.0, 1.5, 1.5, 2.0, 1.0, 1.0, 0.6, 0.6)
 """Typical distances, in octaves, over which efficiency changes: the amount of work, input and output channels,
 pixels, kernel area, stride, and the waste of channels that vectors leave empty. Fitting scales them in four
