@@ -45,6 +45,11 @@ clocks within a class spread by about a third; runtimes by 3x to 7x from end to 
 WIDE_ACTIVATION_FACTOR = 1.5
 """Cycles of 16-bit over 8-bit activations: half as many products fit a SIMD register, without widening."""
 NORMAL_90 = 1.645
+OTHER_PLANNER_RATIO = 0.25
+"""Least share of what TFLM's planner needs that another was seen to get by with: TinyEngine's peak SRAM is 0.26 to
+0.57 of that of TFLM with CMSIS-NN over eight networks on the STM32H743 (mit-han-lab/tinyengine, README)."""
+_PLANNED = frozenset({"tflm", "x-cube-ai"})
+"""Families of runtimes whose placing of tensors is modelled; others are planned as TFLM."""
 SMALL_REST_BYTES = 64 * 1024
 
 
@@ -165,8 +170,7 @@ class McuEmulator:
         points = self.memory_points(network, target)
         peak = max(points, key=_point_bytes)
         is_float = any(op.activation_bits >= FLOAT_BITS for op in network.operators)
-        style = self._style(target)
-        low, high = fitted.ram_ratios["float32" if is_float and style != "tflm" else style]
+        low, high = self._ram_ratios(target, is_float=is_float)
         flash_interval = self._flash(network, target, file_bytes)
         return CostEstimate(
             latency_ms=_log_interval(latency, width),
@@ -225,6 +229,16 @@ class McuEmulator:
             return "x-cube-ai-10" if release >= 10 else "x-cube-ai"
         return "tflm"
 
+    def _has_own_planner(self, target: HardwareSpec) -> bool:
+        return self._setup(target).runtime[0] not in _PLANNED
+
+    def _ram_ratios(self, target: HardwareSpec, *, is_float: bool) -> tuple[float, float]:
+        """Return the bounds of peak RAM over the plan."""
+        style = self._style(target)
+        ratios = self._fitted.ram_ratios
+        low, high = ratios["float32" if is_float and style != "tflm" else style]
+        return (OTHER_PLANNER_RATIO, high) if self._has_own_planner(target) else (low, high)
+
     def _keeps_file(self, target: HardwareSpec) -> bool:
         return self._setup(target).runtime[0] == "tflm"
 
@@ -261,6 +275,11 @@ class McuEmulator:
             warnings.append(
                 f"no measurement of the runtime {target.runtime.name!r} was in the fit: "
                 "its speed is assumed to be that of a typical runtime, and the intervals are wide"
+            )
+        if self._has_own_planner(target):
+            warnings.append(
+                f"how {target.runtime.name} places tensors in RAM is not modelled: they are planned as "
+                "TensorFlow Lite for Microcontrollers does, and may need down to a quarter of that"
             )
         if target.memory.flash_bytes - flash_interval.high < SMALL_REST_BYTES:
             warnings.append(

@@ -99,6 +99,17 @@ def test_an_unknown_runtime_is_named_in_a_warning_and_has_a_wide_interval() -> N
     )
 
 
+def test_a_runtime_whose_planner_is_not_modelled_may_need_far_less_ram() -> None:
+    target = CATALOGUE.get("cortex-m7-tflm")
+    other = replace(target, runtime=Runtime(name="TinyEngine"))
+    known, wide = (EMULATOR.estimate(residual_profile(), item) for item in (target, other))
+    assert wide.peak_ram_bytes.value == known.peak_ram_bytes.value
+    assert wide.peak_ram_bytes.low == 0.25 * wide.peak_ram_bytes.value
+    assert wide.peak_ram_bytes.high == known.peak_ram_bytes.high
+    assert any("TinyEngine" in text and "RAM" in text for text in wide.warnings)
+    assert not any("RAM" in text for text in known.warnings)
+
+
 def test_little_flash_beside_the_model_warns_of_the_runtimes_code() -> None:
     target = CATALOGUE.get("cortex-m4")
     tight = replace(target, memory=Memory(ram_bytes=target.memory.ram_bytes, flash_bytes=40_000))
