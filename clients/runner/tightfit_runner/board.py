@@ -16,7 +16,7 @@ from typing import Callable
 
 import numpy as np
 
-from tightfit_runner import steadiness
+from tightfit_runner import meters, steadiness
 from tightfit_runner.device import Device
 from tightfit_runner.failures import MeasurementError
 from tightfit_runner.measurement import Order, Result
@@ -103,26 +103,23 @@ class SerialBoard:
         latencies: list[float] = []
         joules = seconds = 0.0
         notes: list[str] = []
+        meter = self._meter
         for _ in range(WINDOWS):
             timeout = min(self._left(end), ANSWER_SECONDS + SLACK * count * first_ms / 1e3)
-            meter = self._meter
-            if meter is not None:
-                meter.start()
+            meter = meters.begin(meter, notes)
             try:
                 latencies.append(connection.infer(count, 0, timeout, cancelled))
             finally:
-                if meter is not None:
-                    try:
-                        reading = meter.stop()
-                        joules, seconds = joules + reading.joules, seconds + reading.seconds
-                    except (OSError, ValueError) as error:
-                        notes.append(f"no energy: {error}")
-                        meter = self._meter = None
+                reading = meters.end(meter, notes)
+            if reading is None:
+                meter = None
+            else:
+                joules, seconds = joules + reading.joules, seconds + reading.seconds
         noise = steadiness.spread(latencies)
         p10, p50, p90 = (
             float(value) for value in np.percentile(latencies, (steadiness.UNDISTURBED, 50, 90))
         )
-        watts = joules / seconds if seconds and not notes else None
+        watts = joules / seconds if meter is not None and seconds else None
         return Result(
             p50_ms=p50,
             p90_ms=p90,

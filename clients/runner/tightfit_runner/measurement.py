@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+from tightfit_runner import meters
 from tightfit_runner.failures import MeasurementError
 from tightfit_runner.meters import Meter, Reading
 from tightfit_runner.sensors import Sensors, State, was_throttled
@@ -106,12 +107,12 @@ class LocalMachine:
             self._expect(process, "steady", end, cancelled)
             before = self._sensors.state()
             notes: list[str] = []
-            is_metered = self._start_meter(notes)
+            meter = meters.begin(self._meter, notes)
             process.answer()
             try:
                 stopped = self._expect(process, "stopped", end, cancelled)
             finally:
-                reading = self._stop_meter(notes) if is_metered else None
+                reading = meters.end(meter, notes)
             after = self._sensors.state()
             done = self._expect(process, "done", end, cancelled)
         return self._result(order, done, stopped, before, after, reading, idle, notes)
@@ -194,32 +195,12 @@ class LocalMachine:
 
     def _idle(self) -> Reading | None:
         """Return what the device draws while nothing runs."""
-        if self._meter is None:
+        unheard: list[str] = []
+        meter = meters.begin(self._meter, unheard)
+        if meter is None:
             return None
-        try:
-            self._meter.start()
-            time.sleep(IDLE_SECONDS)
-            return self._meter.stop()
-        except (OSError, ValueError):
-            return None
-
-    def _start_meter(self, notes: list[str]) -> bool:
-        if self._meter is None:
-            return False
-        try:
-            self._meter.start()
-        except (OSError, ValueError) as error:
-            notes.append(f"no energy: {error}")
-            return False
-        return True
-
-    def _stop_meter(self, notes: list[str]) -> Reading | None:
-        assert self._meter is not None
-        try:
-            return self._meter.stop()
-        except (OSError, ValueError) as error:
-            notes.append(f"no energy: {error}")
-            return None
+        time.sleep(IDLE_SECONDS)
+        return meters.end(meter, unheard)
 
 
 class _Watched:

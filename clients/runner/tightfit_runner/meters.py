@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import signal
@@ -15,7 +16,9 @@ from typing import Any, Callable, Protocol
 from tightfit_runner.failures import SettingsError
 
 SAMPLE_SECONDS = 0.01
+"""Between two readings of a power."""
 COMMAND_SECONDS = 10.0
+"""For which a command that was interrupted may take to end."""
 _TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "SYS5V", "VSYS")
 """Labels of the rail that feeds the whole board, on Jetson modules and others with INA sensors."""
 
@@ -44,6 +47,34 @@ class Meter(Protocol):
 
     def stop(self) -> Reading:
         """Return what was counted. Raises OSError or ValueError when the sensor failed meanwhile."""
+
+
+def begin(meter: Meter | None, notes: list[str]) -> Meter | None:
+    """Start a meter and return it; where that fails it is noted, and there is none."""
+    if meter is None:
+        return None
+    try:
+        meter.start()
+    except (OSError, ValueError) as error:
+        notes.append(f"no energy: {error}")
+        return None
+    return meter
+
+
+def end(meter: Meter | None, notes: list[str]) -> Reading | None:
+    """Stop a meter and return what it counted; where that cannot be an energy it is noted."""
+    if meter is None:
+        return None
+    try:
+        reading = meter.stop()
+    except (OSError, ValueError) as error:
+        notes.append(f"no energy: {error}")
+        return None
+    # counters stand still in virtual machines; the server takes such a figure for a lie
+    if not (math.isfinite(reading.watts) and reading.watts > 0):
+        notes.append(f"no energy: {meter.name} counted {reading.joules:g} J")
+        return None
+    return reading
 
 
 class RaplMeter:

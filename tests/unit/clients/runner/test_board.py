@@ -172,6 +172,41 @@ def test_energy_is_mean_power_times_latency(simulated: SimulatedBoard, tmp_path:
     assert result.energy_source == "ppk2:source"
 
 
+class FailingMeter(Meter):
+    """Cannot be started the first time that a window is measured, or breaks in one."""
+
+    def __init__(self, *, starts: int, stops: int) -> None:
+        self.left = {"starts": starts, "stops": stops}
+
+    def _go(self, what: str) -> None:
+        self.left[what] -= 1
+        if self.left[what] == 0:
+            raise OSError("unplugged")
+
+    def start(self) -> None:
+        self._go("starts")
+
+    def stop(self) -> Reading:
+        self._go("stops")
+        return super().stop()
+
+
+@pytest.mark.parametrize(("starts", "stops"), [(1, 9), (3, 9), (9, 1), (9, 5)])
+def test_a_meter_that_fails_costs_the_energy_of_one_measurement_only(
+    simulated: SimulatedBoard, tmp_path: Path, starts: int, stops: int
+) -> None:
+    meter = FailingMeter(starts=starts, stops=stops)
+    board = SerialBoard(
+        BoardSettings(device=DEVICE, port=simulated.port, boot_seconds=5.0), meter=meter
+    )
+    result = board.measure(order(tmp_path), threading.Event())
+    assert result.p50_ms == pytest.approx(20.0)
+    assert result.energy_mj is None
+    assert "no energy: unplugged" in result.notes
+    meter.left = {"starts": 99, "stops": 99}
+    assert board.measure(order(tmp_path), threading.Event()).energy_mj == pytest.approx(10.0)
+
+
 def test_every_model_is_flashed(simulated: SimulatedBoard, tmp_path: Path) -> None:
     flashed = tmp_path / "flashed"
     script = f"import sys; open({str(flashed)!r}, 'w').write(sys.argv[1])"

@@ -150,6 +150,20 @@ def test_energy_is_that_of_the_runs_and_unrest_is_said(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("joules", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_energy_is_not_told_as_one(tmp_path: Path, joules: float) -> None:
+    class Still(Meter):
+        def stop(self) -> Reading:
+            return Reading(joules=joules, seconds=2.5)
+
+    result = machine(STEADY + STOPPED + DONE, meter=Still()).measure(
+        order(tmp_path), threading.Event()
+    )
+    # the server would refuse a runner that reports it
+    assert (result.energy_mj, result.idle_power_mw) == (None, None)
+    assert f"no energy: a meter counted {joules:g} J" in result.notes
+
+
 def test_a_meter_that_breaks_costs_the_energy_only(tmp_path: Path) -> None:
     result = machine(STEADY + STOPPED + DONE, meter=Meter(breaks=True)).measure(
         order(tmp_path), threading.Event()
