@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -20,6 +20,12 @@ from tightfit_service.application.ports import (
     RunnerTelemetry,
     no_notes,
 )
+from tightfit_service.application.runner_attempts import (
+    MAX_ATTEMPTS,
+    MODEL_CAUSED,
+    Attempt,
+    PendingOrder,
+)
 from tightfit_service.application.runner_registry import RunnerRegistry
 from tightfit_service.application.runner_sessions import (
     HEARTBEAT_SECONDS,
@@ -31,12 +37,7 @@ from tightfit_service.application.runner_sessions import (
     RunnerSession,
     Welcome,
 )
-from tightfit_service.domain.errors import (
-    MeasurementFailedError,
-    NoRunnerError,
-    TightfitError,
-    UnavailableError,
-)
+from tightfit_service.domain.errors import TightfitError, UnavailableError
 from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.measurement import (
     FailureKind,
@@ -57,55 +58,8 @@ REST_SECONDS = 5.0
 """For which an agent that refused an offer, or could not fetch its file, gets no other."""
 RETURN_SECONDS = 60.0
 """For which work that was begun waits for a runner to come back."""
-MAX_ATTEMPTS = 3
 SWEEP_SECONDS = 1.0
 MAX_MESSAGE = 2_000
-
-MODEL_CAUSED = frozenset(
-    {
-        FailureKind.UNSUPPORTED_MODEL,
-        FailureKind.CRASHED,
-        FailureKind.TIMED_OUT,
-        FailureKind.OUT_OF_MEMORY,
-    }
-)
-"""Failures that the same runner would repeat."""
-
-
-@dataclass(eq=False, kw_only=True)
-class _Work:
-    """An order until it is done."""
-
-    order: MeasurementOrder
-    on_note: NoteCallback
-    done: asyncio.Future[Measurement]
-    since: float
-    """When it began to wait for its present attempt."""
-    failures: list[str] = field(default_factory=list)
-    avoided: set[str] = field(default_factory=set)
-    """Runners that would fail again."""
-    lonely_since: float | None = None
-    """Since when no runner could take it."""
-
-    @property
-    def project(self) -> str:
-        return self.order.project
-
-    @property
-    def job_id(self) -> str:
-        return self.order.job_id
-
-
-@dataclass(eq=False, kw_only=True)
-class _Lease:
-    """An attempt at an order by a runner."""
-
-    order_id: str
-    work: _Work
-    session: RunnerSession
-    charge: Charge
-    offered_at: float
-    is_accepted: bool = False
 
 
 class RunnerDesk:
@@ -129,8 +83,8 @@ class RunnerDesk:
         self._registry = RunnerRegistry(
             clock=clock, resolve_target=resolve_target, server_version=server_version
         )
-        self._queue: FairQueue[_Work] = FairQueue()
-        self._leases: dict[str, _Lease] = {}
+        self._queue: FairQueue[PendingOrder] = FairQueue()
+        self._attempts: dict[str, Attempt] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -195,42 +149,42 @@ class RunnerDesk:
         if not self._heard(session):
             return
         for order_id in session.order_ids - set(order_ids):
-            lease = self._leases[order_id]
-            if lease.is_accepted:
-                self._fail(lease, FailureKind.DEVICE_LOST, "the agent forgot about it")
+            attempt = self._attempts[order_id]
+            if attempt.is_accepted:
+                self._fail(attempt, FailureKind.DEVICE_LOST, "the agent forgot about it")
 
     def accepted(self, session: RunnerSession, order_id: str) -> None:
         """Note that the agent works on an offer; one that was taken back meanwhile is ignored."""
         if self._heard(session) and order_id in session.order_ids:
-            self._leases[order_id].is_accepted = True
+            self._attempts[order_id].is_accepted = True
 
     def failed(
         self, session: RunnerSession, order_id: str, kind: FailureKind, message: str
     ) -> None:
         """Take the answer that there is no measurement."""
         if self._heard(session) and order_id in session.order_ids:
-            self._fail(self._leases[order_id], kind, message[:MAX_MESSAGE])
+            self._fail(self._attempts[order_id], kind, message[:MAX_MESSAGE])
 
     def measured(self, session: RunnerSession, order_id: str, measurement: Measurement) -> None:
         """Take a measurement; what cannot be true ends the session and bans the runner for a while."""
         if not self._heard(session) or order_id not in session.order_ids:
             return
-        lease = self._leases[order_id]
-        elapsed = self._clock.monotonic() - lease.offered_at
+        attempt = self._attempts[order_id]
+        elapsed = self._clock.monotonic() - attempt.offered_at
         try:
             measurement.check(
                 device=session.hello.device,
-                macs=lease.work.order.macs,
+                macs=attempt.pending.order.macs,
                 elapsed_seconds=elapsed,
             )
         except ImplausibleReportError as error:
             self.distrust(session, error)
             return
-        self._release(lease)
+        self._release(attempt)
         self._registry.count(session, measured=1)
-        self._telemetry.measurement_finished(lease.work.order.target.name, "measured")
-        if not lease.work.done.done():
-            lease.work.done.set_result(replace(measurement, runner=session.runner_id))
+        self._telemetry.measurement_finished(attempt.pending.order.target.name, "measured")
+        if not attempt.pending.done.done():
+            attempt.pending.done.set_result(replace(measurement, runner=session.runner_id))
         self._dispatch()
 
     def distrust(self, session: RunnerSession, error: TightfitError) -> None:
@@ -245,7 +199,7 @@ class RunnerDesk:
         self, order: MeasurementOrder, *, on_note: NoteCallback = no_notes
     ) -> Measurement:
         """Return what a device measured; see `ports.DeviceMeasurer`."""
-        work = _Work(
+        work = PendingOrder(
             order=order,
             on_note=on_note,
             done=asyncio.get_running_loop().create_future(),
@@ -272,14 +226,14 @@ class RunnerDesk:
                     remedy="connect again",
                 )
                 self._drop(session, silence)
-        for lease in tuple(self._leases.values()):
-            waited = now - lease.offered_at
-            if not lease.is_accepted and waited > ACCEPT_SECONDS:
-                lease.session.tell(Cancellation(order_id=lease.order_id))
-                self._fail(lease, FailureKind.REFUSED, "the agent did not answer the offer")
-            elif waited > lease.work.order.timeout_seconds + GRACE_SECONDS:
-                lease.session.tell(Cancellation(order_id=lease.order_id))
-                self._fail(lease, FailureKind.TIMED_OUT, f"no answer after {waited:.0f} s")
+        for attempt in tuple(self._attempts.values()):
+            waited = now - attempt.offered_at
+            if not attempt.is_accepted and waited > ACCEPT_SECONDS:
+                attempt.session.tell(Cancellation(order_id=attempt.order_id))
+                self._fail(attempt, FailureKind.REFUSED, "the agent did not answer the offer")
+            elif waited > attempt.pending.order.timeout_seconds + GRACE_SECONDS:
+                attempt.session.tell(Cancellation(order_id=attempt.order_id))
+                self._fail(attempt, FailureKind.TIMED_OUT, f"no answer after {waited:.0f} s")
         self._dispatch()
         self._look_after_waiting()
 
@@ -295,29 +249,29 @@ class RunnerDesk:
         now = self._clock.monotonic()
         for session in self._registry.sessions:
             while session.has_room and session.rest_until <= now:
-                taken = self._queue.take(partial(_fits, session=session))
+                taken = self._queue.take(partial(PendingOrder.fits, session=session))
                 if taken is None:
                     break
                 self._offer(*taken, session)
         self._telemetry.runner_states(self._registry.states())
 
-    def _offer(self, work: _Work, charge: Charge, session: RunnerSession) -> None:
+    def _offer(self, work: PendingOrder, charge: Charge, session: RunnerSession) -> None:
         order, now = work.order, self._clock.monotonic()
         runtime = runtime_for(session.hello.device, order.target, order.format)
         assert runtime is not None
-        lease = _Lease(
+        attempt = Attempt(
             order_id=secrets.token_hex(16),
-            work=work,
+            pending=work,
             session=session,
             charge=charge,
             offered_at=now,
         )
-        self._leases[lease.order_id] = lease
-        session.order_ids.add(lease.order_id)
+        self._attempts[attempt.order_id] = attempt
+        session.order_ids.add(attempt.order_id)
         self._telemetry.measurement_waited(now - work.since)
         session.tell(
             Offer(
-                order_id=lease.order_id,
+                order_id=attempt.order_id,
                 project=order.project,
                 artifact_digest=order.artifact_digest,
                 format=order.format,
@@ -333,43 +287,41 @@ class RunnerDesk:
 
     # How attempts end.
 
-    def _fail(self, lease: _Lease, kind: FailureKind, message: str) -> None:
+    def _fail(self, attempt: Attempt, kind: FailureKind, message: str) -> None:
         """End an attempt; the order goes back to the queue where another attempt may bring more."""
-        self._release(lease)
-        work, runner_id = lease.work, lease.session.runner_id
-        self._registry.count(lease.session, failed=1)
+        self._release(attempt)
+        work, runner_id = attempt.pending, attempt.session.runner_id
+        self._registry.count(attempt.session, failed=1)
         self._telemetry.measurement_finished(work.order.target.name, str(kind))
-        work.failures.append(f"{runner_id}: {kind.replace('_', ' ')}: {message}".rstrip(": "))
-        if kind in MODEL_CAUSED:
-            work.avoided.add(runner_id)
-        else:
-            lease.session.rest_until = self._clock.monotonic() + REST_SECONDS
+        work.note_failure(runner_id, kind, message)
+        if kind not in MODEL_CAUSED:
+            attempt.session.rest_until = self._clock.monotonic() + REST_SECONDS
         if work.done.done():
             return
         is_pointless = kind in MODEL_CAUSED and not self._candidates(work)
         if len(work.failures) >= MAX_ATTEMPTS or is_pointless:
-            work.done.set_exception(_failed(work))
+            work.done.set_exception(work.failed())
         else:
             work.on_note(f"measured again: {work.failures[-1]}")
             work.since = self._clock.monotonic()
             self._queue.push(work, is_return=True)
         self._dispatch()
 
-    def _candidates(self, work: _Work) -> bool:
-        return any(_fits(work, session) for session in self._registry.sessions)
+    def _candidates(self, work: PendingOrder) -> bool:
+        return any(work.fits(session) for session in self._registry.sessions)
 
-    def _release(self, lease: _Lease) -> None:
-        del self._leases[lease.order_id]
-        lease.session.order_ids.discard(lease.order_id)
-        self._queue.settle(lease.charge, self._clock.monotonic() - lease.offered_at)
+    def _release(self, attempt: Attempt) -> None:
+        del self._attempts[attempt.order_id]
+        attempt.session.order_ids.discard(attempt.order_id)
+        self._queue.settle(attempt.charge, self._clock.monotonic() - attempt.offered_at)
 
-    def _withdraw(self, work: _Work) -> None:
+    def _withdraw(self, work: PendingOrder) -> None:
         """Forget an order that is done or given up, and free the device that works on it."""
         self._queue.remove(work)
-        for lease in tuple(self._leases.values()):
-            if lease.work is work:
-                lease.session.tell(Cancellation(order_id=lease.order_id))
-                self._release(lease)
+        for attempt in tuple(self._attempts.values()):
+            if attempt.pending is work:
+                attempt.session.tell(Cancellation(order_id=attempt.order_id))
+                self._release(attempt)
         self._dispatch()
 
     def _look_after_waiting(self) -> None:
@@ -384,23 +336,7 @@ class RunnerDesk:
             # A runner that was there a moment ago gets the time to come back.
             patience = max(work.order.wait_seconds, RETURN_SECONDS if work.failures else 0.0)
             if now - work.lonely_since >= patience and not work.done.done():
-                work.done.set_exception(self._nobody(work))
-
-    def _nobody(self, work: _Work) -> TightfitError:
-        if work.failures:
-            return _failed(work)
-        target = work.order.target
-        reasons = [
-            f"{session.runner_id}: {session.why_not(work.order)}"
-            for session in self._registry.sessions
-            if session.project == work.project
-        ]
-        seen = f" ({'; '.join(reasons[:5])})" if reasons else ""
-        return NoRunnerError(
-            f"no runner of {target.name} with {target.runtime.name} is connected{seen}",
-            field="target",
-            remedy=f"start tightfit-runner --target {target.name} on the device",
-        )
+                work.done.set_exception(work.nobody(self._registry.sessions))
 
     # Who is here.
 
@@ -426,17 +362,5 @@ class RunnerDesk:
         reason = "the agent left" if error is None else error.message
         log.info("runner gone", runner=session.runner_id, reason=reason)
         for order_id in tuple(session.order_ids):
-            self._fail(self._leases[order_id], FailureKind.DEVICE_LOST, reason)
+            self._fail(self._attempts[order_id], FailureKind.DEVICE_LOST, reason)
         self._telemetry.runner_states(self._registry.states())
-
-
-def _fits(work: _Work, session: RunnerSession) -> bool:
-    return session.runner_id not in work.avoided and not session.why_not(work.order)
-
-
-def _failed(work: _Work) -> MeasurementFailedError:
-    return MeasurementFailedError(
-        f"no runner could measure: {'; '.join(work.failures)}",
-        field="target",
-        remedy="look at the runner's log; tightfit runners list shows who is there",
-    )

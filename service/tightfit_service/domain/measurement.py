@@ -209,12 +209,17 @@ class Measurement:
             "measured_peak_ram_bytes": self.measured_peak_ram_bytes,
             "process_peak_ram_bytes": self.process_peak_ram_bytes,
             "energy.mean_power_mw": None if energy is None else energy.mean_power_mw,
+            "energy.idle_power_mw": None if energy is None else energy.idle_power_mw,
             "before.clock_mhz": self.before.clock_mhz,
             "after.clock_mhz": self.after.clock_mhz,
         }
         for name, value in not_negative.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise _implausible(name, f"{name} is {value}, not a number from zero up")
+        for name, state in (("before", self.before), ("after", self.after)):
+            value = state.temperature_c
+            if value is not None and not math.isfinite(value):
+                raise _implausible(f"{name}.temperature_c", f"the temperature is {value}")
 
     def _check_order(self) -> None:
         p10, p99 = self.measured_latency_ms_p10, self.measured_latency_ms_p99
