@@ -21,6 +21,7 @@ from tightfit_service.graph.model_file import copy_model, save_model
 from tightfit_service.graph.structure import (
     attribute,
     consumers,
+    first_line,
     graph_inputs,
     initializers,
     replace_nodes,
@@ -126,7 +127,7 @@ def _converted(module: torch.nn.Module, shapes: list[tuple[int, ...]], turned: l
             return bytes(litert_torch.convert(module, samples).model_content())
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise UnsupportedError(
-            f"the graph cannot be converted to TFLite: {str(error).splitlines()[0][:200]}",
+            f"the graph cannot be converted to TFLite: {first_line(error)}",
             field="output_format",
             remedy="export as ONNX, or replace the operator",
         ) from error
