@@ -177,6 +177,7 @@ def job(message: job_pb2.CompressionJob) -> Job:
             output_format=enums.MODEL_FORMAT.optional(message.spec.output_format, field="x"),
             seed=message.spec.seed,
             packed=message.spec.packed,
+            runner_labels=dict(message.spec.runner_labels),
             teachers=tuple(
                 TeacherModel(name=name, digest=digest)
                 for name, digest in zip(message.spec.teachers, message.teacher_digests, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fakes.clock import FakeClock
@@ -80,6 +81,7 @@ class Bench:
         max_trials: int = 8,
         recipe: Recipe | None = None,
         verification: Verification = Verification.NONE,
+        runner_labels: Mapping[str, str] | None = None,
         measurer: DeviceMeasurer | None = None,
         provenance: Provenance | None = None,
         parallel_trials: int = 1,
@@ -106,6 +108,7 @@ class Bench:
             search_limits=SearchLimits(max_trials=max_trials, max_seconds=600),
             recipe=recipe,
             verification=verification,
+            runner_labels=runner_labels or {},
             packed=packed,
             techniques=techniques,
             teachers=teachers,

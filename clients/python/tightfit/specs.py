@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from google.protobuf import duration_pb2
 
@@ -29,6 +29,7 @@ def compression_spec(
     verify: str = "none",
     priority: int = 0,
     packed: bool = False,
+    runner_labels: Mapping[str, str] | None = None,
 ) -> job_pb2.CompressionSpec:
     """Return the message that `create_job` and `check` take.
 
@@ -49,6 +50,7 @@ def compression_spec(
         verify: Whether candidates are measured on a device: one of `tightfit.words.VERIFICATIONS`.
         priority: Of the project's queued jobs the one with the highest starts first; -100 to 100.
         packed: Whether a packed file for download is wanted beside the model.
+        runner_labels: Labels that a runner must carry to measure candidates.
 
     Raises:
         InvalidInputError: An unknown objective, format, importance or verification.
@@ -64,6 +66,7 @@ def compression_spec(
         verification=verification_value(verify),
         priority=priority,
         packed=packed,
+        runner_labels=runner_labels,
     )
     if isinstance(target, str):
         spec.hardware_target = target_name(target)

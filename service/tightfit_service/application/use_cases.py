@@ -142,6 +142,8 @@ class JobRequest:
     """What channels are chosen by; None leaves the choice to the search."""
     packed: bool = False
     """Whether a packed file for download is asked for beside the model."""
+    runner_labels: Mapping[str, str] = field(default_factory=dict)
+    """Labels that a runner must carry to measure for the job."""
     request_id: str = ""
 
 

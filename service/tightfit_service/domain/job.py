@@ -115,6 +115,8 @@ class JobSpec:
     """What channels are chosen by; None leaves the choice to the search."""
     packed: bool = False
     """Whether a packed file for download is asked for beside the model."""
+    runner_labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Labels that a runner must carry to measure for the job."""
 
     @property
     def is_packed(self) -> bool:

@@ -137,3 +137,15 @@ async def test_nothing_is_measured_that_nobody_asked_for_or_that_cannot_fit(
     bench = Bench(latency(limit), verification=verification, measurer=measurer)
     await bench.run()
     assert measurer.orders == []
+
+
+async def test_the_order_names_the_labels_that_the_runner_must_carry() -> None:
+    measurer = Measurer(seen(0.9 * LIMIT_MS))
+    bench = Bench(
+        latency(LIMIT_MS),
+        verification=Verification.IF_AVAILABLE,
+        runner_labels={"lab": "a"},
+        measurer=measurer,
+    )
+    await bench.run()
+    assert [dict(order.labels) for order in measurer.orders] == [{"lab": "a"}]

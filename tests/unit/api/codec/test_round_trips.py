@@ -318,6 +318,7 @@ def test_trials(trial: Trial, project_id: str, job_id: str) -> None:
             output_format=st.none() | st.sampled_from(ModelFormat),
             seed=st.integers(0, 2**62),
             packed=st.booleans(),
+            runner_labels=st.dictionaries(TEXTS, TEXTS, max_size=2),
             teachers=st.lists(
                 st.builds(
                     TeacherModel,

@@ -50,6 +50,25 @@ def test_a_job_tells_its_verification() -> None:
     assert job_to_proto(job).spec.verification == job_pb2.VERIFICATION_REQUIRED
 
 
+def test_labels_of_runners_travel_both_ways() -> None:
+    wanted = spec(job_pb2.VERIFICATION_REQUIRED)
+    wanted.runner_labels["lab"] = "a"
+    assert request_from_proto(wanted, project_id="p").runner_labels == {"lab": "a"}
+    job = make_job(spec=replace(make_spec(), runner_labels={"lab": "a"}))
+    assert dict(job_to_proto(job).spec.runner_labels) == {"lab": "a"}
+
+
+@pytest.mark.parametrize(
+    "labels", [{str(number): "x" for number in range(33)}, {"lab": "a" * 257}, {"k" * 257: ""}]
+)
+def test_more_labels_than_a_runner_can_carry_are_refused(labels: dict[str, str]) -> None:
+    wanted = spec(job_pb2.VERIFICATION_REQUIRED)
+    wanted.runner_labels.update(labels)
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_proto(wanted, project_id="p")
+    assert caught.value.field == "runner_labels"
+
+
 def test_what_was_measured_stands_beside_the_estimate() -> None:
     energy = EnergyReading(energy_mj=1.5, mean_power_mw=700.0, source="a meter")
     measured = make_measurement(runner="bench", runtime_name="litert", energy=energy)
