@@ -59,6 +59,14 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeakRam:
+    """The most memory in use at a time, in bytes, and at which node."""
+
+    node: str
+    in_use: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
 class AcceleratedEmulator:
     """Emulator of a family of accelerators beside cores (port `Emulator`). Stateless.
 
@@ -121,13 +129,12 @@ class AcceleratedEmulator:
         width = self.rates.log_half_width
         if any(name.startswith("accelerator") for name in target.assumed_fields):
             width += ASSUMED_LOG_WIDTH
-        points = self.memory_points(network, target)
-        peak = max(points, key=_point_bytes)
+        peak = self.peak_ram(network, target)
         counted = sum(layer.weight_bytes for layer in layers) + flash.other_constant_bytes(network)
         return CostEstimate(
             latency_ms=_log_interval(latency, width),
             energy_mj=_log_interval(energy, math.hypot(width, POWER_LOG_WIDTH)),
-            peak_ram_bytes=Interval.relative(_point_bytes(peak), low_ratio=0.7, high_ratio=1.6),
+            peak_ram_bytes=peak.in_use,
             flash_bytes=Interval.exact(float(file_bytes))
             if file_bytes is not None
             else Interval.relative(float(counted), low_ratio=0.8, high_ratio=1.25),
@@ -141,6 +148,12 @@ class AcceleratedEmulator:
             confidence=CONFIDENCE,
             warnings=_warnings(parts, accelerator),
         )
+
+    def peak_ram(self, network: NetworkProfile, target: HardwareSpec) -> PeakRam:
+        """Return the most memory that is in use at a time; the planner of the runtime is not known."""
+        peak = max(self.memory_points(network, target), key=point_bytes)
+        in_use = Interval.relative(point_bytes(peak), low_ratio=0.7, high_ratio=1.6)
+        return PeakRam(node=peak.node, in_use=in_use)
 
     def _moving_ms(
         self, parts: Sequence[Partition], network: NetworkProfile, accelerator: Accelerator
@@ -259,7 +272,8 @@ def _warnings(parts: Sequence[Partition], accelerator: Accelerator) -> tuple[str
     )
 
 
-def _point_bytes(point: MemoryPoint) -> float:
+def point_bytes(point: MemoryPoint) -> float:
+    """Return the bytes in use at a point."""
     return point.fixed_bytes + sum(point.tensor_bytes.values())
 
 

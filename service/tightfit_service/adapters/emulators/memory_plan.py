@@ -53,6 +53,8 @@ class ArenaStyle:
         operator_bytes: Bookkeeping that stays in the arena, per operator.
         channel_bytes: Requantisation parameters that stay in the arena, per output channel.
         constant_bytes: Everything else.
+        channel_multiple: Tensors are stored with their channels rounded up to multiples of it.
+        unrounded: Names of tensors that are not.
     """
 
     in_place: Collection[str] = ()
@@ -66,6 +68,8 @@ class ArenaStyle:
     operator_bytes: float = 0.0
     channel_bytes: float = 0.0
     constant_bytes: float = 0.0
+    channel_multiple: int = 1
+    unrounded: Collection[str] = ()
 
 
 TFLM_STYLE = ArenaStyle(
@@ -113,12 +117,13 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
     tensors in shared memory; where they leave gaps is not modelled, only a factor for them.
     """
     operators, root, window_rows = _executed(network, style)
-    sizes = _tensor_bytes(network)
+    sizes = _tensor_bytes(network, style)
     last: dict[str, int] = {}
     born = dict.fromkeys(network.inputs, -1)
     for i, operator in enumerate(operators):
         for name in operator.outputs:
-            born[name] = i
+            # several may write parts of one
+            born.setdefault(name, i)
         for name in operator.inputs:
             last[root.get(name, name)] = i
     for name in network.outputs:
@@ -206,14 +211,25 @@ def _continues(first: Operator, second: Operator, readers: Mapping[str, int]) ->
     )
 
 
-def _tensor_bytes(network: NetworkProfile) -> dict[str, int]:
+def _tensor_bytes(network: NetworkProfile, style: ArenaStyle) -> dict[str, int]:
     bits = dict.fromkeys(network.tensors, 8)
     for operator in network.operators:
         for name in (*operator.inputs, *operator.outputs):
             bits[name] = max(operator.activation_bits, 8)
         if _returns_floats(operator, network):
             bits.update(dict.fromkeys(operator.outputs, FLOAT_BITS))
-    return {name: -(-math.prod(shape) * bits[name] // 8) for name, shape in network.tensors.items()}
+    return {
+        name: -(-math.prod(_stored(name, shape, style)) * bits[name] // 8)
+        for name, shape in network.tensors.items()
+    }
+
+
+def _stored(name: str, shape: Sequence[int], style: ArenaStyle) -> Sequence[int]:
+    """Return the shape in memory of a tensor, its channels second."""
+    multiple = style.channel_multiple
+    if multiple == 1 or len(shape) < 2 or name in style.unrounded:
+        return shape
+    return (shape[0], -(-shape[1] // multiple) * multiple, *shape[2:])
 
 
 def _pad_input(
