@@ -44,6 +44,12 @@ PORT_BYTES: Mapping[AcceleratorKind, int] = {
 DEFAULT_RAM_MB_S = 4_000.0
 DEFAULT_FLASH_MB_S = 500.0
 """Those of Vela's own configuration Ethos_U55_High_End_Embedded."""
+MAX_ARENA_BYTES = 1 << 30
+"""What Vela can be told of at most (its buffers are planned within 32 bits)."""
+FOR_SPEED = "Performance"
+FOR_SIZE = "Size"
+"""Strategies of Vela: for speed, weights are fetched into RAM ahead of time as far as the arena goes, and
+feature maps are computed whole where they fit."""
 TIMEOUT_S = 120.0
 EXTRA = "tightfit-service[ethos-u]"
 
@@ -137,18 +143,34 @@ class VelaCompiler:
         )
 
     def compile(self, data: bytes, target: HardwareSpec) -> VelaReport:
-        """Compile an int8 TFLite file.
+        """Compile an int8 TFLite file: for speed as far as the target's RAM goes, or else for its size.
+
+        Vela takes RAM as an aim that it may miss; what is compiled for size takes the least that it knows of.
 
         Raises:
             InvalidModelError: Vela cannot compile the file, or takes longer than `timeout_s`.
             UnsupportedError: Nothing of the network runs on Ethos-U, or Vela does not know the target.
         """
         accelerator = self.check(target)
+        report = self._compiled(data, target, accelerator, FOR_SPEED)
+        if report.ram_bytes <= target.memory.ram_bytes:
+            return report
+        small = self._compiled(data, target, accelerator, FOR_SIZE)
+        return small if small.ram_bytes < report.ram_bytes else report
+
+    def _compiled(
+        self, data: bytes, target: HardwareSpec, accelerator: Accelerator, strategy: str
+    ) -> VelaReport:
         with tempfile.TemporaryDirectory(prefix="tightfit-vela-") as folder:
-            return self._compile_in(Path(folder), data, target, accelerator)
+            return self._compile_in(Path(folder), data, target, accelerator, strategy)
 
     def _compile_in(
-        self, folder: Path, data: bytes, target: HardwareSpec, accelerator: Accelerator
+        self,
+        folder: Path,
+        data: bytes,
+        target: HardwareSpec,
+        accelerator: Accelerator,
+        strategy: str,
     ) -> VelaReport:
         source = folder / "model.tflite"
         source.write_bytes(data)
@@ -158,7 +180,7 @@ class VelaCompiler:
             *(sys.executable, "-m", "ethosu.vela", str(source)),
             *("--accelerator-config", f"{accelerator.kind}-{_macs_per_cycle(accelerator)}"),
             *("--config", str(config), "--system-config", "Target", "--memory-mode", "Target"),
-            *("--output-dir", str(folder), "--verbose-performance"),
+            *("--output-dir", str(folder), "--verbose-performance", "--optimise", strategy),
         )
         try:
             done = subprocess.run(
@@ -187,7 +209,7 @@ class VelaCompiler:
 
 
 def system_configuration(target: HardwareSpec, accelerator: Accelerator) -> str:
-    """Return Vela's configuration of the target: clock, and bandwidths as shares of a port's.
+    """Return Vela's configuration of the target: clock, RAM, and bandwidths as shares of a port's.
 
     Burst lengths and latencies are those of Arm's example configurations for embedded systems.
     """
@@ -207,7 +229,10 @@ def system_configuration(target: HardwareSpec, accelerator: Accelerator) -> str:
             "OffChipFlash_burst_length=128",
             *("OffChipFlash_read_latency=64", "OffChipFlash_write_latency=0"),
             "[Memory_Mode.Target]",
-            *("const_mem_area=Axi1", "arena_mem_area=Axi0", "cache_mem_area=Axi0", ""),
+            *("const_mem_area=Axi1", "arena_mem_area=Axi0", "cache_mem_area=Axi0"),
+            # without it Vela takes memory for endless
+            f"arena_cache_size={min(target.memory.ram_bytes, MAX_ARENA_BYTES)}",
+            "",
         )
     )
 

@@ -58,8 +58,8 @@ def cost_of(
         layers=shared.layers,
         peak_node=shared.peak_node,
         provenance=(
-            f"{compiler}: cycles and memory that Arm's compiler gives for the file, from the clock and "
-            "bandwidths of the target; 90 % latency intervals are assumed to be a factor of "
+            f"{compiler}: cycles and memory that Arm's compiler gives for the file, from the clock, RAM "
+            "and bandwidths of the target; 90 % latency intervals are assumed to be a factor of "
             f"{math.exp(LATENCY_LOG_WIDTH):.1f} either way"
         ),
         confidence=CONFIDENCE,

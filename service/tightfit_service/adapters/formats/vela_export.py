@@ -116,7 +116,8 @@ def _notes(compiled: TfliteFile, report: VelaReport, target: HardwareSpec) -> It
     yield (
         f"Vela's own figures of {COMPILED_NAME}: {report.latency_ms:.3g} ms on "
         f"{target.accelerator.name if target.accelerator else 'Ethos-U'}, {report.ram_bytes:.0f} bytes "
-        f"of RAM, {report.flash_bytes:.0f} bytes of constants and commands in flash"
+        f"of RAM, {report.flash_bytes:.0f} bytes of constants and commands in flash; it was told to keep "
+        f"within {target.memory.ram_bytes} bytes of RAM"
     )
     left = Counter(name for item in compiled.graph.operators if (name := _on_core(compiled, item)))
     if left:

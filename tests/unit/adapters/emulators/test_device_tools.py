@@ -103,6 +103,15 @@ def test_the_bandwidths_of_a_target_are_shares_of_a_port() -> None:
     assert "OffChipFlash_clock_scale=0.125000" in lines
 
 
+def test_vela_is_told_of_the_ram_but_of_no_more_than_it_plans_with() -> None:
+    assert TARGET.accelerator is not None
+    assert "arena_cache_size=2097152" in system_configuration(TARGET, TARGET.accelerator)
+    board = CATALOGUE.get("imx93-evk")
+    assert board.accelerator is not None
+    assert board.memory.ram_bytes > 1 << 30
+    assert f"arena_cache_size={1 << 30}\n" in system_configuration(board, board.accelerator)
+
+
 @needs_tflm
 def test_the_interpreter_gives_the_bits_of_a_device_and_its_arena() -> None:
     samples = np.arange(2 * 256).reshape(2, 1, 8, 8, 4).astype(np.int8)

@@ -208,3 +208,41 @@ def test_it_says_what_it_compiles_for_whether_installed_or_not(
     assert TARGET.accelerator is not None
     odd = replace(TARGET.accelerator, macs_per_cycle={NumberFormat.INT8: 100})
     assert not compiler.covers(replace(TARGET, accelerator=odd))
+
+
+WRITES_TABLES = f"""
+echo "$*" >> {{log}}
+case "$*" in *"--optimise Size"*) ram={{small}};; *) ram={{fast}};; esac
+echo compiled > model_vela.tflite
+printf 'inference_time,sram_memory_used,off_chip_flash_memory_used,nn_macs\\n0.001,%s,3,4096\\n' $ram > model_summary_Target.csv
+printf '{HEAD.strip()}\\nConv2D,Conv2D,NPU,1500,250000,4096,a\\n' > model_per-layer.csv
+cp target.ini {{log}}.ini
+"""
+
+
+@pytest.mark.parametrize(
+    ("fast", "small", "expected", "runs"),
+    [
+        (2048, 1, 2048, 1),  # fits: 2 MiB are there
+        (2049, 700, 700, 2),
+        (4000, 5000, 4000, 2),  # compiled for its size, it needs still more
+    ],
+)
+def test_what_needs_more_ram_than_there_is_is_compiled_for_its_size(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fast: int,
+    small: int,
+    expected: int,
+    runs: int,
+) -> None:
+    log = tmp_path / "log"
+    script = WRITES_TABLES.format(log=log, fast=fast, small=small)
+    monkeypatch.setattr(VelaCompiler, "is_installed", staticmethod(lambda: True))
+    monkeypatch.setattr(sys, "executable", program(tmp_path, script))
+    found = VelaCompiler().compile(b"file", TARGET)
+    assert found.ram_bytes == expected * 1024
+    asked = log.read_text().splitlines()
+    assert len(asked) == runs
+    assert "--optimise Performance" in asked[0]
+    assert f"arena_cache_size={TARGET.memory.ram_bytes}" in Path(f"{log}.ini").read_text()
