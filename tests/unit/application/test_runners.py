@@ -23,6 +23,7 @@ from fakes.runners import (
 )
 from tightfit_service.application import runners as desk_module
 from tightfit_service.application.ports import Page
+from tightfit_service.application.runner_attempts import MAX_ATTEMPTS
 from tightfit_service.application.runner_registry import QUARANTINE_SECONDS
 from tightfit_service.application.runner_sessions import (
     Cancellation,
@@ -351,7 +352,7 @@ async def test_a_passing_trouble_is_tried_again_on_the_same_runner_after_a_rest(
 ) -> None:
     session = await desk.connect("default", "a", make_hello())
     task = await begin(desk.measure(make_order()))
-    for _ in range(desk_module.MAX_ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         offer = await offered(session)
         desk.failed(session, offer.order_id, FailureKind.FETCH_FAILED, "no route")
         assert is_idle(session)
