@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.load import SERVICE, settings, settled, wanted_spec
-from benchmarks.scaling_database import PROJECTS, fill
+from benchmarks.scaling_database import PROJECTS, fill, settle
 
 from fakes.postgres_server import reason_missing, running_postgres
 from running_server import RunningServer
@@ -48,6 +48,7 @@ def fill_final(database: str, jobs: int) -> None:
     upgrade(engine)
     for first in range(0, jobs, CHUNK):
         fill(engine, first, min(first + CHUNK, jobs) - 1, queued=0)
+    settle(engine)
     engine.dispose()
 
 

@@ -318,6 +318,11 @@ def scheduler(found: dict[str, Any]) -> str:
     lines += [
         "",
         (
+            "The jobs were stored at once; what PostgreSQL does while as many come over months was done "
+            f"before anything was timed: {', '.join(found['after_filling'])}."
+        ),
+        "",
+        (
             f"One replica with {replica['workers']} workers that only wait, {found['queued']} jobs in the "
             f"queue of {found['projects']} projects, {found['jobs']} jobs in the database: a trial of "
             f"{replica['trial_seconds']:.0f} s takes {cost['p50_ms']:.0f} ms longer than its work at the "

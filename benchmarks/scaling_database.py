@@ -1,9 +1,12 @@
 """A replica on a database with many jobs: what calls, claims and heartbeats take, and what a trial costs.
 
 Fills a real PostgreSQL (synchronous commits) with jobs of 50 projects, most of them final, 10,000 queued
-and some running, and measures single calls of the stores before and after. Then one replica's scheduler
-runs a thousand jobs at a time for a while, with workers that only wait: what a trial takes beyond that
-wait is the overhead of scheduler, journal, cache and database. Everything runs on one machine.
+and some running, and measures single calls of the stores with few jobs and with all. Then one replica's
+scheduler runs a thousand jobs at a time for a while, with workers that only wait: what a trial takes beyond
+that wait is the overhead of scheduler, journal, cache and database. Everything runs on one machine.
+
+A deployment's jobs come over months, these within a minute. So after each filling comes what PostgreSQL
+would have done between them: VACUUM (ANALYZE), and a CHECKPOINT. Else they fall into what is timed.
 
 Usage: python benchmarks/scaling_database.py [--jobs 100000] [--workers 1000] [--seconds 90] [--json FILE]
 """
@@ -58,6 +61,9 @@ PROJECTS = 50
 QUEUED = 10_000
 ROUNDS = 300
 TRIALS_PER_JOB = 3
+
+SETTLING = ("VACUUM (ANALYZE)", "CHECKPOINT")
+"""What is done after each filling, in this order: vacuuming marks pages, which the checkpoint writes."""
 
 _FILL = """
 INSERT INTO jobs (job_id, project, state, create_time, request_id, revision, last_sequence,
@@ -167,10 +173,19 @@ def fill(engine: Engine, first: int, last: int, *, queued: int = QUEUED) -> None
         connection.execute(
             text(_EVENTS), {"document": json.dumps(note), "first": first, "last": last}
         )
+
+
+def settle(engine: Engine) -> None:
+    """Do what `SETTLING` says, as a database that grew over months has had done long ago.
+
+    After a bulk fill PostgreSQL would do it by itself, and while something is timed: its autovacuum
+    reads all that was filled, and its next checkpoint writes that out.
+    """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as plain:
         plain.execute(text("SET statement_timeout = 0"))
-        plain.execute(text("VACUUM ANALYZE"))
-        plain.execute(text("SET statement_timeout = 30000"))
+        for statement in SETTLING:
+            plain.execute(text(statement))
+        plain.execute(text("RESET statement_timeout"))
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
@@ -253,41 +268,62 @@ def resident_mebibytes() -> float:
     return round(pages * os.sysconf("SC_PAGESIZE") / (1 << 20), 1)
 
 
+class WaitingJobs:
+    """Runs jobs whose trials only wait, and notes what each trial takes beyond that."""
+
+    def __init__(
+        self, store: SqlStore, telemetry: RecordingTelemetry, trial_seconds: float
+    ) -> None:
+        self._store = store
+        self._telemetry = telemetry
+        self._trial_seconds = trial_seconds
+        self._executor = WaitingExecutor(trial_seconds)
+        self.overheads: list[float] = []
+
+    async def run(self, journal: JobJournal) -> None:
+        """Run one job to its end."""
+        # workers are not in step: the first trial of each begins somewhere in its course
+        await asyncio.sleep(random.random() * self._trial_seconds)
+        for index in range(TRIALS_PER_JOB):
+            began = time.perf_counter()
+            waited = await self._trial(journal, index)
+            self.overheads.append(time.perf_counter() - began - waited)
+        await journal.enter(JobState.SUCCEEDED, "done")
+
+    async def _trial(self, journal: JobJournal, index: int) -> float:
+        """Run one trial with all that is stored of it, and return the seconds that its work took."""
+        label = f"{journal.job.job_id} trial {index}"
+        trial = make_trial(index, state=TrialState.RUNNING, input_digest=label)
+        await journal.trial(trial, f"trial {index} started")
+        unit = WorkUnit(
+            project=journal.job.project,
+            kind="trial",
+            payload={"label": label},
+            inputs={},
+            label=label,
+        )
+        await run_cached(
+            unit, executor=self._executor, store=self._store, telemetry=self._telemetry
+        )
+        await journal.trial(replace(trial, state=TrialState.COMPLETED), f"trial {index} done")
+        await journal.update(spent_seconds=self._trial_seconds * (index + 1))
+        return self._executor.waited.pop(label)
+
+
 async def run_replica(
     engine: Engine, *, workers: int, seconds: float, trial_seconds: float
 ) -> dict[str, Any]:
     """Let one scheduler run many jobs at a time, and return what their trials cost beyond waiting."""
-    store, queue = SqlStore(engine=engine), TimedQueue(engine=engine)
-    telemetry = RecordingTelemetry()
-    executor = WaitingExecutor(trial_seconds)
-    overheads: list[float] = []
-    memory: list[float] = []
-
-    async def run_job(journal: JobJournal) -> None:
-        # workers are not in step: the first trial of each begins somewhere in its course
-        await asyncio.sleep(random.random() * trial_seconds)
-        for index in range(TRIALS_PER_JOB):
-            began = time.perf_counter()
-            label = f"{journal.job.job_id} trial {index}"
-            trial = make_trial(index, state=TrialState.RUNNING, input_digest=label)
-            await journal.trial(trial, f"trial {index} started")
-            unit = WorkUnit(
-                project=journal.job.project,
-                kind="trial",
-                payload={"label": label},
-                inputs={},
-                label=label,
-            )
-            await run_cached(unit, executor=executor, store=store, telemetry=telemetry)
-            await journal.trial(replace(trial, state=TrialState.COMPLETED), f"trial {index} done")
-            await journal.update(spent_seconds=trial_seconds * (index + 1))
-            overheads.append(time.perf_counter() - began - executor.waited.pop(label))
-        await journal.enter(JobState.SUCCEEDED, "done")
-
+    store, queue, telemetry = (
+        SqlStore(engine=engine),
+        TimedQueue(engine=engine),
+        RecordingTelemetry(),
+    )
+    jobs = WaitingJobs(store, telemetry, trial_seconds)
     scheduler = JobScheduler(
         store=store,
         queue=queue,
-        run_job=run_job,
+        run_job=jobs.run,
         hub=EventHub(),
         clock=SystemClock(),
         telemetry=telemetry,
@@ -298,34 +334,42 @@ async def run_replica(
     await scheduler.start()
     while len(queue.claim_seconds) < workers:  # noqa: ASYNC110  # the store tells nobody
         await asyncio.sleep(0.05)
-    filled_seconds = time.perf_counter() - began
-    claims_at_once = list(queue.claim_seconds)
+    found: dict[str, Any] = {
+        "workers": workers,
+        "trial_seconds": trial_seconds,
+        "seconds_until_all_workers_had_a_job": round(time.perf_counter() - began, 1),
+        "claims_while_all_workers_were_free": spread(list(queue.claim_seconds)),
+        **await observe(engine, queue, jobs, seconds=seconds),
+    }
+    await scheduler.stop()
+    return found
+
+
+async def observe(
+    engine: Engine, queue: TimedQueue, jobs: WaitingJobs, *, seconds: float
+) -> dict[str, Any]:
+    """Return what happens from now on for so long."""
+    memory: list[float] = []
     queue.claim_seconds.clear()
-    overheads.clear()
+    jobs.overheads.clear()
     end = time.perf_counter() + seconds
     with counted_statements(engine) as statements:
         while time.perf_counter() < end:
             await asyncio.sleep(seconds / 10)
             memory.append(resident_mebibytes())
-            print(f"  {len(overheads)} trials, {memory[-1]} MiB", flush=True)
-    load = os.getloadavg()
-    result = {
-        "workers": workers,
-        "trial_seconds": trial_seconds,
+            print(f"  {len(jobs.overheads)} trials, {memory[-1]} MiB", flush=True)
+    overheads = list(jobs.overheads)
+    return {
         "observed_seconds": seconds,
-        "seconds_until_all_workers_had_a_job": round(filled_seconds, 1),
-        "claims_while_all_workers_were_free": spread(claims_at_once),
         "claims_afterwards": spread(list(queue.claim_seconds)),
         "heartbeats_of_all_leases": spread(list(queue.heartbeat_seconds)),
-        "overhead_per_trial": spread(list(overheads)),
+        "overhead_per_trial": spread(overheads),
         # with their share of claims, ends of jobs and heartbeats
         "statements_per_trial": round(statements[0] / max(1, len(overheads)), 1),
         "trials_per_second": round(len(overheads) / seconds, 1),
         "resident_mebibytes": memory,
-        "load_average": [round(one, 1) for one in load],
+        "load_average": [round(one, 1) for one in os.getloadavg()],
     }
-    await scheduler.stop()
-    return result
 
 
 def main() -> int:
@@ -340,18 +384,21 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     results: dict[str, Any] = {"jobs": arguments.jobs, "queued": QUEUED, "projects": PROJECTS}
+    results["after_filling"] = list(SETTLING)
     results["load_average_before"] = [round(one, 1) for one in os.getloadavg()]
     with running_postgres(is_durable=True) as server:
         engine = open_database(server.database(), pool_size=10)
         upgrade(engine)
         small = QUEUED + 1_000
         fill(engine, 0, small - 1)
+        settle(engine)
         # as the service does once it has started
         gc.collect()
         gc.freeze()
         print(f"{small} jobs in the database:", flush=True)
         results["single_calls_with_few_jobs"] = single_calls(engine, small)
         fill(engine, small, arguments.jobs - 1)
+        settle(engine)
         print(f"{arguments.jobs} jobs in the database:", flush=True)
         results["single_calls"] = single_calls(engine, arguments.jobs)
         print(f"{arguments.workers} workers on one replica:", flush=True)
