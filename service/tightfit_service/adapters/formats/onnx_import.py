@@ -114,7 +114,7 @@ class OnnxImporter:
                 f"the model does not run on these inputs: {first_line(error)}",
                 remedy="check that onnxruntime runs the model on inputs of the declared shape",
             ) from error
-        return compared(working, expected, found)
+        return compared(source, working, inputs, expected=expected, found=found)
 
     def _import(self, data: bytes) -> ImportedModel:
         source = load_model(data, limits=self._limits)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
+from tightfit_service.adapters.formats.departure import departure_from_onnx
 from tightfit_service.adapters.formats.onnx_execution import (
     LIBRARY_ERRORS,
     relative_difference,
@@ -69,15 +70,34 @@ def quantized_warning() -> str:
     )
 
 
-def compared(model: ModelProto, expected: Sequence[Array], found: Sequence[Array]) -> float:
-    """Return the largest relative difference between the outputs of the original and of the graph."""
+def compared(
+    source: ModelProto,
+    model: ModelProto,
+    inputs: Sequence[FloatArray],
+    *,
+    expected: Sequence[Array],
+    found: Sequence[Array],
+) -> float:
+    """Return the largest relative difference between the outputs of the original and of the graph.
+
+    Args:
+        source: The original.
+        model: The graph that was made of it.
+        inputs: What both were run on.
+        expected: The original's outputs.
+        found: The graph's.
+
+    Raises:
+        ParityError: They differ by more than rounding; names the first node that does.
+    """
     limit = QUANTIZED_PARITY_LIMIT if is_quantized(model) else PARITY_LIMIT
     worst = 0.0
     for name, reference, value in zip(graph_outputs(model), expected, found, strict=True):
         if value.shape != reference.shape:
             raise ParityError(
                 f"output {shown(name)} of the imported graph has shape {value.shape}, the "
-                f"original's has {reference.shape}",
+                f"original's has {reference.shape}"
+                + departure_from_onnx(source, model, inputs, limit=limit),
                 field="model",
                 remedy="export the model with a free (dynamic) batch axis",
             )
@@ -85,7 +105,8 @@ def compared(model: ModelProto, expected: Sequence[Array], found: Sequence[Array
         if difference > limit:
             raise ParityError(
                 f"output {shown(name)} of the imported graph differs from the original's by "
-                f"{difference:.3g} of its largest value (at most {limit:g} is rounding)",
+                f"{difference:.3g} of its largest value (at most {limit:g} is rounding)"
+                + departure_from_onnx(source, model, inputs, limit=limit),
                 field="model",
                 remedy="report the model; a newer export (opset 17) may import correctly",
             )
@@ -112,7 +133,7 @@ def prove_batch(source: ModelProto, model: ModelProto) -> None:
             )
     try:
         found = run_working(model, inputs)
-        compared(model, expected, found)
+        compared(source, model, inputs, expected=expected, found=found)
     except (ParityError, *LIBRARY_ERRORS) as error:
         told = error.message if isinstance(error, ParityError) else first_line(error)
         raise invalid(

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import ModelProto
 
+from tightfit_service.adapters.formats.departure import departure
 from tightfit_service.adapters.formats.onnx_execution import (
     LIBRARY_ERRORS,
     relative_difference,
@@ -18,7 +20,7 @@ from tightfit_service.adapters.formats.onnx_proof import PARITY_LIMIT
 from tightfit_service.adapters.formats.pt2_archive import read_archive
 from tightfit_service.application.ports import ImportedModel
 from tightfit_service.application.samples import FloatArray
-from tightfit_service.domain.errors import ParityError
+from tightfit_service.domain.errors import InvalidModelError, ParityError
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
@@ -122,7 +124,7 @@ def _compared(program: Program, graph: bytes, inputs: Sequence[FloatArray]) -> f
         if reference.shape != value.shape:
             raise ParityError(
                 f"output {shown(name)} of the imported graph has shape {value.shape}, the "
-                f"program's has {reference.shape}",
+                f"program's has {reference.shape}{_departure(program, working, inputs)}",
                 field="model",
                 remedy="export the model with a free (dynamic) batch axis",
             )
@@ -130,9 +132,21 @@ def _compared(program: Program, graph: bytes, inputs: Sequence[FloatArray]) -> f
         if difference > PARITY_LIMIT:
             raise ParityError(
                 f"output {shown(name)} of the imported graph differs from the program's by "
-                f"{difference:.3g} of its largest value (at most {PARITY_LIMIT:g} is rounding)",
+                f"{difference:.3g} of its largest value (at most {PARITY_LIMIT:g} is rounding)"
+                + _departure(program, working, inputs),
                 field="model",
                 remedy="report the model; one exported as ONNX may import correctly",
             )
         worst = max(worst, difference)
     return worst
+
+
+def _departure(program: Program, working: ModelProto, inputs: Sequence[FloatArray]) -> str:
+    """Return the end of a sentence that names the first node that differs from the program's."""
+    from tightfit_service.adapters.formats.pt2_translate import computed_tensors
+
+    first = [values[:1] for values in inputs]
+    try:
+        return departure(computed_tensors(program, first), working, first, limit=PARITY_LIMIT)
+    except (InvalidModelError, *LIBRARY_ERRORS):
+        return ""

@@ -8,7 +8,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir
@@ -16,9 +16,11 @@ import onnxscript.optimizer
 import torch
 from onnx import ModelProto
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import fx
 from torch.export import ExportedProgram
 from torch.onnx import ONNXProgram
 
+from tightfit_service.adapters.formats.departure import ComputedTensor
 from tightfit_service.adapters.formats.pt2_archive import Pt2Archive
 from tightfit_service.adapters.formats.pt2_batch import with_free_batch
 from tightfit_service.adapters.formats.pt2_program import Program, build_program
@@ -153,6 +155,45 @@ def run_program(program: Program, inputs: Sequence[FloatArray]) -> list[Array]:
             f"torch does not run the program: {first_line(error)}",
             remedy="check that torch runs the exported program on inputs of the declared shape",
         ) from error
+
+
+def computed_tensors(program: Program, inputs: Sequence[FloatArray]) -> list[ComputedTensor]:
+    """Return every tensor that a program's operators compute for one sample, in their order.
+
+    Raises:
+        InvalidModelError: It does not run on these inputs.
+    """
+    try:
+        with _alone(), torch.no_grad():
+            recorder = _Recorder(program.exported.module(check_guards=False))
+            recorder.run(*(torch.from_numpy(values.copy()) for values in inputs))
+    except Exception as error:
+        # as in `run_program`
+        raise invalid(
+            f"torch does not run the program: {first_line(error)}",
+            remedy="check that torch runs the exported program on inputs of the declared shape",
+        ) from error
+    return recorder.seen
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a module node by node and keeps what the operators return."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__(cast("fx.GraphModule", module))
+        self.seen: list[ComputedTensor] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node; the name of the argument is the library's."""
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor):
+            paths = [path for path, _ in (n.meta.get("nn_module_stack") or {}).values()]
+            place = "/".join(item for item in (paths[-1] if paths else "", n.name) if item)
+            kind = str(n.target).removeprefix("aten.")
+            # the next operator may write into it
+            value = result.detach().clone().numpy()
+            self.seen.append(ComputedTensor(name=n.name, node=place, kind=kind, value=value))
+        return result
 
 
 @contextlib.contextmanager

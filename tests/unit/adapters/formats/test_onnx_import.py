@@ -212,6 +212,39 @@ class TestParity:
                 list(random_inputs(model).values()),
             )
 
+    @pytest.mark.parametrize(
+        ("network", "weight", "node"),
+        [("mlp", "fc2.w", '"fc2" (MatMul)'), ("plain_cnn", "conv2.w", '"conv2" (Conv)')],
+    )
+    def test_the_first_node_that_differs_is_named(
+        self, network: str, weight: str, node: str
+    ) -> None:
+        model = NETWORKS[network](0)
+        other = NETWORKS[network](0)
+        tensor = next(t for t in other.graph.initializer if t.name == weight)
+        value = np.flip(numpy_helper.to_array(tensor), axis=0).copy()
+        tensor.CopyFrom(numpy_helper.from_array(value, weight))
+        inputs = list(random_inputs(model).values())
+        with pytest.raises(ParityError) as caught:
+            importer.check_parity(model.SerializeToString(), other.SerializeToString(), inputs)
+        assert f"the first node that differs is {node}" in caught.value.message
+
+    def test_tensors_that_changed_their_names_are_passed_over(self) -> None:
+        model = NETWORKS["mlp"](0)
+        renamed = NETWORKS["mlp"](0)
+        graph = renamed.graph
+        inside = {name for node in graph.node for name in node.output} - {"fc3_out"}
+        for node in graph.node:
+            node.input[:] = [f"new_{name}" if name in inside else name for name in node.input]
+            node.output[:] = [f"new_{name}" if name in inside else name for name in node.output]
+        last = next(t for t in graph.initializer if t.name == "fc1.w")
+        last.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(last), "fc1.w"))
+        inputs = list(random_inputs(model).values())
+        with pytest.raises(ParityError) as caught:
+            importer.check_parity(model.SerializeToString(), renamed.SerializeToString(), inputs)
+        # only the output has kept its name
+        assert 'the first node that differs is "fc3" (Gemm)' in caught.value.message
+
     def test_wrong_number_or_shape_of_inputs(self) -> None:
         data = NETWORKS["mlp"](0).SerializeToString()
         with pytest.raises(InvalidModelError, match="1 inputs, 0 were given"):

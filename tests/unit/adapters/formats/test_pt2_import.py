@@ -128,8 +128,10 @@ class TestResidual:
             not torch.equal(a, b) for a, (b, _) in zip(before, module.statistics(), strict=True)
         )
         trained = write_back(self.model.graph, module)
-        with pytest.raises(ParityError, match="differs from the program's"):
+        with pytest.raises(ParityError, match="differs from the program's") as caught:
             importer.check_parity(archive("residual", is_free=True), trained, [inputs])
+        # the very first layer was trained as well
+        assert 'first node that differs is "stem.0/conv2d" (conv2d.default)' in caught.value.message
 
     @pytest.mark.parametrize(
         "exporter",
