@@ -24,6 +24,9 @@ _KEYS = {
     "tool_versions": dict,
     "architecture": list,
 }
+_STEP_KEYS = ("pass_name", "parameters")
+_BITS = {"version": 32, "seed": 64}
+"""Of the numbers, in messages."""
 _REMEDY = "use the recipe.json that `tightfit compress -o DIR` wrote"
 _MAX_BYTES = 64 << 20
 _MODEL_SUFFIXES = (".tflite", ".onnx")
@@ -58,7 +61,7 @@ def read_content(path: Path) -> dict[str, Any]:
             field=str(path),
             remedy="check the path",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"{path} is not JSON: {error}", field=str(path), remedy=_REMEDY
         ) from error
@@ -69,14 +72,55 @@ def read_content(path: Path) -> dict[str, Any]:
             raise InvalidInputError(
                 f"{path} has the key {key!r}, which recipes do not have", field=key, remedy=_REMEDY
             )
-        if not isinstance(value, _KEYS[key]):
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             raise InvalidInputError(
                 f"{key} of {path} is not a {_KEYS[key].__name__}", field=key, remedy=_REMEDY
             )
     for key in ("version", "steps", "output_format"):
         if key not in content:
             raise InvalidInputError(f"{path} has no {key}", field=key, remedy=_REMEDY)
+    _check_values(content, file=str(path))
     return content
+
+
+def _check_values(content: Mapping[str, Any], *, file: str) -> None:
+    """Check what stands inside a recipe's lists and mappings, and the sizes of its numbers.
+
+    Raises:
+        InvalidInputError: A step that is none, a text that is none, or a number too large.
+    """
+    for number, step in enumerate(content["steps"]):
+        if not isinstance(step, dict) or not isinstance(step.get("pass_name"), str):
+            raise InvalidInputError(
+                f"step {number} of {file} has no pass_name",
+                field=f"steps[{number}].pass_name",
+                remedy=_REMEDY,
+            )
+        for key in step:
+            if key not in _STEP_KEYS:
+                raise InvalidInputError(
+                    f"step {number} of {file} has the key {key!r}, which steps do not have",
+                    field=f"steps[{number}].{key}",
+                    remedy=_REMEDY,
+                )
+        if not isinstance(step.get("parameters", {}), dict):
+            raise InvalidInputError(
+                f"parameters of step {number} of {file} are not an object",
+                field=f"steps[{number}].parameters",
+                remedy=_REMEDY,
+            )
+    texts = [
+        *((f"architecture[{i}]", line) for i, line in enumerate(content.get("architecture", []))),
+        *((f"tool_versions.{name}", v) for name, v in content.get("tool_versions", {}).items()),
+    ]
+    for field, text in texts:
+        if not isinstance(text, str):
+            raise InvalidInputError(f"{field} of {file} is not a text", field=field, remedy=_REMEDY)
+    for key, bits in _BITS.items():
+        if not -(1 << bits - 1) <= content.get(key, 0) < 1 << bits - 1:
+            raise InvalidInputError(
+                f"{key} of {file} does not fit into {bits} bits", field=key, remedy=_REMEDY
+            )
 
 
 def _inside(path: Path) -> str:
@@ -99,10 +143,10 @@ def _inside(path: Path) -> str:
 
 
 def recipe_of(content: Mapping[str, Any], *, file: str = "recipe") -> recipe_pb2.Recipe:
-    """Return the message of a recipe's content.
+    """Return the message of a recipe's content, as `read_content` has checked it.
 
     Raises:
-        InvalidInputError: A step without a name, or an unknown output format.
+        InvalidInputError: An unknown output format, or parameters that no message holds.
     """
     check_word(content["output_format"], FORMATS, field="output_format")
     recipe = recipe_pb2.Recipe(
@@ -115,18 +159,12 @@ def recipe_of(content: Mapping[str, Any], *, file: str = "recipe") -> recipe_pb2
         architecture=content.get("architecture", []),
     )
     for number, step in enumerate(content["steps"]):
-        if not isinstance(step, dict) or not isinstance(step.get("pass_name"), str):
-            raise InvalidInputError(
-                f"step {number} of {file} has no pass_name",
-                field=f"steps[{number}].pass_name",
-                remedy=_REMEDY,
-            )
         message = recipe.steps.add(pass_name=step["pass_name"])
         try:
             json_format.ParseDict(step.get("parameters", {}), message.parameters)
         except json_format.ParseError as error:
             raise InvalidInputError(
-                f"parameters of step {number} of {file} are not an object",
+                f"parameters of step {number} of {file} cannot be sent: {error}",
                 field=f"steps[{number}].parameters",
                 remedy=_REMEDY,
             ) from error
@@ -137,9 +175,17 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
     """Return where two recipes differ, as (path, value in the first, value in the second).
 
     Steps are compared by the name of their pass, long lists of units by what one has and the other
-    has not; what is missing is an empty text.
+    has not; what is missing is an empty text. Steps that both have in another order differ by that.
     """
-    return list(_differences("", _by_pass(one), _by_pass(other)))
+    ours, theirs = _by_pass(one), _by_pass(other)
+    found = list(_differences("", ours, theirs))
+    orders = [
+        [name for name in these["steps"] if name in those["steps"]]
+        for these, those in ((ours, theirs), (theirs, ours))
+    ]
+    if orders[0] != orders[1]:
+        found.append(("order of steps", ", ".join(orders[0]), ", ".join(orders[1])))
+    return found
 
 
 def _by_pass(content: Mapping[str, Any]) -> dict[str, Any]:

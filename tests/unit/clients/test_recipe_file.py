@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from tightfit.cli.recipe import app
 from tightfit.errors import InvalidInputError
 from tightfit.recipe_file import differences, read_recipe_file, recipe_of
 from tightfit.result_file import recipe_content
@@ -46,6 +48,13 @@ def test_a_recipe_survives_the_wire_and_the_file(tmp_path: Path) -> None:
         ({"steps": [{"pass_name": "x", "parameters": [1]}]}, "steps[0].parameters"),
         ({"magic": 1}, "magic"),
         ({"output_format": "gif"}, "output_format"),
+        ({"version": True}, "version"),
+        ({"version": 1 << 31}, "version"),
+        ({"seed": -(1 << 63) - 1}, "seed"),
+        ({"steps": ["prune"]}, "steps[0].pass_name"),
+        ({"steps": [{"pass_name": "x", "with": {}}]}, "steps[0].with"),
+        ({"architecture": ["conv1 Conv", 3]}, "architecture[1]"),
+        ({"tool_versions": {"torch": 2.13}}, "tool_versions.torch"),
     ],
 )
 def test_what_is_no_recipe_is_refused_by_its_key(
@@ -65,8 +74,24 @@ def test_files_that_hold_no_recipe_at_all_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{")
     with pytest.raises(InvalidInputError, match="not JSON"):
         read_recipe_file(tmp_path / "text.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InvalidInputError, match="not JSON"):
+        read_recipe_file(tmp_path / "deep.json")
     with pytest.raises(InvalidInputError, match="no version"):
         read_recipe_file(written(tmp_path, {k: v for k, v in RECIPE.items() if k != "version"}))
+
+
+@pytest.mark.parametrize("command", ["show", "diff"])
+def test_commands_answer_what_is_no_recipe_and_show_odd_parameters(
+    tmp_path: Path, command: str
+) -> None:
+    odd = [{"pass_name": "structured_pruning", "parameters": {"keep": [1], "nodes": 3}}]
+    path = written(tmp_path, {**RECIPE, "steps": odd})
+    files = [str(path)] * (1 if command == "show" else 2)
+    result = CliRunner().invoke(app, [command, *files])
+    assert result.exit_code == 0, result.output
+    written(tmp_path, {**RECIPE, "steps": [7]})
+    assert isinstance(CliRunner().invoke(app, [command, *files]).exception, InvalidInputError)
 
 
 def test_differences_name_the_step_and_the_units() -> None:
@@ -88,6 +113,9 @@ def test_differences_name_the_step_and_the_units() -> None:
     assert found["steps.low_rank"][0] == ""
     assert "steps.recovery" in found
     assert differences(RECIPE, json.loads(json.dumps(RECIPE))) == []
+    assert differences(RECIPE, {**RECIPE, "steps": RECIPE["steps"][::-1]}) == [
+        ("order of steps", "structured_pruning, recovery", "recovery, structured_pruning")
+    ]
     assert recipe_of(RECIPE) == recipe_of(json.loads(json.dumps(RECIPE)))
 
 

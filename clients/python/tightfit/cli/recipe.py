@@ -80,14 +80,13 @@ def diff(
 
 def _words(parameters: Mapping[str, Any]) -> str:
     """Return parameters in a line or two: how many units stay, what is done to which node."""
-    if "keep" in parameters:
-        return ", ".join(
-            f"{group}: {len(units)} stay" for group, units in parameters["keep"].items()
-        )
-    if "nodes" in parameters:
+    keep, nodes = parameters.get("keep"), parameters.get("nodes")
+    if isinstance(keep, Mapping) and all(isinstance(units, list) for units in keep.values()):
+        return ", ".join(f"{group}: {len(units)} stay" for group, units in keep.items())
+    if isinstance(nodes, Mapping) and all(isinstance(item, Mapping) for item in nodes.values()):
         return "; ".join(
             f"{node}: " + ", ".join(f"{key} {value}" for key, value in chosen.items())
-            for node, chosen in parameters["nodes"].items()
+            for node, chosen in nodes.items()
         )
     return ", ".join(
         _setting(key.replace("_", " "), value)
