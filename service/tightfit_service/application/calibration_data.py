@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidDatasetError
 
 _CROWDED = 0.1
@@ -14,6 +16,7 @@ _CROWDED = 0.1
 _NORMALISED_PEAK = 50.0
 """Largest magnitude expected behind a declared mean and standard deviation; images reach about 3."""
 _NORMALISED_FLOOR = 0.05
+_BATCH = 32
 
 
 @dataclass
@@ -102,3 +105,31 @@ class InputCheck:
             field="calibration",
             remedy="remove the sample, or mend its values",
         )
+
+
+def checked_inputs(samples: Samples, names: Sequence[str]) -> tuple[str, ...]:
+    """Look at all inputs of calibration samples and return notes on what makes them poor.
+
+    Args:
+        samples: What activation ranges are to be found on.
+        names: Inputs of the model, in order.
+
+    Raises:
+        InvalidDatasetError: A value that is not finite (names the sample), or other inputs than the
+            model has.
+    """
+    stored = list(samples.by_input.values())
+    if len(names) > 1:
+        stored = [samples.by_input[name] for name in names if name in samples.by_input]
+    checks: dict[str, InputCheck] = {}
+    for name, source in zip(names, stored, strict=False):
+        mean, std = source.preprocess.mean, source.preprocess.std
+        checks[name] = InputCheck(
+            name=name if len(names) > 1 else "",
+            is_normalised=any(mean) or any(s != 1.0 for s in std or ()),
+            background=min((-m / s for m, s in zip(mean, std, strict=False)), default=0.0),
+        )
+    for feeds, _ in samples.feed_batches(_BATCH, names):
+        for name, values in feeds.items():
+            checks[name].add(values)
+    return tuple(note for check in checks.values() for note in check.notes())

@@ -10,7 +10,6 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
-from tightfit_service.application.calibration_data import InputCheck
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.graph.structure import graph_inputs, graph_outputs
 
@@ -44,31 +43,6 @@ def activations(
     observer = Observer(model, [name for name in sizes if name not in inputs])
     for feeds in input_batches(model, samples, values_per_sample=sum(sizes.values())):
         yield {**{n: v for n, v in feeds.items() if n in sizes}, **observer.run(feeds)}
-
-
-def checked_inputs(model: ModelProto, samples: Samples) -> tuple[str, ...]:
-    """Look at all inputs of the samples and return notes on what makes them poor for calibration.
-
-    Raises:
-        InvalidDatasetError: A value that is not finite (names the sample), or other inputs than the
-            graph has.
-    """
-    names = graph_inputs(model)
-    stored = list(samples.by_input.values())
-    if len(names) > 1:
-        stored = [samples.by_input[name] for name in names if name in samples.by_input]
-    checks: dict[str, InputCheck] = {}
-    for name, source in zip(names, stored, strict=False):
-        mean, std = source.preprocess.mean, source.preprocess.std
-        checks[name] = InputCheck(
-            name=name if len(names) > 1 else "",
-            is_normalised=any(mean) or any(s != 1.0 for s in std or ()),
-            background=min((-m / s for m, s in zip(mean, std, strict=False)), default=0.0),
-        )
-    for feeds in input_batches(model, samples, values_per_sample=1):
-        for name, values in feeds.items():
-            checks[name].add(values)
-    return tuple(note for check in checks.values() for note in check.notes())
 
 
 def input_batches(

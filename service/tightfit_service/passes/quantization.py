@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from onnxruntime.quantization import QuantType
 
 from tightfit_service.application.calibration import (
@@ -14,18 +14,25 @@ from tightfit_service.application.calibration import (
     chosen_range,
     collect,
 )
+from tightfit_service.application.calibration_data import checked_inputs
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidDatasetError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.graph.logarithms import logarithms
 from tightfit_service.graph.model_file import load_model, save_model
-from tightfit_service.passes.activation_values import activations, checked_inputs
+from tightfit_service.graph.structure import graph_inputs
+from tightfit_service.passes.activation_values import activations
 from tightfit_service.passes.bias_correction import corrected, with_biases
 from tightfit_service.passes.half_precision import to_float16, with_bfloat16_weights
 from tightfit_service.passes.joined_ranges import joined_with_loss
-from tightfit_service.passes.number_formats import INTEGER_FORMATS, formats_by_node
+from tightfit_service.passes.number_formats import (
+    FLOAT_OPERATORS,
+    INTEGER_FORMATS,
+    formats_by_node,
+)
 from tightfit_service.passes.qdq import (
+    QUANTIZABLE,
     activation_types,
     needs_onnxruntime,
     prepared_for_qdq,
@@ -33,6 +40,9 @@ from tightfit_service.passes.qdq import (
 )
 
 Ranges = Mapping[str, tuple[float, float]]
+
+_NAMED_NODES = 8
+"""Nodes that a note lists by name; the rest are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +169,7 @@ def _in_integers(
             field="calibration",
             remedy="give some hundred samples, or export in float32",
         )
-    notes = list(checked_inputs(model, calibration))
+    notes = [*checked_inputs(calibration, graph_inputs(model)), *_float_notes(model, formats)]
     if settings.bias_correction:
         model = with_biases(model)
     spans = calibrated_ranges(model, formats, calibration, settings, ranges)
@@ -178,6 +188,33 @@ def _in_integers(
         if skipped:
             notes.append("no bias to correct: " + ", ".join(skipped))
     return result, notes
+
+
+def _float_notes(model: ModelProto, formats: Mapping[str, NumberFormat]) -> Iterator[str]:
+    """Tell which nodes stay in float32 though integers were asked for, and why."""
+    computed = {
+        info.name
+        for info in (*model.graph.value_info, *model.graph.output)
+        if info.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    left = [
+        node
+        for node in model.graph.node
+        if formats.get(node.name) in INTEGER_FORMATS
+        and (node.op_type in FLOAT_OPERATORS or node.op_type not in QUANTIZABLE)
+        and any(name in computed for name in node.output)
+    ]
+    ties = [node.name for node in left if node.op_type in FLOAT_OPERATORS]
+    if ties:
+        yield f"in float32, for rounding ties the greatest of its outputs: {_listed(ties)}"
+    others = [f"{node.name} ({node.op_type})" for node in left if node.name not in ties]
+    if others:
+        yield f"in float32 for want of a kernel in integers: {_listed(others)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_NODES} more" if len(names) > _NAMED_NODES else ""
+    return ", ".join(names[:_NAMED_NODES]) + more
 
 
 def _nodes_in(formats: Mapping[str, NumberFormat], number_format: NumberFormat) -> frozenset[str]:

@@ -357,6 +357,30 @@ def test_poor_calibration_samples_are_refused_or_told() -> None:
         PASS.quantize(graph, calibration=samples_of(values), settings=QuantizationSettings())
 
 
+def test_nodes_that_stay_in_float_are_named_with_the_reason() -> None:
+    builder = Builder()
+    hidden = builder.gemm("fc1", builder.input("input", (6,)), 6, 8)
+    odd = builder.node("odd", "Erf", [hidden])
+    scores = builder.gemm("fc2", odd, 8, 3)
+    output = builder.node("prob", "Softmax", [scores], axis=-1)
+    model = builder.model({output: (3,)})
+
+    def notes(**settings: Any) -> tuple[str, ...]:
+        return PASS.quantize(
+            model.SerializeToString(),
+            calibration=samples_for(model),
+            settings=QuantizationSettings(**settings),
+        ).notes
+
+    assert notes() == (
+        "in float32, for rounding ties the greatest of its outputs: prob",
+        "in float32 for want of a kernel in integers: odd (Erf)",
+    )
+    assert notes(number_format=NumberFormat.FLOAT32) == ()
+    chosen = dict.fromkeys(("odd", "prob"), NumberFormat.FLOAT32)
+    assert notes(node_formats=chosen) == ()
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'nothing'"):
         quantized("mlp", node_formats={"nothing": NumberFormat.FLOAT32})
