@@ -24,13 +24,13 @@ from tightfit_service.adapters.formats.onnx_export import (
     comparison_feeds,
     input_shape,
 )
-from tightfit_service.adapters.formats.parity import NOISE_LIMITS, check_outputs
+from tightfit_service.application.file_parity import check_outputs, noise_limit_of
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import load_model
-from tightfit_service.graph.structure import graph_inputs
+from tightfit_service.graph.structure import first_line, graph_inputs
 
 _OFFERED = frozenset({NumberFormat.FLOAT32, NumberFormat.INT8})
 _EXPORTING = threading.Lock()
@@ -82,7 +82,7 @@ class ExecutorchExporter:
                 field="model",
                 remedy="export as TFLite or ONNX, or in float32",
             ) from error
-        limits = [NOISE_LIMITS[item] for item in used if item in NOISE_LIMITS]
+        limit = noise_limit_of(settings)
         return ExportedModel(
             data=data,
             format=ModelFormat.EXECUTORCH,
@@ -90,8 +90,8 @@ class ExecutorchExporter:
             parity=check_outputs(
                 run_feeds(graph, feeds),
                 found,
-                is_quantized=bool(limits),
-                noise_limit=max(limits, default=0.0),
+                is_quantized=limit is not None,
+                noise_limit=limit or 0.0,
             ),
             notes=quantized.notes,
         )
@@ -129,7 +129,7 @@ def _lowered(model: ModelProto, metadata: Mapping[str, str]) -> bytes:
             return bytes(lowered.to_executorch().buffer)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         raise UnsupportedError(
-            f"the graph cannot be lowered to ExecuTorch: {str(error).splitlines()[0][:200]}",
+            f"the graph cannot be lowered to ExecuTorch: {first_line(error)}",
             field="output_format",
             remedy="export as TFLite or ONNX",
         ) from error

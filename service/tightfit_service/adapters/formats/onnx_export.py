@@ -11,10 +11,10 @@ from onnx import GraphProto, ModelProto
 
 from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import LIBRARY_ERRORS, run_feeds
-from tightfit_service.adapters.formats.parity import (
+from tightfit_service.application.file_parity import (
     COMPARED_SAMPLES,
-    NOISE_LIMITS,
     check_outputs,
+    noise_limit_of,
 )
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
@@ -101,13 +101,9 @@ class OnnxExporter:
                 field="model",
                 remedy="export in float32, or in another format",
             ) from error
-        limits = [
-            NOISE_LIMITS[used]
-            for used in (settings.number_format, *settings.node_formats.values())
-            if used in NOISE_LIMITS
-        ]
+        limit = noise_limit_of(settings)
         parity = check_outputs(
-            expected, exported, is_quantized=bool(limits), noise_limit=max(limits, default=0.0)
+            expected, exported, is_quantized=limit is not None, noise_limit=limit or 0.0
         )
         return ExportedModel(
             data=data,
@@ -155,22 +151,6 @@ def calibration_missing() -> InvalidDatasetError:
         field="calibration",
         remedy="give a dataset, or export in float32",
     )
-
-
-def single_input_shape(model: ModelProto) -> tuple[int, ...]:
-    """Return the shape of the model's input, its free batch as 1.
-
-    Raises:
-        UnsupportedError: Several inputs, or a shape that is not declared.
-    """
-    names = graph_inputs(model)
-    if len(names) != 1:
-        raise UnsupportedError(
-            f"the model has {len(names)} inputs; this format compares models with one",
-            field="model",
-            remedy="export the model with a single input",
-        )
-    return input_shape(model, names[0])
 
 
 def input_shape(model: ModelProto, name: str) -> tuple[int, ...]:

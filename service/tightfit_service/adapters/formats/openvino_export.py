@@ -13,8 +13,8 @@ from tightfit_service.adapters.formats.file_set import join_files, split_files
 from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.onnx_export import comparison_feeds
-from tightfit_service.adapters.formats.parity import NOISE_LIMITS, check_outputs
 from tightfit_service.application.file_metadata import PREFIX
+from tightfit_service.application.file_parity import check_outputs, noise_limit_of
 from tightfit_service.application.ports import ExportedModel, Exporter, QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
@@ -87,7 +87,7 @@ class OpenvinoExporter:
                 field="model",
                 remedy="export as ONNX, or in float32",
             ) from error
-        limits = [NOISE_LIMITS[item] for item in used if item in NOISE_LIMITS]
+        limit = noise_limit_of(settings)
         return ExportedModel(
             data=join_files(files),
             format=ModelFormat.OPENVINO,
@@ -95,8 +95,8 @@ class OpenvinoExporter:
             parity=check_outputs(
                 run_feeds(graph, feeds),
                 found,
-                is_quantized=bool(limits),
-                noise_limit=max(limits, default=0.0),
+                is_quantized=limit is not None,
+                noise_limit=limit or 0.0,
             ),
             notes=(*exported.notes, *([_SATURATION_NOTE] if NumberFormat.INT8 in used else [])),
             device_bytes=sum(len(data) for data in files.values()),

@@ -19,7 +19,6 @@ from tightfit_service.adapters.evaluation.litert_evaluator import (
 from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.onnx_export import calibration_missing, comparison_feeds
-from tightfit_service.adapters.formats.parity import NOISE_LIMITS, check_outputs
 from tightfit_service.adapters.formats.tflite_convert import convert, is_channels_last
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_match import Correspondence, correspond
@@ -27,6 +26,8 @@ from tightfit_service.adapters.formats.tflite_quantize import Fallback, quantize
 from tightfit_service.adapters.formats.tflite_scales import FLOATS
 from tightfit_service.adapters.formats.tflite_spelling import spell_out
 from tightfit_service.application.calibration import TensorRange
+from tightfit_service.application.calibration_data import checked_inputs
+from tightfit_service.application.file_parity import check_outputs, noise_limit_of
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.errors import (
@@ -77,17 +78,20 @@ class TfliteExporter:
 
         Raises:
             ParityError: The reloaded file does not compute what the graph does, beyond what
-                float32 rounding or `parity.NOISE_LIMITS` of the coarsest format explains.
+                float32 rounding or `file_parity.NOISE_LIMITS` of the coarsest format explains.
             UnsupportedError: bfloat16, or an operator that TFLite cannot express.
             InvalidRequestError: A node that the graph does not have, or an unknown method.
-            InvalidDatasetError: Integers without calibration samples, or with other inputs.
+            InvalidDatasetError: Integers without calibration samples, or with such as have other
+                inputs or values that are not finite.
         """
         model = load_model(graph)
         used = {settings.number_format, *settings.node_formats.values()}
         _check(model, settings, used)
-        is_integer = bool(used - FLOATS)
-        if is_integer and (calibration is None or len(calibration) == 0):
-            raise calibration_missing()
+        doubts: tuple[str, ...] = ()
+        if used - FLOATS:
+            if calibration is None or len(calibration) == 0:
+                raise calibration_missing()
+            doubts = checked_inputs(calibration, graph_inputs(model))
         feeds = comparison_feeds(calibration, model)
         file = convert(model)
         if NumberFormat.INT16X8 in used:
@@ -103,12 +107,12 @@ class TfliteExporter:
             formats=formats,
             given=_given(matches, ranges or {}),
         )
-        notes = (*_fallback_notes(fallbacks, matches), *_notes(file))
+        notes = (*doubts, *_fallback_notes(fallbacks, matches), *_notes(file))
         if kept:
             notes = (f"in float32, for a logarithm needs small values: {', '.join(kept)}", *notes)
         _finish(file, model, metadata)
         data = file.to_bytes()
-        limits = [NOISE_LIMITS[item] for item in used if item in NOISE_LIMITS]
+        limit = noise_limit_of(settings)
         return ExportedModel(
             data=data,
             format=ModelFormat.TFLITE,
@@ -116,8 +120,8 @@ class TfliteExporter:
             parity=check_outputs(
                 run_feeds(graph, feeds),
                 _reloaded(data, feeds),
-                is_quantized=bool(limits),
-                noise_limit=max(limits, default=0.0),
+                is_quantized=limit is not None,
+                noise_limit=limit or 0.0,
             ),
             notes=notes,
         )

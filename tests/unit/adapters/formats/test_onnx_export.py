@@ -13,7 +13,7 @@ import pytest
 from fakes.networks import NETWORKS, Builder
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter, read_metadata
-from tightfit_service.adapters.formats.parity import NOISE_LIMITS
+from tightfit_service.application.file_parity import NOISE_LIMITS
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples, StoredInput
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError, ParityError

@@ -137,6 +137,33 @@ def test_int8_needs_samples() -> None:
             )
 
 
+def test_calibration_samples_that_are_not_finite_are_refused_by_their_index() -> None:
+    model = NETWORKS["mlp"](0)
+    values = samples_for(model).inputs(slice(None))
+    values[41, 3] = np.nan
+    with pytest.raises(InvalidDatasetError, match="sample 41 has NaN") as caught:
+        EXPORTER.export(
+            model.SerializeToString(),
+            calibration=Samples(stored=values, labels=None),
+            settings=INT8,
+            metadata={},
+        )
+    assert caught.value.field == "calibration"
+
+
+@pytest.mark.slow
+def test_calibration_samples_that_saturate_are_told() -> None:
+    model = NETWORKS["mlp"](0)
+    values = np.clip(samples_for(model).inputs(slice(None)), -9, 0.1)
+    found = EXPORTER.export(
+        model.SerializeToString(),
+        calibration=Samples(stored=values, labels=None),
+        settings=INT8,
+        metadata={},
+    )
+    assert any("saturates" in note for note in found.notes)
+
+
 def test_only_images_that_the_graph_takes_channels_first_are_turned() -> None:
     assert is_channels_last(NETWORKS["residual"](0), "input")
     assert not is_channels_last(NETWORKS["mlp"](0), "input")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tightfit_service.adapters.evaluation.onnxruntime_evaluator import load_session, run_session
-from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.ports import Evaluator, QuantizationSettings
+from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import ParityError
 from tightfit_service.domain.hardware import NumberFormat
 
@@ -25,34 +25,53 @@ that ignores its input has 1. Sound networks have 1e-6 in float16, 1e-4 in bfloa
 more is noise than could be repaired, which int4 without training may come to."""
 
 COMPARED_SAMPLES = 64
-_RUN_BATCH = 16
 _FLOAT_TOLERANCE = 1e-3
 """Of the largest output: other kernels sum in another order, which costs 1e-6 to 1e-4 in float32."""
+_HELD_OUT_SLACK = 2.0
+"""Times the noise that is allowed on samples which ranges were not calibrated on. What is lost between
+the two is told by the accuracy."""
 
 
-def comparison_inputs(calibration: Samples | None, shape: Sequence[int]) -> FloatArray:
-    """Return inputs to compare on: calibration samples, or seeded normal ones where there are none.
+def noise_limit_of(settings: QuantizationSettings) -> float | None:
+    """Return the limit of the coarsest format in a file; None where all is in float32."""
+    used = {settings.number_format, *settings.node_formats.values()}
+    return max((NOISE_LIMITS[item] for item in used if item in NOISE_LIMITS), default=None)
+
+
+def held_out(
+    *,
+    graph: bytes,
+    of_graph: Evaluator,
+    file: bytes,
+    of_file: Evaluator,
+    samples: Samples,
+    names: Sequence[str],
+    settings: QuantizationSettings,
+) -> Mapping[str, float]:
+    """Compare the first outputs of a file and of its graph on up to 64 samples of a set, evenly spread.
 
     Args:
-        calibration: Samples that the model is meant for; evenly spread ones are taken.
-        shape: Shape of the model's input; its first axis is the batch and is ignored.
+        graph: What the recipe led to, in float.
+        of_graph: Runs it.
+        file: What was exported of it.
+        of_file: Runs it, in its own runtime.
+        samples: That nothing was calibrated or trained on.
+        names: Inputs of both.
+        settings: Number formats of the file.
+
+    Raises:
+        ParityError: They differ by more than the number formats explain; says how much.
     """
-    if calibration is not None and len(calibration):
-        count = min(COMPARED_SAMPLES, len(calibration))
-        chosen = np.linspace(0, len(calibration) - 1, count).astype(np.int64)
-        return calibration.inputs(np.unique(chosen))
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((COMPARED_SAMPLES // 4, *shape[1:])).astype(np.float32)
-
-
-def run_graph(graph: bytes, inputs: FloatArray) -> list[npt.NDArray[np.float32]]:
-    """Return all outputs of a graph in onnxruntime, run in bounded batches."""
-    session = load_session(graph, threads=1)
-    parts = [
-        run_session(session, inputs[start : start + _RUN_BATCH])
-        for start in range(0, len(inputs), _RUN_BATCH)
-    ]
-    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    count = min(COMPARED_SAMPLES, len(samples))
+    places = np.unique(np.linspace(0, len(samples) - 1, count).astype(np.int64))
+    feeds = samples.feeds(places, names)
+    limit = noise_limit_of(settings)
+    return check_outputs(
+        [of_graph.outputs(graph, feeds)],
+        [of_file.outputs(file, feeds)],
+        is_quantized=limit is not None,
+        noise_limit=_HELD_OUT_SLACK * (limit or 0.0),
+    )
 
 
 def check_outputs(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
-from tightfit_service.adapters.formats.parity import check_outputs, comparison_inputs
-from tightfit_service.application.samples import Samples
+from tightfit_service.application.file_parity import check_outputs, held_out, noise_limit_of
+from tightfit_service.application.ports import QuantizationSettings
+from tightfit_service.application.samples import FloatArray, ModelInputs, Samples
 from tightfit_service.domain.errors import ParityError
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.quantities import Accuracy
 
 RNG = np.random.default_rng(0)
 EXPECTED = RNG.normal(size=(64, 10)).astype(np.float32)
@@ -72,11 +77,56 @@ def test_a_missing_output_is_refused() -> None:
         check_outputs([EXPECTED, EXPECTED], [EXPECTED], is_quantized=True)
 
 
-def test_comparison_inputs_come_from_calibration_or_a_seed() -> None:
-    stored = np.arange(200, dtype=np.float32).reshape(100, 2)
-    chosen = comparison_inputs(Samples(stored=stored, labels=None), (1, 2))
-    assert len(chosen) == 64
-    assert (chosen[0, 0], chosen[-1, 0]) == (0.0, 198.0)
-    made = comparison_inputs(None, (1, 3, 4, 4))
-    assert made.shape == (16, 3, 4, 4)
-    assert np.array_equal(made, comparison_inputs(None, (1, 3, 4, 4)))
+class Runner:
+    """Answers with what it is given, times a factor, and noise."""
+
+    def __init__(self, *, factor: float = 1.0, noise: float = 0.0) -> None:
+        self.factor, self.noise = factor, noise
+        self.seen: list[np.ndarray] = []
+
+    def outputs(self, data: bytes, inputs: ModelInputs) -> FloatArray:
+        assert isinstance(inputs, Mapping)
+        (values,) = inputs.values()
+        self.seen.append(values)
+        random = np.random.default_rng(0).normal(size=values.shape)
+        return (self.factor * values + self.noise * random).astype(np.float32)
+
+    def evaluate(self, data: bytes, samples: Samples) -> Accuracy:
+        raise AssertionError("nobody asks")
+
+
+def compared(runner: Runner, number_format: NumberFormat) -> Mapping[str, float]:
+    rng = np.random.default_rng(1)
+    stored = rng.normal(size=(200, 10)).astype(np.float32)
+    return held_out(
+        graph=b"graph",
+        of_graph=Runner(),
+        file=b"file",
+        of_file=runner,
+        samples=Samples(stored=stored, labels=None),
+        names=["x"],
+        settings=QuantizationSettings(number_format=number_format),
+    )
+
+
+def test_a_file_is_held_against_its_graph_on_samples_that_nothing_was_calibrated_on() -> None:
+    runner = Runner(noise=0.2)
+    figures = compared(runner, NumberFormat.INT8)
+    assert figures["noise_ratio"] == pytest.approx(0.04, rel=0.2)
+    (seen,) = runner.seen
+    assert seen.shape == (64, 10)
+    assert compared(Runner(noise=0.9), NumberFormat.INT8)["noise_ratio"] > 0.5
+    for runner, number_format in (
+        (Runner(noise=1.2), NumberFormat.INT8),
+        (Runner(factor=-1.0), NumberFormat.INT8),
+        (Runner(noise=0.2), NumberFormat.FLOAT16),
+        (Runner(factor=1.01), NumberFormat.FLOAT32),
+    ):
+        with pytest.raises(ParityError):
+            compared(runner, number_format)
+
+
+def test_the_coarsest_format_in_a_file_counts() -> None:
+    assert noise_limit_of(QuantizationSettings(number_format=NumberFormat.FLOAT32)) is None
+    mixed = {"a": NumberFormat.INT4, "b": NumberFormat.FLOAT16}
+    assert noise_limit_of(QuantizationSettings(node_formats=mixed)) == 1.0
