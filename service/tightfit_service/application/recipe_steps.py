@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
+from tightfit_service.application.calibration import check_method
 from tightfit_service.application.plain import from_plain
 from tightfit_service.application.ports import (
     GraphPass,
@@ -14,7 +15,7 @@ from tightfit_service.application.ports import (
     RecoverySettings,
     StructuredPruning,
 )
-from tightfit_service.domain.errors import InvalidRequestError
+from tightfit_service.domain.errors import InvalidDatasetError, InvalidRequestError
 from tightfit_service.domain.recipe import PassStep, Recipe
 
 S = TypeVar("S")
@@ -49,23 +50,37 @@ class GraphSteps:
     passes: Mapping[str, GraphPass]
 
     def check(self, graph: bytes, recipe: Recipe) -> None:
-        """Check the parameters of a recipe's first step against the graph it is for.
+        """Check every step of a recipe against the graph it is for, before any time is spent on it.
 
-        Later steps see what the earlier ones made, so they are checked when they are applied.
+        Steps see what the earlier ones made, so all that change the graph are carried out, without
+        training and without data: neither changes which nodes and channels there are.
 
         Raises:
-            InvalidRequestError: An unknown pass, or a parameter out of range.
+            InvalidRequestError: An unknown pass, an unknown parameter, or one out of range.
         """
         for step in recipe.steps:
             if step.pass_name == RECOVERY_STEP:
+                _check_keys(step, RecoverySettings)
                 check_recovery(_settings_of(step, RecoverySettings))
             elif step.pass_name == QUANTIZATION_STEP:
-                _settings_of(step, QuantizationSettings)
-            elif step.pass_name != PRUNING_STEP:
+                _check_keys(step, QuantizationSettings)
+                settings = _settings_of(step, QuantizationSettings)
+                check_method(settings.method, settings.percentile)
+            elif step.pass_name == PRUNING_STEP:
+                _kept(step)
+            else:
                 self._known(step)
-        for step in recipe.steps[:1]:
-            if step.pass_name in self.passes:
+        context = PassContext(seed=recipe.seed)
+        for step in recipe.steps:
+            if step.pass_name in {RECOVERY_STEP, QUANTIZATION_STEP}:
+                continue
+            if step is recipe.steps[0] and step.pass_name in self.passes:
+                # stricter than applying it: what pruning leads to later is an error here
                 self.passes[step.pass_name].check(graph, step.parameters)
+            try:
+                graph = self.apply(graph, step, context)
+            except InvalidDatasetError:
+                return  # only the job has the samples that this step looks at
 
     def apply(self, graph: bytes, step: PassStep, context: PassContext) -> bytes:
         """Return the graph with one step applied.
@@ -74,11 +89,10 @@ class GraphSteps:
             InvalidRequestError: An unknown pass, or parameters that do not fit the graph.
         """
         if step.pass_name == PRUNING_STEP:
-            keep = step.parameters.get("keep", {})
+            keep = _kept(step)
             return self.pruning.apply(graph, keep) if keep else graph
-        found = self._known(step)
-        found.check(graph, step.parameters)
-        return found.apply(graph, step.parameters, context)
+        # passes check their parameters themselves, and clip what pruning has put out of range
+        return self._known(step).apply(graph, step.parameters, context)
 
     def _known(self, step: PassStep) -> GraphPass:
         if step.pass_name not in self.passes:
@@ -122,6 +136,54 @@ def recovery_of(step: PassStep, done: Sequence[PassStep]) -> RecoverySettings:
         keep_zeros=settings.keep_zeros or SPARSITY_STEP in names,
         share_values=settings.share_values or CLUSTERING_STEP in names,
     )
+
+
+def _kept(step: PassStep) -> Mapping[str, Sequence[int]]:
+    """Return the units that stay, by group, of a step of structured pruning.
+
+    Raises:
+        InvalidRequestError: An unknown parameter, or what is no list of whole numbers.
+    """
+    field = f"recipe.steps.{PRUNING_STEP}"
+    for key in step.parameters:
+        if key != "keep":
+            raise InvalidRequestError(
+                f"{PRUNING_STEP} has no parameter {key!r}",
+                field=f"{field}.{key}",
+                remedy="the only one is keep: the units that stay, by group",
+            )
+    keep = step.parameters.get("keep", {})
+    if not isinstance(keep, Mapping):
+        raise InvalidRequestError(
+            f"keep is {keep!r}",
+            field=f"{field}.keep",
+            remedy="map channel groups to the lists of their units that stay",
+        )
+    for group, units in keep.items():
+        is_list = isinstance(units, Sequence) and not isinstance(units, str)
+        if not is_list or not all(_is_whole(unit) for unit in units):
+            raise InvalidRequestError(
+                f"units of group {group!r} are not whole numbers",
+                field=f"{field}.keep[{group}]",
+                remedy="list the indices of the units that stay, such as [0, 1, 5]",
+            )
+    return keep
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+
+
+def _check_keys(step: PassStep, kind: type[Any]) -> None:
+    """Refuse parameters that the settings do not have: what they ask for would not be done."""
+    known = [item.name for item in fields(kind)]
+    for key in step.parameters:
+        if key not in known:
+            raise InvalidRequestError(
+                f"{step.pass_name} has no parameter {key!r}",
+                field=f"recipe.steps.{step.pass_name}.{key}",
+                remedy=f"its parameters are {', '.join(known)}",
+            )
 
 
 def _settings_of(step: PassStep, kind: type[S]) -> S:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tightfit_service.domain.errors import InvalidRequestError
-from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.application.recipe_steps import QUANTIZATION_STEP, quantization_of
+from tightfit_service.domain.errors import InvalidRequestError, UnsupportedError
+from tightfit_service.domain.hardware import WRITABLE, HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.job import JobSpec
+from tightfit_service.domain.recipe import Recipe
 
 PRUNING = "structured_pruning"
 PRECISION = "precision"
@@ -36,6 +39,39 @@ def check_techniques(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def written_target(spec: JobSpec) -> HardwareSpec:
+    """Return a job's target with those of its number formats that the job's files can hold."""
+    writable = WRITABLE[spec.format]
+    kept = tuple(item for item in spec.target.number_formats if item in writable)
+    return replace(spec.target, number_formats=kept)
+
+
+def check_writable(recipe: Recipe, output_format: ModelFormat) -> None:
+    """Refuse a recipe whose number formats a file of that format cannot hold.
+
+    Raises:
+        UnsupportedError: With the first of them.
+        InvalidRequestError: The recipe's quantization is none.
+    """
+    settings = quantization_of(recipe)
+    writable = WRITABLE[output_format]
+    field = f"recipe.steps.{QUANTIZATION_STEP}"
+    for place, number_format in (
+        (f"{field}.number_format", settings.number_format),
+        *(
+            (f"{field}.node_formats[{node}]", own)
+            for node, own in sorted(settings.node_formats.items())
+        ),
+    ):
+        if number_format not in writable:
+            raise UnsupportedError(
+                f"the recipe computes in {number_format}, which files in {output_format} do not hold",
+                field=place,
+                remedy="choose another output format, or one of the number formats "
+                + ", ".join(sorted(writable)),
+            )
+
+
 def may_prune(spec: JobSpec) -> bool:
     """Whether channels may be removed."""
     return not spec.techniques or PRUNING in spec.techniques
@@ -45,12 +81,12 @@ def node_passes(spec: JobSpec) -> tuple[str, ...]:
     """Return the node passes to consider.
 
     Left to itself, the search considers low rank, and another precision where the target computes in
-    more than int8 and float32.
+    more than int8 and float32, and the file can hold that.
     """
     if spec.techniques:
         return tuple(name for name in NODE_PASSES if name in spec.techniques)
     common = {NumberFormat.INT8, NumberFormat.FLOAT32}
-    finer = set(spec.target.number_formats) - common
+    finer = set(written_target(spec).number_formats) - common
     return NODE_PASSES if finer else ("low_rank",)
 
 

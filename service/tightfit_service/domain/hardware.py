@@ -43,6 +43,18 @@ class ModelFormat(enum.StrEnum):
     only."""
 
 
+WRITABLE: Mapping[ModelFormat, frozenset[NumberFormat]] = {
+    ModelFormat.ONNX: frozenset(NumberFormat),
+    ModelFormat.TFLITE: frozenset(NumberFormat) - {NumberFormat.BFLOAT16},
+    ModelFormat.C_ARRAY: frozenset(NumberFormat) - {NumberFormat.BFLOAT16},
+    ModelFormat.OPENVINO: frozenset(NumberFormat) - {NumberFormat.INT16X8, NumberFormat.INT4},
+    ModelFormat.EXECUTORCH: frozenset({NumberFormat.INT8, NumberFormat.FLOAT32}),
+    ModelFormat.VELA: frozenset({NumberFormat.INT8, NumberFormat.INT16X8, NumberFormat.FLOAT32}),
+}
+"""Number formats that files of each format can hold, of all nodes or of some (`docs/formats.md`). What is
+not in integers in a file for Vela stays on the core."""
+
+
 class AcceleratorKind(enum.StrEnum):
     """A family of accelerators, which emulators key on."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fakes.networks import NETWORKS
 from fakes.scripted_work import network, pruning_space
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.node_ways import MeasuredAlternative
@@ -20,15 +21,24 @@ from tightfit_service.application.recipe_steps import (
     quantization_of,
     recovery_of,
 )
-from tightfit_service.application.techniques import check_techniques, network_passes, node_passes
+from tightfit_service.application.techniques import (
+    check_techniques,
+    check_writable,
+    network_passes,
+    node_passes,
+    written_target,
+)
 from tightfit_service.application.variants_work import MeasuredVariant
 from tightfit_service.domain.budget import Budget
-from tightfit_service.domain.errors import InvalidRequestError
-from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.errors import InvalidRequestError, UnsupportedError
+from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.job import JobSpec, JobState
 from tightfit_service.domain.network import Alternative, Variant
 from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.domain.trial import TrialRole
+from tightfit_service.passes.clustering import ClusteringPass
+from tightfit_service.passes.low_rank import LowRankPass
+from tightfit_service.passes.sparsity import SparsityPass
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 LOW_RANK_B = Alternative(
@@ -232,6 +242,38 @@ def test_techniques_are_chosen_by_name() -> None:
 
 
 @pytest.mark.parametrize(
+    ("output_format", "kept"),
+    [
+        (ModelFormat.ONNX, ("int8", "int16x8", "bfloat16", "float32")),
+        (ModelFormat.TFLITE, ("int8", "int16x8", "float32")),
+        (ModelFormat.OPENVINO, ("int8", "bfloat16", "float32")),
+        (ModelFormat.EXECUTORCH, ("int8", "float32")),
+    ],
+)
+def test_only_number_formats_that_the_file_can_hold_are_searched(
+    output_format: ModelFormat, kept: tuple[str, ...]
+) -> None:
+    formats = tuple(map(NumberFormat, ("int8", "int16x8", "bfloat16", "float32")))
+    wide = replace(spec(), target=replace(TARGET, number_formats=formats))
+    wide = replace(wide, output_format=output_format)
+    assert written_target(wide).number_formats == kept
+    assert ("precision" in node_passes(wide)) == (len(kept) > 2)
+    asked = Recipe(
+        source_digest="0" * 64,
+        seed=0,
+        target="t",
+        output_format="onnx",
+        steps=(PassStep(pass_name="quantization", parameters={"number_format": "bfloat16"}),),
+    )
+    if "bfloat16" in kept:
+        check_writable(asked, output_format)
+    else:
+        with pytest.raises(UnsupportedError) as caught:
+            check_writable(asked, output_format)
+        assert caught.value.field == "recipe.steps.quantization.number_format"
+
+
+@pytest.mark.parametrize(
     ("before", "keep_zeros", "share_values"),
     [("sparsity", True, False), ("clustering", False, True), ("low_rank", False, False)],
 )
@@ -280,3 +322,68 @@ def test_parameters_that_are_no_settings_are_refused_with_their_step(
         steps.check(b"", recipe)
     assert caught.value.field == f"recipe.steps.{name}"
     assert "recipe show" in caught.value.remedy
+
+
+def checked(*steps: tuple[str, dict[str, Any]]) -> None:
+    """Check a recipe of these steps against a small network."""
+    passes = {item.name: item for item in (LowRankPass(), SparsityPass(), ClusteringPass())}
+    recipe = Recipe(
+        source_digest="0" * 64,
+        seed=0,
+        target="t",
+        output_format="tflite",
+        steps=tuple(PassStep(pass_name=name, parameters=values) for name, values in steps),
+    )
+    known = GraphSteps(pruning=StructuredPruningPass(), passes=passes)
+    known.check(NETWORKS["plain_cnn"](0).SerializeToString(), recipe)
+
+
+def pruned() -> tuple[str, dict[str, Any]]:
+    """Return a step that leaves two units of each group."""
+    space = StructuredPruningPass().space(NETWORKS["plain_cnn"](0).SerializeToString())
+    return "structured_pruning", {"keep": {group.group_id: [0.0, 1.0] for group in space.groups}}
+
+
+@pytest.mark.parametrize(
+    ("step", "field"),
+    [
+        (("recovery", {"epoch": 3}), "recipe.steps.recovery.epoch"),
+        (("quantization", {"formats": {}}), "recipe.steps.quantization.formats"),
+        (("quantization", {"method": "guess"}), "quantization.method"),
+        (("quantization", {"percentile": 20.0}), "quantization.percentile"),
+        (("structured_pruning", {"kept": {}}), "recipe.steps.structured_pruning.kept"),
+        (("structured_pruning", {"keep": [1]}), "recipe.steps.structured_pruning.keep"),
+        (
+            ("structured_pruning", {"keep": {"conv1": ["a"]}}),
+            "recipe.steps.structured_pruning.keep[conv1]",
+        ),
+        (
+            ("structured_pruning", {"keep": {"conv1": [0.5]}}),
+            "recipe.steps.structured_pruning.keep[conv1]",
+        ),
+        (("structured_pruning", {"keep": {"nothing": [0]}}), "keep[nothing]"),
+        (("sparsity", {"nodes": {"nothing": {}}}), "parameters.nodes[nothing]"),
+        (
+            ("clustering", {"nodes": {"fc1": {"clusters": 0}}}),
+            "parameters.nodes[fc1].clusters",
+        ),
+    ],
+)
+def test_each_step_of_a_recipe_is_checked_before_anything_is_trained(
+    step: tuple[str, dict[str, Any]], field: str
+) -> None:
+    training = ("recovery", {"epochs": 1.0})
+    checked(pruned(), training, ("quantization", {}))
+    for steps in ((step,), (training, step), (("clustering", {"nodes": {}}), training, step)):
+        with pytest.raises(InvalidRequestError) as caught:
+            checked(*steps)
+        assert caught.value.field == field
+        assert caught.value.remedy
+
+
+def test_ranks_that_pruning_puts_above_full_rank_are_clipped() -> None:
+    whole = ("low_rank", {"nodes": {"fc1": {"method": "svd", "rank": 9}}})
+    checked(pruned(), whole)
+    over = ("low_rank", {"nodes": {"fc1": {"method": "svd", "rank": 11}}})
+    with pytest.raises(InvalidRequestError, match="above full rank 10"):
+        checked(over)
