@@ -12,6 +12,7 @@ from tightfit_service.application.recipe_steps import (
     quantization_of,
 )
 from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import LayerAttribution
 from tightfit_service.domain.network import NetworkProfile, Operator, PruningSpace
 from tightfit_service.domain.recipe import Recipe
@@ -62,10 +63,16 @@ def attribute_layers(
     parts = _parts(names, after.operators)
     shares = _shares(names, space, recipe, losses)
     quantization = quantization_of(recipe)
+    ordinary, own_formats = quantization.number_format, quantization.node_formats
     changes = _changes(recipe)
     result = []
     for operator in before.operators:
         later = parts.get(operator.node, ())
+        number_format = own_formats.get(operator.node, ordinary)
+        rounding = losses.formats.get(operator.node)
+        done = list(changes.get(operator.node, ()))
+        if number_format is not ordinary:
+            done.append(_instead(number_format, ordinary, rounding))
         result.append(
             LayerAttribution(
                 node=operator.node,
@@ -77,11 +84,10 @@ def attribute_layers(
                 channels_before=operator.out_channels,
                 channels_after=later[-1].out_channels if later else 0,
                 accuracy_cost=shares.get(operator.node),
-                number_format=str(
-                    quantization.node_formats.get(operator.node, quantization.number_format)
-                ),
-                format_cost=losses.formats.get(operator.node),
-                changes=tuple(changes.get(operator.node, ())),
+                number_format=str(number_format),
+                # what was measured is the cost of the ordinary format
+                format_cost=rounding if number_format is ordinary else None,
+                changes=tuple(done),
             )
         )
     return tuple(result)
@@ -103,7 +109,10 @@ def _parts(names: Sequence[str], after: Sequence[Operator]) -> Mapping[str, Sequ
 def _shares(
     names: Sequence[str], space: PruningSpace, recipe: Recipe, losses: PredictedLosses
 ) -> Mapping[str, float]:
-    """Return the predicted loss per operator that pays for a cut or for another way to compute it."""
+    """Return the predicted loss per operator that pays for a cut or for another way to compute it.
+
+    Cuts of which nothing is predicted, as in a recipe that was given, are left out: they are not free.
+    """
     step = recipe.step(PRUNING_STEP)
     kept = step.parameters.get("keep", {}) if step is not None else {}
     known = set(names)
@@ -111,9 +120,11 @@ def _shares(
     for group in space.groups:
         if len(kept.get(group.group_id, ())) in {0, group.unit_count}:
             continue
+        if group.group_id not in losses.groups:
+            continue
         producers = [node for node in group.producers if node in known]
         for node in producers:
-            loss = losses.groups.get(group.group_id, 0.0) / len(producers)
+            loss = losses.groups[group.group_id] / len(producers)
             shares[node] = shares.get(node, 0.0) + loss
     for node, loss in losses.nodes.items():
         if node in known:
@@ -136,3 +147,9 @@ def _changes(recipe: Recipe) -> Mapping[str, Sequence[str]]:
             ]
             found.setdefault(node, []).append(" ".join(words))
     return found
+
+
+def _instead(number_format: NumberFormat, ordinary: NumberFormat, cost: float | None) -> str:
+    """Say why a layer is in another format than the network, as far as that was measured."""
+    reason = "" if cost is None else f", which costs {cost * 100:.2f} points here"
+    return f"{number_format} instead of {ordinary}{reason}"
