@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import Evaluator, ModelImporter, WorkHandler
 from tightfit_service.application.unit_data import Splits, UnitData, accuracy_of
 from tightfit_service.application.unit_kinds import UnitContext, UnitKind
 from tightfit_service.domain.dataset import SplitName
+from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.domain.quantities import Accuracy
 
 PARITY_SAMPLES = 16
@@ -25,7 +26,11 @@ class BaselineTask:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineOutcome:
-    """Accuracy of the model as it came, in onnxruntime, and the proof of its import."""
+    """Accuracy of the model as it came, and the proof of its import.
+
+    It is computed in onnxruntime; that of quantized files whose rounding the working graph does not
+    have, in their own runtime.
+    """
 
     accuracy: Accuracy | None
     selection_accuracy: Accuracy | None
@@ -44,11 +49,14 @@ class BaselineWork:
 
     Attributes:
         evaluator: Of working graphs.
+        of_quantized: Of quantized files as they came, by their format, where their working graphs do not
+            round as they do.
     """
 
     data: UnitData
     importer: ModelImporter
     evaluator: Evaluator
+    of_quantized: Mapping[ModelFormat, Evaluator] = field(default_factory=dict)
 
     def table(self) -> Mapping[str, WorkHandler]:
         """Return the handler by the kind of unit it runs."""
@@ -68,9 +76,12 @@ class BaselineWork:
         parity = self.importer.check_parity(original, graph, list(feeds.values()))
         context.on_progress(0.2, "accuracy of the model as it came")
         train = splits.get(SplitName.TRAIN)
+        evaluator, judged = self.evaluator, graph
+        if task.model.is_quantized and task.model.source_format in self.of_quantized:
+            evaluator, judged = self.of_quantized[task.model.source_format], original
         return BaselineOutcome(
-            accuracy=accuracy_of(self.evaluator, graph, evaluation),
-            selection_accuracy=accuracy_of(self.evaluator, graph, splits.get(SplitName.SELECTION)),
+            accuracy=accuracy_of(evaluator, judged, evaluation),
+            selection_accuracy=accuracy_of(evaluator, judged, splits.get(SplitName.SELECTION)),
             parity=parity,
             file_bytes=len(original),
             train_count=0 if train is None else len(train),

@@ -111,13 +111,18 @@ def _does_not_run(error: Exception) -> Exception:
 
 
 def written(literal: LiteralGraph) -> bytes:
-    """Return a TFLite file of what was translated, with the tensor numbers of the original."""
+    """Return a TFLite file of what was translated, with the tensor numbers of the original.
+
+    Its inputs keep their names as well.
+    """
     graph = literal.source
     model = schema.ModelT()
     model.version, model.description = 3, b"tightfit"
     model.buffers, model.operatorCodes = [schema.BufferT()], []
     subgraph = schema.SubGraphT()
     subgraph.tensors = [_tensor(item, index, model) for index, item in enumerate(graph.tensors)]
+    for index in graph.inputs:
+        subgraph.tensors[index].name = graph.tensors[index].name.encode()
     subgraph.inputs, subgraph.outputs = list(graph.inputs), list(literal.outputs)
     subgraph.operators = []
     codes: dict[tuple[int, int], int] = {}

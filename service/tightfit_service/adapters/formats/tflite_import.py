@@ -16,7 +16,11 @@ from tightfit_service.adapters.formats.onnx_execution import (
 )
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.formats.onnx_proof import PARITY_LIMIT, quantized_warning
-from tightfit_service.adapters.formats.tflite_execution import LitertReference, first_difference
+from tightfit_service.adapters.formats.tflite_execution import (
+    LitertReference,
+    first_difference,
+    written,
+)
 from tightfit_service.adapters.formats.tflite_literal import LiteralGraph, literal_graph
 from tightfit_service.adapters.formats.tflite_reader import TfliteTensor, read_tflite
 from tightfit_service.application.ports import ImportedModel
@@ -122,6 +126,17 @@ class TfliteImporter:
             source_format=ModelFormat.TFLITE,
             warnings=tuple(warnings),
         )
+
+
+def checked_file(data: bytes) -> bytes:
+    """Return a TFLite file written anew from what was read and checked of another.
+
+    LiteRT may be given this one: it trusts the offsets and sizes in what it loads.
+
+    Raises:
+        InvalidModelError: The file cannot be read, or has operators that are not known.
+    """
+    return written(literal_graph(read_tflite(data)))
 
 
 def _random(tensor: TfliteTensor, rng: np.random.Generator) -> FloatArray:

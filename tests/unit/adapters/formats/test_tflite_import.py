@@ -12,6 +12,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from fakes.networks import NETWORKS
+from fakes.tflite_files import TfliteBuilder
 from fakes.tflite_operators import (
     OPERATORS,
     Net,
@@ -22,10 +23,12 @@ from fakes.tflite_operators import (
     lstm,
     quantized_block,
 )
+from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluator
+from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats import tflite_literal
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.formats.tflite_convert import convert
-from tightfit_service.adapters.formats.tflite_import import TfliteImporter
+from tightfit_service.adapters.formats.tflite_import import TfliteImporter, checked_file
 from tightfit_service.adapters.formats.tflite_reader import read_tflite
 from tightfit_service.adapters.formats.tflite_rules_windows import same_padding
 from tightfit_service.adapters.formats.tflite_translation import Translation
@@ -144,6 +147,17 @@ class TestQuantized:
         assert kinds(model)["Relu"] == int(is_implied)
         assert 0 < importer.check_parity(data, model.graph, samples(model)) < 0.1
 
+    def test_what_its_integers_compute_can_be_evaluated(self) -> None:
+        data = quantized_block()
+        model = importer.import_model(data)
+        (inputs,) = samples(model)
+        evaluator, written_anew = LitertEvaluator(), checked_file(data)
+        assert written_anew != data
+        found = evaluator.outputs(written_anew, inputs)
+        assert np.array_equal(found, evaluator.outputs(data, inputs))
+        # the working graph is of real numbers
+        assert not np.array_equal(found, OnnxRuntimeEvaluator().outputs(model.graph, inputs))
+
     def test_a_wrong_operator_is_found_behind_the_rounding(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -204,6 +218,16 @@ class TestRefusals:
     def test_an_unknown_operator_before_a_layer_is_named(self) -> None:
         error = refused(custom_in_the_middle())
         assert '"MyLayer" at operator 1 ("layer/4"): it is a custom operator' in error.message
+
+    def test_what_vela_compiled_is_not_left_out_but_refused(self) -> None:
+        builder = TfliteBuilder()
+        source = builder.tensor([1, 4])
+        activated = builder.operator("RELU", [source], builder.tensor([1, 4]))
+        output = builder.tensor([1, 2])
+        builder.operator("CUSTOM", [activated], output)
+        builder.model.operatorCodes[-1].customCode = b"ethos-u"
+        error = refused(builder.build([source], [output]))
+        assert "upload the file that they were compiled from" in error.message
 
     @pytest.mark.parametrize(
         ("data", "said"),
