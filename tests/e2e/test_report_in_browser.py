@@ -101,6 +101,16 @@ def test_hovering_a_point_shows_its_recipe(show: Callable[..., Opened]) -> None:
     assert "number format int8" in text
 
 
+def test_points_of_the_selection_set_are_paler(show: Callable[..., Opened]) -> None:
+    page = show(results.succeeded()).page
+    assert page.locator("#plot .point.screened").count() == 6
+    assert page.locator("#plot .point.mark-best.screened").count() == 0
+    opacity = "node => getComputedStyle(node).fillOpacity"
+    pale = page.locator("#plot .point.screened .shape").first.evaluate(opacity)
+    assert float(pale) < float(page.locator("#plot .mark-best .shape").evaluate(opacity))
+    assert "judged on the selection set" in page.locator("#plot-legend").inner_text()
+
+
 def test_the_keyboard_reaches_every_point(show: Callable[..., Opened]) -> None:
     page = show(results.succeeded()).page
     points = page.locator("#plot .point")

@@ -8,7 +8,15 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, recipe_pb2, trial_pb2
+from tightfit.v1 import (
+    dataset_pb2,
+    hardware_pb2,
+    job_pb2,
+    metrics_pb2,
+    model_pb2,
+    recipe_pb2,
+    trial_pb2,
+)
 
 _ESTIMATES = (
     "estimated_latency_ms",
@@ -54,6 +62,32 @@ def job_message(result: Mapping[str, Any]) -> job_pb2.CompressionJob:
     return job
 
 
+def model_message(result: Mapping[str, Any]) -> model_pb2.Model:
+    content = result["model"]
+    model = model_pb2.Model(
+        name=content["name"],
+        digest=content["digest"],
+        display_name=content["file"],
+        size_bytes=1 << 20,
+    )
+    model.create_time.FromJsonString("2026-03-01T09:00:00Z")
+    model.facts.update({"parameter_count": 272_474, "macs": 40_800_000})
+    return model
+
+
+def dataset_message(result: Mapping[str, Any]) -> dataset_pb2.Dataset:
+    content = result["dataset"]
+    dataset = dataset_pb2.Dataset(
+        name=content["name"],
+        digest=content["digest"],
+        display_name=content["display_name"],
+        size_bytes=74 << 20,
+    )
+    dataset.create_time.FromJsonString("2026-03-01T09:01:00Z")
+    dataset.facts.update({"manifest": {key: content[key] for key in ("task", "metric")}})
+    return dataset
+
+
 def _spec(result: Mapping[str, Any]) -> job_pb2.CompressionSpec:
     target = dict(result["target"])
     spec = job_pb2.CompressionSpec(
@@ -61,6 +95,7 @@ def _spec(result: Mapping[str, Any]) -> job_pb2.CompressionSpec:
         dataset=result["dataset"]["name"],
         seed=result["seed"],
         packed=result["packed"],
+        techniques=result["techniques"],
         output_format=hardware_pb2.ModelFormat.Value(f"MODEL_FORMAT_{result['format'].upper()}"),
         hardware_spec=hardware_pb2.HardwareSpec(
             name=target["name"],

@@ -17,7 +17,13 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2  # type: ignore[import-untyped]  # generated without types
 from grpc_status import rpc_status
 
-from fakes.job_messages import event_message, job_message, trial_message
+from fakes.job_messages import (
+    dataset_message,
+    event_message,
+    job_message,
+    model_message,
+    trial_message,
+)
 from tightfit.v1 import (
     artifact_pb2,
     artifact_pb2_grpc,
@@ -81,6 +87,8 @@ class State:
     """Where bytes can be sent and fetched directly; empty offers no such thing."""
     read_offsets: list[int] = field(default_factory=list)
     break_reads_after: list[int] = field(default_factory=list)
+    models: list[model_pb2.Model] = field(default_factory=list)
+    datasets: list[dataset_pb2.Dataset] = field(default_factory=list)
     job: job_pb2.CompressionJob = field(default_factory=job_pb2.CompressionJob)
     trials: list[trial_pb2.Trial] = field(default_factory=list)
     runners: list[runner_pb2.Runner] = field(default_factory=list)
@@ -110,6 +118,7 @@ class State:
         """Hold the job of a `result.json`, with a model artifact per trial."""
         name = result["job"]["name"]
         self.job = job_message(result)
+        self.models, self.datasets = [model_message(result)], [dataset_message(result)]
         self.trials = [trial_message(item, job=name) for item in result["trials"]]
         self.events = [event_message(item, job=name) for item in result["events"]]
         for item in result["trials"]:
@@ -177,11 +186,40 @@ class _Uploads:
         return self.upload(name=name, committed_bytes=len(data), **{self.noun: asset})
 
 
+def _named(items: list[Any], name: str, context: Context) -> Any:
+    for item in items:
+        if item.name == name:
+            return item
+    context.abort(grpc.StatusCode.NOT_FOUND, f"there is no {name}")
+    raise AssertionError
+
+
+def _page(items: list[Any], request: Any) -> tuple[list[Any], str]:
+    """Return one item a page unless more are asked for, and the token of the next page."""
+    start = int(request.page_token or 0)
+    end = start + (request.page_size or 1)
+    return items[start:end], str(end) if end < len(items) else ""
+
+
 class _Models(model_pb2_grpc.ModelServiceServicer):
-    GetModelUpload = GetModel = ListModels = DeleteModel = _not_offered
+    GetModelUpload = _not_offered
 
     def __init__(self, state: State) -> None:
+        self._state = state
         self._uploads = _Uploads(state, "model", model_pb2.ModelUpload, model_pb2.Model)
+
+    def GetModel(self, request: Any, context: Any) -> Any:
+        return _named(self._state.models, request.name, context)
+
+    def ListModels(self, request: Any, context: Any) -> Any:
+        assert request.parent == "projects/default"
+        page, token = _page(self._state.models, request)
+        return model_pb2.ListModelsResponse(models=page, next_page_token=token)
+
+    def DeleteModel(self, request: Any, context: Any) -> Any:
+        self._state.fail("DeleteModel", context)
+        self._state.models.remove(_named(self._state.models, request.name, context))
+        return empty_pb2.Empty()
 
     def StartModelUpload(self, request: Any, context: Any) -> Any:
         return self._uploads.start(request, context)
@@ -191,10 +229,24 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
 
 
 class _Datasets(dataset_pb2_grpc.DatasetServiceServicer):
-    GetDatasetUpload = GetDataset = ListDatasets = DeleteDataset = _not_offered
+    GetDatasetUpload = _not_offered
 
     def __init__(self, state: State) -> None:
+        self._state = state
         self._uploads = _Uploads(state, "dataset", dataset_pb2.DatasetUpload, dataset_pb2.Dataset)
+
+    def GetDataset(self, request: Any, context: Any) -> Any:
+        return _named(self._state.datasets, request.name, context)
+
+    def ListDatasets(self, request: Any, context: Any) -> Any:
+        assert request.parent == "projects/default"
+        page, token = _page(self._state.datasets, request)
+        return dataset_pb2.ListDatasetsResponse(datasets=page, next_page_token=token)
+
+    def DeleteDataset(self, request: Any, context: Any) -> Any:
+        self._state.fail("DeleteDataset", context)
+        self._state.datasets.remove(_named(self._state.datasets, request.name, context))
+        return empty_pb2.Empty()
 
     def StartDatasetUpload(self, request: Any, context: Any) -> Any:
         return self._uploads.start(request, context)

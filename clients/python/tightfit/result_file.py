@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tightfit import words
@@ -15,6 +16,7 @@ from tightfit.names import last_segment, trial_index
 from tightfit.timestamps import seconds_between, to_text
 from tightfit.v1 import (
     budget_pb2,
+    dataset_pb2,
     hardware_pb2,
     job_pb2,
     metrics_pb2,
@@ -47,6 +49,7 @@ def build_result(
     events: Iterable[job_pb2.JobEvent],
     *,
     model_file: str = "",
+    dataset: dataset_pb2.Dataset | None = None,
     client_version: str = "",
 ) -> dict[str, Any]:
     """Return the content of `result.json`; everything in it is plain JSON data.
@@ -56,6 +59,7 @@ def build_result(
         trials: All trials of the job.
         events: The events of the job by sequence.
         model_file: Name of the file that was compressed, for people.
+        dataset: What the server knows of the dataset: its task and its metric; None leaves them out.
         client_version: Version of the client that writes the file.
     """
     spec, outcome = job.spec, job.result
@@ -66,7 +70,7 @@ def build_result(
         "job": _job(job),
         "state": words.job_state_word(job.state),
         "model": {"name": spec.model, "digest": job.model_digest, "file": model_file},
-        "dataset": {"name": spec.dataset, "digest": job.dataset_digest} if spec.dataset else None,
+        "dataset": _dataset(job, dataset) if spec.dataset else None,
         "budget": budget_content(spec.budget),
         "objective": words.quantity_word(spec.objective.quantity)
         if spec.objective.quantity
@@ -80,7 +84,9 @@ def build_result(
             else None,
         },
         "seed": spec.seed,
+        "techniques": list(spec.techniques),
         "verification": words.verification_word(spec.verification),
+        "runner_labels": dict(spec.runner_labels),
         "packed": spec.packed or spec.budget.HasField("max_download_bytes"),
         "teachers": list(spec.teachers),
         "teacher_digests": list(job.teacher_digests),
@@ -176,6 +182,12 @@ def recipe_content(recipe: recipe_pb2.Recipe) -> dict[str, Any]:
     }
 
 
+def facts_content(facts: Struct) -> dict[str, Any]:
+    """Return what a server found in an upload as plain data."""
+    content: dict[str, Any] = _whole_numbers(json_format.MessageToDict(facts))
+    return content
+
+
 def target_content(spec: hardware_pb2.HardwareSpec) -> dict[str, Any]:
     """Return a target flat: what decides the costs, and what was assumed."""
     memory, power = spec.memory, spec.power
@@ -228,6 +240,18 @@ def _job(job: job_pb2.CompressionJob) -> dict[str, Any]:
         "elapsed_seconds": seconds_between(start, end) if start and end else None,
         "error": job.error.message,
         "error_reason": job.error.reason,
+    }
+
+
+def _dataset(job: job_pb2.CompressionJob, dataset: dataset_pb2.Dataset | None) -> dict[str, Any]:
+    known = facts_content(dataset.facts) if dataset is not None else {}
+    manifest = known.get("manifest", {})
+    return {
+        "name": job.spec.dataset,
+        "digest": job.dataset_digest,
+        "display_name": dataset.display_name if dataset is not None else "",
+        "task": manifest.get("task", ""),
+        "metric": manifest.get("metric", ""),
     }
 
 

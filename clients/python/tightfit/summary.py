@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,14 @@ from tightfit.quantities import (
     format_range,
     latency_option,
 )
+from tightfit.words import METRICS
 
 Figures = Mapping[str, Any]
 """The metrics of one model file as `result.json` holds them."""
+INT8_ONLY = "int8 only"
+"""What a user would otherwise ship."""
+FIDELITY = "fidelity"
+"""What accuracy is by where there is no dataset."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class Row:
     label: str
     limit: Limit | None
     cells: tuple[Cell, ...]
+    note: str = ""
+    """What the figures mean, in a word."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,32 @@ def known_accuracy(figures: Figures) -> float | None:
     return accuracy if accuracy is not None else figures.get("selection_accuracy")
 
 
+def metric_of(result: Mapping[str, Any]) -> str:
+    """Return the metric that accuracy is by: a key of `METRICS`, FIDELITY without a dataset, "" if unknown."""
+    if "dataset" not in result:
+        return ""
+    dataset = result["dataset"]
+    return FIDELITY if dataset is None else str(dataset.get("metric") or "")
+
+
+def accuracy_meaning(result: Mapping[str, Any]) -> str:
+    """Say what accuracy means in this result; "" where it is not known."""
+    metric = metric_of(result)
+    if metric == FIDELITY:
+        return "closeness to the model as it came, on inputs made from it: there is no dataset"
+    return f"{metric}, {METRICS[metric]}" if metric in METRICS else metric
+
+
+def role_text(trial: Mapping[str, Any]) -> str:
+    """Return what a trial was run for; where the target computes in no int8, no trial is int8 only."""
+    if trial["role"] != "baseline_int8":
+        return str(trial["role"]).replace("_", " ")
+    steps = (trial.get("recipe") or {}).get("steps") or ()
+    of_pass = {step["pass_name"]: step.get("parameters") or {} for step in steps}
+    number_format = of_pass.get("quantization", {}).get("number_format", "int8")
+    return INT8_ONLY if number_format == "int8" else f"only exported, {number_format}"
+
+
 def shown_trial(result: Mapping[str, Any]) -> tuple[str, Figures] | None:
     """Return the trial that the result is about, with its caption: the best, else the closest."""
     if result.get("best"):
@@ -178,6 +210,13 @@ def shown_trial(result: Mapping[str, Any]) -> tuple[str, Figures] | None:
     return None
 
 
+def centre(figures: Figures, cost: CostFigure) -> float | None:
+    """Return a cost of a model file, of an estimate its centre; None where it is unknown."""
+    found = figures.get(cost.metric)
+    value: float | None = found["value"] if isinstance(found, Mapping) else found
+    return value
+
+
 def has_costs(figures: Figures) -> bool:
     """Whether a trial got as far as estimates."""
     return bool(figures.get("estimated_latency_ms"))
@@ -186,7 +225,7 @@ def has_costs(figures: Figures) -> bool:
 def summary_table(result: Mapping[str, Any]) -> SummaryTable:
     """Return baseline, int8-only and the shown trial against the limits."""
     columns: list[tuple[str, Figures]] = []
-    for caption, key in (("baseline", "baseline"), ("int8 only", "baseline_int8")):
+    for caption, key in (("baseline", "baseline"), (INT8_ONLY, "baseline_int8")):
         if result.get(key):
             columns.append((caption, result[key]))
     shown = shown_trial(result)
@@ -200,6 +239,7 @@ def summary_table(result: Mapping[str, Any]) -> SummaryTable:
             "Accuracy",
             floor,
             tuple(_accuracy_cell(figures, floor) for _, figures in columns),
+            note=metric_of(result),
         )
     ]
     for cost in COSTS:
@@ -254,8 +294,13 @@ def _cost_cell(figures: Figures, cost: CostFigure, limit: Limit | None) -> Cell:
     low, high = estimate["low"], estimate["high"]
     is_exact = high - low <= 1e-9 * max(abs(high), 1e-12)
     detail = "" if is_exact else format_range(cost.show, low, high)
-    met = None if limit is None else high <= limit.value
-    return Cell(cost.show(estimate["value"]), detail, met)
+    if limit is None:
+        return Cell(cost.show(estimate["value"]), detail)
+    size = (figures.get("file_bytes") or 0) if cost.quantity == "size" else 0
+    if high <= limit.value < size:
+        # who limits the size of a model expects its file to meet the limit too
+        detail = ", ".join(filter(None, (detail, f"file {format_bytes(size)}")))
+    return Cell(cost.show(estimate["value"]), detail, max(high, size) <= limit.value)
 
 
 def _download_rows(columns: Sequence[Figures], limit: Limit | None) -> Iterator[Row]:
@@ -341,37 +386,3 @@ def _accuracy_change(best: Figures, accuracy: float, reference: float) -> str:
     if low is not None and high is not None and low <= reference <= high:
         words += ", which is within the error of the evaluation set"
     return words
-
-
-def relaxation_commands(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return per relaxation: what was asked, what would do, and the option that asks for it.
-
-    The option is empty where no known model meets the other limits.
-    """
-    rows = []
-    for relaxation in (result.get("infeasibility") or {}).get("relaxations", []):
-        quantity, needed = relaxation["quantity"], relaxation["needed"]
-        if quantity == "accuracy":
-            asked = f"≥ {format_percent(relaxation['limit'])}"
-            would_do = "" if needed is None else f"≥ {format_percent(needed)}"
-        else:
-            show = COST_BY_QUANTITY[quantity].show
-            asked = f"≤ {show(relaxation['limit'])}"
-            would_do = "" if needed is None else f"≤ {show(needed)}"
-        rows.append((asked, would_do, option_for(result, quantity, needed)))
-    return rows
-
-
-def option_for(result: Mapping[str, Any], quantity: str, needed: float | None) -> str:
-    """Return the command-line option that sets a limit to what is needed, or ""."""
-    if needed is None:
-        return ""
-    if quantity != "accuracy":
-        cost = COST_BY_QUANTITY[quantity]
-        return f"{cost.option} {cost.as_option(needed)}"
-    baseline = (result.get("baseline") or {}).get("accuracy")
-    if result["budget"].get("max_accuracy_drop") is not None and baseline is not None:
-        drop = max(0.0, baseline - needed)
-        return f"--max-accuracy-drop {math.ceil(drop * 10_000 - 1e-9) / 10_000:g}"
-    # one hundredth of a percentage point is as fine as anyone asks for
-    return f"--min-accuracy {max(1, math.floor(needed * 10_000)) / 10_000:g}"

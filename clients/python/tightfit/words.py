@@ -29,6 +29,18 @@ TECHNIQUES = (
     "sparsity",
     "clustering",
 )
+METRICS = {
+    "top1": "share of samples whose highest score is that of their label",
+    "top5": "share of samples whose label is among the five highest scores",
+    "f1": "mean over the classes of the harmonic mean of precision and recall",
+    "auc": "area under the receiver operating characteristic, mean over the classes",
+    "miou": "mean over the classes of intersection over union",
+    "mse": "1 - mean squared error / variance of the labels",
+    "mae": "1 - mean absolute error / that of always answering the median",
+    "agreement": "share of answers that are those of the model as it came",
+    "sqnr": "1 - squared difference to the outputs of the model as it came / their square",
+}
+"""What accuracy means by the metric of the dataset: a fraction up to 1, higher is better."""
 IMPORTANCES = ("taylor", "fisher", "magnitude")
 """What the channels to remove may be chosen by."""
 VERIFICATIONS = ("none", "if-available", "required")

@@ -3,7 +3,7 @@
 import json
 
 from fakes import results
-from fakes.job_messages import event_message, job_message, trial_message
+from fakes.job_messages import dataset_message, event_message, job_message, trial_message
 from tightfit.result_file import build_result
 from tightfit.v1 import job_pb2
 
@@ -27,6 +27,7 @@ def rebuilt(expected: results.Result) -> results.Result:
         [trial_message(item, job=name) for item in expected["trials"]],
         [event_message(item, job=name) for item in expected["events"]],
         model_file=expected["model"]["file"],
+        dataset=dataset_message(expected),
         client_version=expected["client_version"],
     )
 
@@ -69,3 +70,9 @@ def test_values_of_a_newer_server_are_kept_as_numbers() -> None:
     job = job_pb2.CompressionJob(name=results.JOB)
     job.result.infeasibility.binding.append(77)  # type: ignore[arg-type]  # unknown to this client
     assert build_result(job, (), ())["infeasibility"]["binding"] == ["77"]
+
+
+def test_a_dataset_that_is_gone_leaves_its_name_and_digest() -> None:
+    expected = results.succeeded()
+    told = build_result(job_message(expected), (), ())["dataset"]
+    assert told == expected["dataset"] | {"display_name": "", "task": "", "metric": ""}

@@ -7,15 +7,18 @@ import pytest
 from fakes import results
 from tightfit.cli.tables import rerun_command
 from tightfit.quantities import parse_bytes, parse_latency_ms
+from tightfit.relaxations import option_for, relaxation_commands
 from tightfit.summary import (
     accuracy_floor,
+    accuracy_meaning,
     limits_of,
-    option_for,
-    relaxation_commands,
+    metric_of,
+    role_text,
     shown_trial,
     summary_table,
     verdict,
 )
+from tightfit.words import METRICS
 
 
 def test_the_tighter_of_the_users_and_the_targets_limit_holds() -> None:
@@ -155,3 +158,37 @@ def test_a_limit_on_the_download_is_relaxed_by_its_option() -> None:
     name, value = option.split()
     assert name == "--max-download"
     assert parse_bytes(value, option=name) >= 43_210
+
+
+def test_a_limit_on_size_is_held_against_the_file_too() -> None:
+    result = results.succeeded()
+    result["budget"]["max_size_bytes"] = 40 << 10
+    result["best"]["flash_bytes"] = {"value": 30_000, "low": 29_000, "high": 31_000}
+    result["best"]["file_bytes"] = 45_000
+    cell = next(row for row in summary_table(result).rows if row.quantity == "size").cells[-1]
+    assert cell.met is False
+    assert cell.detail == "28.3 to 30.3 KiB, file 43.9 KiB"
+    result["best"]["file_bytes"] = 40_000
+    cell = next(row for row in summary_table(result).rows if row.quantity == "size").cells[-1]
+    assert (cell.met, cell.detail) == (True, "28.3 to 30.3 KiB")
+
+
+def test_what_accuracy_means_is_said() -> None:
+    result = results.succeeded()
+    assert summary_table(result).rows[0].note == "top1"
+    for metric, meaning in METRICS.items():
+        result["dataset"]["metric"] = metric
+        assert accuracy_meaning(result) == f"{metric}, {meaning}"
+    result["dataset"]["metric"] = ""
+    assert (metric_of(result), accuracy_meaning(result)) == ("", "")
+    result["dataset"] = None
+    assert metric_of(result) == "fidelity"
+    assert "there is no dataset" in accuracy_meaning(result)
+
+
+def test_a_trial_that_was_only_exported_is_called_by_its_format() -> None:
+    (trial,) = (t for t in results.succeeded()["trials"] if t["role"] == "baseline_int8")
+    assert role_text(trial) == "int8 only"
+    trial["recipe"]["steps"][-1]["parameters"]["number_format"] = "float32"
+    assert role_text(trial) == "only exported, float32"
+    assert role_text({"role": "finalist"}) == "finalist"

@@ -16,7 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tightfit.quantities import format_bytes, format_duration, format_percent
-from tightfit.summary import COSTS, has_costs, known_accuracy, limits_of
+from tightfit.summary import (
+    COST_BY_QUANTITY,
+    COSTS,
+    DOWNLOAD,
+    INT8_ONLY,
+    CostFigure,
+    centre,
+    has_costs,
+    known_accuracy,
+    limits_of,
+)
 from tightfit.v1 import job_pb2
 from tightfit.words import event_kind_word, job_state_word
 
@@ -203,7 +213,7 @@ class LiveDisplay:
         bar.add_row(
             ProgressBar(total=1.0, completed=course.fraction, width=40),
             Text(f"{course.fraction * 100:3.0f} %"),
-            Text(f"{len(course.finished_trials)} trials", style="dim"),
+            Text(_trial_count(len(course.finished_trials)), style="dim"),
         )
         lines: list[RenderableType] = [head, _stage_line(course), bar]
         standing = _standing(course)
@@ -212,6 +222,10 @@ class LiveDisplay:
         if course.message:
             lines.append(Text(course.message, style="dim", no_wrap=True, overflow="ellipsis"))
         return Group(*lines)
+
+
+def _trial_count(count: int) -> str:
+    return f"{count} trial" if count == 1 else f"{count} trials"
 
 
 def _stage_line(course: Course) -> Text:
@@ -228,20 +242,22 @@ def _standing(course: Course) -> Table | None:
     if not course.result:
         return None
     limits = limits_of(course.result)
+    costs = [*COSTS, *([DOWNLOAD] if DOWNLOAD.quantity in limits else [])]
     table = Table.grid(padding=(0, 3, 0, 0))
-    table.add_row("", *(Text(name, style="dim") for name in ("accuracy", *_cost_names())))
+    names = ("accuracy", *(cost.label.lower() for cost in costs))
+    table.add_row("", *(Text(name, style="dim") for name in names))
     floor = limits.get("accuracy")
     table.add_row(
         Text("limit", style="dim"),
         Text(floor.text if floor else "", style="dim"),
         *(
             Text(limits[cost.quantity].text if cost.quantity in limits else "", style="dim")
-            for cost in COSTS
+            for cost in costs
         ),
     )
     for caption, figures in (
         ("baseline", course.result.get("baseline")),
-        ("int8 only", course.result.get("baseline_int8")),
+        (INT8_ONLY, course.result.get("baseline_int8")),
         ("best so far", course.best),
     ):
         if figures and has_costs(figures):
@@ -256,17 +272,18 @@ def _standing(course: Course) -> Table | None:
                 ),
                 *(
                     Text(
-                        cost.show(figures[cost.metric]["value"]),
+                        _cost_text(figures, cost),
                         style="red" if cost.quantity in missed else style,
                     )
-                    for cost in COSTS
+                    for cost in costs
                 ),
             )
     return table
 
 
-def _cost_names() -> list[str]:
-    return [cost.label.lower() for cost in COSTS]
+def _cost_text(figures: Mapping[str, Any], cost: CostFigure) -> str:
+    value = centre(figures, cost)
+    return "" if value is None else cost.show(value)
 
 
 def best_text(course: Course) -> str:
@@ -275,8 +292,12 @@ def best_text(course: Course) -> str:
     if best is None:
         return "none"
     accuracy = known_accuracy(best)
-    figures = [] if accuracy is None else [format_percent(accuracy)]
-    figures += [cost.show(best[cost.metric]["value"]) for cost in COSTS if best[cost.metric]]
+    figures: list[str] = []
+    if accuracy is not None:
+        # a screening trial may look better than the finalist that is made of it: it was judged on other samples
+        where = " on the selection set" if best.get("accuracy") is None else ""
+        figures.append(f"{format_percent(accuracy)}{where}")
+    figures += filter(None, (_cost_text(best, cost) for cost in COST_BY_QUANTITY.values()))
     missed = ", ".join(item["quantity"] for item in best["violations"])
     return f"#{best['index']}: {', '.join(figures)}; {f'misses {missed}' if missed else 'fits'}"
 

@@ -11,14 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tightfit.quantities import format_count, format_range
-from tightfit.summary import (
-    COSTS,
-    Cell,
-    relaxation_commands,
-    shown_trial,
-    summary_table,
-    verdict,
-)
+from tightfit.relaxations import relaxation_commands
+from tightfit.summary import COSTS, Cell, shown_trial, summary_table, verdict
 
 _LIMIT_OPTIONS = frozenset(
     {
@@ -72,7 +66,10 @@ def summary(result: Mapping[str, Any], *, with_accuracy: bool = True) -> Table:
         limit = "" if row.limit is None else row.limit.text
         if row.limit is not None and not row.limit.is_users:
             limit += "\nof the target"
-        table.add_row(row.label, *(_cell(cell) for cell in row.cells), Text(limit, style="dim"))
+        label = Text(row.label)
+        if row.note:
+            label.append(f"\n{row.note}", style="dim")
+        table.add_row(label, *(_cell(cell) for cell in row.cells), Text(limit, style="dim"))
     return table
 
 

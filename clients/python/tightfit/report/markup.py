@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
+NOTHING = "\u2013"
+"""Stands where a figure is not known."""
 _VOID = frozenset({"br", "hr", "img", "input", "meta"})
 
 
@@ -47,3 +49,14 @@ def _flat(child: object) -> str:
     if isinstance(child, Iterable):
         return joined(child)
     return html.escape(str(child), quote=False)
+
+
+def section(name: str, title: str, lead: str | None, *children: object) -> Markup:
+    """Return a section of the page with its heading, and what it is about in a sentence or two."""
+    return element(
+        "section",
+        element("h2", title),
+        element("p", lead, class_="section-lead") if lead else None,
+        *children,
+        id=name,
+    )

@@ -10,7 +10,7 @@
   let chosen = Math.max(0, data.points.findIndex((point) => point.mark === "best"));
 
   const CAPTIONS = {
-    best: "best: fits, most accurate",
+    best: "the result: fits",
     trial: "fits the budget",
     missed: "misses a limit",
     int8: "int8 only",
@@ -176,7 +176,7 @@
       const index = data.points.indexOf(point);
       const value = point.values[axis.key];
       const group = svg("g", {
-        class: `point mark-${point.mark}`, transform: `translate(${x(value.value)} ${y(point.accuracy.value)})`,
+        class: `point mark-${point.mark}${point.is_measured ? "" : " screened"}`, transform: `translate(${x(value.value)} ${y(point.accuracy.value)})`,
         role: "img", tabindex: index === chosen ? "0" : "-1", "data-index": index,
         "aria-label": `${point.caption}: ${point.facts.map((f) => f.join(" ")).join(", ")}`,
       });
@@ -216,6 +216,9 @@
       const icon = svg("svg", { width: 18, height: 18, viewBox: "-9 -9 18 18", "aria-hidden": "true", class: `mark-${mark}` });
       icon.append(SHAPES[mark](5));
       legend.append(html("span", "", icon, CAPTIONS[mark]));
+    }
+    if (data.points.some((p) => !p.is_measured && p.accuracy.value !== null)) {
+      legend.append(html("span", "", "paler: judged on the selection set, not on the evaluation set"));
     }
   }
 

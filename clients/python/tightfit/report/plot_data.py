@@ -6,16 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tightfit.quantities import format_count, format_percent, format_range
-from tightfit.summary import COSTS, Figures, has_costs, known_accuracy, limits_of
+from tightfit.summary import (
+    COSTS,
+    DOWNLOAD,
+    INT8_ONLY,
+    Figures,
+    has_costs,
+    known_accuracy,
+    limits_of,
+    role_text,
+)
 
 _MAX_GROUPS = 200
-_MARKS = {"baseline": "baseline", "baseline_int8": "int8"}
+_MARKS = {"baseline": "baseline", INT8_ONLY: "int8"}
 
 
 def plot_data(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the points, axes and limits as plain JSON data."""
     limits = limits_of(result)
-    axes = [
+    is_packed = any(trial.get(DOWNLOAD.metric) for trial in result["trials"])
+    axes: list[dict[str, Any]] = [
         {
             "key": cost.quantity,
             "label": cost.label,
@@ -23,7 +33,7 @@ def plot_data(result: Mapping[str, Any]) -> dict[str, Any]:
             "limit": limits[cost.quantity].value if cost.quantity in limits else None,
             "limit_text": limits[cost.quantity].text if cost.quantity in limits else "",
         }
-        for cost in COSTS
+        for cost in (*COSTS, *([DOWNLOAD] if is_packed else []))
     ]
     axes.append({"key": "macs", "label": "MACs", "unit": "count", "limit": None, "limit_text": ""})
     floor = limits.get("accuracy")
@@ -38,19 +48,19 @@ def plot_data(result: Mapping[str, Any]) -> dict[str, Any]:
 def _points(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     best = (result.get("best") or {}).get("index")
     roles = {trial["role"] for trial in result["trials"] if has_costs(trial)}
-    for key, caption in (("baseline", "baseline"), ("baseline_int8", "int8 only")):
+    for key, caption in (("baseline", "baseline"), ("baseline_int8", INT8_ONLY)):
         figures = result.get(key)
         if figures and key not in roles:
-            yield _point(figures, caption=caption, mark=_MARKS[key], result=result)
+            yield _point(figures, caption=caption, mark=_MARKS[caption], result=result)
     for trial in result["trials"]:
         if not has_costs(trial) or known_accuracy(trial) is None:
             continue
-        mark = _MARKS.get(trial["role"]) or ("missed" if trial["violations"] else "trial")
-        caption = f"trial #{trial['index']}"
+        role, caption = role_text(trial), f"trial #{trial['index']}"
+        mark = _MARKS.get(role) or ("missed" if trial["violations"] else "trial")
         if trial["index"] == best:
             mark, caption = "best", f"best: {caption}"
-        elif mark in _MARKS.values():
-            caption = f"{'baseline' if mark == 'baseline' else 'int8 only'}, {caption}"
+        elif trial["role"] in ("baseline", "baseline_int8"):
+            caption = f"{role}, {caption}"
         yield _point(trial, caption=caption, mark=mark, result=result)
 
 
@@ -60,6 +70,8 @@ def _point(
     accuracy = known_accuracy(figures)
     values = {cost.quantity: figures[cost.metric] for cost in COSTS if figures.get(cost.metric)}
     macs = figures.get("macs")
+    if packed := figures.get(DOWNLOAD.metric):
+        values[DOWNLOAD.quantity] = {"value": packed, "low": packed, "high": packed}
     if macs:
         values["macs"] = {"value": macs, "low": macs, "high": macs}
     facts = [["accuracy", "unknown" if accuracy is None else format_percent(accuracy)]]
@@ -75,6 +87,8 @@ def _point(
             is_exact = estimate["low"] == estimate["high"]
             text = cost.show(estimate["value"]) + ("" if is_exact else f" ({spread})")
             facts.append([cost.label.lower(), text])
+    if packed:
+        facts.append([DOWNLOAD.label.lower(), DOWNLOAD.show(packed)])
     if macs:
         facts.append(["MACs", format_count(macs)])
     recipe = figures.get("recipe") or {}
@@ -111,16 +125,27 @@ def _parameters(parameters: Mapping[str, Any]) -> str:
             groups = [f"{name} {len(units)}" for name, units in value.items()]
             more = f", and {len(groups) - _MAX_GROUPS} more" if len(groups) > _MAX_GROUPS else ""
             parts.append("channels kept: " + (", ".join(groups[:_MAX_GROUPS]) + more or "all"))
+        elif isinstance(value, Mapping):
+            if value:
+                told = [f"{name} {_inner(item)}" for name, item in value.items()]
+                parts.append(f"{_words(key)}: {', '.join(told[:_MAX_GROUPS])}")
         elif isinstance(value, float):
             parts.append(f"{_words(key)} {value:g}")
         elif isinstance(value, (list, tuple)):
             if value:
                 parts.append(f"{_words(key)} {', '.join(str(item) for item in value[:20])}")
-        elif value is not None:
-            parts.append(
-                f"{_words(key)} {str(value).lower() if isinstance(value, bool) else value}"
-            )
+        elif value is True:
+            parts.append(_words(key))
+        elif value is not None and value is not False:
+            parts.append(f"{_words(key)} {value}")
     return "; ".join(parts)
+
+
+def _inner(value: Any) -> str:
+    """Write what is done to one node."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{_words(key)} {item}" for key, item in value.items())
+    return str(value)
 
 
 def _words(key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tightfit.quantities import (
@@ -11,33 +11,21 @@ from tightfit.quantities import (
     format_duration,
     format_energy,
     format_latency,
-    format_percent,
-    format_range,
 )
-from tightfit.report.markup import Markup, element, joined
+from tightfit.relaxations import relaxation_commands
+from tightfit.report.course import course
+from tightfit.report.markup import NOTHING, Markup, element, joined, section
 from tightfit.summary import (
-    COST_BY_QUANTITY,
-    COSTS,
     Cell,
     SummaryTable,
+    accuracy_meaning,
     has_costs,
-    known_accuracy,
-    limits_of,
-    relaxation_commands,
     summary_table,
     verdict,
 )
-from tightfit.timestamps import seconds_between
 
 Result = Mapping[str, Any]
-_ROLE_WORDS = {
-    "baseline": "baseline",
-    "baseline_int8": "int8 only",
-    "screening": "screening",
-    "finalist": "finalist",
-}
 _MAX_LAYERS = 400
-_NOTHING = "\u2013"
 
 
 def all_sections(result: Result) -> Markup:
@@ -128,7 +116,7 @@ def _mark(cell: Cell) -> Markup | None:
 
 def comparison(result: Result) -> Markup | None:
     """Baseline, int8 only and the result beside the limits."""
-    table = summary_table(result)
+    table, meaning = summary_table(result), accuracy_meaning(result)
     if not table.columns:
         return None
     head = [element("th", "", scope="col")]
@@ -151,18 +139,19 @@ def comparison(result: Result) -> Markup | None:
         cells.append(
             element(
                 "td",
-                limit or _NOTHING,
+                limit or NOTHING,
                 element("span", by, class_="detail") if by else None,
                 class_="limit",
                 data_label="limit",
             )
         )
-        rows.append(element("tr", element("th", row.label, scope="row"), cells))
-    return _section(
+        note = element("span", row.note, class_="detail") if row.note else None
+        rows.append(element("tr", element("th", row.label, note, scope="row"), cells))
+    return section(
         "comparison",
         "Before and after",
-        "A limit on cost is met when the upper end of the estimate meets it. "
-        "Accuracy is measured on the exported file, with its 95 % interval.",
+        "A limit on cost is met when the upper end of the estimate meets it. Accuracy is measured on "
+        "the exported file, with its 95 % interval" + (f": {meaning}." if meaning else "."),
         element(
             "table",
             element("thead", element("tr", head)),
@@ -186,7 +175,7 @@ def plot(result: Result) -> Markup | None:
         ),
         class_="controls",
     )
-    return _section(
+    return section(
         "pareto",
         "Accuracy against cost",
         "Each point is one model file. Hover, tap or use the arrow keys to see its recipe.",
@@ -215,10 +204,10 @@ def layers(result: Result) -> Markup | None:
     body = [_layer_row(row, longest, dearest) for row in rows]
     head = ("layer", "latency before and after", "channels and form", "MACs", "accuracy cost")
     hidden = len(result["layers"]) - len(rows)
-    return _section(
+    return section(
         "layers",
         "Layer by layer",
-        "Where the time goes, and which layer pays for it in accuracy.",
+        "Where the time goes, and what the cut of each layer is predicted to cost in accuracy.",
         element(
             "table",
             element("thead", element("tr", [element("th", text, scope="col") for text in head])),
@@ -307,7 +296,7 @@ def preflight(result: Result) -> Markup | None:
     others = [note for note in notes if note["code"] != "NOT_PRUNABLE"]
     if not notes:
         return None
-    return _section(
+    return section(
         "notes",
         "What could not help, and why",
         None,
@@ -321,155 +310,6 @@ def preflight(result: Result) -> Markup | None:
 def _note(note: Mapping[str, Any]) -> Markup:
     name = note["node"] or note["code"].replace("_", " ").lower()
     return element("div", element("dt", name), element("dd", note["message"]))
-
-
-def course(result: Result) -> Markup | None:
-    """How the search went: its stages in time, and every trial."""
-    if not result["trials"] and not result["events"]:
-        return None
-    return _section(
-        "course",
-        "The search's course",
-        None,
-        _stages(result["events"]),
-        _trials(result),
-    )
-
-
-def _stages(events: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Return one bar cut into the stages, wide as they were long."""
-    marks = [e for e in events if e["kind"] == "stage" and e["stage"]]
-    if not marks:
-        return None
-    ends = [*marks[1:], events[-1]]
-    spans: list[tuple[str, float]] = []
-    for mark, end in zip(marks, ends, strict=True):
-        seconds = max(0.0, seconds_between(mark["time"], end["time"]))
-        if spans and spans[-1][0] == mark["stage"]:
-            spans[-1] = (mark["stage"], spans[-1][1] + seconds)
-        else:
-            spans.append((mark["stage"], seconds))
-    total = sum(seconds for _, seconds in spans) or 1.0
-    pieces = [
-        element(
-            "span",
-            element("span", f"{stage} {format_duration(seconds)}"),
-            class_=f"stage stage-{stage}",
-            style=f"flex-grow:{max(seconds / total, 0.004):.4f}",
-            title=f"{stage}: {format_duration(seconds)}",
-        )
-        for stage, seconds in spans
-    ]
-    seconds_by_stage: dict[str, float] = {}
-    for stage, seconds in spans:
-        seconds_by_stage[stage] = seconds_by_stage.get(stage, 0.0) + seconds
-    key = [
-        element(
-            "li",
-            element("span", class_=f"swatch stage-{stage}"),
-            f"{stage} ",
-            element("span", format_duration(seconds), class_="detail-inline"),
-        )
-        for stage, seconds in seconds_by_stage.items()
-    ]
-    return joined(
-        (
-            element("div", pieces, class_="stages", role="img", aria_label="stages of the search"),
-            element("ul", key, class_="stage-key"),
-        )
-    )
-
-
-def _trials(result: Result) -> Markup | None:
-    if not result["trials"]:
-        return None
-    limits = limits_of(result)
-    limited = [cost for cost in COSTS if cost.quantity in limits or cost.quantity == "latency"]
-    best = (result.get("best") or {}).get("index")
-    front = set(result["pareto"])
-    head = [
-        "trial",
-        "role",
-        "accuracy",
-        *[cost.label.lower() for cost in limited],
-        "time",
-        "verdict",
-    ]
-    body = []
-    for item in result["trials"]:
-        accuracy = known_accuracy(item)
-        on_selection = item.get("accuracy") is None and accuracy is not None
-        cells = [
-            element("td", _ROLE_WORDS.get(item["role"], item["role"]), data_label="role"),
-            element(
-                "td",
-                _NOTHING if accuracy is None else format_percent(accuracy),
-                element("span", "selection set", class_="detail") if on_selection else None,
-                _predicted(item),
-                data_label="accuracy",
-            ),
-        ]
-        for cost in limited:
-            estimate = item.get(cost.metric)
-            text = cost.show(estimate["value"]) if estimate else _NOTHING
-            spread = format_range(cost.show, estimate["low"], estimate["high"]) if estimate else ""
-            cells.append(element("td", text, title=spread or None, data_label=cost.label.lower()))
-        seconds = sum(item["stage_seconds"].values())
-        cells.append(
-            element("td", format_duration(seconds) if seconds else _NOTHING, data_label="time")
-        )
-        cells.append(element("td", _trial_verdict(item, best, front), data_label="verdict"))
-        body.append(
-            element(
-                "tr",
-                element("th", f"#{item['index']}", scope="row"),
-                cells,
-                id=f"trial-{item['index']}",
-                class_="best" if item["index"] == best else None,
-            )
-        )
-    return element(
-        "table",
-        element("thead", element("tr", [element("th", text, scope="col") for text in head])),
-        element("tbody", body),
-        class_="trials",
-    )
-
-
-def _predicted(item: Mapping[str, Any]) -> Markup | None:
-    """What the search expected of a trial before it ran; it stands beside what came of it."""
-    expected = item.get("predicted_accuracy")
-    if expected is None:
-        return None
-    return element("span", f"predicted {format_percent(expected)}", class_="detail")
-
-
-def _trial_verdict(item: Mapping[str, Any], best: int | None, front: set[int]) -> list[object]:
-    parts: list[object] = []
-    if item["index"] == best:
-        parts.append(element("span", "best", class_="badge good"))
-    elif item["index"] in front:
-        parts.append(element("span", "on the front", class_="badge neutral"))
-    if item["state"] == "failed":
-        parts.append(element("span", f"failed: {item['error']}", class_="missed"))
-    elif item["state"] == "stopped":
-        parts.append(element("span", "stopped early", class_="detail-inline"))
-    parts.extend(
-        element("span", _violation_text(violation), class_="missed")
-        for violation in item["violations"]
-    )
-    parts.extend(element("span", note, class_="detail") for note in item["notes"])
-    return [joined((part, " ")) for part in parts] if parts else ["fits"]
-
-
-def _violation_text(violation: Mapping[str, Any]) -> str:
-    quantity, limit, actual = violation["quantity"], violation["limit"], violation["actual"]
-    if quantity == "accuracy":
-        return f"accuracy {(limit - actual) * 100:.2f} points too low"
-    cost = COST_BY_QUANTITY[quantity]
-    over = (actual - limit) / limit if limit else 0.0
-    much = f"{over * 100:.0f} %" if over < 10 else f"{actual / limit:.0f} times"
-    return f"{cost.label.lower()} {much} over"
 
 
 def infeasibility(result: Result) -> Markup | None:
@@ -489,17 +329,17 @@ def infeasibility(result: Result) -> Markup | None:
                 element("th", relaxation["quantity"], scope="row"),
                 element("td", asked, data_label="asked"),
                 element("td", needed or "no known model meets the others", data_label="would do"),
-                element("td", source or _NOTHING, data_label="because of"),
+                element("td", source or NOTHING, data_label="because of"),
                 element(
                     "td",
-                    element("code", option) if option else _NOTHING,
+                    element("code", option) if option else NOTHING,
                     data_label="run again with",
                 ),
             )
         )
     head = ("limit", "asked", "would do, the others unchanged", "because of", "run again with")
     closest = ", ".join(f"#{index}" for index in outcome["closest_trials"])
-    return _section(
+    return section(
         "infeasible",
         "Why nothing fits",
         None,
@@ -532,6 +372,7 @@ def provenance(result: Result) -> Markup:
         ("model", f"{result['model'].get('name', '')} sha256:{result['model'].get('digest', '')}"),
         ("objective", f"{result['objective']}, format {result['format']}, seed {result['seed']}"),
         ("search limits", _search_limits(limits)),
+        *_choices(result),
         (
             "target",
             f"{target.get('name')}: {target.get('core_count') or 1} x {target.get('core')}, "
@@ -542,7 +383,8 @@ def provenance(result: Result) -> Markup:
     ]
     if result.get("dataset"):
         dataset = result["dataset"]
-        facts.insert(2, ("dataset", f"{dataset['name']} sha256:{dataset['digest']}"))
+        metric = f", {dataset['metric']}" if dataset.get("metric") else ""
+        facts.insert(2, ("dataset", f"{dataset['name']} sha256:{dataset['digest']}{metric}"))
     if power:
         facts.append(("active power", format_energy(power).replace("J", "W")))
     if target.get("assumed_fields"):
@@ -552,7 +394,25 @@ def provenance(result: Result) -> Markup:
         lasted = f", {format_duration(spent)}" if spent else ""
         facts.append(("run", f"{job['start_time']}{lasted}"))
     rows = [element("div", element("dt", name), element("dd", text)) for name, text in facts]
-    return _section("provenance", "Provenance", None, element("dl", rows, class_="notes"))
+    return section("provenance", "Provenance", None, element("dl", rows, class_="notes"))
+
+
+def _choices(result: Result) -> Iterator[tuple[str, str]]:
+    """Yield what was asked of the search besides its limits."""
+    if result.get("techniques"):
+        yield "techniques", ", ".join(result["techniques"])
+    if result.get("importance"):
+        yield "channels chosen by", result["importance"]
+    teachers = zip(result.get("teachers") or (), result.get("teacher_digests") or (), strict=False)
+    for name, digest in teachers:
+        yield "teacher", f"{name} sha256:{digest}"
+    if result.get("verification") not in (None, "none"):
+        yield "measured on a device", result["verification"]
+    if result.get("runner_labels"):
+        labels = (f"{key}={value}" for key, value in result["runner_labels"].items())
+        yield "by a runner with", ", ".join(sorted(labels))
+    if result.get("packed"):
+        yield "packed for download", "yes"
 
 
 def _search_limits(limits: Mapping[str, Any]) -> str:
@@ -562,14 +422,4 @@ def _search_limits(limits: Mapping[str, Any]) -> str:
             f"{trials} trials" if trials else "trials by the server's default",
             format_duration(seconds) if seconds else "time by the server's default",
         )
-    )
-
-
-def _section(name: str, title: str, lead: str | None, *children: object) -> Markup:
-    return element(
-        "section",
-        element("h2", title),
-        element("p", lead, class_="section-lead") if lead else None,
-        *children,
-        id=name,
     )

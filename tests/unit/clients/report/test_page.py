@@ -91,9 +91,65 @@ def test_a_recipe_is_told_in_words() -> None:
     ]
     assert recipe_lines(steps) == [
         ["structured pruning", "channels kept: conv1 3"],
-        ["quantization", "per channel true; float nodes fc"],
+        ["quantization", "per channel; float nodes fc"],
         ["recovery", "epochs 0.5"],
     ]
+
+
+def test_what_is_done_to_single_nodes_is_told_in_words() -> None:
+    steps = [
+        {
+            "pass_name": "low_rank",
+            "parameters": {"nodes": {"conv1": {"method": "svd", "rank": 8}, "conv2": {"rank": 4}}},
+        },
+        {
+            "pass_name": "quantization",
+            "parameters": {"node_formats": {"fc": "int4"}, "bias_correction": False},
+        },
+        {"pass_name": "quantization", "parameters": {"node_formats": {}}},
+    ]
+    assert recipe_lines(steps) == [
+        ["low rank", "nodes: conv1 method svd rank 8, conv2 rank 4"],
+        ["quantization", "node formats: fc int4"],
+        ["quantization", ""],
+    ]
+
+
+def test_the_size_of_packed_files_is_in_the_plot_and_in_the_table_of_trials() -> None:
+    result = results.succeeded()
+    assert "download" not in {axis["key"] for axis in plot_data(result)["axes"]}
+    result["budget"]["max_download_bytes"] = 40 << 10
+    for trial in (result["best"], result["trials"][8]):
+        trial["download_bytes"] = 20 << 10
+    data = plot_data(result)
+    (axis,) = (axis for axis in data["axes"] if axis["key"] == "download")
+    assert axis["limit"] == 40 << 10
+    (best,) = (point for point in data["points"] if point["mark"] == "best")
+    assert best["values"]["download"] == {"value": 20480, "low": 20480, "high": 20480}
+    assert ["download", "20.0 KiB"] in best["facts"]
+    assert '<th scope="col">download</th>' in render_report(result)
+
+
+def test_a_trial_that_was_cut_short_is_not_said_to_fit() -> None:
+    result = results.succeeded() | {"state": "CANCELLED", "best": None}
+    result["trials"] = result["trials"][:3]
+    result["trials"][2] |= {"state": "running", "role": "finalist"} | results.no_figures()
+    rows = render_report(result).split('<table class="trials">')[1]
+    row = rows.split('id="trial-2"')[1].split("</tr>")[0]
+    assert "not finished" in row
+    assert "fits" not in row
+
+
+def test_what_was_asked_for_is_told() -> None:
+    result = results.succeeded()
+    page = render_report(result)
+    assert "share of samples whose highest score is that of their label" in page
+    assert "techniques" not in page
+    result |= {"techniques": ["low_rank", "precision"], "importance": "fisher", "packed": True}
+    result |= {"teachers": ["projects/default/models/t"], "teacher_digests": ["c4" * 32]}
+    page = render_report(result | {"verification": "required"})
+    for told in ("low_rank, precision", "fisher", "packed for download", "c4" * 32, "required"):
+        assert told in page
 
 
 @pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "FAILED", "CANCELLED"])
