@@ -135,6 +135,30 @@ class AsyncClient:
                 )
             )
 
+    async def get_model(self, model: str) -> model_pb2.Model:
+        """Return a model by name or id."""
+        return await self._call(calls.get_model(model, project=self.project))
+
+    def list_models(self, *, page_size: int = 0) -> AsyncIterator[model_pb2.Model]:
+        """Yield the models of the project by name, fetching pages as they are needed."""
+        return self._pages(calls.list_models(project=self.project, page_size=page_size))
+
+    async def delete_model(self, model: str) -> None:
+        """Delete a model that no unfinished job uses; results that were made of it stay."""
+        await self._call(calls.delete_model(model, project=self.project))
+
+    async def get_dataset(self, dataset: str) -> dataset_pb2.Dataset:
+        """Return a dataset by name or id."""
+        return await self._call(calls.get_dataset(dataset, project=self.project))
+
+    def list_datasets(self, *, page_size: int = 0) -> AsyncIterator[dataset_pb2.Dataset]:
+        """Yield the datasets of the project by name, fetching pages as they are needed."""
+        return self._pages(calls.list_datasets(project=self.project, page_size=page_size))
+
+    async def delete_dataset(self, dataset: str) -> None:
+        """Delete a dataset that no unfinished job uses."""
+        await self._call(calls.delete_dataset(dataset, project=self.project))
+
     async def create_job(
         self, spec: job_pb2.CompressionSpec, *, request_id: str = "", validate_only: bool = False
     ) -> job_pb2.CompressionJob:

@@ -12,7 +12,9 @@ from google.protobuf import empty_pb2
 from tightfit.names import (
     api_key_name,
     artifact_name,
+    dataset_name,
     job_name,
+    model_name,
     project_name,
     runner_name,
     target_name,
@@ -24,11 +26,15 @@ from tightfit.v1 import (
     artifact_pb2_grpc,
     compression_pb2,
     compression_pb2_grpc,
+    dataset_pb2,
+    dataset_pb2_grpc,
     diagnostics_pb2,
     diagnostics_pb2_grpc,
     hardware_pb2,
     hardware_pb2_grpc,
     job_pb2,
+    model_pb2,
+    model_pb2_grpc,
     recipe_pb2,
     runner_pb2,
     runner_pb2_grpc,
@@ -38,6 +44,8 @@ from tightfit.v1 import (
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 _JOBS = compression_pb2_grpc.CompressionServiceStub
+_MODELS = model_pb2_grpc.ModelServiceStub
+_DATASETS = dataset_pb2_grpc.DatasetServiceStub
 _HARDWARE = hardware_pb2_grpc.HardwareServiceStub
 _ARTIFACTS = artifact_pb2_grpc.ArtifactServiceStub
 _RUNNERS = runner_pb2_grpc.RunnerServiceStub
@@ -69,6 +77,42 @@ class Listing(Generic[Item]):
 
     call: Call[Any]
     items: Callable[[Any], Sequence[Item]]
+
+
+def get_model(model: str, *, project: str) -> Call[model_pb2.Model]:
+    """Return a model."""
+    request = model_pb2.GetModelRequest(name=model_name(model, project=project))
+    return Call(_MODELS, "GetModel", request)
+
+
+def list_models(*, project: str, page_size: int) -> Listing[model_pb2.Model]:
+    """List models."""
+    request = model_pb2.ListModelsRequest(parent=project_name(project), page_size=page_size)
+    return Listing(Call(_MODELS, "ListModels", request), lambda page: page.models)
+
+
+def delete_model(model: str, *, project: str) -> Call[empty_pb2.Empty]:
+    """Delete a model."""
+    request = model_pb2.DeleteModelRequest(name=model_name(model, project=project))
+    return Call(_MODELS, "DeleteModel", request)
+
+
+def get_dataset(dataset: str, *, project: str) -> Call[dataset_pb2.Dataset]:
+    """Return a dataset."""
+    request = dataset_pb2.GetDatasetRequest(name=dataset_name(dataset, project=project))
+    return Call(_DATASETS, "GetDataset", request)
+
+
+def list_datasets(*, project: str, page_size: int) -> Listing[dataset_pb2.Dataset]:
+    """List datasets."""
+    request = dataset_pb2.ListDatasetsRequest(parent=project_name(project), page_size=page_size)
+    return Listing(Call(_DATASETS, "ListDatasets", request), lambda page: page.datasets)
+
+
+def delete_dataset(dataset: str, *, project: str) -> Call[empty_pb2.Empty]:
+    """Delete a dataset."""
+    request = dataset_pb2.DeleteDatasetRequest(name=dataset_name(dataset, project=project))
+    return Call(_DATASETS, "DeleteDataset", request)
 
 
 def create_job(

@@ -29,6 +29,36 @@ def job_name(job: str, *, project: str) -> str:
     return f"{project_name(project)}/jobs/{job}"
 
 
+def model_name(model: str, *, project: str) -> str:
+    """Return the full name of a model from its name or its last segment.
+
+    Raises:
+        InvalidInputError: Neither a model's name nor a single segment.
+    """
+    return _asset_name("model", model, project=project)
+
+
+def dataset_name(dataset: str, *, project: str) -> str:
+    """Return the full name of a dataset from its name or its last segment.
+
+    Raises:
+        InvalidInputError: Neither a dataset's name nor a single segment.
+    """
+    return _asset_name("dataset", dataset, project=project)
+
+
+def _asset_name(noun: str, name: str, *, project: str) -> str:
+    if re.fullmatch(rf"projects/[^/]+/{noun}s/[^/]+", name):
+        return name
+    if not name or "/" in name:
+        raise InvalidInputError(
+            f"{name!r} is no {noun}",
+            field=noun,
+            remedy=f"give its id as `tightfit {noun}s list` shows it",
+        )
+    return f"{project_name(project)}/{noun}s/{name}"
+
+
 def target_name(target: str, *, project: str = "") -> str:
     """Return the full name of a target from its name or its last segment.
 

@@ -212,6 +212,25 @@ def test_a_target_is_created_found_and_deleted(client: AnyClient, fake: FakeTigh
     assert fake.state.deleted == ["projects/default/hardwareTargets/ours"]
 
 
+def test_uploads_are_listed_found_and_deleted(client: AnyClient, fake: FakeTightfit) -> None:
+    fake.state.load(results.succeeded())
+    held: dict[str, list[Any]] = {"model": fake.state.models, "dataset": fake.state.datasets}
+    for noun, kept in held.items():
+        (first,) = list(kept)
+        kept.append(type(first)(name=f"projects/default/{noun}s/another"))
+        assert [item.name for item in client.items(f"list_{noun}s")] == [
+            first.name,
+            f"projects/default/{noun}s/another",
+        ]
+        assert client.call(f"get_{noun}", first.name.rpartition("/")[2]) == first
+        client.call(f"delete_{noun}", "another")
+        assert kept == [first]
+        with pytest.raises(tightfit.NotFoundError):
+            client.call(f"get_{noun}", "another")
+        with pytest.raises(tightfit.InvalidInputError, match=f"no {noun}"):
+            client.call(f"get_{noun}", "a/b")
+
+
 def test_jobs_are_listed_by_state(client: AnyClient, fake: FakeTightfit) -> None:
     fake.state.load(results.succeeded())
     assert len(client.items("list_jobs")) == 1
