@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,10 @@ def upload_inputs(
     """
     if isinstance(target, str):
         client.get_target(target)
+    if sys.stderr.isatty():
+        # a server that has just started takes some seconds to look into a model
+        what = model.name if data is None else f"{model.name} and {data.name}"
+        print(f"sending {what}; the server checks what it gets", file=sys.stderr)
     uploaded = client.upload_model(model, on_progress=TransferLine("model"))
     if data is None:
         return uploaded.name, ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,24 @@ _OWN_FILES = (
 )
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, *, inputs: Sequence[Path] = ()) -> None:
     """Make the folder, so that a job does not run for nothing.
 
+    Args:
+        folder: Where `write` will write.
+        inputs: Files that the command reads: never to be replaced by what it writes.
+
     Raises:
-        InvalidInputError: It cannot be made or written.
+        InvalidInputError: It cannot be made or written, or an input lies where a result would.
     """
+    own = {(folder / name).resolve() for name in _OWN_FILES}
+    for path in inputs:
+        if path.resolve() in own:
+            raise InvalidInputError(
+                f"{path} would be replaced by the result",
+                field="-o",
+                remedy="give another folder: the result has a file of this name",
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".tightfit-probe"

@@ -6,21 +6,24 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from tightfit.cli import exit_codes, outputs, tables
 from tightfit.cli.display import Course, Display, Showing, display_for
 from tightfit.client import Client
-from tightfit.errors import TightfitError
+from tightfit.errors import TightfitError, UnavailableError
 from tightfit.names import last_segment
 from tightfit.result_file import build_result, trial_content
+from tightfit.summary import shown_trial
 from tightfit.v1 import job_pb2
+
+Found = TypeVar("Found")
 
 
 def watch(
@@ -78,6 +81,14 @@ def finish(
             console.print(
                 f"\nwritten to {folder}: {', '.join(written)}", markup=False, soft_wrap=True
             )
+        elif shown_trial(result) is not None:
+            console.print(
+                f"\n`tightfit jobs show {last_segment(job_name)} -o DIR` fetches the files, with the same "
+                "--server or --local",
+                markup=False,
+                style="dim",
+                soft_wrap=True,
+            )
     return exit_codes.code_for_state(result["state"])
 
 
@@ -91,18 +102,32 @@ def follow(
     is_json: bool,
     verbose: bool,
 ) -> int:
-    """Show a job that this command queued to its end, cancel it on interrupt; return the exit code."""
-    with cancelling_on_interrupt(client, job.name) as interruption:
-        events = watch(client, job, title=title, is_json=is_json, verbose=verbose)
-    code = finish(
-        client,
-        job.name,
-        events,
-        model_file=model_file,
-        folder=folder,
-        is_json=is_json,
-        command=["tightfit", *sys.argv[1:]],
-    )
+    """Show a job that this command queued to its end, cancel it on interrupt; return the exit code.
+
+    Raises:
+        UnavailableError: The server went away and did not come back; says how the job is found again.
+    """
+    try:
+        with cancelling_on_interrupt(client, job.name) as interruption:
+            events = watch(client, job, title=title, is_json=is_json, verbose=verbose)
+        code = finish(
+            client,
+            job.name,
+            events,
+            model_file=model_file,
+            folder=folder,
+            is_json=is_json,
+            command=["tightfit", *sys.argv[1:]],
+        )
+    except UnavailableError as error:
+        raise UnavailableError(
+            error.message,
+            field=error.field,
+            remedy="the job goes on when the server is back: "
+            f"`tightfit jobs watch {last_segment(job.name)}` waits for it, with -o DIR for its files",
+            reason=error.reason,
+            request_id=error.request_id,
+        ) from error
     return exit_codes.INTERRUPTED if interruption.was_asked else code
 
 
@@ -112,13 +137,26 @@ def result_of(
     """Return the content of `result.json` for a job as it stands."""
     from tightfit import __version__
 
+    job = client.get_job(job_name)
+    model, dataset = job.spec.model, job.spec.dataset
+    if not model_file and (uploaded := _known(lambda: client.get_model(model))) is not None:
+        model_file = uploaded.display_name
     return build_result(
-        client.get_job(job_name),
+        job,
         client.list_trials(job_name),
         events,
         model_file=model_file,
+        dataset=_known(lambda: client.get_dataset(dataset)) if dataset else None,
         client_version=__version__,
     )
+
+
+def _known(look_up: Callable[[], Found]) -> Found | None:
+    """Return what is for the eye only, or None where it was deleted or nobody tells."""
+    try:
+        return look_up()
+    except TightfitError:
+        return None
 
 
 class Interruption:
