@@ -45,7 +45,9 @@ def summary(trial: Trial) -> str:
     """Return accuracy, latency and verdict of a completed trial in one line."""
     assert trial.metrics is not None
     known = trial.metrics.accuracy or trial.metrics.selection_accuracy
-    accuracy = "no accuracy" if known is None else f"accuracy {known.value:.4f}"
+    # a finalist is judged on other samples than the screened trial that it is made of
+    where = "" if trial.metrics.accuracy else " on the selection set"
+    accuracy = "no accuracy" if known is None else f"accuracy {known.value:.4f}{where}"
     latency = trial.metrics.cost.latency_ms
     missed = ", ".join(str(v.quantity) for v in trial.violations)
     verdict = f"misses {missed}" if missed else "fits"

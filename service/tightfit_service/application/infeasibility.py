@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from tightfit_service.domain.budget import Budget, LimitSource, Quantity
+from tightfit_service.domain.budget import Budget, LimitSource, Quantity, quantity_text
 from tightfit_service.domain.job import Infeasibility, Relaxation
 from tightfit_service.domain.trial import (
     COST_QUANTITIES,
@@ -155,8 +155,9 @@ def _explanation(
         least = reachable.get(quantity)
         if limit is not None and least is not None and least > limit:
             parts.append(
-                f"no widths reach the {quantity} limit: it is {limit:.4g}, and the smallest network "
-                f"that pruning can make is estimated at {least:.4g}"
+                f"no widths reach the {quantity} limit: it is {quantity_text(quantity, limit)}, and the "
+                "smallest network that pruning can make is estimated at "
+                f"{quantity_text(quantity, least)} at most"
             )
     parts += _download_out_of_reach(budget, reachable)
     if not parts and binding:

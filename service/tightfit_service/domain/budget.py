@@ -27,6 +27,18 @@ class Quantity(enum.StrEnum):
     """Packed file that is downloaded, bytes; it can be limited, and is no objective."""
 
 
+_UNITS = {Quantity.LATENCY: "ms", Quantity.ENERGY: "mJ"}
+
+
+def quantity_text(quantity: Quantity, value: float) -> str:
+    """Return a value of a quantity, in its unit, as people read it: `20.5 ms`, `131072 bytes`, `0.9140`."""
+    if quantity is Quantity.ACCURACY:
+        return f"{value:.4f}"
+    if quantity in _UNITS:
+        return f"{value:.4g} {_UNITS[quantity]}"
+    return f"{value:.0f} bytes"
+
+
 class LimitSource(enum.StrEnum):
     """Who asked for a limit."""
 

@@ -13,6 +13,7 @@ from tightfit_service.domain.budget import (
     LimitSource,
     Quantity,
     SearchLimits,
+    quantity_text,
 )
 from tightfit_service.domain.errors import InvalidBudgetError
 
@@ -84,3 +85,18 @@ def test_a_search_without_room_is_refused(arguments: dict[str, Any], field: str)
     with pytest.raises(InvalidBudgetError) as caught:
         SearchLimits(**arguments)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "text"),
+    [
+        (Quantity.LATENCY, 20.51234, "20.51 ms"),
+        (Quantity.ENERGY, 0.0123456, "0.01235 mJ"),
+        (Quantity.RAM, 2_097_152.0, "2097152 bytes"),
+        (Quantity.SIZE, 1_000.4, "1000 bytes"),
+        (Quantity.DOWNLOAD, 41_000.0, "41000 bytes"),
+        (Quantity.ACCURACY, 0.91404, "0.9140"),
+    ],
+)
+def test_values_are_told_with_their_units(quantity: Quantity, value: float, text: str) -> None:
+    assert quantity_text(quantity, value) == text
