@@ -116,9 +116,10 @@ def _mark(cell: Cell) -> Markup | None:
 
 def comparison(result: Result) -> Markup | None:
     """Baseline, int8 only and the result beside the limits."""
-    table, meaning = summary_table(result), accuracy_meaning(result)
+    table = summary_table(result)
     if not table.columns:
         return None
+    meaning = f" ({said})" if (said := accuracy_meaning(result)) else ""
     head = [element("th", "", scope="col")]
     head += [element("th", column, scope="col") for column in table.columns]
     head.append(element("th", "limit", scope="col"))
@@ -150,8 +151,9 @@ def comparison(result: Result) -> Markup | None:
     return section(
         "comparison",
         "Before and after",
-        "A limit on cost is met when the upper end of the estimate meets it. Accuracy is measured on "
-        "the exported file, with its 95 % interval" + (f": {meaning}." if meaning else "."),
+        "A limit on cost is met when the upper end of the estimate meets it. "
+        f"Accuracy{meaning} is measured on the exported file, with its 95 % "
+        "interval.",
         element(
             "table",
             element("thead", element("tr", head)),
