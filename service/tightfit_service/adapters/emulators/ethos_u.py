@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -69,13 +70,20 @@ class EthosUEmulator(AcceleratedEmulator):
     ) -> tuple[MemoryPoint, ...]:
         """Return the feature maps in use per operator; on microcontrollers as Vela stores them.
 
-        Weights fetched ahead are left out: Vela does without where memory is short.
+        Weights fetched ahead are left out: Vela does without where memory is short. A brick of each
+        tensor is counted as fixed, for no number of channels takes less.
         """
         accelerator = target.accelerator
         if accelerator is None or not target.core.startswith("cortex-m"):
             return super().memory_points(network, target)
         style = replace(STYLE, unrounded=_linear_tensors(network, accelerator))
-        return memory_plan.memory_points(_joined_in_place(network), style)
+        points = memory_plan.memory_points(_joined_in_place(network), style)
+        bricks = {
+            name: -(-shape[1] // style.channel_multiple)
+            for name, shape in network.tensors.items()
+            if len(shape) > 1 and shape[1] and name not in style.unrounded
+        }
+        return tuple(_with_fixed_bricks(point, bricks) for point in points)
 
     def peak_ram(self, network: NetworkProfile, target: HardwareSpec) -> PeakRam:
         """Return what Vela's arena takes when it compiles for speed within the target's RAM.
@@ -156,6 +164,20 @@ def _within(ram_bytes: float, least: float, likely: float, most: float) -> Inter
     room = max(least, min(most, ram_bytes))
     low = least * (LEAST_SHARE if least <= ram_bytes else CASCADED_SHARE)
     return Interval(value=min(likely, room), low=low, high=MOST_SHARE * room)
+
+
+def _with_fixed_bricks(point: MemoryPoint, bricks: Mapping[str, int]) -> MemoryPoint:
+    """Return a point with a brick of each tensor as fixed; `bricks` is how many a tensor has by now."""
+    fixed = {
+        name: size / bricks[name] for name, size in point.tensor_bytes.items() if name in bricks
+    }
+    return replace(
+        point,
+        fixed_bytes=point.fixed_bytes + sum(fixed.values()),
+        tensor_bytes={
+            name: size - fixed.get(name, 0.0) for name, size in point.tensor_bytes.items()
+        },
+    )
 
 
 def _linear_tensors(network: NetworkProfile, accelerator: Accelerator) -> frozenset[str]:

@@ -74,6 +74,18 @@ def test_channels_are_stored_in_bricks_of_sixteen_but_for_inputs_and_outputs() -
     assert feature_maps(chain) == {"a": 3 + 32, "b": 32 + 16, "c": 16 + 10}
 
 
+def test_a_brick_of_each_tensor_does_not_shrink_with_its_channels() -> None:
+    chain = network(
+        operator("a", ["in"], (3, 48)),
+        operator("b", ["a"], (48, 16)),
+        operator("c", ["b"], (16, 10)),
+    )
+    _, point, last = ETHOS_U_EMULATOR.memory_points(chain, TARGET)
+    assert point.fixed_bytes == 2 * 16 * PIXELS
+    assert point.tensor_bytes == {"a": 32 * PIXELS, "b": 0}
+    assert last.tensor_bytes["c"] == 10 * PIXELS
+
+
 def test_sixteen_bits_take_twice_as_much() -> None:
     chain = network(operator("a", ["in"], (3, 20), bits=16), operator("b", ["a"], (20, 8), bits=16))
     chain = chain.at_precision(weight_bits=8, activation_bits=16)
