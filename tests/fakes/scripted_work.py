@@ -21,6 +21,7 @@ from tightfit_service.application.download_work import (
 )
 from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.narrow_file_work import NARROW_FILE, NarrowFileOutcome
 from tightfit_service.application.node_ways import MeasuredAlternative
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
@@ -194,6 +195,7 @@ class ScriptedExecutor:
             VARIANTS.name: self._variants,
             TEACHER.name: self._teacher,
             TRIAL.name: self._trial,
+            NARROW_FILE.name: self._narrow_file,
             DOWNLOAD_NOTES.name: self._download_notes,
             DOWNLOAD_LAYERS.name: self._download_layers,
             DOWNLOAD_OPTIONS.name: self._download_options,
@@ -251,9 +253,7 @@ class ScriptedExecutor:
 
     def _trial(self, unit: WorkUnit) -> WorkResult:
         recipe = from_plain(Recipe, unit.payload["recipe"])
-        step = recipe.step("structured_pruning")
-        keep: Mapping[str, Any] = step.parameters["keep"] if step else {}
-        kept = {g: len(keep.get(g, range(n))) for g, n in UNITS.items()}
+        kept = _kept(recipe)
         profile = network(kept["a"], kept["b"])
         finished = unit.payload.get("finished_steps", 0)
         trained = [_epochs(step) for step in recipe.steps if step.pass_name == "recovery"]
@@ -288,6 +288,11 @@ class ScriptedExecutor:
             outputs["packed"] = digest[32:] + digest[:32]
         return WorkResult(payload=to_plain(outcome), outputs=outputs)
 
+    def _narrow_file(self, unit: WorkUnit) -> WorkResult:
+        kept = _kept(from_plain(Recipe, unit.payload["recipe"]))
+        outcome = NarrowFileOutcome(profile=network(kept["a"], kept["b"]))
+        return WorkResult(payload=to_plain(outcome), outputs={"model": unit_digest(unit)})
+
     def _download_notes(self, unit: WorkUnit) -> WorkResult:
         runtime = unit.payload["target"]["runtime"]["name"]
         reasons = {name: [f"{runtime}: no kernels"] for name in unit.payload["techniques"]}
@@ -298,6 +303,13 @@ class ScriptedExecutor:
 
     def _download_options(self, unit: WorkUnit) -> WorkResult:
         return WorkResult(payload=to_plain(offer(unit.payload)))
+
+
+def _kept(recipe: Recipe) -> Mapping[str, int]:
+    """Return the units that a recipe keeps per group."""
+    step = recipe.step("structured_pruning")
+    keep: Mapping[str, Any] = step.parameters["keep"] if step else {}
+    return {g: len(keep.get(g, range(n))) for g, n in UNITS.items()}
 
 
 def _epochs(step: PassStep) -> float:

@@ -25,6 +25,7 @@ from tightfit_service.application.candidate_trials import CandidateTrials
 from tightfit_service.application.download_limit import DownloadStage
 from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.journal import JobJournal
+from tightfit_service.application.narrow_file import learn_narrow_file
 from tightfit_service.application.network_forms import FormFinder, Prepared
 from tightfit_service.application.portfolio import Portfolio
 from tightfit_service.application.preflight import preflight_notes
@@ -108,7 +109,20 @@ class CompressionRun:
             accuracy=outcome.accuracy,
             selection_accuracy=outcome.selection_accuracy,
         )
+        await self._compare_floor()
         return outcome
+
+    async def _compare_floor(self) -> None:
+        """Say early where more accuracy is asked for than the model as it came has."""
+        life, baseline = self._life, self._life.book.baseline
+        accuracy = None if baseline is None else baseline.accuracy
+        floor = life.budget.accuracy_floor(None if accuracy is None else accuracy.value)
+        if accuracy is not None and floor is not None and floor > accuracy.value:
+            await life.notes.add(
+                "FLOOR_ABOVE_BASELINE",
+                f"an accuracy of at least {floor:.4f} is asked for, and the model as it came has "
+                f"{accuracy.value:.4f}: only training beyond it could reach that",
+            )
 
     async def _quantize(self) -> Trial:
         """Run trial 0: what a user would ship without tightfit."""
@@ -141,6 +155,7 @@ class CompressionRun:
         """Look for the network that meets the budget and loses least; say where there can be none."""
         if can_train:
             await self._teachers.meet()
+        await learn_narrow_file(self._life)
         first = await self._forms.as_it_came()
         portfolio = Portfolio(prepared=[first], objective=self._life.spec.objective)
         self._verdict.portfolio = portfolio

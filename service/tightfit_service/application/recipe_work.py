@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tightfit_service.application.file_metadata import recipe_metadata
+from tightfit_service.application.file_parity import held_out
 from tightfit_service.application.ports import (
     Evaluator,
     ExportedModel,
@@ -109,18 +110,8 @@ class RecipeWork:
             TightfitError: A step that does not fit, training that diverged, an export that failed.
         """
         times = StageTimes()
-        splits = Splits.of(task.dataset, task.recipe.steps)
-        course = RecipeCourse(
-            steps=self.steps,
-            trainer=self.trainer,
-            recipe=task.recipe,
-            splits=splits,
-            graph=task.graph,
-            teachers=(task.graph, task.graph, *task.teachers),
-            teacher_cache=task.teacher_cache,
-            times=times,
-            on_progress=lambda share, text: context.on_progress(_COURSE_SHARE * share, text),
-        )
+        course = self._course(task, times, context)
+        splits = course.splits
         course.carry_out(task.start)
 
         context.on_progress(_COURSE_SHARE, "exporting")
@@ -138,6 +129,9 @@ class RecipeWork:
             download_bytes = len(packed)
 
         context.on_progress(0.85, "evaluating the exported file")
+        profile = self.inspector.profile(course.graph)
+        with times.stage("evaluate"):
+            compared = self._compared(task, course, exported, profile.inputs)
         selection = splits.get(SplitName.SELECTION)
         with times.stage("evaluate"):
             evaluator = self.evaluators[exported.format]
@@ -146,18 +140,45 @@ class RecipeWork:
         as_float = self.evaluators[ModelFormat.ONNX]
         trained = course.trained
         return TrialOutcome(
-            profile=self.inspector.profile(course.graph),
+            profile=profile,
             file_bytes=exported.device_bytes or len(exported.data),
             accuracy=accuracy,
             selection_accuracy=selection_accuracy,
             float_selection_accuracy=accuracy_of(as_float, course.graph, selection),
-            parity=dict(exported.parity),
+            parity={**exported.parity, **compared},
             stage_seconds=times.seconds,
             history=() if trained is None else trained.history,
             recoveries=tuple(course.recoveries),
             steps=0 if trained is None else trained.steps,
             notes=(*course.notes, *exported.notes, *judged_notes),
             download_bytes=download_bytes,
+        )
+
+    def write(self, task: RecipeTask, context: UnitContext) -> NetworkProfile:
+        """Apply a recipe to a working graph and write its file only; return what network is in it.
+
+        Output: `model` (the exported file).
+
+        Raises:
+            TightfitError: A step that does not fit, training that diverged, an export that failed.
+        """
+        course = self._course(task, StageTimes(), context)
+        course.carry_out(task.start)
+        exported = self._exported(task, course)
+        context.write("model", exported.data, file_name=f"model.{task.recipe.output_format}")
+        return self.inspector.profile(course.graph)
+
+    def _course(self, task: RecipeTask, times: StageTimes, context: UnitContext) -> RecipeCourse:
+        return RecipeCourse(
+            steps=self.steps,
+            trainer=self.trainer,
+            recipe=task.recipe,
+            splits=Splits.of(task.dataset, task.recipe.steps),
+            graph=task.graph,
+            teachers=(task.graph, task.graph, *task.teachers),
+            teacher_cache=task.teacher_cache,
+            times=times,
+            on_progress=lambda share, text: context.on_progress(_COURSE_SHARE * share, text),
         )
 
     def _exported(self, task: RecipeTask, course: RecipeCourse) -> ExportedModel:
@@ -175,6 +196,33 @@ class RecipeWork:
             ranges=trained.ranges if trained is not None and trained.ranges else None,
         )
         return exported if compiler is None else compiler.compile(exported, task.target)
+
+    def _compared(
+        self,
+        task: RecipeTask,
+        course: RecipeCourse,
+        exported: ExportedModel,
+        names: Sequence[str],
+    ) -> Mapping[str, float]:
+        """Hold the file against the network that the recipe led to, on samples that neither has seen.
+
+        Raises:
+            ParityError: They differ by more than the file's number formats explain.
+        """
+        split = SplitName.EVALUATION if task.evaluate else SplitName.SELECTION
+        samples = course.splits.get(split)
+        if samples is None or not len(samples):
+            return {}
+        figures = held_out(
+            graph=course.graph,
+            of_graph=self.evaluators[ModelFormat.ONNX],
+            file=exported.data,
+            of_file=self.evaluators[exported.format],
+            samples=samples,
+            names=names,
+            settings=quantization_of(task.recipe),
+        )
+        return {f"held_out_{key}": value for key, value in figures.items()}
 
     def _judged(
         self, task: RecipeTask, exported: ExportedModel, splits: Splits

@@ -12,7 +12,7 @@ from tightfit_service.application import tracing
 from tightfit_service.application.choice import best_trial, summary
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.file_costing import FileCosting
+from tightfit_service.application.file_costing import LEAST_RAM_BYTES, FileCosting, within_ram
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.patience import patiently
@@ -34,6 +34,8 @@ from tightfit_service.application.trial_work import TRIAL, TrialTask
 from tightfit_service.application.unit_kinds import UNIT_TIMEOUT_SECONDS, unit_digest
 from tightfit_service.domain.budget import Budget, Quantity
 from tightfit_service.domain.errors import MeasurementFailedError, TightfitError
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.job import JobSpec
 from tightfit_service.domain.measurement import Verification
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import (
@@ -94,13 +96,16 @@ class TrialBook:
         self._stored: dict[int, Trial] = {}
         self._trials: dict[int, Trial] = {}
         self._outcomes: dict[int, TrialOutcome] = {}
-        self._files = FileCosting(
+        self._ram_bytes = _ram_for_compilers(budget, self._spec)
+        self.files = FileCosting(
             context.cost_model,
             run=stages.run,
             project=context.project,
             label=journal.job.job_id,
             model_format=self._spec.format,
+            ram_bytes=self._ram_bytes,
         )
+        """Costs the files of the trials."""
         self.baseline: Metrics | None = None
         """The model as it came; what limits on the loss of accuracy are held against."""
 
@@ -116,9 +121,17 @@ class TrialBook:
         return [self._trials[index] for index in sorted(self._trials)]
 
     @property
+    def is_catching_up(self) -> bool:
+        """Whether an earlier life completed trials that this one has not come to yet."""
+        return any(
+            trial.state is TrialState.COMPLETED and index not in self._trials
+            for index, trial in self._stored.items()
+        )
+
+    @property
     def costs(self) -> CostModel:
         """What networks are costed by of which no file was made yet."""
-        return self._files.costs
+        return self.files.costs
 
     @property
     def next_index(self) -> int:
@@ -233,7 +246,7 @@ class TrialBook:
         self._outcomes[index] = outcome
         if trial.role is TrialRole.BASELINE_INT8 and trial.metrics is not None:
             quantization = quantization_of(trial.recipe)
-            self._files.learn(outcome.profile, quantization, trial.metrics.cost)
+            self.files.learn(outcome.profile, quantization, trial.metrics.cost)
         return trial
 
     async def _result(self, trial: Trial, unit: WorkUnit) -> WorkResult:
@@ -279,6 +292,7 @@ class TrialBook:
             format=self._spec.format,
             target=self._spec.target,
             macs=metrics.cost.macs,
+            labels=self._spec.runner_labels,
         )
         estimate = metrics.cost
         outcome = await self._stages.told(
@@ -325,7 +339,7 @@ class TrialBook:
             TrialTask(
                 model=self._context.facts,
                 recipe=trial.recipe,
-                target=self._spec.target,
+                target=self._file_target,
                 evaluate=evaluate,
                 teacher_key=f"{self._context.graph_digest[:16]}-{data[:16]}",
                 packed=self._spec.is_packed,
@@ -342,10 +356,17 @@ class TrialBook:
             label=f"{self._journal.job.job_id} trial {trial.index}",
         )
 
+    @property
+    def _file_target(self) -> HardwareSpec:
+        """What files are written for; those that hold what a compiler made keep within the budget's RAM."""
+        target = self._spec.target
+        is_compiled = self._spec.format is ModelFormat.VELA
+        return within_ram(target, self._ram_bytes) if is_compiled else target
+
     async def _completed(self, trial: Trial, result: WorkResult) -> Trial:
         outcome = TRIAL.outcome(result)
         quantization = quantization_of(trial.recipe)
-        cost, said = await self._files.of_file(
+        cost, said = await self.files.of_file(
             outcome.profile,
             quantization,
             file_bytes=outcome.file_bytes,
@@ -368,3 +389,11 @@ class TrialBook:
             stage_seconds=dict(outcome.stage_seconds),
             notes=(*outcome.notes, *said),
         )
+
+
+def _ram_for_compilers(budget: Budget, spec: JobSpec) -> int | None:
+    """Return the bytes of RAM that compilers may spend for time; as few as they can where RAM is the objective."""
+    if spec.objective.quantity is Quantity.RAM:
+        return LEAST_RAM_BYTES
+    limit = budget.limit_of(Quantity.RAM)
+    return None if limit is None else int(limit)

@@ -27,7 +27,7 @@ from tightfit_service.adapters.formats.openvino_export import (
 from tightfit_service.adapters.formats.packed import expected_bytes, layer_sizes, pack
 from tightfit_service.adapters.formats.pt2_import import Pt2Importer
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
-from tightfit_service.adapters.formats.tflite_import import TfliteImporter
+from tightfit_service.adapters.formats.tflite_import import TfliteImporter, checked_file
 from tightfit_service.adapters.formats.vela_export import VelaFileCompiler, source_in
 from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
@@ -37,6 +37,7 @@ from tightfit_service.application.check_work import CheckWork
 from tightfit_service.application.download_work import DownloadWork
 from tightfit_service.application.file_cost_work import FileCostWork
 from tightfit_service.application.import_work import ImportWork
+from tightfit_service.application.narrow_file_work import NarrowFileWork
 from tightfit_service.application.node_ways import NodeWays
 from tightfit_service.application.ports import (
     DownloadPass,
@@ -98,13 +99,7 @@ def compose_handlers(settings: Settings) -> dict[str, WorkHandler]:
     recipes = _recipe_work(steps)
     inspector, trainer = recipes.inspector, recipes.trainer
     evaluator = recipes.evaluators[ModelFormat.ONNX]
-    importer = AnyImporter(
-        importers={
-            ModelFormat.ONNX: OnnxImporter(),
-            ModelFormat.TFLITE: TfliteImporter(),
-            ModelFormat.PT2: Pt2Importer(),
-        }
-    )
+    importer = _importer()
     datasets = ArchiveDatasetReader(cache_dir=cache_dir / "arrays")
     data = UnitData(
         datasets=datasets,
@@ -117,7 +112,16 @@ def compose_handlers(settings: Settings) -> dict[str, WorkHandler]:
     works: list[Work] = [
         ImportWork(importer=importer, inspector=inspector, pruning=steps.pruning),
         CheckWork(datasets=datasets, steps=steps),
-        BaselineWork(data=data, importer=importer, evaluator=evaluator),
+        BaselineWork(
+            data=data,
+            importer=importer,
+            evaluator=evaluator,
+            of_quantized={
+                ModelFormat.TFLITE: ContainedEvaluator(
+                    file_in=checked_file, evaluator=recipes.evaluators[ModelFormat.TFLITE]
+                )
+            },
+        ),
         SensitivityWork(
             data=data,
             steps=steps,
@@ -150,8 +154,20 @@ def compose_handlers(settings: Settings) -> dict[str, WorkHandler]:
             exporters=recipes.exporters,
         ),
         FileCostWork(compilers={vela.name: vela}, files=TFLITE_IN),
+        NarrowFileWork(data=data, recipes=recipes),
     ]
     return {kind: handler for work in works for kind, handler in work.table().items()}
+
+
+def _importer() -> AnyImporter:
+    """Compose what reads models."""
+    return AnyImporter(
+        importers={
+            ModelFormat.ONNX: OnnxImporter(),
+            ModelFormat.TFLITE: TfliteImporter(),
+            ModelFormat.PT2: Pt2Importer(),
+        }
+    )
 
 
 def _recipe_work(steps: GraphSteps) -> RecipeWork:

@@ -10,9 +10,10 @@ from fakes.device_compiler import CALL_MS, FLASH_RATIO, MARGIN, RAM_RATIO, FakeC
 from fakes.linear_emulator import LinearEmulator
 from fakes.scripted_work import network
 from fakes.search_bench import TARGET
-from tightfit_service.application.cost_correction import CorrectedEmulator, corrected
+from tightfit_service.application.cost_correction import Compiled, CorrectedEmulator, corrected
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.network import NetworkProfile
+from tightfit_service.domain.quantities import Interval
 
 EMULATOR = LinearEmulator()
 
@@ -24,7 +25,7 @@ def as_compiled(a: int = 16, b: int = 32) -> CostEstimate:
 
 @pytest.fixture
 def emulator() -> CorrectedEmulator:
-    return corrected(EMULATOR, network(), TARGET, as_compiled())
+    return corrected(EMULATOR, TARGET, Compiled(network=network(), cost=as_compiled()))
 
 
 def test_the_network_that_was_compiled_costs_what_the_compiler_says(
@@ -91,3 +92,93 @@ def test_floats_are_not_compiled(emulator: CorrectedEmulator) -> None:
     assert emulator.memory_points(as_float, TARGET) == EMULATOR.memory_points(as_float, TARGET)
     for operator in as_float.operators:
         assert emulator.operator_cost(operator, TARGET) == EMULATOR.operator_cost(operator, TARGET)
+
+
+LAYER_MS, ARENA_BYTES, FILE_BYTES = 0.05, 3_000.0, 9_000.0
+"""What a layer, the arena and the file take at any width, in the compiler below."""
+
+
+def with_fixed_parts(a: int = 16, b: int = 32) -> Compiled:
+    """A network, and what a compiler says of it by which layers do not shrink to nothing."""
+    own = EMULATOR.estimate(network(a, b), TARGET)
+    layers = tuple(
+        replace(layer, latency_ms=LAYER_MS + 2 * layer.latency_ms, energy_mj=layer.energy_mj)
+        for layer in own.layers
+    )
+    cost = replace(
+        own,
+        latency_ms=Interval.exact(sum(layer.latency_ms for layer in layers)),
+        peak_ram_bytes=Interval.exact(ARENA_BYTES + own.peak_ram_bytes.value),
+        flash_bytes=Interval.exact(FILE_BYTES + 0.5 * own.flash_bytes.value),
+        layers=layers,
+        compiler="fakec 1.2",
+    )
+    return Compiled(network=network(a, b), cost=cost)
+
+
+@pytest.mark.parametrize(("a", "b"), [(16, 32), (12, 24), (8, 16), (4, 8)])
+def test_a_narrower_network_tells_what_does_not_grow_with_width(a: int, b: int) -> None:
+    expected = with_fixed_parts(a, b).cost
+    by_one = corrected(EMULATOR, TARGET, with_fixed_parts()).estimate(network(a, b), TARGET)
+    both = corrected(EMULATOR, TARGET, with_fixed_parts(), with_fixed_parts(8, 16))
+    by_two = both.estimate(network(a, b), TARGET)
+    for given, seen in [
+        (expected.latency_ms, by_two.latency_ms),
+        (expected.peak_ram_bytes, by_two.peak_ram_bytes),
+        (expected.flash_bytes, by_two.flash_bytes),
+    ]:
+        assert seen.value == pytest.approx(given.value)
+    assert [layer.latency_ms for layer in by_two.layers] == pytest.approx(
+        [layer.latency_ms for layer in expected.layers]
+    )
+    assert "and of a narrower one" in by_two.provenance
+    assert "narrower" not in by_one.provenance
+    if a < 16:
+        assert by_one.latency_ms.value < 0.97 * expected.latency_ms.value
+        assert by_one.peak_ram_bytes.value < 0.97 * expected.peak_ram_bytes.value
+    points = both.memory_points(network(a, b), TARGET)
+    peak = max(point.fixed_bytes + sum(point.tensor_bytes.values()) for point in points)
+    assert peak == pytest.approx(expected.peak_ram_bytes.value)
+
+
+def test_unknown_operators_take_the_fixed_part_of_their_kind_as_well() -> None:
+    both = corrected(EMULATOR, TARGET, with_fixed_parts(), with_fixed_parts(8, 16))
+    part = replace(network().operators[1], node="b.1")
+    plain = EMULATOR.operator_cost(part, TARGET).latency_ms
+    assert both.operator_cost(part, TARGET).latency_ms == pytest.approx(LAYER_MS + 2 * plain)
+
+
+def falling_faster(a: int = 16, b: int = 32) -> Compiled:
+    """A network that takes a time with the square of the emulator's."""
+    own = EMULATOR.estimate(network(a, b), TARGET)
+    layers = tuple(
+        replace(layer, latency_ms=1e3 * layer.latency_ms**2, energy_mj=0.0) for layer in own.layers
+    )
+    latency = Interval.exact(sum(layer.latency_ms for layer in layers))
+    ram = Interval.exact(0.01 * own.peak_ram_bytes.value**2)
+    cost = replace(own, latency_ms=latency, layers=layers, peak_ram_bytes=ram, compiler="fakec 1")
+    return Compiled(network=network(a, b), cost=cost)
+
+
+def test_plans_never_count_on_less_than_nothing_nor_on_time_that_falls_with_width() -> None:
+    emulator = corrected(EMULATOR, TARGET, falling_faster(), falling_faster(8, 16))
+    whole = network().operators[1]
+    seen = [
+        emulator.operator_cost(whole.resized(16, out), TARGET).latency_ms for out in range(1, 33)
+    ]
+    assert seen == sorted(seen)
+    assert seen[0] > 0
+    assert seen[-1] == pytest.approx(1e3 * EMULATOR.operator_cost(whole, TARGET).latency_ms ** 2)
+    # Memory has no fixed part below zero: it is planned in proportion to the whole.
+    points = emulator.memory_points(network(1, 1), TARGET)
+    assert all(point.fixed_bytes == 0 for point in points)
+
+
+def test_a_network_that_is_hardly_narrower_tells_no_slope() -> None:
+    odd = with_fixed_parts()
+    odd = replace(odd, cost=replace(odd.cost, peak_ram_bytes=Interval.exact(1.0)))
+    alone = corrected(EMULATOR, TARGET, with_fixed_parts())
+    found = corrected(EMULATOR, TARGET, with_fixed_parts(), odd)
+    narrow = network(8, 16)
+    assert found.estimate(narrow, TARGET).latency_ms == alone.estimate(narrow, TARGET).latency_ms
+    assert found.memory_points(narrow, TARGET) == alone.memory_points(narrow, TARGET)

@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from pathlib import Path
 
 import pytest
 
+from fakes.compiled_bench import LIMIT_MS, CompiledBench, latency_of, notes
 from fakes.device_compiler import CALL_MS, CompilingExecutor, FakeCompiler
 from fakes.linear_emulator import LinearEmulator
 from fakes.scripted_work import network
 from fakes.search_bench import TARGET, WHOLE_LATENCY_MS, Bench, latency
-from tightfit_service.application.costing import CostModel
+from tightfit_service.application.file_costing import LEAST_RAM_BYTES, within_ram
+from tightfit_service.application.narrow_file_work import NARROW_FILE
 from tightfit_service.application.ports import WorkResult, WorkUnit
+from tightfit_service.application.unit_kinds import unit_digest
 from tightfit_service.domain.budget import Constraint, Quantity
 from tightfit_service.domain.errors import UnavailableError, WorkerDiedError
-from tightfit_service.domain.job import Job, JobState
-from tightfit_service.domain.trial import Trial, TrialRole, TrialState, cost_of
-
-LIMIT_MS = 2 * WHOLE_LATENCY_MS
-"""About half of what the compiler says of the quantized model."""
-
-
-class CompiledBench(Bench):
-    """A bench whose target has a compiler."""
-
-    def __init__(
-        self, compiler: FakeCompiler, folder: Path, patch: pytest.MonkeyPatch, *limits: Constraint
-    ) -> None:
-        super().__init__(*(limits or (latency(LIMIT_MS),)))
-        self.compiling = CompilingExecutor(self.executor, compiler, folder)
-        self.executor.run = self.compiling.run  # type: ignore[method-assign]  # the units under test
-        patch.setattr(
-            "fakes.search_bench.CostModel", functools.partial(CostModel, compiler=compiler)
-        )
-
-
-def notes(job: Job, code: str) -> list[str]:
-    return [note.message for note in job.result.notes if note.code == code]
-
-
-def latency_of(trial: Trial) -> float:
-    assert trial.metrics is not None
-    return cost_of(trial.metrics, Quantity.LATENCY)
+from tightfit_service.domain.job import JobState
+from tightfit_service.domain.trial import TrialRole, TrialState
 
 
 async def test_the_compiler_has_the_last_word_on_every_exported_file(
@@ -63,8 +39,10 @@ async def test_the_compiler_has_the_last_word_on_every_exported_file(
             sum(layer.latency_ms for layer in cost.layers) + CALL_MS
         )
         assert "cost by fakec 1.2, for the exported file" in trial.notes
-    # The file in the artifact is what is compiled, once for each trial.
+    # The file in the artifact is what is compiled, once for each trial, and a narrower one for the plan.
     digests = [trial.artifacts["model"] for trial in bench.trials()]
+    digests += [unit_digest(unit) for unit in bench.executor.ran if unit.kind == NARROW_FILE.name]
+    assert len(digests) == len(bench.trials()) + 1
     assert sorted(compiler.files) == sorted(digest.upper().encode() for digest in digests)
     # The model as it came is in float, which no compiler takes.
     assert job.result.baseline is not None
@@ -126,11 +104,11 @@ async def test_a_file_that_the_compiler_fails_on_is_estimated_widely_and_the_job
     compiler = FakeCompiler()
     bench = CompiledBench(compiler, tmp_path, monkeypatch)
     if by_unit:
-        # A unit whose worker dies is tried three times.
+        # A unit whose worker dies is tried three times; the second costs a narrower network.
         died = WorkerDiedError("the worker was killed by signal 11")
-        bench.compiling.fail = dict.fromkeys(range(2, 5), died)
+        bench.compiling.fail = dict.fromkeys(range(3, 6), died)
     else:
-        compiler.refuses = {2}
+        compiler.refuses = {3}
     job = await bench.run()
     assert job.state is JobState.SUCCEEDED
     first, second, *_ = bench.trials()
@@ -214,3 +192,40 @@ async def test_an_interrupted_job_has_no_file_costed_twice_and_plans_as_before(
     assert [t.recipe for t in bench.trials()] == [t.recipe for t in undisturbed.trials()]
     digests = [unit.inputs["file"] for unit in bench.compiling.costed]
     assert len(digests) == len(set(digests))
+
+
+def ram_told(bench: CompiledBench) -> set[int]:
+    """What the compiler was told that there is, in bytes."""
+    return {unit.payload["target"]["memory"]["ram_bytes"] for unit in bench.compiling.costed}
+
+
+async def test_the_compiler_is_told_of_the_ram_that_the_budget_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ram = Constraint(quantity=Quantity.RAM, limit=7_000)
+    bench = CompiledBench(FakeCompiler(), tmp_path, monkeypatch, ram)
+    await bench.run()
+    assert ram_told(bench) == {7_000}
+    (note,) = [note for note in bench.trials()[0].notes if note.startswith("cost by")]
+    assert "within 7000 bytes of RAM" in note
+    free = CompiledBench(FakeCompiler(), tmp_path, monkeypatch)
+    await free.run()
+    assert ram_told(free) == {TARGET.memory.ram_bytes}
+
+
+async def test_where_ram_is_the_objective_the_compiler_is_to_use_as_little_as_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = CompiledBench(FakeCompiler(), tmp_path, monkeypatch, objective=Quantity.RAM)
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert ram_told(bench) == {LEAST_RAM_BYTES}
+    assert "cost by fakec 1.2, for the exported file, compiled for the least RAM" in (
+        bench.trials()[0].notes
+    )
+
+
+def test_a_target_never_gains_ram() -> None:
+    assert within_ram(TARGET, None) is TARGET
+    assert within_ram(TARGET, TARGET.memory.ram_bytes + 1) is TARGET
+    assert within_ram(TARGET, 4_096).memory.ram_bytes == 4_096

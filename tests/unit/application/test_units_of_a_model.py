@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from fakes.networks import NETWORKS
@@ -27,6 +28,11 @@ from tightfit_service.application.check_work import (
 )
 from tightfit_service.application.import_work import IMPORT_MODEL, ImportWork
 from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.narrow_file_work import (
+    NARROW_FILE,
+    NarrowFileTask,
+    NarrowFileWork,
+)
 from tightfit_service.application.node_ways import NodeWays
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
@@ -236,6 +242,7 @@ class Site:
             ),
             TeacherWork(data=data, trainer=self.trainer, evaluator=EVALUATOR),
             TrialWork(data=data, recipes=recipes, cache_dir=self.folder / "cache"),
+            NarrowFileWork(data=data, recipes=recipes),
         )
         return {kind: handler for work in works for kind, handler in work.table().items()}
 
@@ -428,3 +435,30 @@ def test_a_trial_goes_on_from_the_graph_of_an_earlier_one(site: Site, facts: Mod
     later, _ = trial(site, goes_on, start=files["graph"])
     whole, _ = trial(site, replace(task, recipe=recipe(narrow)))
     assert whole.profile.macs == later.profile.macs < first.profile.macs
+
+
+def test_a_narrow_file_is_that_of_the_trial_and_nothing_is_evaluated(
+    site: Site, facts: ModelFacts
+) -> None:
+    group = facts.space.groups[0]
+    cut = recipe(PassStep(pass_name=PRUNING_STEP, parameters={"keep": {group.group_id: [0, 1]}}))
+    narrow, files = site.run(
+        NARROW_FILE,
+        NarrowFileTask(model=facts, recipe=cut, target=TARGET),
+        graph=MODEL,
+        dataset=b"d",
+    )
+    task = TrialTask(model=facts, recipe=cut, target=TARGET, evaluate=False, teacher_key="key")
+    tried, tried_files = trial(site, task)
+    assert files.keys() == {"model"}
+    written, expected = (
+        onnx.load_from_string(data) for data in (files["model"], tried_files["model"])
+    )
+    assert written.graph == expected.graph
+    assert narrow.profile == tried.profile
+    assert narrow.profile.macs < facts.profile.macs
+    # without a dataset it is calibrated on inputs made up from the model
+    alone, _ = site.run(
+        NARROW_FILE, NarrowFileTask(model=facts, recipe=cut, target=TARGET), graph=MODEL
+    )
+    assert alone.profile == narrow.profile
