@@ -36,7 +36,11 @@ RULES: Mapping[str, Callable[[Translation, TfliteOperator], None]] = {
 }
 """How each kind of operator is translated."""
 
+COMPILED_BY_VELA = "ethos-u"
+"""The custom operator that holds a network for Ethos-U, its weights included."""
+
 _WEIGHTED = frozenset(tflite_rules_products.RULES) | {
+    COMPILED_BY_VELA,
     "CONV_2D",
     "CONV_3D",
     "DEPTHWISE_CONV_2D",
@@ -164,6 +168,10 @@ def _joined(t: Translation, op: TfliteOperator, first: int) -> None:
 
 
 def _refused(_: Translation, op: TfliteOperator) -> None:
+    if op.is_custom and op.kind == COMPILED_BY_VELA:
+        raise UntranslatableError(
+            "it holds commands that Vela compiled for Ethos-U; upload the file that they were compiled from"
+        )
     raise UntranslatableError("it is a custom operator" if op.is_custom else "")
 
 
