@@ -164,7 +164,8 @@ def test_weights_fetched_ahead_lie_beside_the_feature_maps() -> None:
 def test_weights_are_fetched_as_far_as_the_ram_goes() -> None:
     room = MAPS + 1_000
     ram = ETHOS_U_EMULATOR.estimate(DEEP, with_ram(room)).peak_ram_bytes
-    assert (ram.value, ram.high) == (room, pytest.approx(MOST_SHARE * room))
+    assert ram.value == room
+    assert ram.high == pytest.approx(MOST_SHARE * room)
     short = ETHOS_U_EMULATOR.estimate(DEEP, with_ram(MAPS - 1)).peak_ram_bytes
     assert short.value == MAPS
     # Vela then computes stripes, of which it may need far less.
