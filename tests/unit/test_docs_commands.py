@@ -20,8 +20,8 @@ import typer
 import yaml
 
 from documentation import PAGES, ROOT, fenced, page_id, shell_commands, spans, tables
-from tightfit.cli import options
 from tightfit.cli.app import app
+from tightfit.cli.limits import Limits
 from tightfit.dataset_file import read_dataset_file
 from tightfit.target_file import read_target_file
 from tightfit.words import (
@@ -46,10 +46,7 @@ WORDS = {
     "technique": TECHNIQUES,
     "verify": VERIFICATIONS,
 }
-LIMITS = (
-    *("max_latency", "max_energy", "max_ram", "max_size", "max_download"),
-    *("min_accuracy", "max_accuracy_drop"),
-)
+LIMITS = tuple(field.name for field in fields(Limits))
 
 
 ROOT_COMMAND: Any = typer.main.get_command(app)
@@ -74,7 +71,7 @@ def parse(words: Sequence[str]) -> None:
         service_parser().parse_args(["serve", *context.args])
     given = context.params
     if "max_latency" in given:
-        options.budget_of(**{limit: given[limit] for limit in LIMITS})
+        Limits(**{limit: given[limit] for limit in LIMITS}).budget()
     for key, offered in WORDS.items():
         value = given.get(key)
         for word in value if isinstance(value, (list, tuple)) else [value] if value else []:

@@ -20,7 +20,6 @@ from tightfit.cli import (
     estimate,
     exit_codes,
     jobs,
-    options,
     recipe,
     runners,
     serve,
@@ -28,9 +27,9 @@ from tightfit.cli import (
     unpack,
     verify,
 )
+from tightfit.cli.caller import CALLER, Caller
+from tightfit.cli.option_groups import with_groups
 from tightfit.cli.usage import USAGE_ERROR, explained
-from tightfit.connection import DEFAULT_PROJECT
-from tightfit.credentials import Credentials
 from tightfit.errors import TightfitError
 
 app = typer.Typer(
@@ -73,14 +72,10 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
+@with_groups
 def root(
-    project: options.Project = DEFAULT_PROJECT,
-    tls: options.Tls = False,
-    ca_file: options.CaFile = None,
-    cert_file: options.CertFile = None,
-    key_file: options.KeyFile = None,
-    token: options.Token = "",
-    token_file: options.TokenFile = None,
+    *,
+    caller: Caller,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
@@ -88,17 +83,7 @@ def root(
 ) -> None:
     """Compress trained models to fit a device's budget."""
     del version
-    options.connect_with(
-        project,
-        Credentials(
-            tls=tls,
-            ca_file=ca_file,
-            cert_file=cert_file,
-            key_file=key_file,
-            token=token,
-            token_file=token_file,
-        ),
-    )
+    CALLER.set(caller)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,13 +9,18 @@ import typer
 
 from tightfit.cli import options, outputs, watching
 from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
+from tightfit.cli.limits import Limits
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.names import last_segment
 from tightfit.recipe_file import read_recipe_file
 from tightfit.specs import compression_spec
 from tightfit.words import FORMATS, VERIFICATIONS, check_word, format_word
 
 
+@with_groups
 def apply(
+    *,
     recipe: Annotated[
         Path,
         typer.Argument(
@@ -36,28 +41,14 @@ def apply(
             "--target", metavar="NAME|YAML", help="Device.  [default: the recipe's target]"
         ),
     ] = None,
-    max_latency: options.MaxLatency = None,
-    max_energy: options.MaxEnergy = None,
-    max_ram: options.MaxRam = None,
-    max_size: options.MaxSize = None,
-    max_download: options.MaxDownload = None,
-    min_accuracy: options.MinAccuracy = None,
-    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    limits: Limits,
     teacher: options.Teachers = None,
-    format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help=f"Format of the result: {', '.join(FORMATS)}.  [default: the recipe's format]",
-        ),
-    ] = None,
+    format_: Annotated[str | None, options.format_option(default="the recipe's format")] = None,
     packed: options.Packed = False,
     verify: options.Verify = "none",
+    runner_label: options.RunnerLabels = None,
     output: options.Output = None,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -70,24 +61,17 @@ def apply(
 
     Exit codes: 0 it fits, 2 usage, 3 budget not met, 4 job failed, 5 server unavailable.
     """
-    budget = options.budget_of(
-        max_latency=max_latency,
-        max_energy=max_energy,
-        max_ram=max_ram,
-        max_size=max_size,
-        max_download=max_download,
-        min_accuracy=min_accuracy,
-        max_accuracy_drop=max_accuracy_drop,
-    )
+    budget = limits.budget()
     check_word(verify, VERIFICATIONS, field="--verify")
+    labels = options.labels_of(runner_label or ())
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     steps = read_recipe_file(recipe)
     wanted = options.target_of(target or steps.target)
     check_files(model, data, teacher or ())
     if output is not None:
-        outputs.prepare(output)
-    with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
+        outputs.prepare(output, inputs=(recipe, model, *(teacher or ())))
+    with service.connected(show_log=verbose) as client:
         uploaded, dataset = upload_inputs(client, model, data, target=wanted)
         spec = compression_spec(
             model=uploaded,
@@ -98,14 +82,14 @@ def apply(
             seed=steps.seed,
             teachers=upload_teachers(client, teacher or ()),
             verify=verify,
+            runner_labels=labels,
             packed=packed,
         )
         job = client.apply_recipe(spec, steps)
-        title = f"{recipe.name} on {model.name}, job {last_segment(job.name)}"
         code = watching.follow(
             client,
             job,
-            title=title,
+            title=f"{recipe.name} on {model.name}, job {last_segment(job.name)}",
             model_file=model.name,
             folder=output,
             is_json=json_,

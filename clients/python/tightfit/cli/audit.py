@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tightfit import timestamps
 from tightfit.cli import options, tables
+from tightfit.cli.service import Server, Service
 from tightfit.v1 import access_pb2
 
 _GOOD = ("OK", "STARTED")
@@ -27,11 +28,11 @@ def audit(
         typer.Option(metavar="NAME", help="Only what this one did, such as key:4f1c9a0d2b7e6655."),
     ] = "",
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most so many.")] = 50,
-    server: options.Server = None,
+    server: Server = None,
     json_: options.Json = False,
 ) -> None:
     """Show who did what in the project, newest first; for its admins."""
-    with options.connected(server, local=False, data_dir=None) as client:
+    with Service(server=server).connected() as client:
         events = client.list_audit_events(
             project="-" if all_projects else "", principal=principal, page_size=min(limit, 500)
         )

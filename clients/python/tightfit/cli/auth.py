@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tightfit import timestamps
 from tightfit.cli import options, tables
+from tightfit.cli.service import Server, Service
 from tightfit.errors import InvalidInputError
 from tightfit.names import last_segment, project_name
 from tightfit.quantities import parse_duration_s
@@ -40,7 +41,7 @@ def create(
     expires: Annotated[
         str, typer.Option(metavar="90d|12h|never", help="How long it is good.")
     ] = "90d",
-    server: options.Server = None,
+    server: Server = None,
     json_: options.Json = False,
 ) -> None:
     """Make an API key and show its token, once."""
@@ -48,7 +49,7 @@ def create(
     if expires != _FOREVER:
         seconds = parse_duration_s(expires, option="--expires")
         wanted.expire_time.FromDatetime(datetime.now(timezone.utc) + timedelta(seconds=seconds))
-    with options.connected(server, local=False, data_dir=None) as client:
+    with Service(server=server).connected() as client:
         made = client.create_api_key(wanted)
     if json_:
         print(json.dumps({**_content(made.api_key), "token": made.token}, indent=2))
@@ -58,9 +59,9 @@ def create(
 
 
 @app.command("list")
-def list_keys(server: options.Server = None, json_: options.Json = False) -> None:
+def list_keys(server: Server = None, json_: options.Json = False) -> None:
     """List the keys that you may revoke, ended ones too."""
-    with options.connected(server, local=False, data_dir=None) as client:
+    with Service(server=server).connected() as client:
         found = [_content(key) for key in client.list_api_keys()]
     if json_:
         print(json.dumps(found, indent=2))
@@ -84,18 +85,18 @@ def list_keys(server: options.Server = None, json_: options.Json = False) -> Non
 @app.command("revoke")
 def revoke(
     key: Annotated[str, typer.Argument(metavar="KEY", help="Id of the key, not its token.")],
-    server: options.Server = None,
+    server: Server = None,
 ) -> None:
     """End a key; it is refused everywhere within seconds."""
-    with options.connected(server, local=False, data_dir=None) as client:
+    with Service(server=server).connected() as client:
         ended = client.revoke_api_key(key)
     print(f"{last_segment(ended.name)} is revoked")
 
 
 @app.command("whoami")
-def whoami(server: options.Server = None, json_: options.Json = False) -> None:
+def whoami(server: Server = None, json_: options.Json = False) -> None:
     """Show who the server takes you for, and what you may do."""
-    with options.connected(server, local=False, data_dir=None) as client:
+    with Service(server=server).connected() as client:
         caller = client.get_caller()
     grants = _grants(caller.grants)
     if json_:

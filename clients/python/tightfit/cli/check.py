@@ -11,6 +11,9 @@ from rich.console import Console
 
 from tightfit.cli import exit_codes, options, tables
 from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
+from tightfit.cli.limits import Limits
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.result_file import (
     budget_content,
     metrics_content,
@@ -21,43 +24,27 @@ from tightfit.specs import compression_spec
 from tightfit.v1 import budget_pb2, compression_pb2
 
 
+@with_groups
 def check(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="ONNX, TFLite or .pt2 file.", show_default=False)
-    ],
+    *,
+    model: options.Model,
     target: options.Target,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="dataset.yaml", help="The dataset.")
     ] = None,
-    max_latency: options.MaxLatency = None,
-    max_energy: options.MaxEnergy = None,
-    max_ram: options.MaxRam = None,
-    max_size: options.MaxSize = None,
-    max_download: options.MaxDownload = None,
-    min_accuracy: options.MinAccuracy = None,
-    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    limits: Limits,
     teacher: options.Teachers = None,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """Say by estimate whether a budget can be reached; nothing is trained.
 
     Exit code 0: it can, or is met already. 3: not even the narrowest model would meet it.
     """
-    budget = options.budget_of(
-        max_latency=max_latency,
-        max_energy=max_energy,
-        max_ram=max_ram,
-        max_size=max_size,
-        max_download=max_download,
-        min_accuracy=min_accuracy,
-        max_accuracy_drop=max_accuracy_drop,
-    )
+    budget = limits.budget()
     wanted = options.target_of(target)
     check_files(model, data, teacher or ())
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         uploaded, dataset = upload_inputs(client, model, data, target=wanted)
         spec = compression_spec(
             model=uploaded,

@@ -11,19 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from tightfit.cli import exit_codes, options
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.deployment import FAILED, OK, WARNING, Finding, examine
 
 _STYLES = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
 
 
-def doctor(
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-    json_: options.Json = False,
-) -> None:
+@with_groups
+def doctor(service: Service, json_: options.Json = False) -> None:
     """Check a deployment from both ends, and say what to do; exits with 1 when something failed."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         found = list(examine(client, client.credentials))
     if json_:
         print(json.dumps([asdict(finding) for finding in found], indent=2))

@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from rich.table import Table
 
 from tightfit.cli import options, tables
 from tightfit.cli.inputs import check_files
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.errors import InvalidInputError
 from tightfit.quantities import format_bytes, format_count, format_latency
 from tightfit.result_file import cost_content, target_content
@@ -27,12 +30,14 @@ DEFAULT_BATTERY_V = 3.0
 _USAGE = "Usage: figures derived at a frame rate"
 
 
-def estimate(
-    target: options.Target,
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is estimated: a model, or a network of a table of layers."""
+
     model: Annotated[
         Path | None,
         typer.Argument(metavar="MODEL", help="ONNX, TFLite or .pt2 file.", show_default=False),
-    ] = None,
+    ] = None
     layers: Annotated[
         Path | None,
         typer.Option(
@@ -41,29 +46,62 @@ def estimate(
             help="Table of layers instead of a model: op, in_h, in_w, in_c, out_h, out_w, out_c, macs, ... "
             "Empty cells are derived where they follow from the others, and refused where not.",
         ),
-    ] = None,
+    ] = None
     network: Annotated[
         str, typer.Option(metavar="NAME", help="Which network of the table (its column `model`).")
-    ] = "",
-    runtime: Annotated[
-        str,
-        typer.Option(metavar="NAME[@VERSION]", help="Runtime instead of the target's own."),
-    ] = "",
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Show the cost of each layer.")
-    ] = False,
+    ] = ""
+
+    def read(self) -> tuple[Path, str]:
+        """Return the file that describes the network and, if it is a table of layers, its text.
+
+        Raises:
+            InvalidInputError: There is no file or there are two, it cannot be read, or the table
+                has no network of this name.
+        """
+        model, layers, network = self.model, self.layers, self.network
+        if (model is None) == (layers is None):
+            raise InvalidInputError(
+                "a model file or --layers is needed" if model is None else "there are two networks",
+                field="--layers",
+                remedy="give a model file or --layers FILE, not both",
+            )
+        if model is not None:
+            if network:
+                raise InvalidInputError(
+                    "--network chooses from a table of layers",
+                    field="--network",
+                    remedy="leave it out",
+                )
+            check_files(model)
+            return model, ""
+        assert layers is not None
+        try:
+            text = layers.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(
+                f"{layers} cannot be read: {getattr(error, 'strerror', None) or error}",
+                field="--layers",
+                remedy="give a CSV file",
+            ) from error
+        return layers, _only(text, network) if network else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How often the model runs, and from which battery."""
+
     fps: Annotated[
         float | None,
         typer.Option(
             metavar="N", help="Inferences per second: duty cycle and power.", rich_help_panel=_USAGE
         ),
-    ] = None,
+    ] = None
     battery_mah: Annotated[
         float | None,
         typer.Option(
             metavar="MAH", help="Charge of the battery in mAh, with --fps.", rich_help_panel=_USAGE
         ),
-    ] = None,
+    ] = None
     battery_v: Annotated[
         float | None,
         typer.Option(
@@ -71,10 +109,44 @@ def estimate(
             help="Mean voltage of the battery in V.  [default: 3.0]",
             rich_help_panel=_USAGE,
         ),
-    ] = None,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    ] = None
+
+    def message(self) -> hardware_pb2.Usage | None:
+        """Return the usage as the service takes it; None where none is given.
+
+        Raises:
+            InvalidInputError: A battery without a frame rate.
+        """
+        if self.fps is None:
+            if self.battery_mah is not None or self.battery_v is not None:
+                raise InvalidInputError(
+                    "a battery lasts as long as the frame rate lets it",
+                    field="--fps",
+                    remedy="give the inferences per second, such as --fps 1",
+                )
+            return None
+        is_usual = bool(self.battery_mah) and self.battery_v is None
+        return hardware_pb2.Usage(
+            frames_per_second=self.fps,
+            battery_mah=self.battery_mah or 0.0,
+            battery_v=DEFAULT_BATTERY_V if is_usual else self.battery_v or 0.0,
+        )
+
+
+@with_groups
+def estimate(
+    *,
+    target: options.Target,
+    source: Source,
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="NAME[@VERSION]", help="Runtime instead of the target's own."),
+    ] = "",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Show the cost of each layer.")
+    ] = False,
+    usage: Usage,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """Predict what a model costs on a device, as it is, in each number format.
@@ -83,17 +155,21 @@ def estimate(
 
     Every figure comes with its 90 % interval, and with where it comes from.
     """
-    source, table = _source(model, layers, network)
+    file, table = source.read()
     wanted = options.target_of(target)
-    usage = _usage(fps, battery_mah, battery_v)
+    used = usage.message()
     other = _runtime(runtime)
-    with options.connected(server, local=local, data_dir=data_dir) as client:
-        name = "" if table else client.upload_model(source).name
-        response = client.estimate(name, wanted, layer_table=table, runtime=other, usage=usage)
-    content = _content(response, source)
+    with service.connected() as client:
+        name = "" if table else client.upload_model(file).name
+        response = client.estimate(name, wanted, layer_table=table, runtime=other, usage=used)
+    content = _content(response, file)
     if json_:
         print(json.dumps(content, indent=2))
-        return
+    else:
+        _show(content, per_layer=per_layer)
+
+
+def _show(content: Mapping[str, Any], *, per_layer: bool) -> None:
     console = Console(highlight=False)
     console.print(tables.estimates(content))
     first = next(iter(content["estimates"].values()), None)
@@ -122,33 +198,6 @@ def _print_notes(console: Console, estimates: Mapping[str, Mapping[str, Any]]) -
     for (text, style), names in sorted(lines.items(), key=lambda item: item[0][1]):
         prefix = "" if len(names) == len(estimates) else f"{', '.join(names)}: "
         console.print(f"{prefix}{text}", style=style or None, markup=False)
-
-
-def _source(model: Path | None, layers: Path | None, network: str) -> tuple[Path, str]:
-    """Return the file that describes the network and, if it is a table of layers, its text."""
-    if (model is None) == (layers is None):
-        raise InvalidInputError(
-            "a model file or --layers is needed" if model is None else "there are two networks",
-            field="--layers",
-            remedy="give a model file or --layers FILE, not both",
-        )
-    if model is not None:
-        if network:
-            raise InvalidInputError(
-                "--network chooses from a table of layers", field="--network", remedy="leave it out"
-            )
-        check_files(model)
-        return model, ""
-    assert layers is not None
-    try:
-        text = layers.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInputError(
-            f"{layers} cannot be read: {getattr(error, 'strerror', None) or error}",
-            field="--layers",
-            remedy="give a CSV file",
-        ) from error
-    return layers, _only(text, network) if network else text
 
 
 def _only(text: str, network: str) -> str:
@@ -182,23 +231,6 @@ def _runtime(text: str) -> hardware_pb2.Runtime | None:
             remedy="write it like X-CUBE-AI@10.0",
         )
     return hardware_pb2.Runtime(name=name.strip(), version=version.strip())
-
-
-def _usage(
-    fps: float | None, battery_mah: float | None, battery_v: float | None
-) -> hardware_pb2.Usage | None:
-    if fps is None:
-        if battery_mah is not None or battery_v is not None:
-            raise InvalidInputError(
-                "a battery lasts as long as the frame rate lets it",
-                field="--fps",
-                remedy="give the inferences per second, such as --fps 1",
-            )
-        return None
-    volts = DEFAULT_BATTERY_V if battery_mah and battery_v is None else battery_v or 0.0
-    return hardware_pb2.Usage(
-        frames_per_second=fps, battery_mah=battery_mah or 0.0, battery_v=volts
-    )
 
 
 def _duty(duty: hardware_pb2.DutyCycle) -> dict[str, Any]:

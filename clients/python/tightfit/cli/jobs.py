@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tightfit.cli import exit_codes, options, outputs, tables, watching
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.names import last_segment
 from tightfit.quantities import format_duration
 from tightfit.result_file import build_result
-from tightfit.summary import COSTS
+from tightfit.summary import COST_BY_QUANTITY
 from tightfit.v1 import job_pb2
 from tightfit.words import check_word, job_state_word
 
@@ -31,15 +33,15 @@ Output = Annotated[
 
 
 @app.command("list")
+@with_groups
 def list_jobs(
+    *,
     state: Annotated[
         str | None,
         typer.Option(metavar="STATE", help=f"Only jobs in this state: {', '.join(_STATES)}."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most so many.")] = 50,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """List jobs, newest first."""
@@ -47,7 +49,7 @@ def list_jobs(
     if state is not None:
         check_word(state, _STATES, field="--state")
         states = [job_pb2.CompressionJob.State.Value(f"STATE_{state.upper()}")]
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         found = [
             build_result(job, (), ())
             for job in itertools.islice(client.list_jobs(states=states), limit)
@@ -72,18 +74,18 @@ def list_jobs(
 
 
 @app.command("show")
+@with_groups
 def show_job(
+    *,
     job: Job,
     output: Output = None,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """Show a job as it stands; with -o, fetch its files."""
     if output is not None:
         outputs.prepare(output)
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         found = client.get_job(job)
         is_final = job_state_word(found.state) not in ("QUEUED", "RUNNING")
         # the events of a job that still runs would have to be waited for
@@ -100,19 +102,19 @@ def show_job(
 
 
 @app.command("watch")
+@with_groups
 def watch_job(
+    *,
     job: Job,
     output: Output = None,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Watch a job to its end; the exit codes are those of `compress`. Ctrl-C leaves it running."""
     if output is not None:
         outputs.prepare(output)
-    with options.connected(server, local=local, data_dir=data_dir, show_log=verbose) as client:
+    with service.connected(show_log=verbose) as client:
         found = client.get_job(job)
         title = f"{found.spec.hardware_spec.name}, job {last_segment(found.name)}"
         events = watching.watch(client, found, title=title, is_json=json_, verbose=verbose)
@@ -123,27 +125,19 @@ def watch_job(
 
 
 @app.command("cancel")
-def cancel_job(
-    job: Job,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-) -> None:
+@with_groups
+def cancel_job(job: Job, service: Service) -> None:
     """Cancel a job; what it found until then stays."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         state = job_state_word(client.cancel_job(job).state).lower()
     print(f"job {last_segment(job)} is {state}")
 
 
 @app.command("delete")
-def delete_job(
-    job: Job,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-) -> None:
+@with_groups
+def delete_job(job: Job, service: Service) -> None:
     """Delete a job that has ended, with its trials and events."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         client.delete_job(job)
     print(f"job {last_segment(job)} is deleted")
     raise typer.Exit(exit_codes.OK)
@@ -157,7 +151,7 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 def _budget_text(budget: dict[str, Any]) -> str:
     parts = [
         f"{cost.label.lower()} ≤ {cost.show(budget[cost.budget])}"
-        for cost in COSTS
+        for cost in COST_BY_QUANTITY.values()
         if budget[cost.budget] is not None
     ]
     if budget["min_accuracy"] is not None:

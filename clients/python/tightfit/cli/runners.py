@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tightfit.cli import options, tables
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.names import last_segment
 from tightfit.quantities import format_duration
 from tightfit.v1 import hardware_pb2, runner_pb2
@@ -21,14 +23,10 @@ _STYLES = {"idle": "green", "busy": "cyan", "offline": "dim", "quarantined": "bo
 
 
 @app.command("list")
-def list_runners(
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-    json_: options.Json = False,
-) -> None:
+@with_groups
+def list_runners(service: Service, json_: options.Json = False) -> None:
     """List the runners by name, those that have left too."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         found = [_content(runner) for runner in client.list_runners()]
     if json_:
         print(json.dumps(found, indent=2))
@@ -51,15 +49,14 @@ def list_runners(
 
 
 @app.command("show")
+@with_groups
 def show_runner(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the runner.")],
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """Show what a runner is, what it does now, and why where that needs saying."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         content = _content(client.get_runner(name))
     if json_:
         print(json.dumps(content, indent=2))

@@ -16,6 +16,8 @@ from rich.table import Table
 
 from tightfit import words
 from tightfit.cli import exit_codes, options, tables
+from tightfit.cli.option_groups import with_groups
+from tightfit.cli.service import Service
 from tightfit.errors import (
     AlreadyExistsError,
     InvalidInputError,
@@ -42,7 +44,9 @@ Name = Annotated[
 
 
 @app.command("list")
+@with_groups
 def list_targets(
+    *,
     core: Annotated[
         str, typer.Option("--core", metavar="TEXT", help="Only with this in the core's name.")
     ] = "",
@@ -55,13 +59,11 @@ def list_targets(
         ),
     ] = "",
     own: Annotated[bool, typer.Option("--own", help="Only those that you added.")] = False,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """List the devices by name."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         found = [
             _content(target)
             for target in client.list_targets(page_size=500)
@@ -91,15 +93,10 @@ def list_targets(
 
 
 @app.command("show")
-def show_target(
-    name: Name,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-    json_: options.Json = False,
-) -> None:
+@with_groups
+def show_target(name: Name, service: Service, json_: options.Json = False) -> None:
     """Show a device as YAML, in the form that `--target FILE.yaml` takes."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         target = client.get_target(name)
     if json_:
         print(json.dumps(_content(target), indent=2))
@@ -113,19 +110,14 @@ def show_target(
 
 
 @app.command("validate")
-def validate_target(
-    file: File,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-    json_: options.Json = False,
-) -> None:
+@with_groups
+def validate_target(file: File, service: Service, json_: options.Json = False) -> None:
     """Check the description of a device, and say what it leaves to assumptions.
 
     Exit code 0: jobs can use it. 2: they cannot; the line, the field and the remedy are named.
     """
     try:
-        target = _create(file, server=server, local=local, data_dir=data_dir, validate_only=True)
+        target = _create(file, service, validate_only=True)
     except (InvalidInputError, AlreadyExistsError) as error:
         if not json_:
             raise
@@ -141,15 +133,10 @@ def validate_target(
 
 
 @app.command("add")
-def add_target(
-    file: File,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-    json_: options.Json = False,
-) -> None:
+@with_groups
+def add_target(file: File, service: Service, json_: options.Json = False) -> None:
     """Store the description of a device on the server, so that jobs can name it."""
-    target = _create(file, server=server, local=local, data_dir=data_dir, validate_only=False)
+    target = _create(file, service, validate_only=False)
     if json_:
         print(json.dumps(_content(target), indent=2))
         return
@@ -158,20 +145,18 @@ def add_target(
 
 
 @app.command("delete")
-def delete_target(
-    name: Name,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
-) -> None:
+@with_groups
+def delete_target(name: Name, service: Service) -> None:
     """Delete a device that you added; jobs that were made for it keep it."""
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         client.delete_target(name)
     print(f"deleted {name}")
 
 
 @app.command("calibrate")
+@with_groups
 def calibrate_target(
+    *,
     name: Name,
     runner: Annotated[
         str,
@@ -188,9 +173,7 @@ def calibrate_target(
             "--networks", metavar="N", min=32, max=512, help="Networks per number format."
         ),
     ] = 200,
-    server: options.Server = None,
-    local: options.Local = False,
-    data_dir: options.DataDir = None,
+    service: Service,
     json_: options.Json = False,
 ) -> None:
     """Correct the estimates for a device by what a runner measures on it.
@@ -200,7 +183,7 @@ def calibrate_target(
     A call that breaks off goes on where it stopped when it is repeated.
     """
     report = None
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         _check_runner(client.get_runner(runner))
         with Progress(console=Console(stderr=True), disable=json_) as progress:
             task = progress.add_task("calibrating", total=1.0)
@@ -261,9 +244,7 @@ def _show_report(name: str, report: hardware_pb2.CalibrationReport) -> None:
         print(f"{len(report.skipped)} networks have no measurement, the first: {report.skipped[0]}")
 
 
-def _create(
-    file: Path, *, server: str | None, local: bool, data_dir: Path | None, validate_only: bool
-) -> hardware_pb2.HardwareTarget:
+def _create(file: Path, service: Service, *, validate_only: bool) -> hardware_pb2.HardwareTarget:
     """Read a description and have the service check it.
 
     Raises:
@@ -271,7 +252,7 @@ def _create(
         AlreadyExistsError: Its name stands for another device.
     """
     spec = read_target_file(file)
-    with options.connected(server, local=local, data_dir=data_dir) as client:
+    with service.connected() as client:
         try:
             return client.create_target(spec, validate_only=validate_only)
         except (InvalidInputError, AlreadyExistsError) as error:
