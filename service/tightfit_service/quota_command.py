@@ -39,8 +39,15 @@ def run(settings: Settings, arguments: argparse.Namespace) -> None:
         TightfitError: A number cannot be read, or the database cannot be used.
     """
     # only here: the parser needs none of it, and every other command pays for imports
+    from tightfit_service.adapters.storage.sql_access import SqlAuditStore
     from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
-    from tightfit_service.bootstrap import default_quota, open_records
+    from tightfit_service.application.audit import operator_event
+    from tightfit_service.bootstrap import (
+        SystemClock,
+        default_quota,
+        open_records,
+        operator_name,
+    )
 
     given = {f.name: getattr(arguments, f.name, None) for f in fields(QuotaOverrides)}
     changes = {name: _limit(name, text) for name, text in given.items() if text is not None}
@@ -51,6 +58,14 @@ def run(settings: Settings, arguments: argparse.Namespace) -> None:
         if changes:
             overrides = replace(overrides, **changes)
             store.set_quota(arguments.project, overrides)
+            told = operator_event(
+                now=SystemClock().now(),
+                operator=operator_name(),
+                command="quota set",
+                project=arguments.project,
+                resource=f"projects/{arguments.project}",
+            )
+            SqlAuditStore(engine=engine).append_events([told])
         usage = store.get_usage(arguments.project)
     finally:
         engine.dispose()

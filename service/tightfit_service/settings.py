@@ -53,6 +53,8 @@ class Settings:
     """URL of the provider's keys (https)."""
     oidc_jwks_file: str = ""
     """File with the provider's keys, instead of the URL."""
+    oidc_ca_file: str = ""
+    """PEM file of the authorities to trust for the URL, instead of the usual ones."""
     oidc_algorithms: str = "RS256,ES256,EdDSA"
     """Algorithms of such tokens' signatures, separated by commas."""
     oidc_roles_claim: str = "groups"
@@ -114,6 +116,9 @@ class Settings:
     """Time after which an upload that nobody goes on with is given up."""
     gc_result_seconds: float = 2_592_000.0
     """Time after which a cached result that nobody asked for is forgotten; those of trials are kept."""
+    gc_job_seconds: float = 0.0
+    """Time after which a job that ended is deleted with its trials and their files; 0 keeps all until their
+    users delete them."""
     executor: str = "local"
     """Where units of work run: `local` in processes of this machine, or `ray` on a Ray cluster."""
     ray_address: str = ""

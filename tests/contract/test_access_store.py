@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tightfit_service.adapters.storage.sql_access import SqlApiKeyStore, SqlAuditStore
+from tightfit_service.adapters.storage.sql_audit_retention import SqlAuditRetention
 from tightfit_service.application.ports import Page
 from tightfit_service.application.ports.access import AuditEvent
 from tightfit_service.domain.access import ApiKey, Grant, Role, hash_secret
 from tightfit_service.domain.errors import AlreadyExistsError, InvalidRequestError
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
 
 
 def _key(key_id: str = "00aa", **changes: object) -> ApiKey:
@@ -30,7 +33,7 @@ def _key(key_id: str = "00aa", **changes: object) -> ApiKey:
     return replace(key, **changes)  # type: ignore[arg-type]  # of the right types above
 
 
-def _event(**changes: str) -> AuditEvent:
+def _event(**changes: Any) -> AuditEvent:
     event = AuditEvent(
         event_time=NOW,
         principal="key:1",
@@ -41,7 +44,7 @@ def _event(**changes: str) -> AuditEvent:
         request_id="r1",
         address="127.0.0.1:1",
     )
-    return replace(event, **changes)  # type: ignore[arg-type]  # texts only
+    return replace(event, **changes)
 
 
 @pytest.fixture
@@ -52,6 +55,11 @@ def keys(access_engine: Engine) -> SqlApiKeyStore:
 @pytest.fixture
 def audit(access_engine: Engine) -> SqlAuditStore:
     return SqlAuditStore(engine=access_engine)
+
+
+@pytest.fixture
+def retention(access_engine: Engine) -> SqlAuditRetention:
+    return SqlAuditRetention(engine=access_engine)
 
 
 def test_a_key_comes_back_as_it_was_stored(keys: SqlApiKeyStore) -> None:
@@ -129,6 +137,49 @@ def test_the_database_refuses_to_empty_the_log(audit: SqlAuditStore, access_engi
     statement = "DELETE FROM" if access_engine.dialect.name == "sqlite" else "TRUNCATE"
     with pytest.raises(DBAPIError, match="append-only"), access_engine.begin() as connection:
         connection.execute(text(f"{statement} audit_events"))
+
+
+def test_old_events_are_read_oldest_first_and_new_ones_are_not_old(
+    audit: SqlAuditStore, retention: SqlAuditRetention
+) -> None:
+    assert retention.end_of(NOW) == 0
+    for days in (3, 2, 1):
+        audit.append_events([_event(request_id=f"{days} days", event_time=NOW - timedelta(days))])
+    end = retention.end_of(NOW - timedelta(days=1.5))
+    first, second = retention.read_events(after=0, below=end, limit=9)
+    assert [first.request_id, second.request_id] == ["3 days", "2 days"]
+    assert retention.read_events(after=first.event_id, below=end, limit=9) == [second]
+    assert retention.read_events(after=0, below=end, limit=1) == [first]
+    assert len(retention.read_events(after=0, below=retention.end_of(NOW), limit=9)) == 3
+    assert retention.end_of(NOW - timedelta(days=9)) == first.event_id
+
+
+def test_dropped_events_leave_one_that_tells_of_it_and_the_refusal_stays(
+    audit: SqlAuditStore, retention: SqlAuditRetention, access_engine: Engine
+) -> None:
+    audit.append_events([_event(request_id=f"r{n}") for n in range(3)])
+    *_, last = old = retention.read_events(after=0, below=retention.end_of(NOW + DAY), limit=9)
+    retention.drop_events(through=old[1].event_id, note=_event(request_id="first note"))
+    kept = audit.list_events(None, "", Page(size=9))
+    assert [event.request_id for event in kept] == ["first note", "r2"]
+    retention.drop_events(through=kept[0].event_id, note=_event(request_id="second note"))
+    (note,) = audit.list_events(None, "", Page(size=9))
+    assert note.request_id == "second note"
+    assert note.event_id > kept[0].event_id > last.event_id, "no id is used twice"
+    with pytest.raises(DBAPIError, match="append-only"), access_engine.begin() as connection:
+        connection.execute(text("DELETE FROM audit_events"))
+
+
+def test_a_removal_that_fails_leaves_everything_as_it_was(
+    audit: SqlAuditStore, retention: SqlAuditRetention, access_engine: Engine
+) -> None:
+    audit.append_events([_event()])
+    unfit: Any = None  # for a column that must not be empty
+    with pytest.raises(DBAPIError):
+        retention.drop_events(through=9, note=_event(method=unfit))
+    assert len(audit.list_events(None, "", Page(size=9))) == 1
+    with pytest.raises(DBAPIError, match="append-only"), access_engine.begin() as connection:
+        connection.execute(text("DELETE FROM audit_events"))
 
 
 def test_keys_and_events_are_found_by_index(access_engine: Engine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 
 import structlog
 
@@ -17,6 +18,30 @@ MOST_WAITING = 10_000
 """Events in memory while the database is slow; beyond, calls wait before they are answered."""
 
 log = structlog.get_logger(__name__)
+
+
+def operator_event(
+    *, now: datetime, operator: str, command: str, resource: str, project: str = ""
+) -> AuditEvent:
+    """Return the event of what was done by a command at the database itself, past all roles.
+
+    Args:
+        now: When.
+        operator: Who, as the machine knows it.
+        command: Its words, such as `quota set`.
+        resource: What it changed.
+        project: Of the resource; "" for what is of no project.
+    """
+    return AuditEvent(
+        event_time=now,
+        principal=f"operator:{operator}",
+        method=f"tightfit-service {command}",
+        project=project,
+        resource=resource,
+        code="OK",
+        request_id="",
+        address="",
+    )
 
 
 class AuditLog:

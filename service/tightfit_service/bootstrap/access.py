@@ -22,6 +22,7 @@ from tightfit_service.application.diagnosis import (
     Exposure,
 )
 from tightfit_service.bootstrap.clock import SystemClock
+from tightfit_service.bootstrap.operators import operator_name
 from tightfit_service.bootstrap.storage import migrate, open_records
 from tightfit_service.settings import Settings
 
@@ -41,6 +42,7 @@ def create_admin_key(settings: Settings, *, display_name: str, valid_days: float
             clock=clock,
             display_name=display_name,
             expire_time=clock.now() + timedelta(days=valid_days) if valid_days else None,
+            operator=operator_name(),
         )
     finally:
         engine.dispose()
@@ -65,6 +67,7 @@ def make_access(settings: Settings, engine: Engine, clock: SystemClock) -> Acces
         oidc=oidc,
         jwks_url=settings.oidc_jwks_url,
         jwks_file=settings.oidc_jwks_file,
+        jwks_ca_file=settings.oidc_ca_file,
     )
 
 

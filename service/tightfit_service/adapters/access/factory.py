@@ -9,14 +9,14 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Engine
 
-from tightfit_service.adapters.access.jwks import key_file, key_url
+from tightfit_service.adapters.access.jwks import KeySet, key_file, key_url
 from tightfit_service.adapters.access.oidc import OidcSettings, OidcVerifier
 from tightfit_service.adapters.access.policy_file import EmptyPolicy, PolicyFile
 from tightfit_service.adapters.access.tls_files import TlsFiles
 from tightfit_service.adapters.storage.sql_access import SqlApiKeyStore, SqlAuditStore
 from tightfit_service.application.access import Access
 from tightfit_service.application.api_keys import ApiKeyDesk, admin_grants
-from tightfit_service.application.audit import AuditLog
+from tightfit_service.application.audit import AuditLog, operator_event
 from tightfit_service.application.authentication import Authenticator
 from tightfit_service.application.ports import Clock
 from tightfit_service.application.ports.access import RolePolicy
@@ -35,6 +35,7 @@ def open_access(
     oidc: OidcSettings | None = None,
     jwks_url: str = "",
     jwks_file: str = "",
+    jwks_ca_file: str = "",
 ) -> Access:
     """Return who may come in.
 
@@ -46,17 +47,22 @@ def open_access(
         oidc: What a token of the identity provider must be; None where there is no provider.
         jwks_url: Where the provider publishes its keys.
         jwks_file: File with them, instead.
+        jwks_ca_file: PEM file of the authorities to trust for the URL; "" trusts the usual ones.
 
     Raises:
         InvalidRequestError: The policy is broken, or the provider's keys have no or two places.
     """
     policy: RolePolicy = PolicyFile(Path(policy_file)) if policy_file else EmptyPolicy()
     keys = SqlApiKeyStore(engine=engine)
+    tokens = None
+    if oidc is not None:
+        provided = _provided_keys(url=jwks_url, file=jwks_file, ca_file=jwks_ca_file)
+        tokens = OidcVerifier(settings=oidc, keys=provided, policy=policy)
     return Access(
         authenticator=Authenticator(
             required=required,
             keys=keys,
-            tokens=_verifier(oidc, policy, url=jwks_url, file=jwks_file) if oidc else None,
+            tokens=tokens,
             policy=policy,
             clock=clock,
         ),
@@ -65,15 +71,22 @@ def open_access(
     )
 
 
-def _verifier(oidc: OidcSettings, policy: RolePolicy, *, url: str, file: str) -> OidcVerifier:
+def _provided_keys(*, url: str, file: str, ca_file: str) -> KeySet:
     if bool(url) == bool(file):
         raise InvalidRequestError(
             "the identity provider's keys need one place",
             field="oidc_jwks_url",
             remedy="set oidc_jwks_url or oidc_jwks_file",
         )
-    keys = key_url(url) if url else key_file(Path(file))
-    return OidcVerifier(settings=oidc, keys=keys, policy=policy)
+    if file and ca_file:
+        raise InvalidRequestError(
+            "oidc_ca_file does nothing for keys that are in a file",
+            field="oidc_ca_file",
+            remedy="leave it, or set oidc_jwks_url instead of oidc_jwks_file",
+        )
+    if file:
+        return key_file(Path(file))
+    return key_url(url, ca_file=Path(ca_file) if ca_file else None)
 
 
 def open_tls(
@@ -139,9 +152,21 @@ def is_local(listen: str) -> bool:
 
 
 def make_admin_key(
-    *, engine: Engine, clock: Clock, display_name: str, expire_time: datetime | None
+    *,
+    engine: Engine,
+    clock: Clock,
+    display_name: str,
+    expire_time: datetime | None,
+    operator: str,
 ) -> str:
     """Store a key that opens everything, for who has the database anyway, and return its token.
+
+    Args:
+        engine: Database of keys and audit log.
+        clock: For the times of both.
+        display_name: What the key is for.
+        expire_time: When it ends; None for never.
+        operator: Who makes it, for the audit log.
 
     Raises:
         InvalidRequestError: The name is long or unprintable, or the expiry is past.
@@ -154,4 +179,11 @@ def make_admin_key(
         creator="create-admin-key",
     )
     store.add_key(key)
+    told = operator_event(
+        now=clock.now(),
+        operator=operator,
+        command="create-admin-key",
+        resource=f"apiKeys/{key.key_id}",
+    )
+    SqlAuditStore(engine=engine).append_events([told])
     return token

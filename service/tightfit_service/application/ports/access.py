@@ -74,6 +74,26 @@ class AuditStore(Protocol):
         ...
 
 
+class AuditRetention(Protocol):
+    """What an operator may do with old events of the audit log; nothing that serves calls has it."""
+
+    def end_of(self, before: datetime) -> int:
+        """Return the id that all events below are older than `before`; 0 where there are none."""
+        ...
+
+    def read_events(self, *, after: int, below: int, limit: int) -> Sequence[AuditEvent]:
+        """Return the oldest events with ids above `after` and below `below`, oldest first."""
+        ...
+
+    def drop_events(self, *, through: int, note: AuditEvent) -> None:
+        """Remove all events up to this id and store the one that tells of it, both or neither.
+
+        Raises:
+            PermissionDeniedError: The account at the database does not own the table.
+        """
+        ...
+
+
 class TokenVerifier(Protocol):
     """Tokens that an identity provider signed."""
 

@@ -104,3 +104,16 @@ def test_the_keys_of_a_provider_have_one_place(url: str, file: str) -> None:
             jwks_url=url,
             jwks_file=file,
         )
+
+
+def test_authorities_are_for_keys_at_a_url() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        open_access(
+            engine=create_engine("sqlite://"),
+            clock=FakeClock(),
+            required=True,
+            oidc=OidcSettings(issuer="https://id.example", audience="tightfit"),
+            jwks_file="keys.json",
+            jwks_ca_file="ca.crt",
+        )
+    assert caught.value.field == "oidc_ca_file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from fakes.access import NOW
+from fakes.access import NOW, Authority, write_pair
 from fakes.clock import FakeClock
 from tightfit_service.adapters.access.jwks import (
     COOLDOWN_SECONDS,
@@ -291,6 +292,26 @@ def test_keys_come_from_a_url(web: HTTPServer) -> None:
         key_url("http://id.example.com/keys")
     with pytest.raises(InvalidRequestError, match="https"):
         key_url("file:///etc/passwd")
+
+
+def test_a_provider_of_a_private_authority_is_trusted_where_its_certificate_is_given(
+    web: HTTPServer, tmp_path: Path
+) -> None:
+    own, other = Authority(), Authority()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*write_pair(tmp_path, own.issue("id.example.com")))
+    web.socket = context.wrap_socket(web.socket, server_side=True)
+    url, trusted = f"https://127.0.0.1:{web.server_port}/keys", tmp_path / "ca.crt"
+    with pytest.raises(UnavailableError):
+        key_url(url).key("rsa")
+    trusted.write_bytes(other.pem)
+    keys = key_url(url, ca_file=trusted)
+    trusted.write_bytes(own.pem)
+    assert keys.key("rsa") is not None, "a file that was replaced counts"
+    for unfit in (tmp_path / "missing", tmp_path / "tls.key"):
+        with pytest.raises(InvalidRequestError) as caught:
+            key_url(url, ca_file=unfit)
+        assert caught.value.field == "oidc_ca_file"
 
 
 def test_keys_come_from_a_file(tmp_path: Path) -> None:
