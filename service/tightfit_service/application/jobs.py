@@ -55,6 +55,7 @@ from tightfit_service.domain.errors import (
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
+from tightfit_service.domain.measurement import Verification
 from tightfit_service.domain.quota import Quota, check_trials
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, violations
@@ -178,6 +179,7 @@ class JobDesk:
                 teachers=teachers,
                 importance=request.importance,
                 packed=request.packed,
+                runner_labels=request.runner_labels,
             ),
             state=JobState.QUEUED,
             create_time=now,
@@ -302,13 +304,20 @@ def check_consistent(request: JobRequest, target: HardwareSpec) -> None:
     Raises:
         InvalidBudgetError: A cost is the objective without an accuracy limit, or a limit exceeds
             what the target has.
-        InvalidRequestError: The size of the download is the objective.
+        InvalidRequestError: The size of the download is the objective, or labels of runners are given
+            where nothing is to be measured.
     """
     if request.objective.quantity is Quantity.DOWNLOAD:
         raise InvalidRequestError(
             "the size of the download can be limited, and is no objective",
             field="objective.quantity",
             remedy="limit it by --max-download, and let the search keep the accuracy",
+        )
+    if request.runner_labels and request.verification is Verification.NONE:
+        raise InvalidRequestError(
+            "labels of runners are given, but nothing is to be measured",
+            field="runner_labels",
+            remedy="ask for --verify if-available or required, or leave the labels out",
         )
     has_accuracy = any(c.quantity is Quantity.ACCURACY for c in request.budget.constraints)
     if request.objective.quantity is not Quantity.ACCURACY and not has_accuracy:

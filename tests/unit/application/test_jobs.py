@@ -171,6 +171,7 @@ async def test_validating_makes_no_job(desk: JobDesk) -> None:
         (request(teachers=("m",)), InvalidRequestError, "teachers[0]"),
         (request(target="bord"), NotFoundError, "target"),
         (request(target={"core": "z80"}), UnsupportedError, "hardware_target"),
+        (request(runner_labels={"lab": "a"}), InvalidRequestError, "runner_labels"),
         (request(output_format=ModelFormat.PT2), InvalidRequestError, "output_format"),
         (request(output_format=ModelFormat.OPENVINO), UnsupportedError, "output_format"),
         (request(output_format=ModelFormat.VELA), UnsupportedError, "output_format"),

@@ -20,6 +20,7 @@ from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_prot
 from tightfit_service.api.codec.metrics import metrics_to_proto, violation_to_proto
 from tightfit_service.api.codec.times import duration_to_proto, timestamp_to_proto
 from tightfit_service.api.codec.trial import recipe_from_proto, recipe_to_proto
+from tightfit_service.application.runner_sessions import MAX_LABELS, MAX_TEXT
 from tightfit_service.application.use_cases import CheckReport, JobRequest
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.job import (
@@ -88,6 +89,13 @@ def request_from_proto(
             field="priority",
             remedy=f"give a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}",
         )
+    texts = [text for pair in spec.runner_labels.items() for text in pair]
+    if len(spec.runner_labels) > MAX_LABELS or max(map(len, texts), default=0) > MAX_TEXT:
+        raise InvalidRequestError(
+            f"more than {MAX_LABELS} labels of runners, or one beyond {MAX_TEXT} characters",
+            field="runner_labels",
+            remedy="name fewer labels, as the runners carry them",
+        )
     if len(request_id) > MAX_REQUEST_ID_LENGTH or not request_id.isprintable():
         raise InvalidRequestError(
             f"request_id is longer than {MAX_REQUEST_ID_LENGTH} characters or not printable",
@@ -121,6 +129,7 @@ def request_from_proto(
             for number, name in enumerate(spec.teachers)
         ),
         importance=enums.IMPORTANCE.optional(spec.importance, field="importance"),
+        runner_labels=dict(spec.runner_labels),
         recipe=None if recipe is None else recipe_from_proto(recipe),
         request_id=request_id,
         verification=enums.VERIFICATION.optional(spec.verification, field="verification")
@@ -200,6 +209,7 @@ def _spec_to_proto(spec: JobSpec, *, project_id: str) -> job_pb2.CompressionSpec
             _full_name(resource_names.MODEL, teacher.name, project_id) for teacher in spec.teachers
         ],
         importance=enums.IMPORTANCE.to_proto(spec.importance),
+        runner_labels=spec.runner_labels,
     )
 
 
