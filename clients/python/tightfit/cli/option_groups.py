@@ -20,10 +20,10 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     is put together again before the command runs.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
-    groups = {
+    groups: dict[str, type[Any]] = {
         name: parameter.annotation
         for name, parameter in parameters.items()
-        if is_dataclass(parameter.annotation)
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
     }
     options = {
         name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()
