@@ -7,83 +7,54 @@ import gc
 import json
 import os
 import signal
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TextIO
 
 from sqlalchemy import Engine
 
-from tightfit_service.adapters.access.factory import (
-    check_exposure,
-)
-from tightfit_service.adapters.emulators.calibrated import ProcessFitter
-from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena
-from tightfit_service.adapters.emulators.vela import VelaCompiler
-from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
-from tightfit_service.adapters.execution.limits import WorkerLimits
-from tightfit_service.adapters.provenance.dsse import Ed25519Signer
-from tightfit_service.adapters.provenance.file_digests import ZipFileSets
-from tightfit_service.adapters.provenance.signing_key import (
-    key_id,
-    open_signing_key,
-)
-from tightfit_service.adapters.storage.database import upgrade
+from tightfit_service.adapters.access.factory import check_exposure
+from tightfit_service.adapters.provenance.signing_key import key_id, open_signing_key
 from tightfit_service.adapters.storage.database_probe import SqlDatabaseProbe
-from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
-from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
-from tightfit_service.adapters.storage.sql_store import SqlStore
-from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.adapters.telemetry.metrics_port import MetricsPort
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.api.limits import CallLimits
 from tightfit_service.api.request_shape import RequestShape
 from tightfit_service.api.server import GrpcServer, ServerOptions
-from tightfit_service.application.assets import AssetLibrary
-from tightfit_service.application.collection import (
-    Collector,
-)
-from tightfit_service.application.device_calibration import DeviceCalibrator
+from tightfit_service.application.collection import Collector
 from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.diagnosis import (
-    Diagnosis,
-    Finding,
-    deployment_checks,
-)
-from tightfit_service.application.hardware import HardwareLibrary
-from tightfit_service.application.jobs import JobDesk
+from tightfit_service.application.diagnosis import Diagnosis, Finding, deployment_checks
 from tightfit_service.application.journal import EventHub
-from tightfit_service.application.ports import (
-    ArtifactStores,
-    Clock,
-    Executor,
-)
-from tightfit_service.application.provenance import Provenance
+from tightfit_service.application.ports import ArtifactStores, Clock, Executor
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.readiness import Readiness
 from tightfit_service.application.runners import RunnerDesk
-from tightfit_service.application.running import JobRunner
-from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
+from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.bootstrap.access import exposure_of, make_access, port_credentials
 from tightfit_service.bootstrap.clock import SystemClock
-from tightfit_service.bootstrap.hardware import catalogue, emulators, missing_extras, tool_versions
+from tightfit_service.bootstrap.hardware import tool_versions
 from tightfit_service.bootstrap.keys import keys_dir, signing_key_file
 from tightfit_service.bootstrap.observability import (
     configure_logging,
     make_metrics_port,
     start_traces,
 )
+from tightfit_service.bootstrap.resources import Resources, open_resources
 from tightfit_service.bootstrap.storage import (
     default_quota,
     make_collector,
     open_records,
     open_storage,
-    take_data_dir,
 )
-from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.bootstrap.use_cases import (
+    make_assets,
+    make_calibrator,
+    make_hardware,
+    make_jobs,
+    make_runners,
+    make_scheduler,
+)
 from tightfit_service.settings import Settings
 
 PARENT_POLL_SECONDS = 0.5
@@ -94,20 +65,17 @@ class Server:
     """A server with everything it owns, ready to be started."""
 
     settings: Settings
+    resources: Resources
     grpc: GrpcServer
     metrics: MetricsPort | None
-    executor: Executor
     scheduler: JobScheduler
     runners: RunnerDesk
     readiness: Readiness
     collector: Collector
-    store: SqlStore
-    lock: TextIO
-    """Held while the server lives; the operating system frees it, however the server ends."""
 
     async def start(self) -> dict[str, str]:
         """Start workers, the queues, and the ports, in this order; return the bound addresses."""
-        await self.executor.start()
+        await self.resources.executor.start()
         await self.runners.start()
         await self.scheduler.start()
         addresses = {"address": await self.grpc.start()}
@@ -124,11 +92,10 @@ class Server:
         await self.grpc.stop(grace_seconds=self.settings.drain_seconds)
         await self.scheduler.stop()
         await self.runners.stop()
-        await self.executor.stop()
+        await self.resources.executor.stop()
         if self.metrics is not None:
             self.metrics.stop()
-        self.store.close()
-        self.lock.close()
+        self.resources.close()
 
 
 def build_server(settings: Settings) -> Server:
@@ -143,137 +110,41 @@ def build_server(settings: Settings) -> Server:
         knows_callers=settings.auth_required,
         allowed=settings.allow_insecure,
     )
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    lock = take_data_dir(settings.data_dir)
-    engine = open_records(settings)
-    upgrade(engine)
-    store = SqlStore(engine=engine)
-    telemetry = PrometheusTelemetry()
-    artifacts, staging = open_storage(settings, telemetry)
-    artifacts.check()
-    clock = SystemClock()
+    resources = open_resources(settings)
+    engine, artifacts, telemetry = resources.engine, resources.artifacts, resources.telemetry
     hub = EventHub()
-    executor = make_executor(_executor_options(settings), artifacts=artifacts, telemetry=telemetry)
-    hardware = HardwareLibrary(
-        catalogue=catalogue(),
-        targets=SqlTargetStore(engine=engine),
-        emulators=emulators(),
-        records=store,
-        results=store,
-        executor=executor,
-        clock=clock,
-        telemetry=telemetry,
-        artifacts=artifacts,
-        file_emulators=(TflmArena(),),
-        compilers=(VelaCompiler(),),
-        calibrations=SqlCalibrationStore(engine=engine),
-        fitter=ProcessFitter(),
+    hardware = make_hardware(resources)
+    runners = make_runners(resources)
+    measurements = DeviceMeasurements(
+        measurer=runners, results=resources.store, telemetry=telemetry.runners
     )
-    runners = RunnerDesk(
-        clock=clock,
-        telemetry=telemetry.runners,
-        resolve_target=catalogue().get,
-        server_version=metadata.version("tightfit-service"),
-    )
-    measurements = DeviceMeasurements(measurer=runners, results=store, telemetry=telemetry.runners)
-    runner = JobRunner(
-        store=store,
-        hardware=hardware,
-        executor=executor,
-        clock=clock,
-        telemetry=telemetry,
-        tool_versions=tool_versions(),
-        # a job alone takes all workers; with several at a time each has its share
-        parallel_trials=max(1, settings.worker_count // settings.concurrent_jobs),
-        measurements=measurements,
-        provenance=Provenance(
-            signer=Ed25519Signer(
-                open_signing_key(keys_dir(settings), key_file=signing_key_file(settings))
-            ),
-            artifacts=artifacts,
-            file_sets=ZipFileSets(),
-            scratch_dir=settings.data_dir.resolve() / "scratch",
-        ),
-    )
-    scheduler = JobScheduler(
-        store=store,
-        queue=SqlJobQueue(engine=engine),
-        run_job=runner,
-        hub=hub,
-        clock=clock,
-        telemetry=telemetry,
-        concurrent_jobs=settings.concurrent_jobs,
-        replica=ReplicaOptions(
-            name=settings.replica_name or socket.gethostname(),
-            lease_seconds=settings.lease_seconds,
-            # the lock on the folder keeps every other server from the database in it
-            is_alone=not settings.database_url,
-            quota=default_quota(settings),
-        ),
+    scheduler = make_scheduler(
+        settings, resources, hardware=hardware, measurements=measurements, hub=hub
     )
     quotas = Quotas(store=SqlQuotaStore(engine=engine), default=default_quota(settings))
-    assets = AssetLibrary(
-        quotas=quotas,
-        staging=staging,
-        artifacts=artifacts,
-        records=store,
-        results=store,
-        executor=executor,
-        clock=clock,
-        telemetry=telemetry,
-        max_bytes=settings.max_upload_bytes,
-    )
-    jobs = JobDesk(
-        quotas=quotas,
-        jobs=store,
-        records=store,
-        hardware=hardware,
-        executor=executor,
-        scheduler=scheduler,
-        hub=hub,
-        clock=clock,
-        telemetry=telemetry,
-        target_checks={ModelFormat.VELA: VelaCompiler().check},
-        missing_extras=missing_extras(),
-    )
     return Server(
         settings=settings,
+        resources=resources,
         grpc=GrpcServer(
-            assets=assets,
-            jobs=jobs,
+            assets=make_assets(settings, resources, quotas),
+            jobs=make_jobs(
+                resources, quotas=quotas, hardware=hardware, scheduler=scheduler, hub=hub
+            ),
             hardware=hardware,
-            calibrations=DeviceCalibrator(
-                hardware=hardware,
-                executor=executor,
-                results=store,
-                measurements=measurements,
-                fitter=ProcessFitter(),
-                calibrations=SqlCalibrationStore(engine=engine),
-                clock=clock,
-                telemetry=telemetry,
-            ),
+            calibrations=make_calibrator(resources, hardware=hardware, measurements=measurements),
             runners=runners,
-            diagnosis=_diagnosis(settings, engine, artifacts, clock, executor),
+            diagnosis=_diagnosis(settings, engine, artifacts, resources.clock, resources.executor),
             metrics=telemetry,
-            options=ServerOptions(
-                listen=settings.listen,
-                credentials=port_credentials(settings, telemetry),
-                health_listen=settings.health_listen,
-                max_receive_bytes=settings.max_message_bytes,
-                limits=_call_limits(settings),
-            ),
-            access=make_access(settings, engine, clock),
+            options=_server_options(settings, telemetry),
+            access=make_access(settings, engine, resources.clock),
         ),
         metrics=make_metrics_port(settings, telemetry),
-        executor=executor,
         scheduler=scheduler,
         runners=runners,
         readiness=Readiness(
             database=SqlDatabaseProbe(engine=engine), artifacts=artifacts, telemetry=telemetry
         ),
-        collector=make_collector(settings, engine, artifacts, staging, telemetry),
-        store=store,
-        lock=lock,
+        collector=make_collector(settings, engine, artifacts, resources.staging, telemetry),
     )
 
 
@@ -341,24 +212,13 @@ async def _stop_with(pid: int, stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _executor_options(settings: Settings) -> ExecutorOptions:
-    return ExecutorOptions(
-        data_dir=settings.data_dir,
-        worker_count=settings.worker_count,
-        threads=settings.worker_threads or None,
-        limits=WorkerLimits(
-            memory_bytes=settings.worker_memory_bytes or None,
-            cpu_seconds=settings.worker_cpu_seconds or None,
-            disk_bytes=settings.worker_disk_bytes or None,
-            address_space_bytes=settings.worker_address_space_bytes or None,
-        ),
-        isolation=settings.worker_isolation,
-        user=settings.worker_user,
-        kind=settings.executor,
-        ray_address=settings.ray_address,
-        ray_token_file=settings.ray_token_file,
-        ray_node_dir=settings.ray_node_dir,
-        gpus_per_unit=settings.gpus_per_unit,
+def _server_options(settings: Settings, telemetry: PrometheusTelemetry) -> ServerOptions:
+    return ServerOptions(
+        listen=settings.listen,
+        credentials=port_credentials(settings, telemetry),
+        health_listen=settings.health_listen,
+        max_receive_bytes=settings.max_message_bytes,
+        limits=_call_limits(settings),
     )
 
 

@@ -1,0 +1,170 @@
+"""The use cases that the API calls, each composed of what a server holds."""
+
+from __future__ import annotations
+
+import socket
+from importlib import metadata
+
+from tightfit_service.adapters.emulators.calibrated import ProcessFitter
+from tightfit_service.adapters.emulators.tflm_interpreter import TflmArena
+from tightfit_service.adapters.emulators.vela import VelaCompiler
+from tightfit_service.adapters.provenance.dsse import Ed25519Signer
+from tightfit_service.adapters.provenance.file_digests import ZipFileSets
+from tightfit_service.adapters.provenance.signing_key import open_signing_key
+from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
+from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
+from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
+from tightfit_service.application.assets import AssetLibrary
+from tightfit_service.application.device_calibration import DeviceCalibrator
+from tightfit_service.application.device_measurements import DeviceMeasurements
+from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.jobs import JobDesk
+from tightfit_service.application.journal import EventHub
+from tightfit_service.application.provenance import Provenance
+from tightfit_service.application.quotas import Quotas
+from tightfit_service.application.runners import RunnerDesk
+from tightfit_service.application.running import JobRunner
+from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
+from tightfit_service.bootstrap.hardware import catalogue, emulators, missing_extras, tool_versions
+from tightfit_service.bootstrap.keys import keys_dir, signing_key_file
+from tightfit_service.bootstrap.resources import Resources
+from tightfit_service.bootstrap.storage import default_quota
+from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.settings import Settings
+
+
+def make_hardware(resources: Resources) -> HardwareLibrary:
+    """Compose what knows targets and what models cost on them."""
+    return HardwareLibrary(
+        catalogue=catalogue(),
+        targets=SqlTargetStore(engine=resources.engine),
+        emulators=emulators(),
+        records=resources.store,
+        results=resources.store,
+        executor=resources.executor,
+        clock=resources.clock,
+        telemetry=resources.telemetry,
+        artifacts=resources.artifacts,
+        file_emulators=(TflmArena(),),
+        compilers=(VelaCompiler(),),
+        calibrations=SqlCalibrationStore(engine=resources.engine),
+        fitter=ProcessFitter(),
+    )
+
+
+def make_runners(resources: Resources) -> RunnerDesk:
+    """Compose what devices that measure report to."""
+    return RunnerDesk(
+        clock=resources.clock,
+        telemetry=resources.telemetry.runners,
+        resolve_target=catalogue().get,
+        server_version=metadata.version("tightfit-service"),
+    )
+
+
+def make_calibrator(
+    resources: Resources, *, hardware: HardwareLibrary, measurements: DeviceMeasurements
+) -> DeviceCalibrator:
+    """Compose what corrects estimates by measurements."""
+    return DeviceCalibrator(
+        hardware=hardware,
+        executor=resources.executor,
+        results=resources.store,
+        measurements=measurements,
+        fitter=ProcessFitter(),
+        calibrations=SqlCalibrationStore(engine=resources.engine),
+        clock=resources.clock,
+        telemetry=resources.telemetry,
+    )
+
+
+def make_assets(settings: Settings, resources: Resources, quotas: Quotas) -> AssetLibrary:
+    """Compose what takes models and datasets in."""
+    return AssetLibrary(
+        quotas=quotas,
+        staging=resources.staging,
+        artifacts=resources.artifacts,
+        records=resources.store,
+        results=resources.store,
+        executor=resources.executor,
+        clock=resources.clock,
+        telemetry=resources.telemetry,
+        max_bytes=settings.max_upload_bytes,
+    )
+
+
+def make_scheduler(
+    settings: Settings,
+    resources: Resources,
+    *,
+    hardware: HardwareLibrary,
+    measurements: DeviceMeasurements,
+    hub: EventHub,
+) -> JobScheduler:
+    """Compose what takes jobs from the queue and runs them."""
+    return JobScheduler(
+        store=resources.store,
+        queue=SqlJobQueue(engine=resources.engine),
+        run_job=_job_runner(settings, resources, hardware, measurements),
+        hub=hub,
+        clock=resources.clock,
+        telemetry=resources.telemetry,
+        concurrent_jobs=settings.concurrent_jobs,
+        replica=ReplicaOptions(
+            name=settings.replica_name or socket.gethostname(),
+            lease_seconds=settings.lease_seconds,
+            # the lock on the folder keeps every other server from the database in it
+            is_alone=not settings.database_url,
+            quota=default_quota(settings),
+        ),
+    )
+
+
+def make_jobs(
+    resources: Resources,
+    *,
+    quotas: Quotas,
+    hardware: HardwareLibrary,
+    scheduler: JobScheduler,
+    hub: EventHub,
+) -> JobDesk:
+    """Compose what takes jobs and tells of them."""
+    return JobDesk(
+        quotas=quotas,
+        jobs=resources.store,
+        records=resources.store,
+        hardware=hardware,
+        executor=resources.executor,
+        scheduler=scheduler,
+        hub=hub,
+        clock=resources.clock,
+        telemetry=resources.telemetry,
+        target_checks={ModelFormat.VELA: VelaCompiler().check},
+        missing_extras=missing_extras(),
+    )
+
+
+def _job_runner(
+    settings: Settings,
+    resources: Resources,
+    hardware: HardwareLibrary,
+    measurements: DeviceMeasurements,
+) -> JobRunner:
+    key = open_signing_key(keys_dir(settings), key_file=signing_key_file(settings))
+    return JobRunner(
+        store=resources.store,
+        hardware=hardware,
+        executor=resources.executor,
+        clock=resources.clock,
+        telemetry=resources.telemetry,
+        tool_versions=tool_versions(),
+        # a job alone takes all workers; with several at a time each has its share
+        parallel_trials=max(1, settings.worker_count // settings.concurrent_jobs),
+        measurements=measurements,
+        provenance=Provenance(
+            signer=Ed25519Signer(key),
+            artifacts=resources.artifacts,
+            file_sets=ZipFileSets(),
+            scratch_dir=settings.data_dir.resolve() / "scratch",
+        ),
+    )
