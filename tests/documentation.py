@@ -10,7 +10,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "helm/**/*.md", "protos/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "clients/*/*.md",
+        "examples/**/*.md",
+        "helm/**/*.md",
+        "protos/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 

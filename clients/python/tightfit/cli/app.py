@@ -25,6 +25,7 @@ from tightfit.cli import (
     serve,
     targets,
     unpack,
+    uploads,
     verify,
 )
 from tightfit.cli.caller import CALLER, Caller
@@ -54,6 +55,8 @@ app.add_typer(runners.app, name="runners", rich_help_panel=_DEVICES)
 app.command("doctor", rich_help_panel=_SERVERS)(doctor.doctor)
 app.command("audit", rich_help_panel=_SERVERS)(audit.audit)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=_SERVERS)
+app.add_typer(uploads.models, name="models", rich_help_panel=_SERVERS)
+app.add_typer(uploads.datasets, name="datasets", rich_help_panel=_SERVERS)
 app.add_typer(auth.app, name="auth", rich_help_panel=_SERVERS)
 app.command(
     "serve",
