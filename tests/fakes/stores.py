@@ -145,6 +145,14 @@ class InMemoryStore:
             self.results.pop((project, input_digest), None)
 
     @_transaction
+    def expire_jobs(self, *, ended_before: datetime, dry_run: bool = False) -> int:
+        final = [job for job in self.jobs.values() if job.state.is_final]
+        old = [job for job in final if job.end_time and job.end_time < ended_before]
+        for job in [] if dry_run else old:
+            self.delete_job(job.project, job.job_id)
+        return len(old)
+
+    @_transaction
     def job_marks(self, job_ids: Sequence[str]) -> Mapping[str, JobMark]:
         return {
             job_id: JobMark(self.jobs[job_id].revision, len(self.events[job_id]))

@@ -28,6 +28,7 @@ from tightfit_service.application.ports import (
     ArtifactStores,
     AssetStore,
     Clock,
+    JobExpiry,
     ResultExpiry,
     StoredArtifact,
     Telemetry,
@@ -40,6 +41,9 @@ log = structlog.get_logger(__name__)
 LEAST_GRACE = timedelta(hours=2)
 """Longer than the longest upload check or unit of work, whose outputs are referred to at its end."""
 
+LEAST_JOB_AGE = timedelta(days=1)
+"""Who started a job in the evening finds its result in the morning."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CollectionPolicy:
@@ -49,6 +53,7 @@ class CollectionPolicy:
         grace: How old unreferenced bytes must be to be set aside, and how long they are then kept.
         upload_age: After which an upload that nothing is appended to is given up.
         result_age: After which a cached result that nobody asked for is forgotten.
+        job_age: After which a job that ended is deleted; zero for never.
         interval: Between two collections of a server; zero for none.
 
     Raises:
@@ -58,6 +63,7 @@ class CollectionPolicy:
     grace: timedelta = timedelta(days=1)
     upload_age: timedelta = timedelta(days=1)
     result_age: timedelta = timedelta(days=30)
+    job_age: timedelta = timedelta(0)
     interval: timedelta = timedelta(hours=6)
 
     def __post_init__(self) -> None:
@@ -75,6 +81,12 @@ class CollectionPolicy:
                     field=name,
                     remedy=f"at least {bound.total_seconds():.0f}",
                 )
+        if self.job_age and self.job_age < LEAST_JOB_AGE:
+            raise InvalidRequestError(
+                f"gc_job_seconds is {self.job_age.total_seconds():.0f}",
+                field="gc_job_seconds",
+                remedy=f"at least {LEAST_JOB_AGE.total_seconds():.0f}, or 0 to keep all jobs",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,7 @@ class CollectionReport:
     restored_count: int = 0
     expired_uploads: int = 0
     expired_results: int = 0
+    expired_jobs: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -104,6 +117,7 @@ class Collector:
         artifacts: ArtifactStores,
         staging: UploadStaging,
         records: AssetStore,
+        jobs: JobExpiry,
         results: ResultExpiry,
         clock: Clock,
         telemetry: Telemetry,
@@ -112,6 +126,7 @@ class Collector:
         self._artifacts = artifacts
         self._staging = staging
         self._records = records
+        self._jobs = jobs
         self._results = results
         self._clock = clock
         self._telemetry = telemetry
@@ -133,23 +148,34 @@ class Collector:
     def collect(self, *, dry_run: bool = False) -> CollectionReport:
         """Collect once and return what was done; with `dry_run` only say what would be.
 
-        Results go first, so that what only they referred to is found; a dry run does not see that.
+        Jobs and results go first, so that what only they referred to is found; a dry run does not see that.
 
         Raises:
             UnavailableError: The database or the store is away; what was done stays done.
         """
         policy = self._policy
+        expired_jobs = self._expire_jobs(dry_run=dry_run)
         expired_results = self._results.expire_results(
             unused_for=policy.result_age, dry_run=dry_run
         )
         expired_uploads = self._staging.expire(older_than=policy.upload_age, dry_run=dry_run)
         if not dry_run:
             self._artifacts.collect_remains(older_than=policy.grace)
-        report = CollectionReport(expired_results=expired_results, expired_uploads=expired_uploads)
+        report = CollectionReport(
+            expired_jobs=expired_jobs,
+            expired_results=expired_results,
+            expired_uploads=expired_uploads,
+        )
         for project in self._artifacts.projects():
             report = self._purge(project, report, dry_run=dry_run)
             report = self._set_aside(project, report, dry_run=dry_run)
         return report
+
+    def _expire_jobs(self, *, dry_run: bool) -> int:
+        age = self._policy.job_age
+        if not age:
+            return 0
+        return self._jobs.expire_jobs(ended_before=self._clock.now() - age, dry_run=dry_run)
 
     def _set_aside(
         self, project: str, report: CollectionReport, *, dry_run: bool

@@ -16,6 +16,7 @@ from tightfit_service.adapters.storage.s3_artifacts import S3ArtifactStores
 from tightfit_service.adapters.storage.s3_bucket import S3Bucket
 from tightfit_service.adapters.storage.s3_connection import S3Options
 from tightfit_service.adapters.storage.s3_uploads import S3UploadStaging
+from tightfit_service.adapters.storage.sql_job_expiry import SqlJobExpiry
 from tightfit_service.adapters.storage.sql_results import SqlResultExpiry
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
@@ -151,6 +152,7 @@ def make_collector(
         artifacts=artifacts,
         staging=staging,
         records=SqlStore(engine=engine),
+        jobs=SqlJobExpiry(engine=engine),
         results=SqlResultExpiry(engine=engine),
         clock=SystemClock(),
         telemetry=telemetry,
@@ -158,6 +160,7 @@ def make_collector(
             grace=timedelta(seconds=settings.gc_grace_seconds),
             upload_age=timedelta(seconds=settings.gc_upload_seconds),
             result_age=timedelta(seconds=settings.gc_result_seconds),
+            job_age=timedelta(seconds=settings.gc_job_seconds),
             interval=timedelta(seconds=settings.gc_interval_seconds),
         ),
     )

@@ -28,11 +28,12 @@ from tightfit_service.application.collection import (
     CollectionReport,
     Collector,
 )
-from tightfit_service.application.ports import ResultExpiry, UploadTicket, WorkResult
+from tightfit_service.application.ports import Page, ResultExpiry, UploadTicket, WorkResult
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, UnavailableError
 from tightfit_service.domain.job import JobState, TeacherModel
 
 DAY = 24 * 3600
+A_DAY = timedelta(days=1)
 CONTENTS = [f"content {number}".encode() for number in range(4)]
 DIGESTS = [hashlib.sha256(data).hexdigest() for data in CONTENTS]
 BYTES = len(CONTENTS[0])
@@ -42,7 +43,11 @@ class World:
     """A service's stores on one clock."""
 
     def __init__(
-        self, folder: Path, records: RecordStore | None = None, results: ResultExpiry | None = None
+        self,
+        folder: Path,
+        records: RecordStore | None = None,
+        results: ResultExpiry | None = None,
+        policy: CollectionPolicy | None = None,
     ) -> None:
         self.folder = folder
         self.clock = FakeClock()
@@ -58,9 +63,11 @@ class World:
             artifacts=self.artifacts,
             staging=self.staging,
             records=self.records,
+            jobs=self.memory,
             results=results or self.memory,
             clock=self.clock,
             telemetry=self.telemetry,
+            policy=policy,
         )
 
     def put(self, number: int) -> str:
@@ -122,6 +129,26 @@ def test_everything_of_a_project_goes_when_its_last_job_and_model_went(world: Wo
     world.collector.collect()
     assert not list(world.store.list_stored())
     assert not world.store.aside
+
+
+def test_jobs_that_ended_long_ago_go_with_their_files_where_that_is_wished(tmp_path: Path) -> None:
+    keeping, world = (
+        World(tmp_path, policy=policy) for policy in (None, CollectionPolicy(job_age=90 * A_DAY))
+    )
+    for one in (keeping, world):
+        began = one.clock.now()
+        ended = make_job("ended", state=JobState.FAILED, create_time=began, end_time=began)
+        one.records.create_job(ended)
+        one.records.save_trial("ended", make_trial(artifacts={"model": one.put(0)}))
+        one.records.create_job(make_job("waits", create_time=began))
+        one.clock.advance(89 * DAY)
+        assert one.collector.collect().expired_jobs == 0
+        one.clock.advance(2 * DAY)
+        one.collector.collect(dry_run=True)
+    assert keeping.collector.collect().is_empty
+    report = world.collector.collect()
+    assert (report.expired_jobs, report.set_aside_count) == (1, 1)
+    assert [job.job_id for job in world.records.list_jobs("default", Page(size=9))] == ["waits"]
 
 
 def test_the_teacher_of_an_unfinished_job_is_kept(world: World) -> None:
@@ -231,6 +258,7 @@ def test_a_store_that_is_away_cuts_a_collection_short(world: World) -> None:
         ({"grace": timedelta(minutes=59)}, "gc_grace_seconds"),
         ({"upload_age": timedelta(0)}, "gc_upload_seconds"),
         ({"result_age": timedelta(hours=1)}, "gc_result_seconds"),
+        ({"job_age": timedelta(hours=23)}, "gc_job_seconds"),
         ({"interval": timedelta(seconds=-1)}, "gc_interval_seconds"),
     ],
 )

@@ -157,16 +157,19 @@ class SqlStore:
                     remedy="cancel it first, or wait for its end",
                 )
             own = select(trials.c.input_digest).where(trials.c.job_id == job_id)
-            others = (
-                select(trials.c.input_digest)
-                .join(jobs, jobs.c.job_id == trials.c.job_id)
-                .where(trials.c.job_id != job_id, jobs.c.project == project)
+            # asked for each of the few results: all other trials of a project may be very many
+            other, its_job = trials.alias("other"), jobs.alias("its_job")
+            is_used = exists().where(
+                other.c.input_digest == work_results.c.input_digest,
+                other.c.job_id != job_id,
+                its_job.c.job_id == other.c.job_id,
+                its_job.c.project == project,
             )
             connection.execute(
                 delete(work_results).where(
                     work_results.c.project == project,
                     work_results.c.input_digest.in_(own),
-                    work_results.c.input_digest.not_in(others),
+                    ~is_used,
                 )
             )
             connection.execute(delete(jobs).where(jobs.c.job_id == job_id))

@@ -317,6 +317,18 @@ class JobStore(Protocol):
         ...
 
 
+class JobExpiry(Protocol):
+    """Deletes jobs that ended long ago."""
+
+    def expire_jobs(self, *, ended_before: datetime, dry_run: bool = False) -> int:
+        """Delete final jobs that ended before, as `JobStore.delete_job` does, over all projects.
+
+        Returns:
+            How many there were.
+        """
+        ...
+
+
 class ResultExpiry(Protocol):
     """Forgets cached results that nobody asks for any more."""
 

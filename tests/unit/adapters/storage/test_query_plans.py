@@ -17,7 +17,14 @@ from fakes.postgres_server import reason_missing, running_postgres
 from fakes.records import START, make_event, make_job
 from tightfit_service.adapters.storage.database import open_database, transaction, upgrade
 from tightfit_service.adapters.storage.rows import job_columns
-from tightfit_service.adapters.storage.schema import assets, jobs, work_outputs, work_results
+from tightfit_service.adapters.storage.schema import (
+    assets,
+    jobs,
+    trials,
+    work_outputs,
+    work_results,
+)
+from tightfit_service.adapters.storage.sql_job_expiry import SqlJobExpiry
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
 from tightfit_service.adapters.storage.sql_store import SqlStore
@@ -27,7 +34,7 @@ from tightfit_service.domain.quota import Quota
 
 JOBS = 6_000
 RESULTS = 6_000
-TABLES = ("jobs", "assets", "work_outputs")
+TABLES = ("jobs", "trials", "assets", "work_results", "work_outputs")
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,18 @@ def fill(engine: Engine) -> None:
         )
     with transaction(engine, writes=True) as connection:
         connection.execute(insert(jobs), rows)
+        connection.execute(
+            insert(trials),
+            [
+                {
+                    "job_id": row["job_id"],
+                    "trial_index": 0,
+                    "input_digest": f"unit{number}",
+                    "document": {},
+                }
+                for number, row in enumerate(rows)
+            ],
+        )
         fill_stored(connection)
         if engine.dialect.name == "postgresql":
             connection.execute(
@@ -205,6 +224,8 @@ CALLS: dict[str, Callable[[Engine], object]] = {
     "cancels": lambda engine: SqlJobQueue(engine=engine).cancel_requests("r"),
     "cancel": lambda engine: SqlJobQueue(engine=engine).request_cancel("p2", "j50"),
     "usage": lambda engine: SqlQuotaStore(engine=engine).get_usage("p0"),
+    "delete": lambda engine: SqlStore(engine=engine).delete_job("p1", "j7"),
+    "expire": lambda engine: SqlJobExpiry(engine=engine).expire_jobs(ended_before=START),
 }
 
 
@@ -212,7 +233,8 @@ CALLS: dict[str, Callable[[Engine], object]] = {
 def test_no_call_reads_a_whole_table(engine: Engine, name: str) -> None:
     with recorded(engine) as statements:
         CALLS[name](engine)
-    asked = [one for one in statements if one.sql.split()[0] in ("SELECT", "UPDATE", "WITH")]
+    kinds = ("SELECT", "UPDATE", "DELETE", "WITH")
+    asked = [one for one in statements if one.sql.split()[0] in kinds]
     assert asked
     with engine.connect() as connection:
         for statement in asked:
