@@ -17,7 +17,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "tightfit.serviceAccountName" . }}
   automountServiceAccountToken: false
-  terminationGracePeriodSeconds: {{ add (int .Values.settings.drainSeconds) (int .Values.terminationMarginSeconds) }}
+  terminationGracePeriodSeconds: {{ add (int .Values.preStopSeconds) (int .Values.settings.drainSeconds) (int .Values.terminationMarginSeconds) }}
   {{- include "tightfit.podCommon" . | nindent 2 }}
   containers:
     - name: tightfit
@@ -37,6 +37,13 @@ spec:
           containerPort: {{ int .Values.service.metricsPort }}
         - name: health
           containerPort: {{ int .Values.service.healthPort }}
+      {{- with int .Values.preStopSeconds }}
+      # Kubernetes takes a pod out of the Services while it already asks it to stop; new connections come meanwhile.
+      lifecycle:
+        preStop:
+          exec:
+            command: [sleep, {{ . | quote }}]
+      {{- end }}
       startupProbe:
         grpc:
           port: {{ int .Values.service.healthPort }}

@@ -102,6 +102,14 @@ def test_migrations_reach_the_database_and_nothing_reaches_them() -> None:
     assert spec["podSelector"]["matchLabels"].items() <= job.items()
 
 
+def test_migrations_may_pass_before_they_run() -> None:
+    chart = rendered("replicated")
+    job = chart.one("Job")["metadata"]["annotations"]
+    policy = chart.one("NetworkPolicy", "demo-tightfit-migrate")["metadata"]["annotations"]
+    assert policy["helm.sh/hook"] == job["helm.sh/hook"]
+    assert int(policy["helm.sh/hook-weight"]) < int(job.get("helm.sh/hook-weight", "0"))
+
+
 def test_a_ray_cluster_speaks_with_itself_and_listens_to_servers() -> None:
     chart = rendered("ray")
     spec = chart.one("NetworkPolicy", "demo-tightfit-ray")["spec"]

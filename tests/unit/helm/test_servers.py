@@ -59,6 +59,16 @@ def test_pods_outlive_their_drain_and_are_probed_on_the_port_without_tls() -> No
     assert startup["periodSeconds"] * startup["failureThreshold"] == 300
 
 
+def test_servers_go_on_until_the_services_leave_them_out() -> None:
+    settings = {"drainSeconds": 120}
+    waiting = Rendered({"settings": settings, "preStopSeconds": 20})
+    assert waiting.container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "20"]
+    at_once = Rendered({"settings": settings, "preStopSeconds": 0})
+    assert "lifecycle" not in at_once.container
+    period = "terminationGracePeriodSeconds"
+    assert waiting.pod[period] - at_once.pod[period] == 20
+
+
 def test_the_port_for_probes_is_on_no_service() -> None:
     for service in rendered("replicated").all("Service"):
         assert {port["name"] for port in service["spec"]["ports"]} == {"grpc", "metrics"}
