@@ -372,9 +372,10 @@ def pruned() -> tuple[str, dict[str, Any]]:
 def test_each_step_of_a_recipe_is_checked_before_anything_is_trained(
     step: tuple[str, dict[str, Any]], field: str
 ) -> None:
-    training = ("recovery", {"epochs": 1.0})
+    training: tuple[str, dict[str, Any]] = ("recovery", {"epochs": 1.0})
     checked(pruned(), training, ("quantization", {}))
-    for steps in ((step,), (training, step), (("clustering", {"nodes": {}}), training, step)):
+    shared: tuple[str, dict[str, Any]] = ("clustering", {"nodes": {}})
+    for steps in ((step,), (training, step), (shared, training, step)):
         with pytest.raises(InvalidRequestError) as caught:
             checked(*steps)
         assert caught.value.field == field
