@@ -14,6 +14,7 @@ from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
 from tightfit.cli.limits import Limits
 from tightfit.cli.option_groups import with_groups
 from tightfit.cli.service import Service
+from tightfit.quantities import format_percent
 from tightfit.result_file import (
     budget_content,
     metrics_content,
@@ -38,6 +39,8 @@ def check(
     json_: options.Json = False,
 ) -> None:
     """Say by estimate whether a budget can be reached; nothing is trained.
+
+    With --data the accuracy of the model as it came is measured too, also that of a quantized one.
 
     Exit code 0: it can, or is met already. 3: not even the narrowest model would meet it.
     """
@@ -85,6 +88,13 @@ def _show(content: dict[str, Any]) -> None:
     console = Console(highlight=False)
     # the table is that of a job that has not run yet
     console.print(tables.summary({"trials": [], "best": None, **content}, with_accuracy=False))
+    figures = content["baseline"] or {}
+    if figures.get("accuracy") is not None:
+        low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
+        spread = f" ({format_percent(low)} to {format_percent(high)})" if low and high else ""
+        console.print(
+            f"accuracy as it came: {format_percent(figures['accuracy'])}{spread}, on the evaluation set"
+        )
     for note in content["notes"]:
         console.print(f"note: {tables.note_text(note)}", markup=False)
     if content["fits_already"]:
