@@ -139,7 +139,7 @@ class DeviceCalibrator:
             InvalidRequestError: A count out of range.
             UnsupportedError: No emulator covers the target, or its files cannot be measured.
             NoRunnerError: The runner is not connected.
-            MeasurementFailedError: More than a quarter of the networks could not be measured.
+            MeasurementFailedError: More than a quarter of the networks could not be written or measured.
         """
         _check_count(network_count)
         target = await self._hardware.resolve(project, target_name)
@@ -154,6 +154,7 @@ class DeviceCalibrator:
         async with aclosing(self._write_all(course)) as shares:
             async for share in shares:
                 yield CalibrationProgress(fraction=WRITTEN_AT * share, message="writing networks")
+        _check_written(course)
         async with aclosing(self._measure_all(course)) as steps:
             async for step in steps:
                 yield step
@@ -296,6 +297,18 @@ def _check_count(network_count: int) -> None:
             f"a calibration with {network_count} networks is not offered",
             field="network_count",
             remedy=f"ask for {LEAST_NETWORK_COUNT} to {MOST_NETWORK_COUNT}",
+        )
+
+
+def _check_written(course: _Course) -> None:
+    """Refuse to measure where so many networks have no file that a fit would be of no use."""
+    if course.has_failed:
+        asked = course.network_count * len(course.formats)
+        raise MeasurementFailedError(
+            f"{len(course.skipped)} of {asked} networks could not be written for "
+            f"{course.target.name}, the first being {course.skipped[0]}",
+            field="target",
+            remedy="calibrate a target whose runtime takes files of such networks",
         )
 
 

@@ -79,11 +79,12 @@ class Catalogue:
 
 
 class Writer:
-    """An executor that writes every network but each tenth."""
+    """An executor that writes every network but each tenth, or as `gap` says."""
 
     def __init__(self) -> None:
         self.units: list[WorkUnit] = []
         self.failing = False
+        self.gap = 10
 
     async def start(self) -> None: ...
 
@@ -105,7 +106,7 @@ class Writer:
             raise WorkFailedError("the disk is full")
         files, outputs = [], {}
         for index in unit.payload["indices"]:
-            problem = "no kernel" if index % 10 == 9 else ""
+            problem = "no kernel" if index % self.gap == self.gap - 1 else ""
             profile = None if problem else PROFILE
             files.append(DesignedFile(index=index, label="net", profile=profile, problem=problem))
             if not problem:
@@ -274,6 +275,14 @@ async def test_files_that_cannot_be_written_end_a_calibration_and_its_other_unit
     begun = len(bench.writer.units)
     await asyncio.sleep(0)
     assert len(bench.writer.units) == begun
+    assert not bench.device.orders
+
+
+async def test_a_set_of_which_too_little_can_be_written_is_not_measured() -> None:
+    bench = Bench()
+    bench.writer.gap = 3
+    with pytest.raises(MeasurementFailedError, match=r"26 of 80 .* net in float32: no kernel"):
+        await bench.run()
     assert not bench.device.orders
 
 
