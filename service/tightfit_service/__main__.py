@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from tightfit_service import __version__, quota_command
+from tightfit_service import audit_command, quota_command
+from tightfit_service.command_line import make_parser
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.settings import Settings, load_settings
 
@@ -19,7 +20,7 @@ UNAVAILABLE = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for usage, 5 when the server cannot start."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     names = {field.name for field in fields(Settings)}
     given = {key: value for key, value in vars(arguments).items() if key in names}
     try:
@@ -60,7 +61,8 @@ def _without_serving(arguments: argparse.Namespace, settings: Settings) -> int |
             settings, name=arguments.name, valid_days=arguments.valid_days
         ),
         "gc": lambda: _collect(settings, dry_run=arguments.dry_run),
-        "quota": lambda: _quota(settings, arguments),
+        "quota": lambda: _operate(quota_command.run, settings, arguments),
+        "audit": lambda: _operate(audit_command.run, settings, arguments),
     }
     command = commands.get(arguments.command)
     return None if command is None else command()
@@ -85,10 +87,14 @@ def _collect(settings: Settings, *, dry_run: bool) -> int:
     return 0
 
 
-def _quota(settings: Settings, arguments: argparse.Namespace) -> int:
+def _operate(
+    run: Callable[[Settings, argparse.Namespace], None],
+    settings: Settings,
+    arguments: argparse.Namespace,
+) -> int:
     try:
-        quota_command.run(settings, arguments)
-    except TightfitError as error:
+        run(settings, arguments)
+    except (TightfitError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return USAGE_ERROR
     return 0
@@ -143,72 +149,6 @@ def _public_keys(settings: Settings) -> int:
         return USAGE_ERROR
     sys.stdout.write(keys.decode())
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tightfit-service", description="Compresses trained models to fit a device's budget."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    serve = commands.add_parser("serve", help="serve gRPC until stopped by SIGTERM or SIGINT")
-    serve.add_argument(
-        "--listen", help="address of the gRPC port (host:port, port 0 takes a free one)"
-    )
-    serve.add_argument(
-        "--metrics-listen", help="address of the Prometheus port; empty turns it off"
-    )
-    serve.add_argument("--data-dir", type=Path, help="folder of all state")
-    serve.add_argument(
-        "--database-url", help="SQLAlchemy URL; SQLite below the data folder by default"
-    )
-    serve.add_argument("--worker-count", type=int, help="worker processes")
-    serve.add_argument("--concurrent-jobs", type=int, help="jobs that run at a time")
-    serve.add_argument("--log-format", choices=("json", "console"), help="form of the log")
-    serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
-    serve.add_argument(
-        "--ready-file", type=Path, help="file to write the addresses to, as JSON, once serving"
-    )
-    serve.add_argument(
-        "--parent-pid",
-        type=int,
-        help="stop when this process is gone (for servers started by a tool)",
-    )
-    worker = commands.add_parser("worker", help="run units of work for a server (started by it)")
-    worker.add_argument("--data-dir", type=Path, help="folder of the caches")
-    keys = commands.add_parser(
-        "public-keys", help="print the public keys that signed results can be verified with"
-    )
-    keys.add_argument("--data-dir", type=Path, help="folder of all state")
-    admin = commands.add_parser(
-        "create-admin-key",
-        help="make an API key that opens everything, in the database, and show it once",
-    )
-    admin.add_argument("--data-dir", type=Path, help="folder of all state")
-    admin.add_argument(
-        "--database-url", help="SQLAlchemy URL; SQLite in the data folder by default"
-    )
-    admin.add_argument("--name", default="first admin", help="what it is for")
-    admin.add_argument(
-        "--valid-days", type=float, default=0.0, help="when it ends; it does not by default"
-    )
-    migrate = commands.add_parser("migrate", help="bring the database up to date, and end")
-    migrate.add_argument("--data-dir", type=Path, help="folder of all state")
-    migrate.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
-    gc = commands.add_parser("gc", help="collect artifacts and uploads that nothing refers to")
-    gc.add_argument("--data-dir", type=Path, help="folder of all state")
-    gc.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
-    gc.add_argument("--dry-run", action="store_true", help="say what would go, and change nothing")
-    quota_command.add_parser(commands)
-    doctor = commands.add_parser(
-        "doctor", help="check what a server with these settings stands on, without starting one"
-    )
-    doctor.add_argument("--data-dir", type=Path, help="folder of all state")
-    doctor.add_argument("--database-url", help="SQLAlchemy URL; SQLite below the data folder")
-    pack = commands.add_parser("pack", help="pack a model file for download")
-    pack.add_argument("file", type=Path, help="model file of any format")
-    pack.add_argument("-o", "--output", type=Path, required=True, help="where the packed file goes")
-    return parser
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tightfit.words import (
     check_word,
 )
 from tightfit_runner.cli import _parser as runner_parser
-from tightfit_service.__main__ import _parser as service_parser
+from tightfit_service.command_line import make_parser as service_parser
 from tightfit_service.settings import ENVIRONMENT_PREFIX, Settings
 
 PACKAGE = ROOT / "service" / "tightfit_service"
