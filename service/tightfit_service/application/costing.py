@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from tightfit_service.application.ports import DeviceCompiler, Emulator, Telemetry
 from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.budget import Budget, Constraint, LimitSource, Objective, Quantity
-from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.cost import CostEstimate, OperatorCost
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import (
@@ -200,46 +200,15 @@ class ProblemBuilder:
             max_loss: Largest predicted loss allowed; needed when a cost is minimised.
             margins: Per quantity, the ratio of the upper end of the interval to its centre.
         """
-        target, emulator = self.costs.target, self.costs.emulator
         profile = self.costs.at(self.profile, self.number_format)
-        whole = emulator.estimate(profile, target)
-        nodes: list[NodeChoice] = []
-        sums = dict.fromkeys((Quantity.LATENCY, Quantity.ENERGY, Quantity.SIZE), 0.0)
-        for operator in profile.operators:
-            cost = emulator.operator_cost(operator, target)
-            sums[Quantity.LATENCY] += cost.latency_ms
-            sums[Quantity.ENERGY] += cost.energy_mj
-            sums[Quantity.SIZE] += cost.weight_bytes
-            nodes.append(
-                NodeChoice(
-                    node=operator.node,
-                    input_width=self.space.input_widths.get(
-                        operator.node, Width(fixed=operator.in_channels)
-                    ),
-                    output_width=self.space.output_widths.get(
-                        operator.node, Width(fixed=operator.out_channels)
-                    ),
-                    cost=self._node_cost((operator,)),
-                    option_id=option_id(operator.node)
-                    if operator.node in self.alternatives
-                    else "",
-                    alternatives={
-                        level: self._node_cost(self._as_computed(choice))
-                        for level, choice in enumerate(
-                            self.alternatives.get(operator.node, ()), start=1
-                        )
-                        if choice is not None
-                    },
-                )
-            )
         return CompressionProblem(
             groups=tuple(
                 GroupChoice(group_id=group_id, levels=steps, accuracy_loss=tuple(losses[group_id]))
                 for group_id, steps in self.group_levels().items()
             ),
-            nodes=tuple(nodes),
+            nodes=tuple(self._node_choice(operator) for operator in profile.operators),
             memory=self._memory_rows(profile),
-            fixed_costs={q: interval_of(whole, q).value - total for q, total in sums.items()},
+            fixed_costs=self._fixed_costs(profile),
             limits={
                 quantity: SOLVER_SHARE * limit / margins.get(quantity, 1.0)
                 for quantity in COST_QUANTITIES
@@ -248,6 +217,33 @@ class ProblemBuilder:
             objective=objective.quantity,
             max_loss=max_loss,
         )
+
+    def _node_choice(self, operator: Operator) -> NodeChoice:
+        """Return the widths of an operator, and the ways to compute it, with what each costs."""
+        node = operator.node
+        choices = self.alternatives.get(node, ())
+        return NodeChoice(
+            node=node,
+            input_width=self.space.input_widths.get(node, Width(fixed=operator.in_channels)),
+            output_width=self.space.output_widths.get(node, Width(fixed=operator.out_channels)),
+            cost=self._node_cost((operator,)),
+            option_id=option_id(node) if node in self.alternatives else "",
+            alternatives={
+                level: self._node_cost(self._as_computed(choice))
+                for level, choice in enumerate(choices, start=1)
+                if choice is not None
+            },
+        )
+
+    def _fixed_costs(self, profile: NetworkProfile) -> Mapping[Quantity, float]:
+        """Return what the network costs beside its operators, such as an invocation's overhead."""
+        emulator, target = self.costs.emulator, self.costs.target
+        whole = emulator.estimate(profile, target)
+        parts = [emulator.operator_cost(operator, target) for operator in profile.operators]
+        return {
+            quantity: interval_of(whole, quantity).value - total
+            for quantity, total in _total(parts).items()
+        }
 
     def _as_computed(self, choice: Alternative) -> Sequence[Operator]:
         """Return what an alternative executes: in the network's format, unless it is about formats."""
@@ -304,11 +300,15 @@ class _NodeCost:
             )
             for index, operator in enumerate(self.operators)
         ]
-        return {
-            Quantity.LATENCY: sum(part.latency_ms for part in parts),
-            Quantity.ENERGY: sum(part.energy_mj for part in parts),
-            Quantity.SIZE: sum(part.weight_bytes for part in parts),
-        }
+        return _total(parts)
+
+
+def _total(parts: Sequence[OperatorCost]) -> Mapping[Quantity, float]:
+    return {
+        Quantity.LATENCY: sum(part.latency_ms for part in parts),
+        Quantity.ENERGY: sum(part.energy_mj for part in parts),
+        Quantity.SIZE: sum(part.weight_bytes for part in parts),
+    }
 
 
 def option_id(node: str) -> str:

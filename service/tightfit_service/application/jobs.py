@@ -11,6 +11,7 @@ import structlog
 
 from tightfit_service.application import tracing
 from tightfit_service.application.assets import DATASET
+from tightfit_service.application.baseline_work import BASELINE, BaselineTask
 from tightfit_service.application.caller import caller
 from tightfit_service.application.check_work import (
     CHECK_DATASET,
@@ -18,12 +19,6 @@ from tightfit_service.application.check_work import (
     CHECK_TIMEOUT_SECONDS,
     CheckDatasetTask,
     CheckRecipeTask,
-)
-from tightfit_service.application.costing import (
-    CostModel,
-    ProblemBuilder,
-    margins_of,
-    with_target_limits,
 )
 from tightfit_service.application.download_limit import check_packable, download_notes
 from tightfit_service.application.hardware import HardwareLibrary
@@ -39,27 +34,34 @@ from tightfit_service.application.ports import (
     WorkResult,
     WorkUnit,
 )
-from tightfit_service.application.preflight import preflight_notes
+from tightfit_service.application.preflight import check_report
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.teaching import find_teachers
-from tightfit_service.application.techniques import check_techniques
+from tightfit_service.application.techniques import check_techniques, check_writable
 from tightfit_service.application.units import run_cached
 from tightfit_service.application.use_cases import CheckReport, JobRequest
-from tightfit_service.domain.budget import Objective, Quantity
+from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.errors import (
     InvalidBudgetError,
     InvalidModelError,
     InvalidRequestError,
     UnsupportedError,
 )
-from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
-from tightfit_service.domain.job import Job, JobEvent, JobSpec, JobState, PreflightNote
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
+from tightfit_service.domain.job import (
+    Job,
+    JobEvent,
+    JobSpec,
+    JobState,
+    PreflightNote,
+    TeacherModel,
+)
 from tightfit_service.domain.measurement import Verification
+from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.quota import Quota, check_trials
 from tightfit_service.domain.recipe import Recipe
-from tightfit_service.domain.trial import Metrics, Trial, violations
-from tightfit_service.search.solver import smallest_costs
+from tightfit_service.domain.trial import Trial
 
 EXPORTABLE = (
     ModelFormat.TFLITE,
@@ -131,60 +133,49 @@ class JobDesk:
         await self._hardware.cost_model(project, target)
         output_format = self._checked_format(request, target)
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
-        if facts.is_quantized:
-            raise InvalidModelError(
-                "the model is quantized already; its rounding cannot be trained or pruned away",
-                field="model",
-                remedy="send the float model that it was made from; this one can be estimated",
-            )
-        dataset_digest = None
-        if request.dataset:
-            dataset = await asyncio.to_thread(
-                self._records.get_asset, project, DATASET, request.dataset
-            )
-            dataset_digest = dataset.digest
-            await self._check_dataset(project, dataset.digest, facts, graph_digest)
-        teachers = await find_teachers(
-            request.teachers,
-            project=project,
-            model_digest=digest,
-            model=facts,
-            hardware=self._hardware,
-        )
+        check_trainable(facts)
+        dataset_digest = await self._checked_dataset(project, request, facts, graph_digest)
+        teachers = await self._teachers(project, request, digest, facts)
         check_consistent(request, target)
         check_packable(request, output_format)
         techniques = check_techniques(request.techniques)
         if request.recipe is not None:
             request.recipe.check_fits(facts.architecture)
+            check_writable(request.recipe, output_format)
             await self._check_recipe(project, request.recipe, graph_digest)
+        spec = JobSpec(
+            model_digest=digest,
+            model_name=request.model,
+            target=target,
+            budget=request.budget,
+            dataset_digest=dataset_digest,
+            dataset_name=request.dataset,
+            objective=request.objective,
+            search_limits=request.search_limits,
+            output_format=output_format,
+            seed=request.seed,
+            techniques=techniques,
+            verification=request.verification,
+            recipe=request.recipe,
+            priority=request.priority,
+            teachers=teachers,
+            importance=request.importance,
+            packed=request.packed,
+            runner_labels=request.runner_labels,
+        )
+        return self._queued(project, spec, request_id=request.request_id)
+
+    def _queued(self, project: str, spec: JobSpec, *, request_id: str) -> Job:
+        """Return a new job of whoever calls now."""
         now = self._clock.now()
         return Job(
             job_id=uuid.uuid4().hex[:16],
             project=project,
-            spec=JobSpec(
-                model_digest=digest,
-                model_name=request.model,
-                target=target,
-                budget=request.budget,
-                dataset_digest=dataset_digest,
-                dataset_name=request.dataset,
-                objective=request.objective,
-                search_limits=request.search_limits,
-                output_format=output_format,
-                seed=request.seed,
-                techniques=techniques,
-                verification=request.verification,
-                recipe=request.recipe,
-                priority=request.priority,
-                teachers=teachers,
-                importance=request.importance,
-                packed=request.packed,
-                runner_labels=request.runner_labels,
-            ),
+            spec=spec,
             state=JobState.QUEUED,
             create_time=now,
             update_time=now,
-            request_id=request.request_id,
+            request_id=request_id,
             trace_parent=tracing.current(),
             creator=caller().name,
         )
@@ -208,23 +199,17 @@ class JobDesk:
         return output_format
 
     async def check(self, project: str, request: JobRequest) -> CheckReport:
-        """Run the preflight: estimates only."""
+        """Run the preflight: costs by estimate, and the accuracy as it came where there is a dataset."""
         target = await self._hardware.resolve(project, request.target)
         costs = await self._hardware.cost_model(project, target)
         digest, facts, graph_digest = await self._hardware.model_facts(project, request.model)
-        if request.dataset:
-            dataset = await asyncio.to_thread(
-                self._records.get_asset, project, DATASET, request.dataset
-            )
-            await self._check_dataset(project, dataset.digest, facts, graph_digest)
-        await find_teachers(
-            request.teachers,
-            project=project,
-            model_digest=digest,
-            model=facts,
-            hardware=self._hardware,
-        )
-        report = check_report(request, costs=costs, facts=facts)
+        dataset_digest = await self._checked_dataset(project, request, facts, graph_digest)
+        await self._teachers(project, request, digest, facts)
+        accuracy = None
+        if dataset_digest is not None:
+            inputs = {"model": digest, "graph": graph_digest, "dataset": dataset_digest}
+            accuracy = await self._accuracy(project, facts, inputs)
+        report = check_report(request, costs=costs, facts=facts, accuracy=accuracy)
         if request.budget.limit_of(Quantity.DOWNLOAD) is None:
             return report
         notes = await download_notes(
@@ -279,22 +264,67 @@ class JobDesk:
             )
         )
 
-    async def _check_dataset(
-        self, project: str, digest: str, facts: ModelFacts, graph_digest: str
-    ) -> None:
+    async def _checked_dataset(
+        self, project: str, request: JobRequest, model: ModelFacts, graph_digest: str
+    ) -> str | None:
+        """Return the digest of the dataset, whose samples the model takes; None without one."""
+        if not request.dataset:
+            return None
+        dataset = await asyncio.to_thread(
+            self._records.get_asset, project, DATASET, request.dataset
+        )
         await self._run(
             CHECK_DATASET.unit(
-                CheckDatasetTask(model=facts),
+                CheckDatasetTask(model=model),
                 project=project,
-                inputs={"dataset": digest, "graph": graph_digest},
+                inputs={"dataset": dataset.digest, "graph": graph_digest},
                 timeout_seconds=CHECK_TIMEOUT_SECONDS,
                 label="dataset against model",
             )
+        )
+        return dataset.digest
+
+    async def _accuracy(
+        self, project: str, model: ModelFacts, inputs: Mapping[str, str]
+    ) -> Accuracy | None:
+        """Return the accuracy of the model as it came, as a job would measure it; a job finds it known."""
+        unit = BASELINE.unit(
+            BaselineTask(model=model),
+            project=project,
+            inputs=inputs,
+            timeout_seconds=CHECK_TIMEOUT_SECONDS,
+            label="accuracy of the model as it came",
+        )
+        return BASELINE.outcome(await self._run(unit)).accuracy
+
+    async def _teachers(
+        self, project: str, request: JobRequest, model_digest: str, model: ModelFacts
+    ) -> tuple[TeacherModel, ...]:
+        return await find_teachers(
+            request.teachers,
+            project=project,
+            model_digest=model_digest,
+            model=model,
+            hardware=self._hardware,
         )
 
     async def _run(self, unit: WorkUnit) -> WorkResult:
         return await run_cached(
             unit, executor=self._executor, store=self._jobs, telemetry=self._telemetry
+        )
+
+
+def check_trainable(model: ModelFacts) -> None:
+    """Refuse a model whose weights cannot be changed.
+
+    Raises:
+        InvalidModelError: It is quantized.
+    """
+    if model.is_quantized:
+        raise InvalidModelError(
+            "the model is quantized already; its rounding cannot be trained or pruned away",
+            field="model",
+            remedy="send the float model that it was made from; this one can be estimated",
         )
 
 
@@ -338,56 +368,3 @@ def check_consistent(request: JobRequest, target: HardwareSpec) -> None:
                 field=constraint.field_name,
                 remedy="lower the limit or choose a target with more memory",
             )
-
-
-def check_report(request: JobRequest, *, costs: CostModel, facts: ModelFacts) -> CheckReport:
-    """Return the preflight of a model on a target under a budget."""
-    budget = with_target_limits(request.budget, costs.target)
-    number_format = costs.preferred_format(facts.profile)
-    as_float = costs.estimate(facts.profile, NumberFormat.FLOAT32)
-    as_shipped = costs.estimate(facts.profile, number_format)
-    baseline = Metrics(cost=as_float, file_bytes=0)
-    shipped = Metrics(cost=as_shipped, file_bytes=0)
-    # Accuracy is not known before anything ran: only costs count here.
-    missed = tuple(
-        v
-        for v in violations(shipped, budget, baseline_accuracy=None)
-        if v.quantity is not Quantity.ACCURACY
-    )
-    builder = ProblemBuilder(
-        costs=costs, profile=facts.profile, space=facts.space, number_format=number_format
-    )
-    margins = margins_of(shipped)
-    problem = builder.build(
-        losses={group: [0.0] * len(steps) for group, steps in builder.group_levels().items()},
-        budget=budget,
-        objective=Objective(),
-        max_loss=None,
-        margins=margins,
-    )
-    least = smallest_costs(problem)
-    out_of_reach = [q for q, limit in problem.limits.items() if least[q] > limit]
-    notes = list(
-        preflight_notes(
-            costs=costs, profile=facts.profile, space=facts.space, warnings=facts.warnings
-        )
-    )
-    notes.extend(
-        PreflightNote(
-            code="BUDGET_BELOW_REACH",
-            message=(
-                f"the {quantity} limit is below what pruning can reach on {costs.target.name}: "
-                f"at least {least[quantity] * margins.get(quantity, 1.0):.4g} is needed"
-            ),
-        )
-        for quantity in out_of_reach
-    )
-    return CheckReport(
-        target=costs.target,
-        baseline=baseline,
-        baseline_int8=shipped if number_format is NumberFormat.INT8 else None,
-        violations=missed,
-        notes=tuple(notes),
-        fits_already=not missed,
-        reachable=not out_of_reach,
-    )

@@ -2,54 +2,142 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from tightfit_service.application.costing import CostModel
+from tightfit_service.application.costing import (
+    CostModel,
+    ProblemBuilder,
+    margins_of,
+    with_target_limits,
+)
+from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.support import support_notes
-from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.application.use_cases import CheckReport, JobRequest
+from tightfit_service.domain.budget import Budget, Objective, Quantity, quantity_text
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.job import PreflightNote
 from tightfit_service.domain.network import NetworkProfile, OperatorKind, PruningSpace
+from tightfit_service.domain.quantities import Accuracy
+from tightfit_service.domain.trial import Metrics, violations
+from tightfit_service.search.solver import smallest_costs
+
+
+def check_report(
+    request: JobRequest, *, costs: CostModel, facts: ModelFacts, accuracy: Accuracy | None = None
+) -> CheckReport:
+    """Return the preflight of a model on a target under a budget.
+
+    `accuracy` is that of the model as it came, where it was measured.
+    """
+    budget = with_target_limits(request.budget, costs.target)
+    number_format = costs.preferred_format(facts.profile)
+    as_float = costs.estimate(facts.profile, NumberFormat.FLOAT32)
+    baseline = Metrics(cost=as_float, file_bytes=0, accuracy=accuracy)
+    shipped = Metrics(cost=costs.estimate(facts.profile, number_format), file_bytes=0)
+    # What compression makes of the accuracy is not known before anything ran: only costs count here.
+    missed = tuple(
+        v
+        for v in violations(shipped, budget, baseline_accuracy=None)
+        if v.quantity is not Quantity.ACCURACY
+    )
+    out_of_reach = _out_of_reach(
+        ProblemBuilder(
+            costs=costs, profile=facts.profile, space=facts.space, number_format=number_format
+        ),
+        budget,
+        margins=margins_of(shipped),
+    )
+    notes = preflight_notes(
+        costs=costs, profile=facts.profile, space=facts.space, warnings=facts.warnings
+    )
+    return CheckReport(
+        target=costs.target,
+        baseline=baseline,
+        baseline_int8=shipped if number_format is NumberFormat.INT8 else None,
+        violations=missed,
+        notes=(*notes, *out_of_reach),
+        fits_already=not missed,
+        reachable=not out_of_reach,
+    )
+
+
+def _out_of_reach(
+    builder: ProblemBuilder, budget: Budget, *, margins: Mapping[Quantity, float]
+) -> tuple[PreflightNote, ...]:
+    """Say which limits even the narrowest network misses by estimate."""
+    problem = builder.build(
+        losses={group: [0.0] * len(steps) for group, steps in builder.group_levels().items()},
+        budget=budget,
+        objective=Objective(),
+        max_loss=None,
+        margins=margins,
+    )
+    least = smallest_costs(problem)
+    return tuple(
+        PreflightNote(
+            code="BUDGET_BELOW_REACH",
+            message=(
+                f"the {quantity} limit is below what pruning can reach on "
+                f"{builder.costs.target.name}: "
+                f"at least {quantity_text(quantity, least[quantity] * margins.get(quantity, 1.0))} is needed"
+            ),
+        )
+        for quantity, limit in problem.limits.items()
+        if least[quantity] > limit
+    )
 
 
 def preflight_notes(
     *, costs: CostModel, profile: NetworkProfile, space: PruningSpace, warnings: Sequence[str]
 ) -> tuple[PreflightNote, ...]:
     """Say before the search what cannot help, what is frozen and what is assumed."""
+    exported = costs.preferred_format(profile)
+    caveats = costs.estimate(profile, exported).warnings
+    return (
+        *(PreflightNote(code="MODEL", message=warning) for warning in warnings),
+        *_int8_notes(costs, profile),
+        *support_notes(profile, costs.target, exported),
+        *_compiler_notes(costs),
+        *_frozen_notes(space),
+        *_width_notes(profile, costs.target),
+        *_assumption_notes(costs.target),
+        *(PreflightNote(code="EMULATOR", message=caveat) for caveat in caveats),
+    )
+
+
+def _int8_notes(costs: CostModel, profile: NetworkProfile) -> Iterator[PreflightNote]:
+    """Say where quantization brings no speed."""
     target = costs.target
-    notes = [PreflightNote(code="MODEL", message=warning) for warning in warnings]
-    as_float = costs.estimate(profile, NumberFormat.FLOAT32)
-    exported, caveats = costs.preferred_format(profile), as_float.warnings
     if NumberFormat.INT8 not in target.number_formats:
-        notes.append(
-            PreflightNote(
-                code="INT8_NOT_OFFERED",
-                message=f"{target.name} has no int8 kernels: models stay in float32 there",
-            )
+        yield PreflightNote(
+            code="INT8_NOT_OFFERED",
+            message=f"{target.name} has no int8 kernels: models stay in float32 there",
         )
-    else:
-        as_int8 = costs.estimate(profile, NumberFormat.INT8)
-        if exported is NumberFormat.INT8:
-            caveats = as_int8.warnings
-        if as_int8.latency_ms.value > as_float.latency_ms.value:
-            notes.append(
-                PreflightNote(
-                    code="INT8_NOT_FASTER",
-                    message=(
-                        f"int8 is estimated at {as_int8.latency_ms.value:.3g} ms against "
-                        f"{as_float.latency_ms.value:.3g} ms in float32 on {target.name}"
-                    ),
-                )
-            )
-    notes.extend(support_notes(profile, target, exported))
-    notes.extend(_compiler_notes(costs))
-    notes.extend(
-        PreflightNote(
+        return
+    as_int8 = costs.estimate(profile, NumberFormat.INT8).latency_ms.value
+    as_float = costs.estimate(profile, NumberFormat.FLOAT32).latency_ms.value
+    if as_int8 > as_float:
+        yield PreflightNote(
+            code="INT8_NOT_FASTER",
+            message=(
+                f"int8 is estimated at {as_int8:.3g} ms against "
+                f"{as_float:.3g} ms in float32 on {target.name}"
+            ),
+        )
+
+
+def _frozen_notes(space: PruningSpace) -> Iterator[PreflightNote]:
+    """Say which channels cannot be pruned, and why."""
+    for frozen in space.frozen:
+        yield PreflightNote(
             code="NOT_PRUNABLE",
             node=frozen.node,
             message=f"{frozen.channel_count} channels stay: {frozen.reason}",
         )
-        for frozen in space.frozen
-    )
+
+
+def _width_notes(profile: NetworkProfile, target: HardwareSpec) -> Iterator[PreflightNote]:
+    """Say where the target's kernels round the network's own widths up."""
     multiple = target.channel_multiple
     odd = [
         op.node
@@ -59,27 +147,25 @@ def preflight_notes(
         and op.out_channels % multiple
     ]
     if odd:
-        notes.append(
-            PreflightNote(
-                code="WIDTH_ROUNDED_UP",
-                message=(
-                    f"{target.name} rounds widths up to a multiple of {multiple}, those of "
-                    f"{len(odd)} {'layer' if len(odd) == 1 else 'layers'} as they came; widths in "
-                    "between bring nothing"
-                ),
-                node=odd[0],
-            )
+        yield PreflightNote(
+            code="WIDTH_ROUNDED_UP",
+            message=(
+                f"{target.name} rounds widths up to a multiple of {multiple}, those of "
+                f"{len(odd)} {'layer' if len(odd) == 1 else 'layers'} as they came; widths in "
+                "between bring nothing"
+            ),
+            node=odd[0],
         )
+
+
+def _assumption_notes(target: HardwareSpec) -> Iterator[PreflightNote]:
+    """Say what the description of the target leaves open."""
     if target.assumed_fields:
-        notes.append(
-            PreflightNote(
-                code="TARGET_ASSUMED",
-                message="taken from the classes of core and accelerator, which widens the intervals: "
-                + ", ".join(target.assumed_fields),
-            )
+        yield PreflightNote(
+            code="TARGET_ASSUMED",
+            message="taken from the classes of core and accelerator, which widens the intervals: "
+            + ", ".join(target.assumed_fields),
         )
-    notes.extend(PreflightNote(code="EMULATOR", message=text) for text in caveats)
-    return tuple(notes)
 
 
 def _compiler_notes(costs: CostModel) -> Iterator[PreflightNote]:
