@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +80,37 @@ def request_from_proto(
         InvalidBudgetError: A limit of zero or less, or two on one quantity.
         InvalidTargetError: A target with impossible figures.
     """
+    _check_plain_fields(spec, request_id=request_id)
+    owned = functools.partial(resource_names.parse_owned, project_id=project_id)
+    return JobRequest(
+        model=owned(resource_names.MODEL, spec.model, field="model"),
+        dataset=(
+            owned(resource_names.DATASET, spec.dataset, field="dataset") if spec.dataset else ""
+        ),
+        target=target_from_proto(spec, project_id=project_id),
+        budget=budget_from_proto(spec.budget),
+        objective=objective_from_proto(spec.objective),
+        search_limits=search_limits_from_proto(spec.search_limits),
+        output_format=enums.MODEL_FORMAT.optional(spec.output_format, field="output_format"),
+        seed=spec.seed,
+        priority=spec.priority,
+        packed=spec.packed,
+        techniques=tuple(spec.techniques),
+        teachers=tuple(
+            owned(resource_names.MODEL, name, field=f"teachers[{number}]")
+            for number, name in enumerate(spec.teachers)
+        ),
+        importance=enums.IMPORTANCE.optional(spec.importance, field="importance"),
+        runner_labels=dict(spec.runner_labels),
+        recipe=None if recipe is None else recipe_from_proto(recipe),
+        request_id=request_id,
+        verification=enums.VERIFICATION.optional(spec.verification, field="verification")
+        or Verification.NONE,
+    )
+
+
+def _check_plain_fields(spec: job_pb2.CompressionSpec, *, request_id: str) -> None:
+    """Refuse numbers and texts outside their range."""
     if spec.seed < 0:
         raise InvalidRequestError(
             f"seed is {spec.seed}", field="seed", remedy="give a whole number from 0 on"
@@ -102,39 +134,6 @@ def request_from_proto(
             field="request_id",
             remedy="a UUID is a good request id",
         )
-    return JobRequest(
-        model=resource_names.parse_owned(
-            resource_names.MODEL, spec.model, project_id=project_id, field="model"
-        ),
-        dataset=(
-            resource_names.parse_owned(
-                resource_names.DATASET, spec.dataset, project_id=project_id, field="dataset"
-            )
-            if spec.dataset
-            else ""
-        ),
-        target=target_from_proto(spec, project_id=project_id),
-        budget=budget_from_proto(spec.budget),
-        objective=objective_from_proto(spec.objective),
-        search_limits=search_limits_from_proto(spec.search_limits),
-        output_format=enums.MODEL_FORMAT.optional(spec.output_format, field="output_format"),
-        seed=spec.seed,
-        priority=spec.priority,
-        packed=spec.packed,
-        techniques=tuple(spec.techniques),
-        teachers=tuple(
-            resource_names.parse_owned(
-                resource_names.MODEL, name, project_id=project_id, field=f"teachers[{number}]"
-            )
-            for number, name in enumerate(spec.teachers)
-        ),
-        importance=enums.IMPORTANCE.optional(spec.importance, field="importance"),
-        runner_labels=dict(spec.runner_labels),
-        recipe=None if recipe is None else recipe_from_proto(recipe),
-        request_id=request_id,
-        verification=enums.VERIFICATION.optional(spec.verification, field="verification")
-        or Verification.NONE,
-    )
 
 
 def job_to_proto(job: Job) -> job_pb2.CompressionJob:
