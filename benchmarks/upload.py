@@ -33,8 +33,7 @@ import numpy as np
 from tightfit import Client, operations
 from tightfit.connection import Patience, open_channel
 from tightfit.credentials import Credentials
-from tightfit.dataset_archive import PackedDataset
-from tightfit.transfer import CHUNK_BYTES
+from tightfit.transfer import CHUNK_BYTES, OutgoingFile
 from tightfit.v1 import dataset_pb2, dataset_pb2_grpc
 
 SAMPLE_SHAPE = (3, 64, 64)
@@ -129,7 +128,7 @@ def upload_seconds(address: str, path: Path, digest: str) -> tuple[float, float]
 
     with Client(address) as client:
         next(iter(client.list_targets()))  # the connection is up, as it is for the bare stream
-        archive = PackedDataset(
+        archive = OutgoingFile(
             path=path, size_bytes=path.stat().st_size, digest=digest, display_name="benchmark"
         )
         began = time.perf_counter()

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tightfit.dataset_file import DatasetFile
 from tightfit.errors import InvalidInputError
+from tightfit.transfer import OutgoingFile, file_digest
 
 # the earliest time that ZIP can express: equal contents must give equal bytes
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 
-@dataclass(frozen=True)
-class PackedDataset:
-    """An archive ready for upload; `digest` is its lower-case hex sha-256."""
-
-    path: Path
-    display_name: str
-    """Name of the folder that the description lies in."""
-    digest: str
-    size_bytes: int
-
-
 @contextmanager
-def packed(dataset: DatasetFile) -> Iterator[PackedDataset]:
+def packed(dataset: DatasetFile) -> Iterator[OutgoingFile]:
     """Pack a dataset into a temporary archive that lives as long as the context.
 
     The archive is an uncompressed ZIP with `manifest.json` first and the array files as they are.
     Equal contents give equal bytes, so that a server which has them already need not be sent them.
+    For people it is named by the folder that the description lies in.
 
     Raises:
         InvalidInputError: An array file cannot be read, or the temporary folder is full.
@@ -50,21 +39,12 @@ def packed(dataset: DatasetFile) -> Iterator[PackedDataset]:
                 field=str(dataset.path),
                 remedy="check that the arrays are readable and that TMPDIR has room for a copy",
             ) from error
-        yield PackedDataset(
+        yield OutgoingFile(
             path=archive,
             display_name=dataset.path.resolve().parent.name,
             digest=file_digest(archive),
             size_bytes=archive.stat().st_size,
         )
-
-
-def file_digest(path: Path) -> str:
-    """Return the lower-case hex sha-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_archive(archive: Path, dataset: DatasetFile) -> None:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from tightfit.calls import Call, Stream, create_download_url, watch_job
 from tightfit.connection import Backoff, Patience
-from tightfit.dataset_archive import PackedDataset, file_digest
 from tightfit.direct import LEAST_BYTES as DIRECT_LEAST_BYTES
 from tightfit.direct import DirectSending
 from tightfit.errors import (
@@ -27,7 +26,7 @@ from tightfit.errors import (
     UnsupportedError,
 )
 from tightfit.names import project_name
-from tightfit.transfer import ProgressCallback, Sending
+from tightfit.transfer import OutgoingFile, ProgressCallback, Sending, file_digest
 from tightfit.v1 import (
     dataset_pb2,
     dataset_pb2_grpc,
@@ -91,47 +90,27 @@ def upload_model(
     on_progress: ProgressCallback | None,
 ) -> Operation[model_pb2.Model]:
     """Upload a model file. Raises as `upload` does."""
-    size, digest = _measure(path)
     return upload(
-        MODEL,
-        path,
-        size=size,
-        digest=digest,
-        project=project,
-        display_name=path.name,
-        patience=patience,
-        on_progress=on_progress,
+        MODEL, _measured(path), project=project, patience=patience, on_progress=on_progress
     )
 
 
 def upload_dataset(
-    archive: PackedDataset,
+    archive: OutgoingFile,
     *,
     project: str,
     patience: Patience,
     on_progress: ProgressCallback | None,
 ) -> Operation[dataset_pb2.Dataset]:
     """Upload a packed dataset. Raises as `upload` does."""
-    return upload(
-        DATASET,
-        archive.path,
-        size=archive.size_bytes,
-        digest=archive.digest,
-        project=project,
-        display_name=archive.display_name,
-        patience=patience,
-        on_progress=on_progress,
-    )
+    return upload(DATASET, archive, project=project, patience=patience, on_progress=on_progress)
 
 
 def upload(
     kind: UploadKind,
-    path: Path,
+    file: OutgoingFile,
     *,
-    size: int,
-    digest: str,
     project: str,
-    display_name: str,
     patience: Patience,
     on_progress: ProgressCallback | None,
 ) -> Operation[Any]:
@@ -145,15 +124,15 @@ def upload(
     """
     start = kind.start_request(
         parent=project_name(project),
-        size_bytes=size,
-        digest=digest,
-        display_name=display_name,
+        size_bytes=file.size_bytes,
+        digest=file.digest,
+        display_name=file.display_name,
         # the same bytes find their upload again, also from another process
-        upload_id=f"{kind.noun}-{digest[:40]}",
+        upload_id=f"{kind.noun}-{file.digest[:40]}",
     )
     backoff = Backoff(patience)
     committed = -1
-    tries_direct = size >= DIRECT_LEAST_BYTES
+    tries_direct = file.size_bytes >= DIRECT_LEAST_BYTES
     while True:
         state = yield Call(kind.stub, kind.start_method, start)
         if state.HasField(kind.noun):
@@ -163,23 +142,18 @@ def upload(
             tries_direct = False
             with suppress(UnavailableError, UnsupportedError):
                 yield DirectSending(
-                    direct=state.direct, path=path, size=size, on_progress=on_progress
+                    direct=state.direct,
+                    path=file.path,
+                    size=file.size_bytes,
+                    on_progress=on_progress,
                 )
             continue
         if state.committed_bytes > committed >= 0:
             backoff.progressed()
         committed = state.committed_bytes
-        header = transfer_pb2.UploadHeader(upload=state.name, offset=committed)
         try:
-            state = yield Sending(
-                stub=kind.stub,
-                method=kind.upload_method,
-                path=path,
-                header=kind.message(header=header),
-                message=kind.message,
-                offset=committed,
-                size=size,
-                on_progress=on_progress,
+            state = yield _rest(
+                kind, file, upload=state.name, offset=committed, on_progress=on_progress
             )
         except (*DROPPED, LimitExceededError, PreconditionError, NotFoundError) as error:
             # PRECONDITION: someone else sends the same bytes; NOT_FOUND: that one has just finished
@@ -187,15 +161,40 @@ def upload(
             continue
         if state.HasField(kind.noun):
             return getattr(state, kind.noun)
-        changed = InvalidInputError(
-            f"{path.name} became shorter while it was sent",
-            field=str(path),
-            remedy="upload it again when nothing writes to it",
-        )
-        yield Wait(backoff.delay_after(changed))
+        yield Wait(backoff.delay_after(_became_shorter(file.path)))
 
 
-def _measure(path: Path) -> tuple[int, str]:
+def _rest(
+    kind: UploadKind,
+    file: OutgoingFile,
+    *,
+    upload: str,
+    offset: int,
+    on_progress: ProgressCallback | None,
+) -> Sending:
+    """Return the stream that sends a file from an offset on."""
+    header = transfer_pb2.UploadHeader(upload=upload, offset=offset)
+    return Sending(
+        stub=kind.stub,
+        method=kind.upload_method,
+        path=file.path,
+        header=kind.message(header=header),
+        message=kind.message,
+        offset=offset,
+        size=file.size_bytes,
+        on_progress=on_progress,
+    )
+
+
+def _became_shorter(path: Path) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path.name} became shorter while it was sent",
+        field=str(path),
+        remedy="upload it again when nothing writes to it",
+    )
+
+
+def _measured(path: Path) -> OutgoingFile:
     try:
         size = path.stat().st_size
         digest = file_digest(path)
@@ -209,7 +208,7 @@ def _measure(path: Path) -> tuple[int, str]:
         raise InvalidInputError(
             f"{path} is empty", field=str(path), remedy="give the file of a model"
         )
-    return size, digest
+    return OutgoingFile(path=path, display_name=path.name, digest=digest, size_bytes=size)
 
 
 def download_url(artifact: str, *, project: str) -> Operation[transfer_pb2.DirectTransfer | None]:

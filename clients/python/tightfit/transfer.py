@@ -20,6 +20,25 @@ ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class OutgoingFile:
+    """A file as it is announced to the server; `digest` is its lower-case hex sha-256."""
+
+    path: Path
+    display_name: str
+    digest: str
+    size_bytes: int
+
+
+def file_digest(path: Path) -> str:
+    """Return the lower-case hex sha-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class Sending:
     """One client stream that sends a file from an offset on, never more than `size` bytes in all.
 
