@@ -32,12 +32,12 @@ from tightfit.dataset_file import read_dataset_file
 from tightfit_service import bootstrap
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.application.baseline_work import BASELINE, BaselineTask
-from tightfit_service.application.costing import CostModel
+from tightfit_service.application.costing import CostModel, ProblemBuilder
 from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
-from tightfit_service.application.proposals import Proposal, Proposer
+from tightfit_service.application.proposals import Aim, Proposal, Proposer
 from tightfit_service.application.recipe_work import TrialOutcome
 from tightfit_service.application.sensitivity_work import SENSITIVITY, SensitivityTask
 from tightfit_service.application.trial_work import TRIAL, TrialTask
@@ -162,14 +162,18 @@ class Bench:
         )
         limit = share * self.facts.profile.macs * 1e-6
         proposer = Proposer(
-            costs=costs,
-            profile=self.facts.profile,
-            space=space,
-            number_format=NumberFormat.FLOAT32,
+            problems=ProblemBuilder(
+                costs=costs,
+                profile=self.facts.profile,
+                space=space,
+                number_format=NumberFormat.FLOAT32,
+            ),
             sensitivity=found,
-            budget=Budget(constraints=(Constraint(quantity=Quantity.LATENCY, limit=limit),)),
-            objective=Objective(),
-            margins={},
+            aim=Aim(
+                budget=Budget(constraints=(Constraint(quantity=Quantity.LATENCY, limit=limit),)),
+                objective=Objective(),
+                margins={},
+            ),
             seed=0,
         )
         return proposer.first_round()[0]

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tightfit_service.application.costing import margins_of
+from tightfit_service.application.costing import ProblemBuilder, margins_of
 from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.node_ways import MeasuredAlternative
-from tightfit_service.application.proposals import Proposer
+from tightfit_service.application.proposals import Aim, Proposer
 from tightfit_service.application.sensitivity_work import (
     SENSITIVITY,
     SensitivityOutcome,
@@ -20,6 +20,7 @@ from tightfit_service.application.techniques import (
     PRECISION,
     may_prune,
     node_passes,
+    written_target,
 )
 from tightfit_service.application.variants_work import VARIANTS, MeasuredVariant, VariantsTask
 from tightfit_service.domain.errors import UnsupportedError, WorkFailedError
@@ -88,7 +89,7 @@ class FormFinder:
             SENSITIVITY,
             SensitivityTask(
                 model=facts,
-                target=self._spec.target,
+                target=written_target(self._spec),
                 seed=self._spec.seed,
                 space=space,
                 importance=self._spec.importance or DEFAULT_IMPORTANCE,
@@ -115,11 +116,11 @@ class FormFinder:
         """
         if not techniques:
             return []
-        await self._stages.enter("variants", "other forms of the network", begin=0.12, end=0.15)
+        await self._stages.enter("sensitivity", "other forms of the network", begin=0.12, end=0.15)
         sensitivity = known.form.sensitivity
         task = VariantsTask(
             model=self._life.facts,
-            target=self._spec.target,
+            target=written_target(self._spec),
             techniques=tuple(techniques),
             node_techniques=self._node_passes(),
         )
@@ -154,18 +155,20 @@ class FormFinder:
         quantized = self._life.book.get(0)
         measured = quantized.metrics if quantized is not None else None
         whole = Metrics(cost=costs.estimate(self._life.facts.profile, self._format), file_bytes=0)
+        problems = ProblemBuilder(
+            costs=costs, profile=form.profile, space=form.space, number_format=self._format
+        )
+        aim = Aim(
+            budget=self._life.budget,
+            objective=self._spec.objective,
+            margins=margins_of(measured or whole),
+        )
         proposer = await asyncio.to_thread(
-            lambda: Proposer(
-                costs=costs,
-                profile=form.profile,
-                space=form.space,
-                number_format=self._format,
-                sensitivity=form.sensitivity,
-                budget=self._life.budget,
-                objective=self._spec.objective,
-                margins=margins_of(measured or whole),
-                seed=self._spec.seed,
-            )
+            Proposer,
+            problems=problems,
+            sensitivity=form.sensitivity,
+            aim=aim,
+            seed=self._spec.seed,
         )
         return Prepared(form=form, proposer=proposer)
 

@@ -16,19 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tightfit_service.application.attribution import PredictedLosses
-from tightfit_service.application.costing import (
-    CostModel,
-    ProblemBuilder,
-    interval_of,
-    option_id,
-)
+from tightfit_service.application.costing import ProblemBuilder, interval_of, option_id
 from tightfit_service.application.recipe_making import is_in
 from tightfit_service.application.recipe_steps import PRUNING_STEP
 from tightfit_service.application.sensitivity_work import SensitivityOutcome, most_important
-from tightfit_service.application.worthwhile_ways import worthwhile_ways
-from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
-from tightfit_service.domain.hardware import NumberFormat
-from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace
+from tightfit_service.application.worthwhile_ways import Way, worthwhile_ways
+from tightfit_service.domain.budget import (
+    Budget,
+    Constraint,
+    Objective,
+    Quantity,
+    quantity_text,
+)
+from tightfit_service.domain.network import Alternative
 from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import (
@@ -72,58 +72,53 @@ class Proposal:
     pace: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What candidates are to meet, and what is made best within it.
+
+    Attributes:
+        margins: Per cost quantity, the ratio of what the limits are held against to the centre of
+            the estimate.
+    """
+
+    budget: Budget
+    objective: Objective
+    margins: Mapping[Quantity, float]
+
+
 class Proposer:
     """Makes candidates for one job and learns from their trials. Not for several threads at once."""
 
     def __init__(
-        self,
-        *,
-        costs: CostModel,
-        profile: NetworkProfile,
-        space: PruningSpace,
-        number_format: NumberFormat,
-        sensitivity: SensitivityOutcome,
-        budget: Budget,
-        objective: Objective,
-        margins: Mapping[Quantity, float],
-        seed: int,
+        self, *, problems: ProblemBuilder, sensitivity: SensitivityOutcome, aim: Aim, seed: int
     ) -> None:
+        """Ask the solver for the first candidate.
+
+        Args:
+            problems: Of the network that is searched in, with each node computed in the ordinary
+                way; the ways that are worth it are added.
+            sensitivity: What was measured of the network.
+            aim: The budget and the objective.
+            seed: Of the sampler's random choices.
+        """
         ways = worthwhile_ways(sensitivity)
         self._ways = {
             option_id(node): tuple(way.alternative for way in choices)
             for node, choices in ways.items()
         }
-        self._builder = ProblemBuilder(
-            costs=costs,
-            profile=profile,
-            space=space,
-            number_format=number_format,
+        self._builder = replace(
+            problems,
             alternatives={
                 node: [way.alternative for way in choices] for node, choices in ways.items()
             },
         )
         self._levels = self._builder.group_levels()
         self._importance = sensitivity.importance
-        self._budget = budget
-        self._objective = objective
-        self._margins = dict(margins)
-        self._whole = costs.estimate(profile, number_format)
-        probes = [
-            Probe(
-                group_id=point.group_id,
-                kept=point.kept,
-                accuracy_loss=sensitivity.reference_accuracy - point.accuracy,
-            )
-            for point in sensitivity.points
-        ]
-        model = SensitivityModel.from_importance(sensitivity.importance).probe(probes)
-        left = model.share_left(probes)
-        model = model.with_options(
-            {
-                option_id(node): [left * way.loss for way in choices]
-                for node, choices in ways.items()
-            }
-        )
+        self._budget = aim.budget
+        self._objective = aim.objective
+        self._margins = dict(aim.margins)
+        self._whole = problems.costs.estimate(problems.profile, problems.number_format)
+        model = _model_of(sensitivity, ways)
         self._sampler = MilpSampler(
             self._problem(self._losses(model)), model, seed=seed, tightening=TIGHTENING
         )
@@ -139,8 +134,9 @@ class Proposer:
         """Return a sentence for each limit that even the smallest widths miss by estimate."""
         reachable = self.reachable
         return [
-            f"the {quantity} limit of {limit:.4g} is out of reach: the smallest network that pruning "
-            f"can make needs {reachable[quantity]:.4g}"
+            f"the {quantity} limit of {quantity_text(quantity, limit)} is out of reach: the smallest "
+            "network that pruning can make may need "
+            f"{quantity_text(quantity, reachable[quantity])} by estimate"
             for quantity in COST_QUANTITIES
             if (limit := self._budget.limit_of(quantity)) is not None
             and reachable[quantity] > limit
@@ -151,6 +147,15 @@ class Proposer:
         """The least upper end of each cost that pruning can reach by estimate; no trial changes it."""
         least = smallest_costs(self._problem(self._measured_losses()))
         return {q: value * self._margins.get(q, 1.0) for q, value in least.items()}
+
+    @property
+    def excess_ratio(self) -> float:
+        """How many times its limit the cost is that the smallest widths miss most, by estimate."""
+        limits = {q: self._budget.limit_of(q) for q in COST_QUANTITIES}
+        return max(
+            (self.reachable[q] / limit for q, limit in limits.items() if limit is not None),
+            default=0.0,
+        )
 
     def smallest(self) -> Proposal:
         """Return the narrowest network there is, every node computed in the ordinary way."""
@@ -368,3 +373,22 @@ class Proposer:
 
 def _key(kept: Mapping[str, int]) -> _Key:
     return tuple(sorted(kept.items()))
+
+
+def _model_of(
+    sensitivity: SensitivityOutcome, ways: Mapping[str, Sequence[Way]]
+) -> SensitivityModel:
+    """Return the model that importance scores give, scaled by what was measured."""
+    probes = [
+        Probe(
+            group_id=point.group_id,
+            kept=point.kept,
+            accuracy_loss=sensitivity.reference_accuracy - point.accuracy,
+        )
+        for point in sensitivity.points
+    ]
+    model = SensitivityModel.from_importance(sensitivity.importance).probe(probes)
+    left = model.share_left(probes)
+    return model.with_options(
+        {option_id(node): [left * way.loss for way in choices] for node, choices in ways.items()}
+    )
