@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from tightfit_service.adapters.telemetry.runner_metrics import RunnerMetrics
 from tightfit_service.adapters.telemetry.series import (
+    BestTrialSeries,
     BoundedLabel,
     DeploymentSeries,
     JobSeries,
@@ -43,6 +44,7 @@ class PrometheusTelemetry:
         ProcessCollector(registry=self.registry)
         self._rpc = RpcSeries(self.registry)
         self._jobs = JobSeries(self.registry)
+        self._best = BestTrialSeries(self.registry)
         self._work = WorkSeries(self.registry)
         self._store = StoreSeries(self.registry)
         self._deployment = DeploymentSeries(self.registry)
@@ -103,22 +105,11 @@ class PrometheusTelemetry:
     def best_so_far(self, job_id: str, trial: Trial | None) -> None:
         """Show the best trial of a running job, or forget the job."""
         with self._lock:
-            self._jobs.forget_best(job_id)
+            self._best.forget(job_id)
             if trial is None:
                 self._jobs.progress.remove(job_id)
-            if trial is None or trial.metrics is None:
-                return
-            known = trial.metrics.accuracy or trial.metrics.selection_accuracy
-            if known is not None:
-                self._jobs.best_accuracy.labels(job_id=job_id).set(known.value)
-            cost = trial.metrics.cost
-            for gauge, interval in (
-                (self._jobs.best_latency, cost.latency_ms.scaled(1e-3)),
-                (self._jobs.best_energy, cost.energy_mj.scaled(1e-3)),
-                (self._jobs.best_ram, cost.peak_ram_bytes),
-                (self._jobs.best_flash, cost.flash_bytes),
-            ):
-                gauge.labels(job_id=job_id).set(interval.value)
+            elif trial.metrics is not None:
+                self._best.show(job_id, trial.metrics)
 
     def unit_finished(self, kind: str, result: str, seconds: float) -> None:
         """Count a unit of work."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tightfit_service.domain.job import JobState
+from tightfit_service.domain.trial import Metrics
 
 RPC_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800)
 """Buckets from a cached read to an upload or a watch that lasts as long as a job."""
@@ -81,7 +82,7 @@ class RpcSeries:
 
 
 class JobSeries:
-    """Jobs: how many, how they end, and the best of those that run."""
+    """Jobs: how many, how long they wait, how they end."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.active = Gauge(
@@ -126,46 +127,60 @@ class JobSeries:
             ("job_id",),
             registry=registry,
         )
-        self.best_accuracy = Gauge(
+
+
+class BestTrialSeries:
+    """The best trial so far of each job that runs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.accuracy = Gauge(
             "tightfit_job_best_accuracy_ratio",
             "Accuracy of the best trial so far of a running job.",
             ("job_id",),
             registry=registry,
         )
-        self.best_latency = Gauge(
+        self.latency = Gauge(
             "tightfit_job_best_estimated_latency_seconds",
             "Estimated latency of the best trial so far of a running job.",
             ("job_id",),
             registry=registry,
         )
-        self.best_energy = Gauge(
+        self.energy = Gauge(
             "tightfit_job_best_estimated_energy_joules",
             "Estimated energy per inference of the best trial so far of a running job.",
             ("job_id",),
             registry=registry,
         )
-        self.best_ram = Gauge(
+        self.ram = Gauge(
             "tightfit_job_best_estimated_peak_ram_bytes",
             "Estimated peak RAM of the best trial so far of a running job.",
             ("job_id",),
             registry=registry,
         )
-        self.best_flash = Gauge(
+        self.flash = Gauge(
             "tightfit_job_best_flash_bytes",
             "Flash of the best trial so far of a running job.",
             ("job_id",),
             registry=registry,
         )
 
-    def forget_best(self, job_id: str) -> None:
-        """Remove what a job's best trial showed."""
-        for gauge in (
-            self.best_accuracy,
-            self.best_latency,
-            self.best_energy,
-            self.best_ram,
-            self.best_flash,
+    def show(self, job_id: str, metrics: Metrics) -> None:
+        """Show what a job's best trial costs, and how accurate it is as far as that is known."""
+        known = metrics.accuracy or metrics.selection_accuracy
+        if known is not None:
+            self.accuracy.labels(job_id=job_id).set(known.value)
+        cost = metrics.cost
+        for gauge, interval in (
+            (self.latency, cost.latency_ms.scaled(1e-3)),
+            (self.energy, cost.energy_mj.scaled(1e-3)),
+            (self.ram, cost.peak_ram_bytes),
+            (self.flash, cost.flash_bytes),
         ):
+            gauge.labels(job_id=job_id).set(interval.value)
+
+    def forget(self, job_id: str) -> None:
+        """Remove what a job's best trial showed."""
+        for gauge in (self.accuracy, self.latency, self.energy, self.ram, self.flash):
             gauge.remove(job_id)
 
 
