@@ -66,39 +66,55 @@ def reconstruct(
     }
     if not layers or len(inputs) < 2:
         return 0
-    wanted: dict[str, torch.Tensor] = {}
-    fitted: set[str] = set()
-
-    def record(view: NodeView, args: list[Value | None]) -> None:
-        if view.name in layers and view.name not in wanted:
-            x, weight = _operands(args)
-            matrix = _matrix(view, weight)
-            if matrix.shape[1] <= _MAX_UNKNOWNS:
-                wanted[view.name] = (_rows(view, x, weight) @ matrix.T)[:, layers[view.name].kept]
-
-    def fit(view: NodeView, args: list[Value | None]) -> None:
-        if view.name in wanted and view.name not in fitted:
-            x, weight = _operands(args)
-            rows, target = _rows(view, x, weight), wanted[view.name]
-            bias = args[2] if len(args) > 2 else None
-            if rows.shape[0] == target.shape[0]:
-                _solve(
-                    rows,
-                    target,
-                    _matrix(view, weight),
-                    bias=bias if isinstance(bias, torch.Tensor) else None,
-                    is_free=layers[view.name].is_normalised,
-                )
-                fitted.add(view.name)
-
+    outputs = _Outputs(layers)
     was_training = module.training
     with torch.no_grad():
-        original.eval().run_to([until], torch.from_numpy(inputs), before_node=record)
+        original.eval().run_to([until], torch.from_numpy(inputs), before_node=outputs.record)
         module.train()
         scaled = torch.from_numpy(inputs / np.float32(input_scale))
-        module.run_to([until], scaled, before_node=fit)
+        module.run_to([until], scaled, before_node=outputs.fit)
     module.train(was_training)
-    return len(fitted)
+    return len(outputs.fitted)
+
+
+class _Outputs:
+    """What the original's layers give, and which layers were fitted to it.
+
+    Its methods are called before each node of a run; a layer that runs more than once counts once.
+    """
+
+    def __init__(self, layers: Mapping[str, _Layer]) -> None:
+        self._layers = layers
+        self._wanted: dict[str, torch.Tensor] = {}
+        self.fitted: set[str] = set()
+
+    def record(self, view: NodeView, args: list[Value | None]) -> None:
+        """Note what a layer of the original makes in the channels that remain."""
+        if view.name not in self._layers or view.name in self._wanted:
+            return
+        x, weight = _operands(args)
+        matrix = _matrix(view, weight)
+        if matrix.shape[1] <= _MAX_UNKNOWNS:
+            kept = self._layers[view.name].kept
+            self._wanted[view.name] = (_rows(view, x, weight) @ matrix.T)[:, kept]
+
+    def fit(self, view: NodeView, args: list[Value | None]) -> None:
+        """Change a layer's weights so that its inputs, as they are now, give what was noted."""
+        if view.name not in self._wanted or view.name in self.fitted:
+            return
+        x, weight = _operands(args)
+        rows, target = _rows(view, x, weight), self._wanted[view.name]
+        if rows.shape[0] != target.shape[0]:
+            return
+        bias = args[2] if len(args) > 2 else None
+        _solve(
+            rows,
+            target,
+            _matrix(view, weight),
+            bias=bias if isinstance(bias, torch.Tensor) else None,
+            is_free=self._layers[view.name].is_normalised,
+        )
+        self.fitted.add(view.name)
 
 
 def _is_plain(view: NodeView) -> bool:
