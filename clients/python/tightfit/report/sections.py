@@ -203,7 +203,8 @@ def layers(result: Result) -> Markup | None:
         return None
     longest = max(max(r["latency_ms_before"], r["latency_ms_after"]) for r in rows) or 1.0
     dearest = max((r["accuracy_cost"] or 0.0 for r in rows), default=0.0) or 1.0
-    body = [_layer_row(row, longest, dearest) for row in rows]
+    is_predicted = any(row["accuracy_cost"] is not None for row in rows)
+    body = [_layer_row(row, longest, dearest, is_predicted=is_predicted) for row in rows]
     head = ("layer", "latency before and after", "channels and form", "MACs", "accuracy cost")
     hidden = len(result["layers"]) - len(rows)
     return section(
@@ -220,7 +221,9 @@ def layers(result: Result) -> Markup | None:
     )
 
 
-def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup:
+def _layer_row(
+    row: Mapping[str, Any], longest: float, dearest: float, *, is_predicted: bool
+) -> Markup:
     before, after = row["latency_ms_before"], row["latency_ms_after"]
     is_narrower = row["channels_after"] != row["channels_before"]
     cost, rounding = row["accuracy_cost"], row["format_cost"]
@@ -262,9 +265,7 @@ def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup
             "td",
             _bar(cost / dearest, "cost", f"{cost * 100:.2f} points")
             if cost is not None
-            else element(
-                "span", "follows its inputs" if is_narrower else "not changed", class_="detail"
-            ),
+            else element("span", _without_cost(row, is_predicted=is_predicted), class_="detail"),
             element(
                 "span",
                 f"{row['number_format']}: {rounding * 100:.2f} points measured",
@@ -275,6 +276,14 @@ def _layer_row(row: Mapping[str, Any], longest: float, dearest: float) -> Markup
             data_label="accuracy cost",
         ),
     )
+
+
+def _without_cost(row: Mapping[str, Any], *, is_predicted: bool) -> str:
+    """Say why no cost stands beside a layer; without a search, as for a given recipe, none is predicted."""
+    is_narrower = row["channels_after"] != row["channels_before"]
+    if not is_narrower and not row["changes"]:
+        return "not changed"
+    return "follows its inputs" if is_narrower and is_predicted else "not predicted"
 
 
 def _bar(share: float, kind: str, text: str) -> Markup:
@@ -296,7 +305,8 @@ def preflight(result: Result) -> Markup | None:
     notes = result["notes"]
     frozen = [note for note in notes if note["code"] == "NOT_PRUNABLE"]
     others = [note for note in notes if note["code"] != "NOT_PRUNABLE"]
-    if not notes:
+    formats = _format_notes(result)
+    if not notes and not formats:
         return None
     return section(
         "notes",
@@ -304,9 +314,18 @@ def preflight(result: Result) -> Markup | None:
         None,
         element("h3", "Not prunable") if frozen else None,
         element("dl", [_note(note) for note in frozen], class_="notes") if frozen else None,
+        element("h3", "In another number format") if formats else None,
+        element("ul", [element("li", note) for note in formats]) if formats else None,
         element("h3", "Notes of the preflight") if others else None,
         element("dl", [_note(note) for note in others], class_="notes") if others else None,
     )
+
+
+def _format_notes(result: Result) -> list[str]:
+    """Return which nodes of the result compute in other numbers than the rest, and why."""
+    best = (result.get("best") or {}).get("index")
+    notes = (note for item in result["trials"] if item["index"] == best for note in item["notes"])
+    return [note for note in notes if note.startswith("in ")]
 
 
 def _note(note: Mapping[str, Any]) -> Markup:

@@ -45,6 +45,26 @@ def test_the_page_is_well_formed_and_refers_to_nothing(result: results.Result) -
     assert "eval(" not in page
 
 
+def test_what_is_in_another_number_format_is_listed_with_the_reason() -> None:
+    result = results.succeeded()
+    best = next(item for item in result["trials"] if item["index"] == result["best"]["index"])
+    best["notes"] = ["rolled back once", "in float32 for want of a kernel in int8: gru"]
+    page = render_report(result)
+    assert "In another number format" in page
+    assert "<li>in float32 for want of a kernel in int8: gru</li>" in page
+    assert "<li>rolled back once</li>" not in page
+    assert "In another number format" not in render_report(results.succeeded())
+
+
+def test_a_cut_that_nothing_predicts_is_not_said_to_follow_its_inputs() -> None:
+    result = results.succeeded()
+    for row in result["layers"]:
+        row["accuracy_cost"] = None
+    page = render_report(result)
+    assert "not predicted" in page
+    assert "follows its inputs" not in page
+
+
 def test_the_data_in_the_page_is_that_of_the_result() -> None:
     page = render_report(results.succeeded())
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
