@@ -190,7 +190,9 @@ class AcceleratedEmulator:
         else:
             peak = accelerator.macs_per_second(computed_format(accelerator, operator)) / 1e3
             share = self.rates.efficiency.get(operator.kind, self.rates.default)
-            macs = RooflineEmulator.rounded_macs(operator, target) * self._input_rounding(operator)
+            macs = RooflineEmulator.rounded_macs(operator, target) * self.input_rounding(
+                operator, target
+            )
             moved = self._memory_ms(operator, target)
             latency = max(macs / (peak * share), moved) + self.rates.overhead_us / 1e3
             latency *= self._runtime_factor(target)
@@ -210,8 +212,9 @@ class AcceleratedEmulator:
             weight_bytes=flash.flatbuffer_bytes(operator),
         )
 
-    def _input_rounding(self, operator: Operator) -> float:
+    def input_rounding(self, operator: Operator, target: HardwareSpec) -> float:
         """Return how much longer sums over input channels take than their products say."""
+        del target
         multiple = self.rates.input_multiple
         channels = operator.in_channels // max(operator.groups, 1)
         if operator.kind is OperatorKind.DEPTHWISE_CONV or channels < 1:

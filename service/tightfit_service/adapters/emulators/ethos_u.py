@@ -49,6 +49,7 @@ BUFFERED_KINDS = frozenset(
     {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV, OperatorKind.TRANSPOSED_CONV}
 )
 """Operators whose weights Vela fetches into RAM ahead of time; dense layers use each weight only once."""
+BLOCKED_KINDS = frozenset({OperatorKind.CONV, OperatorKind.TRANSPOSED_CONV, OperatorKind.DENSE})
 BLOCK_PIXELS = 128
 """Pixels of output computed at a time, about: of more, the weights are read again for each block
 (`architecture_allocator.py`: 16 channels of accumulators of 32 bits, twice, in half of 24 KiB)."""
@@ -64,6 +65,24 @@ class EthosUEmulator(AcceleratedEmulator):
 
     Weights stream from flash through the bandwidth that the target states.
     """
+
+    def input_rounding(self, operator: Operator, target: HardwareSpec) -> float:
+        """Return how much longer sums over input channels take than their products say.
+
+        Ethos-U55 and U65 sum over 32 channels at a time, or over 4 elements of the kernel and 16 channels,
+        whichever Vela expects to waste less (`architecture_allocator._choose_kernel_method`): 24 channels may
+        take longer than 32.
+        """
+        accelerator, channels = target.accelerator, operator.in_channels // max(operator.groups, 1)
+        by_blocks = operator.kind in BLOCKED_KINDS and channels > 0
+        if not by_blocks or accelerator is None or accelerator.kind is AcceleratorKind.ETHOS_U85:
+            return super().input_rounding(operator, target)
+        kernel = math.prod(operator.kernel)
+        by_kernel = _up(kernel, 4) / kernel
+        whole = _up(channels, 32) / channels
+        if channels <= 8 or _up(channels, 8) / channels * by_kernel <= whole:
+            return _up(channels, 8 if channels <= 8 else 16) / channels * by_kernel
+        return whole
 
     def memory_points(
         self, network: NetworkProfile, target: HardwareSpec
@@ -164,6 +183,10 @@ def _within(ram_bytes: float, least: float, likely: float, most: float) -> Inter
     room = max(least, min(most, ram_bytes))
     low = least * (LEAST_SHARE if least <= ram_bytes else CASCADED_SHARE)
     return Interval(value=min(likely, room), low=low, high=MOST_SHARE * room)
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
 
 
 def _with_fixed_bricks(point: MemoryPoint, bricks: Mapping[str, int]) -> MemoryPoint:

@@ -59,6 +59,29 @@ def network(*operators: Operator, source: int = 3) -> NetworkProfile:
     )
 
 
+@pytest.mark.parametrize(
+    ("kernel", "ratios"),
+    [
+        # Cycles of 3x3 and 1x1 convolutions that Vela 5.2 estimates, over those of 32 channels.
+        ((3, 3), {16: 0.72, 24: 1.38, 40: 2.0, 48: 1.98, 56: 1.93, 64: 1.92}),
+        ((1, 1), {48: 2.0, 56: 2.0, 64: 2.0}),
+    ],
+)
+def test_sums_over_input_channels_are_rounded_up_as_vela_does(
+    kernel: tuple[int, int], ratios: dict[int, float]
+) -> None:
+    conv = replace(operator("a", ["in"], (32, 64)), kernel=kernel)
+
+    def effective(channels: int) -> float:
+        narrow = conv.resized(channels, 64)
+        return channels * ETHOS_U_EMULATOR.input_rounding(narrow, TARGET)
+
+    for channels, ratio in ratios.items():
+        assert effective(channels) / effective(32) == pytest.approx(ratio, rel=0.08)
+    dense = replace(conv, kind=OperatorKind.DENSE, kernel=())
+    assert ETHOS_U_EMULATOR.input_rounding(dense.resized(40, 64), TARGET) == 64 / 40
+
+
 def feature_maps(profile: NetworkProfile, target: HardwareSpec = TARGET) -> dict[str, float]:
     """Channels of 16 x 16 bytes in use, per operator."""
     return {
