@@ -83,6 +83,7 @@ def _collect(settings: Settings, *, dry_run: bool) -> int:
         f"{would}restored: {report.restored_count} artifacts\n"
         f"{would}given up: {report.expired_uploads} uploads\n"
         f"{would}forgotten: {report.expired_results} cached results\n"
+        f"{would}deleted: {report.expired_jobs} jobs\n"
     )
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 
@@ -69,3 +70,54 @@ def test_quotas_are_set_shown_and_taken_back(
     assert ["queued", "jobs", "7", "(default)", "0"] in rows
     assert main(["quota", "set", "p", "--trials", "many", *where]) == 2
     assert "--trials" in capsys.readouterr().err
+
+
+def test_what_operators_change_is_in_the_audit_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data-dir", str(tmp_path)]
+    assert main(["create-admin-key", *where]) == 0
+    key_id = capsys.readouterr().out.split("_")[1]
+    assert main(["quota", "set", "p", "--trials", "5", *where]) == 0
+    assert main(["quota", "show", "p", *where]) == 0
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        query = "select principal, method, project, resource from audit_events order by event_id"
+        (made, changed) = connection.execute(query).fetchall()
+    connection.close()
+    assert made[0] == changed[0]
+    assert made[0].startswith("operator:")
+    assert made[1:] == ("tightfit-service create-admin-key", "", f"apiKeys/{key_id}")
+    assert changed[1:] == ("tightfit-service quota set", "p", "projects/p")
+
+
+def test_old_events_of_the_audit_log_go_to_a_file_and_then_out_of_the_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data-dir", str(tmp_path)]
+    assert main(["migrate", *where]) == 0
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        connection.executemany(
+            "insert into audit_events values (?, ?, 'key:1', 'm', 'p', 'r', 'OK', '', '')",
+            [(1, "2020-01-01 00:00:00"), (2, "2020-01-02 00:00:00"), (3, "2999-01-01 00:00:00")],
+        )
+    connection.close()
+    old = ["--older-than-days", "30", *where]
+    capsys.readouterr()
+    assert main(["audit", "export", *old, "--output", "-"]) == 0
+    shown = capsys.readouterr()
+    assert [json.loads(line)["event_id"] for line in shown.out.splitlines()] == [1, 2]
+    assert "written: 2 events" in shown.err
+    output = tmp_path / "audit.jsonl"
+    assert main(["audit", "expire", *old, "--output", str(output)]) == 0
+    assert "dropped: 2 events" in capsys.readouterr().err
+    assert output.read_text() == shown.out
+    assert output.stat().st_mode & 0o077 == 0
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        rows = connection.execute("select event_id, method from audit_events").fetchall()
+    connection.close()
+    assert rows == [(3, "m"), (4, "tightfit-service audit expire")]
+    assert main(["audit", "expire", *old, "--output", str(output)]) == 2, "it is there already"
+    assert str(output) in capsys.readouterr().err
+    young = ["--older-than-days", "0.5", *where, "--output", str(tmp_path / "new")]
+    assert main(["audit", "expire", *young]) == 2
+    assert "--older-than-days" in capsys.readouterr().err
