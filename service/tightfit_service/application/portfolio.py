@@ -91,14 +91,15 @@ class Portfolio:
         return None if proposal is None else Candidate(form=best.form, proposal=proposal)
 
     def smallest(self) -> Candidate:
-        """Return the narrowest network as it came."""
-        first = self.prepared[0]
-        return Candidate(form=first.form, proposal=first.proposer.smallest())
+        """Return the narrowest network of the form that comes nearest to the budget."""
+        nearest = self._nearest()
+        return Candidate(form=nearest.form, proposal=nearest.proposer.smallest())
 
     def out_of_reach(self) -> list[str]:
-        """Return a sentence for each limit that no form can meet by estimate."""
-        missed = [p.proposer.out_of_reach() for p in self.prepared]
-        return [] if not all(missed) else missed[0]
+        """Return a sentence for each limit that the nearest form misses, where all miss one by estimate."""
+        if not all(p.proposer.out_of_reach() for p in self.prepared):
+            return []
+        return self._nearest().proposer.out_of_reach()
 
     def reachable(self) -> Mapping[Quantity, float]:
         """Return the least upper end of each cost that any form can reach by estimate."""
@@ -127,6 +128,9 @@ class Portfolio:
         """Return what each change of a trial is predicted to cost."""
         found = self.prepared_of(trial)
         return found.proposer.losses_of(trial.recipe, found.form.sensitivity.precision_costs)
+
+    def _nearest(self) -> Prepared:
+        return min(self.prepared, key=lambda p: p.proposer.excess_ratio)
 
     def _screened(
         self, tried: Sequence[Trial], trials: Sequence[Trial]
