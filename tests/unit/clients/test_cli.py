@@ -307,6 +307,7 @@ def test_check_says_whether_the_budget_is_in_reach(
     printed = capsys.readouterr().out
     assert "✗ 58.0 ms" in printed
     assert "classifier: its 10 channels are the model's output" in printed
+    assert "accuracy as it came: 91.53" in printed
     assert ("can be reached" if reachable else "Out of reach") in printed
     assert run(*arguments, "--json") == code
     assert json.loads(capsys.readouterr().out)["reachable"] is reachable
@@ -489,6 +490,17 @@ def test_jobs_can_be_listed_shown_watched_cancelled_and_deleted(
     assert run("jobs", "delete", "j-7f3a") == 0
     assert fake.state.deleted == [results.JOB]
     assert run("jobs", "show", "nothing") == 2
+
+
+def test_every_limit_of_a_job_is_listed(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = results.succeeded()
+    result["budget"]["max_download_bytes"] = 40 << 10
+    load(fake, result)
+    assert run("jobs", "list") == 0
+    listed = "latency ≤ 18.0 ms, peak ram ≤ 128 KiB, download ≤ 40.0 KiB, drop ≤ 0.015"
+    assert listed in capsys.readouterr().out
 
 
 def test_a_job_that_runs_is_shown_without_waiting_for_it(
