@@ -15,6 +15,7 @@ from tightfit_service.application.portfolio import Portfolio
 from tightfit_service.application.provenance import ARTIFACT_NAME, MODEL, Outcome
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.errors import TightfitError
+from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobResult, JobState, LayerAttribution
 from tightfit_service.domain.pareto import pareto_front
 from tightfit_service.domain.trial import Trial
@@ -31,7 +32,9 @@ class Verdict:
     async def keep(self) -> None:
         """Keep the best so far where a reader, or the next life, finds it."""
         life = self._life
-        await life.journal.update(result=self._result(), spent_seconds=life.time.elapsed)
+        # what an earlier life stored of the job says more until then
+        if not life.book.is_catching_up:
+            await life.journal.update(result=self._result(), spent_seconds=life.time.elapsed)
         life.context.telemetry.best_so_far(life.journal.job.job_id, life.book.best)
 
     async def tell(self, *, reachable: Mapping[Quantity, float]) -> None:
@@ -117,6 +120,9 @@ class Verdict:
     def _result(self) -> JobResult:
         book = self._life.book
         best, quantized = book.best, book.get(0)
+        if self._life.number_format is not NumberFormat.INT8:
+            # trial 0 is then the model as it came, in the format of the result
+            quantized = None
         shown = best or closest_trial(t for t in book.trials if book.outcome(t.index) is not None)
         return JobResult(
             baseline=book.baseline,

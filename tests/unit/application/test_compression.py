@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from fakes import search_bench
 from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor
 from fakes.search_bench import WHOLE_LATENCY_MS, Bench, latency
 from tightfit_service.application.ports import WorkResult, WorkUnit
 from tightfit_service.domain.budget import Constraint, Quantity
 from tightfit_service.domain.errors import UnavailableError, WorkFailedError
-from tightfit_service.domain.job import JobState
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.job import Job, JobState
 from tightfit_service.domain.trial import TrialRole, TrialState
 
 
@@ -50,7 +53,20 @@ async def test_a_model_that_fits_when_quantized_is_not_pruned() -> None:
     job = await bench.run()
     assert job.state is JobState.SUCCEEDED
     assert job.result.best_trial == 0
-    assert len(bench.trials()) == 1
+    (trial,) = bench.trials()
+    assert job.result.baseline_int8 == trial.metrics
+
+
+async def test_where_a_target_has_no_int8_no_model_is_called_int8_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without = replace(search_bench.TARGET, number_formats=(NumberFormat.FLOAT32,))
+    monkeypatch.setattr(search_bench, "TARGET", without)
+    bench = Bench(latency(WHOLE_LATENCY_MS * 8))
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.best_trial == 0
+    assert job.result.baseline_int8 is None
 
 
 async def test_an_impossible_budget_ends_with_evidence() -> None:
@@ -66,6 +82,10 @@ async def test_an_impossible_budget_ends_with_evidence() -> None:
     assert needed[Quantity.LATENCY] == pytest.approx(4 * WHOLE_LATENCY_MS * 1.1)
     assert needed[Quantity.ACCURACY] is None
     assert len(bench.trials()) == 2, "no time is spent on what cannot be reached"
+    limit = f"the latency limit: it is {WHOLE_LATENCY_MS / 1000:.4g} ms, and the smallest network"
+    assert limit in why.explanation
+    (note,) = (n.message for n in job.result.notes if n.code == "BUDGET_BELOW_REACH")
+    assert note.endswith(" ms by estimate")
 
 
 async def test_an_accuracy_floor_out_of_reach_is_explained_by_the_best_that_fits() -> None:
@@ -132,6 +152,35 @@ class _HangingExecutor:
             self.reached.set()
             await asyncio.Event().wait()
         return await self._run(unit, on_progress=lambda _share, _text: None)
+
+
+async def test_the_best_so_far_is_not_forgotten_while_another_life_catches_up() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), max_drop(0.02), objective=Quantity.LATENCY)
+    run, has_a_best = bench.executor.run, asyncio.Event()
+
+    async def hang_after_that(unit: WorkUnit, **options: Any) -> WorkResult:
+        if bench.store.get_job("p", "j").result.best_trial is not None:
+            has_a_best.set()
+            await asyncio.Event().wait()
+        return await run(unit, **options)
+
+    bench.executor.run = hang_after_that  # type: ignore[method-assign]  # the interruption under test
+    life, best = asyncio.create_task(bench.run()), asyncio.create_task(has_a_best.wait())
+    await asyncio.wait({life, best}, return_when=asyncio.FIRST_COMPLETED)
+    assert best.done()
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+    bench.executor.run = run  # type: ignore[method-assign]
+    update, stored = bench.store.update_job, list[int | None]()
+
+    def noted(job: Job, **options: Any) -> Job:
+        stored.append(job.result.best_trial)
+        return update(job, **options)
+
+    bench.store.update_job = noted  # type: ignore[method-assign]
+    assert (await bench.run()).state is JobState.SUCCEEDED
+    assert stored
+    assert None not in stored
 
 
 async def test_a_failed_trial_does_not_end_the_job() -> None:
@@ -217,3 +266,15 @@ async def _units_until_trials(bench: Bench) -> ScriptedExecutor:
     ran = ScriptedExecutor()
     ran.ran = other.executor.ran[: len(other.executor.ran) - len(trials) + 1]
     return ran
+
+
+@pytest.mark.parametrize(("more", "is_told"), [(0.01, True), (0.0, False), (-0.01, False)])
+async def test_a_floor_above_the_model_as_it_came_is_said_before_the_search(
+    more: float, is_told: bool
+) -> None:
+    floor = Constraint(quantity=Quantity.ACCURACY, limit=BASELINE_ACCURACY + more)
+    bench = Bench(latency(WHOLE_LATENCY_MS * 2), floor)
+    job = await bench.run()
+    told = [note.message for note in job.result.notes if note.code == "FLOOR_ABOVE_BASELINE"]
+    assert bool(told) == is_told
+    assert all(f"has {BASELINE_ACCURACY:.4f}" in message for message in told)
