@@ -97,7 +97,7 @@ class Site:
         return data
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_digits_are_packed_into_a_limit_and_unpacked_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_job_ends_in_what_vela_compiled_and_what_it_was_made_of(
     assert best.metrics.accuracy == pytest.approx(by_litert, abs=0.01)
 
 
+@pytest.mark.long
 def test_a_search_aims_by_velas_figures_and_is_judged_by_them(
     client: Client, given: dict[str, Any], tmp_path: Path
 ) -> None:
