@@ -78,6 +78,8 @@ class AcceleratedEmulator:
     name: str
     kinds: frozenset[AcceleratorKind]
     rates: Rates
+    flash_range: tuple[float, float] = (0.8, 1.25)
+    """Bounds of the flash that a network takes, over its weights and graph as counted."""
     cores: Sequence[McuEmulator | RooflineEmulator] = field(
         default=(McuEmulator(), RooflineEmulator()), repr=False
     )
@@ -137,7 +139,9 @@ class AcceleratedEmulator:
             peak_ram_bytes=peak.in_use,
             flash_bytes=Interval.exact(float(file_bytes))
             if file_bytes is not None
-            else Interval.relative(float(counted), low_ratio=0.8, high_ratio=1.25),
+            else Interval.relative(
+                float(counted), low_ratio=self.flash_range[0], high_ratio=self.flash_range[1]
+            ),
             macs=network.macs,
             layers=layers,
             peak_node=peak.node,
