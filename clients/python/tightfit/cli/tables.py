@@ -65,7 +65,7 @@ def summary(result: Mapping[str, Any], *, with_accuracy: bool = True) -> Table:
             continue
         limit = "" if row.limit is None else row.limit.text
         if row.limit is not None and not row.limit.is_users:
-            limit += "\nof the target"
+            limit += "\nthe target's"
         label = Text(row.label)
         if row.note:
             label.append(f"\n{row.note}", style="dim")

@@ -135,12 +135,16 @@ def trial_index_after(after: str) -> int:
 def no_job(job_id: str) -> NotFoundError:
     """Return the error for a job that is not there."""
     return NotFoundError(
-        f"there is no job {job_id}", field="name", remedy="list the jobs of the project"
+        f"there is no job {job_id}",
+        field="name",
+        remedy="`tightfit jobs list` shows those of the project",
     )
 
 
 def no_asset(kind: str, asset_id: str) -> NotFoundError:
     """Return the error for an asset that is not there."""
     return NotFoundError(
-        f"there is no {kind} {asset_id}", field="name", remedy=f"list the {kind}s of the project"
+        f"there is no {kind} {asset_id}",
+        field="name",
+        remedy=f"`tightfit {kind}s list` shows those of the project",
     )
