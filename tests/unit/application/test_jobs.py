@@ -10,7 +10,7 @@ import pytest
 from fakes.clock import FakeClock
 from fakes.linear_emulator import LinearEmulator
 from fakes.records import START, make_asset
-from fakes.scripted_work import ScriptedExecutor, facts
+from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
@@ -36,6 +36,7 @@ from tightfit_service.domain.errors import (
 from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
 from tightfit_service.domain.network import ImportanceCriterion
 from tightfit_service.domain.quota import Quota, QuotaOverrides
+from tightfit_service.domain.recipe import PassStep, Recipe
 
 WHOLE_MS = facts().macs * 1e-6
 
@@ -227,6 +228,32 @@ async def test_the_preflight_tells_what_fits_and_what_can_be_reached(
     assert report.baseline_int8 is not None
     assert report.baseline_int8.cost.latency_ms.value == pytest.approx(WHOLE_MS)
     assert report.baseline.cost.latency_ms.value == pytest.approx(4 * WHOLE_MS)
+
+
+async def test_the_preflight_measures_the_accuracy_as_it_came_where_there_is_data(
+    desk: JobDesk,
+) -> None:
+    wanted = at_most(Quantity.LATENCY, WHOLE_MS)
+    found = (await desk.check("p", request(wanted, dataset="d"))).baseline.accuracy
+    assert found is not None
+    assert found.value == pytest.approx(BASELINE_ACCURACY, abs=1e-3)
+    assert (await desk.check("p", request(wanted, dataset=""))).baseline.accuracy is None
+
+
+async def test_a_recipe_in_formats_that_the_file_cannot_hold_is_refused(desk: JobDesk) -> None:
+    quantization = {"number_format": "int8", "node_formats": {"a": "int16x8"}}
+    recipe = Recipe(
+        source_digest="1" * 64,
+        seed=0,
+        target="board",
+        output_format="tflite",
+        architecture=facts().architecture,
+        steps=(PassStep(pass_name="quantization", parameters=quantization),),
+    )
+    with pytest.raises(UnsupportedError, match="int16x8, which files in executorch") as caught:
+        await desk.create("p", request(recipe=recipe, output_format=ModelFormat.EXECUTORCH))
+    assert caught.value.field == "recipe.steps.quantization.node_formats[a]"
+    assert "int8" in caught.value.remedy
 
 
 async def test_a_job_beyond_a_quota_names_it_with_use_and_remedy(desk: JobDesk) -> None:
