@@ -99,7 +99,7 @@ def test_a_second_teacher_is_listened_to_and_recorded(
     assert parameters["teachers"] == [teacher.digest]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_half_the_latency_ends_in_a_file_that_is_as_accurate_as_it_says(
     server: RunningServer, tmp_path: Path
 ) -> None:
