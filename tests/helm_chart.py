@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import helm_python
 import yaml
@@ -19,6 +22,36 @@ SECRET = "from-secret"
 """Stands in for what comes from a Secret."""
 
 Manifest = dict[str, Any]
+T = TypeVar("T")
+
+
+def apart(function: Callable[..., T], *arguments: object) -> T:
+    """Return what a function of this module returns in a process that does nothing else.
+
+    Helm is a library in Go with a runtime of its own. In a process of tests, which holds a dozen other
+    native libraries, it was seen to crash once in thousands of calls; here that costs a second try.
+    """
+    try:
+        return _process().submit(function, *arguments).result()
+    except BrokenProcessPool:
+        _process.cache_clear()
+        return _process().submit(function, *arguments).result()
+
+
+@functools.cache
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def templates(values: Mapping[str, Any], release: str = "demo") -> dict[str, str]:
+    """Return what Helm makes of the chart, by the names of its templates."""
+    chart = helm_python.Chart.load(str(CHART))
+    return dict(chart.render(dict(values), name=release, namespace="models"))
+
+
+def lint() -> dict[str, Any]:
+    """Return what `helm lint --strict` says of the chart."""
+    return dict(helm_python.lint(str(CHART), strict=True, with_subcharts=True))
 
 
 def scenario(name: str) -> dict[str, Any]:
@@ -42,9 +75,7 @@ class Rendered:
     """The manifests of one set of values."""
 
     def __init__(self, values: Mapping[str, Any], *, base: str | None = "replicated") -> None:
-        chart = helm_python.Chart.load(str(CHART))
-        whole = merged(scenario(base) if base else {}, values)
-        texts = chart.render(whole, name="demo", namespace="models")
+        texts = apart(templates, merged(scenario(base) if base else {}, values))
         (self.notes,) = (text for name, text in texts.items() if name.endswith("NOTES.txt"))
         self.manifests: list[Manifest] = [
             document

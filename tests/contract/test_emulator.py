@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fakes.profiles import ProfileBuilder, chain_profile, residual_profile
 from tightfit_service import bootstrap
+from tightfit_service.adapters.emulators.ethos_u import ETHOS_U_EMULATOR
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
@@ -103,10 +104,16 @@ def test_operator_costs_and_a_constant_add_up_to_the_estimate(
 def test_the_largest_memory_point_is_the_peak(emulator: Emulator, target: HardwareSpec) -> None:
     network = residual_profile()
     points = emulator.memory_points(network, target)
-    peak = max(points, key=point_bytes)
+    largest = max(points, key=point_bytes)
     estimate = emulator.estimate(network, target)
-    assert estimate.peak_ram_bytes.value == pytest.approx(point_bytes(peak))
-    assert estimate.peak_node == peak.node
+    peak = estimate.peak_ram_bytes
+    if emulator == ETHOS_U_EMULATOR and target.core.startswith("cortex-m"):
+        # with weights fetched ahead where there is room
+        assert peak.low < point_bytes(largest) <= peak.value
+        assert estimate.peak_node in {point.node for point in points}
+    else:
+        assert peak.value == pytest.approx(point_bytes(largest))
+        assert estimate.peak_node == largest.node
     assert {name for p in points for name in p.tensor_bytes} <= set(network.tensors)
     assert {p.node for p in points} <= {op.node for op in network.operators}
 

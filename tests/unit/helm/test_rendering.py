@@ -14,7 +14,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from helm_chart import CHART, KUBERNETES_VERSIONS, SCENARIOS, Rendered, rendered, scenario
+from helm_chart import (
+    CHART,
+    KUBERNETES_VERSIONS,
+    SCENARIOS,
+    Rendered,
+    apart,
+    lint,
+    rendered,
+    scenario,
+    templates,
+)
 from tightfit_service import __version__
 
 SCHEMAS = {
@@ -30,7 +40,7 @@ README = runpy.run_path(str(CHART.parent / "readme.py"))
 
 
 def test_the_chart_lints_clean() -> None:
-    report = helm_python.lint(str(CHART), strict=True, with_subcharts=True)
+    report = apart(lint)
     assert not report["errors"], report
 
 
@@ -85,8 +95,7 @@ def test_no_two_manifests_have_one_name(name: str) -> None:
 
 
 def test_names_fit_however_long_the_release_is() -> None:
-    chart = helm_python.Chart.load(str(CHART))
-    texts = chart.render(scenario("ray"), name="a" * 53, namespace="models")
+    texts = apart(templates, scenario("ray"), "a" * 53)
     for text in texts.values():
         for name in re.findall(r"^ *name: (a+\S*)$", text, re.MULTILINE):
             assert len(name) <= 63

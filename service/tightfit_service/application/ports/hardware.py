@@ -42,7 +42,11 @@ class Emulator(Protocol):
     def memory_points(
         self, network: NetworkProfile, target: HardwareSpec
     ) -> tuple[MemoryPoint, ...]:
-        """Return memory use per schedule point; its maximum gives `estimate`'s peak RAM value."""
+        """Return memory that cannot be done without, per schedule point.
+
+        Its maximum is `estimate`'s peak RAM value, or less than that where a runtime takes more if there is
+        room, such as for weights that it fetches ahead.
+        """
         ...
 
 
