@@ -195,8 +195,11 @@ def main() -> None:
                 rows.append(row)
                 figures = row.refused or f"{row.accuracy:.2%} in {row.seconds:.0f} s"
                 print(f"{row.what}, trained {row.training}: {figures}", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                if arguments.json:
+                    # at once: a training takes minutes, and the next one may be interrupted
+                    arguments.json.write_text(
+                        json.dumps([asdict(item) for item in rows], indent=1) + "\n"
+                    )
 
 
 if __name__ == "__main__":
