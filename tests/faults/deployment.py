@@ -291,18 +291,26 @@ class Deployment:
         found.trials_lost_midway = begun.total() - ended.total()
 
     def _finished_trials(self) -> dict[str, float]:
-        """Return when trials were told to be finished, by the digest of their inputs."""
+        """Return when trials were told to be finished, by the digest of their inputs.
+
+        Jobs may share a trial. One that looked for its result before another had it may still wait for a
+        worker then, and compute it once more: what counts is when the last of them had told it first.
+        """
         rows = self.sql(
-            "SELECT t.input_digest, e.document FROM trials t JOIN job_events e ON e.job_id = t.job_id"
+            "SELECT t.input_digest, t.job_id, e.document FROM trials t"
+            " JOIN job_events e ON e.job_id = t.job_id"
             " WHERE lower(t.document->>'state') = 'completed' AND e.document->>'stage' = 'trial'"
             " AND (e.document->>'trial_index')::int = t.trial_index"
             " AND e.document->>'message' LIKE 'trial %: %'"
         )
-        times: dict[str, float] = {}
+        first: dict[tuple[str, str], float] = {}
         for row in rows.splitlines():
-            digest, _, text = row.partition("|")
+            digest, job, text = row.split("|", 2)
             moment = datetime.fromisoformat(json.loads(text)["time"]).timestamp()
-            times[digest] = min(moment, times.get(digest, moment))
+            first[digest, job] = min(moment, first.get((digest, job), moment))
+        times: dict[str, float] = {}
+        for (digest, _), moment in first.items():
+            times[digest] = max(moment, times.get(digest, moment))
         return times
 
     def _leave_orphan(self) -> None:
