@@ -130,7 +130,7 @@ def _measured_ram(
 
 def planned_bytes(network: NetworkProfile, style: ArenaStyle) -> float:
     """Return the peak of the planned arena."""
-    return max(p.fixed_bytes + sum(p.tensor_bytes.values()) for p in memory_points(network, style))
+    return max(p.bytes_in_use for p in memory_points(network, style))
 
 
 @dataclass(frozen=True, kw_only=True)

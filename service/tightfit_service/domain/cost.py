@@ -34,6 +34,11 @@ class MemoryPoint:
     fixed_bytes: float
     tensor_bytes: Mapping[str, float]
 
+    @property
+    def bytes_in_use(self) -> float:
+        """All of it, at full width."""
+        return self.fixed_bytes + sum(self.tensor_bytes.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostEstimate:

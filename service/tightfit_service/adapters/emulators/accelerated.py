@@ -155,8 +155,8 @@ class AcceleratedEmulator:
 
     def peak_ram(self, network: NetworkProfile, target: HardwareSpec) -> PeakRam:
         """Return the most memory that is in use at a time; the planner of the runtime is not known."""
-        peak = max(self.memory_points(network, target), key=point_bytes)
-        in_use = Interval.relative(point_bytes(peak), low_ratio=0.7, high_ratio=1.6)
+        peak = max(self.memory_points(network, target), key=lambda point: point.bytes_in_use)
+        in_use = Interval.relative(peak.bytes_in_use, low_ratio=0.7, high_ratio=1.6)
         return PeakRam(node=peak.node, in_use=in_use)
 
     def _moving_ms(
@@ -277,11 +277,6 @@ def _warnings(parts: Sequence[Partition], accelerator: Accelerator) -> tuple[str
             f"cores, not on {accelerator.name or accelerator.kind}: {kinds}"
         ),
     )
-
-
-def point_bytes(point: MemoryPoint) -> float:
-    """Return the bytes in use at a point."""
-    return point.fixed_bytes + sum(point.tensor_bytes.values())
 
 
 def _log_interval(value: float, log_half_width: float) -> Interval:

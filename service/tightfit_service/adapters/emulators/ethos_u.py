@@ -14,7 +14,6 @@ from tightfit_service.adapters.emulators.accelerated import (
     AcceleratedEmulator,
     PeakRam,
     Rates,
-    point_bytes,
 )
 from tightfit_service.adapters.emulators.partitions import partitions
 from tightfit_service.domain.cost import MemoryPoint
@@ -123,7 +122,7 @@ class EthosUEmulator(AcceleratedEmulator):
             _fetched(operator, after_ms=before_ms, runs_ms=own_ms, bytes_per_ms=rate * 1e3)
             for operator, before_ms, own_ms in zip(run, (0.0, *runs_ms), runs_ms, strict=False)
         ]
-        counted = [point_bytes(point) for point in points]
+        counted = [point.bytes_in_use for point in points]
         weights = [_weight_bytes(operator) for operator in run]
         likely = [
             size + own.held + (following.ahead if following else 0.0)

@@ -168,14 +168,14 @@ class McuEmulator:
         width = half_width_at(fitted.half_width[knowledge], latency_sd)
         energy_width = fitted.power.energy_width(target, width)
         points = self.memory_points(network, target)
-        peak = max(points, key=_point_bytes)
+        peak = max(points, key=lambda point: point.bytes_in_use)
         is_float = any(op.activation_bits >= FLOAT_BITS for op in network.operators)
         low, high = self._ram_ratios(target, is_float=is_float)
         flash_interval = self._flash(network, target, file_bytes)
         return CostEstimate(
             latency_ms=_log_interval(latency, width),
             energy_mj=_log_interval(sum(layer.energy_mj for layer in layers), energy_width),
-            peak_ram_bytes=Interval.relative(_point_bytes(peak), low_ratio=low, high_ratio=high),
+            peak_ram_bytes=Interval.relative(peak.bytes_in_use, low_ratio=low, high_ratio=high),
             flash_bytes=flash_interval,
             macs=network.macs,
             layers=layers,
@@ -319,10 +319,6 @@ def half_width_at(knots: Sequence[Sequence[float]], deviation: float) -> float:
         # What was never seen is not narrower than a normal distribution of that deviation.
         return max(widths[-1], NORMAL_90 * deviation)
     return float(np.interp(deviation, deviations, widths))
-
-
-def _point_bytes(point: MemoryPoint) -> float:
-    return point.fixed_bytes + sum(point.tensor_bytes.values())
 
 
 def _log_interval(value: float, log_half_width: float) -> Interval:

@@ -167,14 +167,14 @@ class RooflineEmulator:
             {"clock_mhz", "runtime", "memory.ram_bandwidth_mb_s"} & set(target.assumed_fields)
         )
         points = self.memory_points(network, target)
-        peak = max(points, key=_point_bytes)
+        peak = max(points, key=lambda point: point.bytes_in_use)
         counted = sum(layer.weight_bytes for layer in layers) + flash.other_constant_bytes(network)
         return CostEstimate(
             latency_ms=_log_interval(latency, width),
             energy_mj=_log_interval(
                 sum(layer.energy_mj for layer in layers), math.hypot(width, POWER_LOG_WIDTH)
             ),
-            peak_ram_bytes=Interval.relative(_point_bytes(peak), low_ratio=0.8, high_ratio=1.5),
+            peak_ram_bytes=Interval.relative(peak.bytes_in_use, low_ratio=0.8, high_ratio=1.5),
             flash_bytes=Interval.exact(float(file_bytes))
             if file_bytes is not None
             else Interval.relative(float(counted), low_ratio=0.85, high_ratio=1.15),
@@ -226,10 +226,6 @@ class RooflineEmulator:
         if target.power.active_mw is not None:
             return target.power.active_mw
         return CORES[target.core].active_mw * math.pow(target.core_count, THREAD_EXPONENT)
-
-
-def _point_bytes(point: MemoryPoint) -> float:
-    return point.fixed_bytes + sum(point.tensor_bytes.values())
 
 
 def _log_interval(value: float, log_half_width: float) -> Interval:
