@@ -20,13 +20,7 @@ def job_name(job: str, *, project: str) -> str:
     Raises:
         InvalidInputError: Neither a job's name nor a single segment.
     """
-    if re.fullmatch(r"projects/[^/]+/jobs/[^/]+", job):
-        return job
-    if not job or "/" in job:
-        raise InvalidInputError(
-            f"{job!r} is no job", field="job", remedy="give its id as `tightfit jobs list` shows it"
-        )
-    return f"{project_name(project)}/jobs/{job}"
+    return _name_in_project("job", job, project=project)
 
 
 def model_name(model: str, *, project: str) -> str:
@@ -35,7 +29,7 @@ def model_name(model: str, *, project: str) -> str:
     Raises:
         InvalidInputError: Neither a model's name nor a single segment.
     """
-    return _asset_name("model", model, project=project)
+    return _name_in_project("model", model, project=project)
 
 
 def dataset_name(dataset: str, *, project: str) -> str:
@@ -44,19 +38,7 @@ def dataset_name(dataset: str, *, project: str) -> str:
     Raises:
         InvalidInputError: Neither a dataset's name nor a single segment.
     """
-    return _asset_name("dataset", dataset, project=project)
-
-
-def _asset_name(noun: str, name: str, *, project: str) -> str:
-    if re.fullmatch(rf"projects/[^/]+/{noun}s/[^/]+", name):
-        return name
-    if not name or "/" in name:
-        raise InvalidInputError(
-            f"{name!r} is no {noun}",
-            field=noun,
-            remedy=f"give its id as `tightfit {noun}s list` shows it",
-        )
-    return f"{project_name(project)}/{noun}s/{name}"
+    return _name_in_project("dataset", dataset, project=project)
 
 
 def target_name(target: str, *, project: str = "") -> str:
@@ -76,15 +58,20 @@ def runner_name(runner: str, *, project: str) -> str:
     Raises:
         InvalidInputError: Neither a runner's name nor a single segment.
     """
-    if re.fullmatch(r"projects/[^/]+/runners/[^/]+", runner):
-        return runner
-    if not runner or "/" in runner:
+    return _name_in_project("runner", runner, project=project, known_by="name")
+
+
+def _name_in_project(noun: str, name: str, *, project: str, known_by: str = "id") -> str:
+    """Return the full name of a resource of a project from its name or its last segment."""
+    if re.fullmatch(rf"projects/[^/]+/{noun}s/[^/]+", name):
+        return name
+    if not name or "/" in name:
         raise InvalidInputError(
-            f"{runner!r} is no runner",
-            field="runner",
-            remedy="give its name as `tightfit runners list` shows it",
+            f"{name!r} is no {noun}",
+            field=noun,
+            remedy=f"give its {known_by} as `tightfit {noun}s list` shows it",
         )
-    return f"{project_name(project)}/runners/{runner}"
+    return f"{project_name(project)}/{noun}s/{name}"
 
 
 def api_key_name(api_key: str) -> str:
