@@ -151,10 +151,7 @@ def run_program(program: Program, inputs: Sequence[FloatArray]) -> list[Array]:
         ]
     except Exception as error:
         # Operators raise whatever they do on a program that contradicts itself.
-        raise invalid(
-            f"torch does not run the program: {first_line(error)}",
-            remedy="check that torch runs the exported program on inputs of the declared shape",
-        ) from error
+        raise _does_not_run(error) from error
 
 
 def computed_tensors(program: Program, inputs: Sequence[FloatArray]) -> list[ComputedTensor]:
@@ -169,11 +166,15 @@ def computed_tensors(program: Program, inputs: Sequence[FloatArray]) -> list[Com
             recorder.run(*(torch.from_numpy(values.copy()) for values in inputs))
     except Exception as error:
         # as in `run_program`
-        raise invalid(
-            f"torch does not run the program: {first_line(error)}",
-            remedy="check that torch runs the exported program on inputs of the declared shape",
-        ) from error
+        raise _does_not_run(error) from error
     return recorder.seen
+
+
+def _does_not_run(error: Exception) -> InvalidModelError:
+    return invalid(
+        f"torch does not run the program: {first_line(error)}",
+        remedy="check that torch runs the exported program on inputs of the declared shape",
+    )
 
 
 class _Recorder(fx.Interpreter):
