@@ -30,6 +30,22 @@ def members(leader: int) -> set[int]:
         found |= more
 
 
+def descendants(leader: int) -> set[int]:
+    """Return the ids of a process and of all below it, at a cost that other processes do not add to.
+
+    For measuring: who is born or loses a parent meanwhile may be missed (proc(5),
+    `/proc/PID/task/TID/children`). Where the kernel has no such files these are the `members`.
+    """
+    if not (_PROC / "thread-self" / "children").exists():
+        return members(leader)
+    found, unread = {leader}, [leader]
+    while unread:
+        children = set(_children(unread.pop())) - found
+        found |= children
+        unread += children
+    return found
+
+
 def kill_all(leader: int) -> None:
     """Send SIGKILL to a leader that was not reaped yet, to its process group, and to all members."""
     others = members(leader)
@@ -78,6 +94,14 @@ def _stats() -> Iterator[tuple[int, int, int]]:
                 # the command's name, in parentheses, may hold anything
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 yield int(entry.name), int(fields[1]), int(fields[3])
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Yield the ids of the processes that the threads of one have made and not reaped."""
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208  # called often; names are enough
+            with suppress(OSError):
+                yield from map(int, (_PROC / f"{pid}/task/{thread}/children").read_text().split())
 
 
 def _own_memory(pid: int) -> int:

@@ -21,10 +21,10 @@ from tightfit_service.adapters.execution.messages import (
 )
 from tightfit_service.adapters.execution.process_tree import (
     cpu_seconds,
+    descendants,
     file_bytes,
     kill_all,
     kill_left_behind,
-    members,
     memory_bytes,
 )
 
@@ -183,7 +183,7 @@ class WorkerProcess:
             usage: Kept up to date.
             folders: Whose files count.
         """
-        before = await asyncio.to_thread(lambda: cpu_seconds(members(self.pid)))
+        before = await asyncio.to_thread(lambda: cpu_seconds(descendants(self.pid)))
         while True:
             await asyncio.to_thread(self._measure, usage, before, folders)
             for reason, used, limit in (
@@ -197,7 +197,7 @@ class WorkerProcess:
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _measure(self, usage: Usage, cpu_before: float, folders: Sequence[Path]) -> None:
-        pids = members(self.pid)
+        pids = descendants(self.pid)
         usage.memory_bytes = max(usage.memory_bytes, memory_bytes(pids))
         usage.cpu_seconds = max(usage.cpu_seconds, cpu_seconds(pids) - cpu_before)
         usage.disk_bytes = max(usage.disk_bytes, file_bytes(folders))
