@@ -289,15 +289,21 @@ def memory(found: dict[str, Any]) -> str:
 def scaling(found: dict[str, Any]) -> str:
     """Return the table of trials per hour."""
     lines = [
-        "| executor | workers | trials (or steps) | per hour | efficiency |",
-        "|---|---|---|---|---|",
+        "| executor | workers | trials (or steps) | per hour | efficiency | CPU of the service per trial |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['executor']} | {row['workers']} | {row['trials']} | {row['trials_per_hour']:.0f} | "
-        f"{row['efficiency']:.2f} |"
+        f"{row['efficiency']:.2f} | {_service_cpu(row)} |"
         for row in found["rates"]
     ]
     return "\n".join(lines)
+
+
+def _service_cpu(row: dict[str, Any]) -> str:
+    # plain processes have no service
+    cpu_ms = row.get("service_cpu_ms_per_trial")
+    return "" if cpu_ms is None else f"{cpu_ms:.0f} ms"
 
 
 def scheduler(found: dict[str, Any]) -> str:

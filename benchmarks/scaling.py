@@ -3,10 +3,13 @@
 python benchmarks/scaling.py [--trials N] [--epochs E] [--executors local ray] [--json FILE]
 
 A trial is a real one: the digits model of `examples/digits` pruned by a quarter, trained back, quantized,
-exported and evaluated, each with another seed. A worker computes with one thread, so a machine needs two
-idle cores. The Ray cluster is two nodes of this machine, one core each, which the script starts and ends.
-Efficiency is the rate with two workers over twice the rate with one. What the machine's cores give together is
-measured besides, by plain processes that train a small network each: no executor can be better.
+exported and evaluated, each with another seed; all measurements are of the same trials, in the same order. A
+worker computes with one thread, so a machine needs two idle cores. The Ray cluster is two nodes of this machine,
+one core each, which the script starts and ends. Efficiency is the rate with two workers over twice the rate with
+one; the number of trials must be even, for with an odd one a worker stands idle at the end. What the service's
+own process computes meanwhile takes from the cores that workers have, and is measured per trial. What the
+machine's cores give together is measured besides, by plain processes that train a small network each: no
+executor can be better.
 """
 
 from __future__ import annotations
@@ -69,15 +72,28 @@ class Rate:
     trials_per_hour: float
     efficiency: float
     """Against one worker of the same executor; 1 is perfect."""
+    service_cpu_ms_per_trial: float | None = None
+    """Processor time of the process that owns the executor; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What trials took, and what the process that had them run took itself."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
 
 
 def main() -> None:
     """Measure, print, and store."""
-    arguments = _parser().parse_args()
+    arguments = make_parser().parse_args()
     rows: list[Rate] = []
     for kind in arguments.executors:
         with tempfile.TemporaryDirectory(prefix="scaling-") as folder, _cluster(kind) as cluster:
-            seconds_of: dict[int, float] = {1: 0.0, 2: 0.0}
+            spent = {1: Spent(), 2: Spent()}
             # in turns, back and forth: a rented machine is faster at some times than at others
             for turn, workers in enumerate((1, 2, 2, 1)):
                 work = _measured(
@@ -88,26 +104,28 @@ def main() -> None:
                     trials=arguments.trials,
                     epochs=arguments.epochs,
                 )
-                seconds_of[workers] += asyncio.run(work)
-            rates = {w: (2 * arguments.trials, seconds) for w, seconds in seconds_of.items()}
-        alone = rates[1][0] / rates[1][1]
-        for workers, (trials, seconds) in rates.items():
-            rate = trials / seconds
-            rows.append(
-                Rate(
-                    executor=kind,
-                    workers=workers,
-                    trials=trials,
-                    seconds=round(seconds, 2),
-                    trials_per_hour=round(rate * 3_600, 1),
-                    efficiency=round(rate / (workers * alone), 3),
-                )
-            )
-            print(rows[-1], flush=True)
+                spent[workers] += asyncio.run(work)
+        for row in rates_of(kind, 2 * arguments.trials, spent):
+            rows.append(row)
+            print(row, flush=True)
     rows += _machine()
     if arguments.json is not None:
         found = {"cores": os.cpu_count(), "rates": [asdict(row) for row in rows]}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def rates_of(kind: str, trials: int, spent: Mapping[int, Spent]) -> Iterator[Rate]:
+    """Yield what an executor did in so many trials, by its number of workers."""
+    for workers, took in spent.items():
+        yield Rate(
+            executor=kind,
+            workers=workers,
+            trials=trials,
+            seconds=round(took.seconds, 2),
+            trials_per_hour=round(trials / took.seconds * 3_600, 1),
+            efficiency=round(spent[1].seconds / (workers * took.seconds), 3),
+            service_cpu_ms_per_trial=round(took.cpu_seconds / trials * 1_000, 1),
+        )
 
 
 def _machine() -> list[Rate]:
@@ -161,8 +179,8 @@ def _steps(seconds: float) -> int:
 
 async def _measured(
     kind: str, workers: int, cluster: RayCluster | None, folder: Path, *, trials: int, epochs: float
-) -> float:
-    """Return the seconds that the trials take with warm workers."""
+) -> Spent:
+    """Return what the trials take with warm workers."""
     stores = FolderArtifactStores(root=folder / "artifacts")
     executor = make_executor(
         ExecutorOptions(
@@ -184,10 +202,10 @@ async def _measured(
     try:
         units = await _units(executor, stores, trials=trials + workers, epochs=epochs)
         # each worker loads its libraries and the data before the clock runs
-        await asyncio.gather(*(_run(executor, unit) for unit in units[:workers]))
-        begin = time.perf_counter()
-        await asyncio.gather(*(_run(executor, unit) for unit in units[workers:]))
-        return time.perf_counter() - begin
+        await asyncio.gather(*(_run(executor, unit) for unit in units[trials:]))
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(_run(executor, unit) for unit in units[:trials]))
+        return Spent(time.perf_counter() - begin, time.process_time() - begin_cpu)
     finally:
         await executor.stop()
 
@@ -272,15 +290,29 @@ def _cluster(kind: str) -> Iterator[RayCluster | None]:
         cluster.stop()
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--trials", type=int, default=6, help="trials per measurement; there are two of each"
+        "--trials", type=_even, default=8, help="trials per measurement; there are two of each"
     )
     parser.add_argument("--epochs", type=float, default=10.0, help="epochs of training per trial")
     parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS)
     parser.add_argument("--json", type=Path, help="file to store the figures in")
     return parser
+
+
+def _even(text: str) -> int:
+    """Return an even number of at least two.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    number = int(text)
+    if number < 2 or number % 2:
+        raise argparse.ArgumentTypeError(
+            f"{number} trials are no even number: with two workers one would be idle during the last"
+        )
+    return number
 
 
 if __name__ == "__main__":
