@@ -38,7 +38,6 @@ from tightfit_service.domain.errors import (
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
-from tightfit_service.domain.measurement import Measurement
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +54,15 @@ MIN_SECONDS = 0.5
 """Of measuring per network: enough for a median of short runs; long ones take `MIN_RUN_COUNT` runs."""
 RUNNER_WAIT_SECONDS = 60.0
 """For which a runner that is not connected is waited for: it may be starting, or have lost its network."""
+LEAST_ROUNDS, MOST_ROUNDS = 2, 4
+"""Over the networks: whoever shares a device's cores is slow for seconds or minutes, now and then."""
+AGREEMENT = 0.05
+"""Networks whose two lowest latencies lie within this of each other are not measured again."""
 MAX_FAILED_SHARE = 0.25
 WRITTEN_AT, MEASURED_AT = 0.4, 0.95
 """Fractions of a calibration's progress at which files are written, and networks measured."""
+ROUND_ENDS = (0.45, 0.9, 0.95, 1.0)
+"""Shares of the measuring after each round; the last ones are short."""
 CALIBRATED = (NumberFormat.FLOAT32, NumberFormat.INT8)
 MEASURABLE = frozenset({ModelFormat.ONNX, ModelFormat.TFLITE})
 
@@ -67,6 +72,11 @@ class _Planned:
     file: DesignedFile
     digest: str
     number_format: NumberFormat
+
+    @property
+    def key(self) -> tuple[NumberFormat, int]:
+        """What tells it from the others of a calibration."""
+        return self.number_format, self.file.index
 
 
 @dataclass(kw_only=True)
@@ -79,7 +89,8 @@ class _Course:
     formats: Sequence[NumberFormat]
     network_count: int
     planned: list[_Planned] = field(default_factory=list)
-    observations: list[Observation] = field(default_factory=list)
+    latencies: dict[tuple[NumberFormat, int], list[float]] = field(default_factory=dict)
+    """Of each network that was measured, in ms, round by round."""
     skipped: list[str] = field(default_factory=list)
     """Networks without a measurement, each with the reason."""
     runtime: str = ""
@@ -88,6 +99,24 @@ class _Course:
     def skip(self, file: DesignedFile, number_format: NumberFormat, reason: str) -> None:
         """Note that a network has no measurement."""
         self.skipped.append(f"{file.label} in {number_format}: {reason}")
+
+    def of_round(self, number: int) -> list[_Planned]:
+        """Return what is measured in a round (from 1 on): all at first, then where rounds disagree."""
+        if number == 1:
+            return self.planned
+        measured = [item for item in self.planned if item.key in self.latencies]
+        if number <= LEAST_ROUNDS:
+            return measured
+        return [item for item in measured if not rounds_agree(self.latencies[item.key])]
+
+    @property
+    def observations(self) -> list[Observation]:
+        """What the measurements tell the fit: of each network the least disturbed one."""
+        return [
+            _observation(item, min(self.latencies[item.key]))
+            for item in self.planned
+            if item.key in self.latencies
+        ]
 
     @property
     def has_failed(self) -> bool:
@@ -98,6 +127,7 @@ class _Course:
 class DeviceCalibrator:
     """Runs calibrations.
 
+    Networks are measured in rounds over all of them, and the least disturbed round of each counts.
     One that broke off finds its files and measurements again; one that is repeated finds its files.
     """
 
@@ -216,30 +246,44 @@ class DeviceCalibrator:
         )
 
     async def _measure_all(self, course: _Course) -> AsyncGenerator[CalibrationProgress, None]:
-        """Measure what was written, one network after the other; yields before each.
+        """Measure what was written, in rounds, one network after the other; yields before each.
 
         Raises:
             NoRunnerError: The runner is not connected.
             MeasurementFailedError: Too many networks could not be measured.
         """
         order = await self._order(course)
-        for done, item in enumerate(course.planned):
-            share = done / len(course.planned)
-            yield CalibrationProgress(
-                fraction=WRITTEN_AT + (MEASURED_AT - WRITTEN_AT) * share,
-                message=f"measuring {done + 1} of {len(course.planned)}: {item.file.label}",
-            )
-            try:
-                measurement = await self._measurements.measure(
-                    replace(order, artifact_digest=item.digest, macs=_macs(item.file))
+        begin = WRITTEN_AT
+        for number, share in enumerate(ROUND_ENDS, start=1):
+            end = WRITTEN_AT + (MEASURED_AT - WRITTEN_AT) * share
+            items = course.of_round(number)
+            again = "" if number == 1 else " again"
+            for done, item in enumerate(items):
+                yield CalibrationProgress(
+                    fraction=begin + (end - begin) * done / len(items),
+                    message=f"measuring{again} {done + 1} of {len(items)}: {item.file.label}",
                 )
-            except MeasurementFailedError as error:
-                course.skip(item.file, item.number_format, error.message)
-                if course.has_failed:
-                    raise
-                continue
-            course.runtime = f"{measurement.runtime_name} {measurement.runtime_version}".strip()
-            course.observations.append(_observation(item, measurement))
+                await self._measure(course, item, _in_round(order, number))
+            begin = end
+
+    async def _measure(self, course: _Course, item: _Planned, order: MeasurementOrder) -> None:
+        """Measure one network once more, or note why it has no measurement."""
+        try:
+            measurement = await self._measurements.measure(
+                replace(order, artifact_digest=item.digest, macs=_macs(item.file))
+            )
+        except MeasurementFailedError as error:
+            if item.key in course.latencies:
+                # an earlier round has measured it, which is enough
+                return
+            course.skip(item.file, item.number_format, error.message)
+            if course.has_failed:
+                raise
+            return
+        course.runtime = f"{measurement.runtime_name} {measurement.runtime_version}".strip()
+        # an emulator cannot know who else computes on the device
+        undisturbed = measurement.measured_latency_ms_p10 or measurement.measured_latency_ms_p50
+        course.latencies.setdefault(item.key, []).append(undisturbed)
 
     async def _order(self, course: _Course) -> MeasurementOrder:
         """Return what is asked of the runner; each network has its own file besides.
@@ -328,8 +372,23 @@ def _measurable_formats(target: HardwareSpec) -> Sequence[NumberFormat]:
     return formats
 
 
-def _observation(item: _Planned, measurement: Measurement) -> Observation:
-    """Return what a measurement tells the fit: the work of the network, and its undisturbed latency."""
+def _in_round(order: MeasurementOrder, number: int) -> MeasurementOrder:
+    """Return an order whose measurements are not those of an earlier round."""
+    if number == 1:
+        return order
+    return replace(order, occasion=f"{order.occasion} round {number}".strip())
+
+
+def rounds_agree(latencies_ms: Sequence[float]) -> bool:
+    """Whether the two lowest latencies do, so that the device was undisturbed in both rounds."""
+    if len(latencies_ms) < LEAST_ROUNDS:
+        return False
+    least, following = sorted(latencies_ms)[:2]
+    return following <= least * (1 + AGREEMENT)
+
+
+def _observation(item: _Planned, latency_ms: float) -> Observation:
+    """Return what a network tells the fit: its work, and its undisturbed latency."""
     profile = item.file.profile
     assert profile is not None
     weight_bits, activation_bits = BITS[item.number_format]
@@ -337,8 +396,7 @@ def _observation(item: _Planned, measurement: Measurement) -> Observation:
         label=item.file.label,
         number_format=item.number_format,
         profile=profile.at_precision(weight_bits=weight_bits, activation_bits=activation_bits),
-        # an emulator cannot know who else computes on the device
-        latency_ms=measurement.measured_latency_ms_p10 or measurement.measured_latency_ms_p50,
+        latency_ms=latency_ms,
     )
 
 
