@@ -34,8 +34,11 @@ class FakeQuantization(torch.nn.Module):
     al., 2013). The grid of a weight is that of the file's, where the BatchNorm behind it is folded
     in with its running statistics; the BatchNorm itself goes on to use those of the batch
     (Krishnamoorthi, 2018, after Jacob et al., CVPR 2018), which keeps training as stable as it is
-    without rounding. With one scale per channel the two do not even interact. Ends of activation
-    ranges are trained as logarithms, so that their steps are relative (TQT; Jain et al., MLSys 2020).
+    without rounding. With one scale per channel the two do not even interact. Where channels share
+    one (`holds_statistics`), statistics must not change: a channel that is rounded to zero has no
+    variance, folding would then multiply it by some hundreds, and its scale is that of all others.
+    Ends of activation ranges are trained as logarithms, so that their steps are relative (TQT; Jain
+    et al., MLSys 2020).
 
     Attributes:
         ends: Logarithms of the magnitudes of (low, high) per group of tensors, shape (groups, 2).
@@ -61,6 +64,14 @@ class FakeQuantization(torch.nn.Module):
         self._found: dict[str, torch.Tensor] = {}
         self._passes = 0
         self._done: dict[str, torch.Tensor] = {}
+
+    @property
+    def holds_statistics(self) -> bool:
+        """Whether BatchNorms have to keep their running statistics, and use them in training too."""
+        return any(
+            weight.norm is not None and not weight.is_per_channel
+            for weight in self._plan.weights.values()
+        )
 
     def begin(self) -> None:
         """Forget the tensors of the last forward pass; call it before each one."""

@@ -34,6 +34,11 @@ class Learner:
     form: TrainingFormat = field(default_factory=TrainingFormat)
     quantizer: FakeQuantization | None = None
 
+    @property
+    def holds_statistics(self) -> bool:
+        """Whether BatchNorms use their running statistics in training too; see `FakeQuantization`."""
+        return self.quantizer is not None and self.quantizer.holds_statistics
+
     def outputs(
         self, inputs: FloatArray, *, training: bool = False, also: Sequence[str] = ()
     ) -> list[torch.Tensor]:

@@ -176,7 +176,9 @@ class RecoveryRun:
         ]
         labels = torch.from_numpy(batch.labels).to(device)
         features = () if self.guide is None else self.guide.names
-        found = self.learner.outputs(batch.inputs, training=True, also=features)
+        found = self.learner.outputs(
+            batch.inputs, training=not self.learner.holds_statistics, also=features
+        )
         outputs, inner = found[: len(answers[0])], found[len(answers[0]) :]
         loss = self.loss(outputs, answers, labels)
         total = loss
@@ -234,9 +236,14 @@ class RecoveryRun:
 
 
 def recalibrate(learner: Learner, train: Samples, *, seed: int) -> None:
-    """Replace the running statistics of all BatchNorms by averages over clean training samples."""
+    """Replace the running statistics of all BatchNorms by averages over clean training samples.
+
+    Where rounding needs variances as they are, only means are replaced: rounding shifts them.
+    """
     module = learner.module
-    if not module.statistics() or len(train) < 2:
+    statistics = module.statistics()
+    held = [variance.clone() for _, variance in statistics] if learner.holds_statistics else []
+    if not statistics or len(train) < 2:
         return
     random = np.random.default_rng(seed)
     count = min(len(train), _RECALIBRATION_SAMPLES)
@@ -246,6 +253,9 @@ def recalibrate(learner: Learner, train: Samples, *, seed: int) -> None:
         for number, start in enumerate(range(0, count - size + 1, size)):
             module.run_state.momentum = 1.0 / (number + 1)
             learner.outputs(train.inputs(chosen[start : start + size]), training=True)
+            # at once: the next pass rounds by them
+            for (_, variance), before in zip(statistics, held, strict=False):
+                variance.copy_(before)
     module.run_state.momentum = 0.1
     module.eval()
 

@@ -216,6 +216,8 @@ class RecoverySession:
         learner.quantizer = rounding_of(
             self._student, learner, self._train, self._quantization, seed=self._settings.seed
         )
+        if learner.holds_statistics:
+            recalibrate(learner, self._train, seed=0)
         start_score = self._score.of(learner)
         self._notes.append(
             f"trained further with the exported file's rounding, which began at {start_score:.3f}"

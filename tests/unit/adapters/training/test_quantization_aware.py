@@ -36,6 +36,7 @@ from tightfit_service.passes.quantization import StaticQuantizationPass
 
 INT8 = QuantizationSettings()
 INT4 = QuantizationSettings(number_format=NumberFormat.INT4)
+INT4_PER_TENSOR = QuantizationSettings(number_format=NumberFormat.INT4, per_channel=False)
 INT16 = QuantizationSettings(number_format=NumberFormat.INT16X8)
 
 
@@ -65,7 +66,7 @@ def _train(graph: bytes, settings: QuantizationSettings, folder: Path) -> Recove
     )
 
 
-@pytest.mark.parametrize(("settings", "spread"), [(INT8, 1.3), (INT4, 0.5)])
+@pytest.mark.parametrize(("settings", "spread"), [(INT8, 1.3), (INT4, 0.5), (INT4_PER_TENSOR, 0.0)])
 def test_training_gains_over_rounding_afterwards(
     settings: QuantizationSettings, spread: float, tmp_path: Path
 ) -> None:
