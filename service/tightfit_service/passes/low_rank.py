@@ -49,6 +49,8 @@ training no longer brings the layer back better than a narrower one would be."""
 _MOST_ALTERNATIVES = 5
 _GEMM_WITHOUT_BIAS = 11
 """The operator set from which on a Gemm, such as the first of a chain, needs no bias."""
+_FEWEST_CHANNELS = 2
+"""Channels on either side with fewer of which a layer is not factorized: there is next to nothing to save."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +128,8 @@ class LowRankPass:
         """Return the graph with the given layers factorized; names of nodes that stay do not change.
 
         Ranks above full rank, as they come about when structured pruning has made a layer narrower,
-        are clipped; a layer left at full rank stays as it is, since the chain would only cost more.
+        are clipped; a layer left at full rank, or with a single channel on one side, stays as it is,
+        since the chain would only cost more.
 
         Raises:
             InvalidModelError: Not a working graph.
@@ -135,13 +138,14 @@ class LowRankPass:
         """
         model = load_model(graph)
         replace_nodes(model.graph, sorted_model_nodes(model))
-        layers = _factorable(model)
+        layers = _factorable(model, fewest=1)
         wanted = _checked(layers, parameters)
         full = {name: largest_ranks(wanted[name][0], layers[name].weight.shape) for name in wanted}
         chosen = {
             name: (method, tuple(min(pair) for pair in zip(ranks, full[name], strict=True)))
             for name, (method, ranks) in wanted.items()
-            if any(rank <= most for rank, most in zip(ranks, full[name], strict=True))
+            if min(layers[name].weight.shape[:2]) >= _FEWEST_CHANNELS
+            and any(rank <= most for rank, most in zip(ranks, full[name], strict=True))
         }
         moments = _moments(model, [layers[name] for name in chosen], context)
         result = copy_model(model)
@@ -209,15 +213,18 @@ class LowRankPass:
         return found
 
 
-def _factorable(model: ModelProto) -> dict[str, _Factorable]:
-    """Return the layers that can be factorized, by node name, in topological order."""
+def _factorable(model: ModelProto, *, fewest: int = _FEWEST_CHANNELS) -> dict[str, _Factorable]:
+    """Return the layers that can be factorized, by node name, in topological order.
+
+    Those with fewer channels than `fewest` on either side are left out.
+    """
     values = initializers(model)
     norms = {source: norm for norm, source in foldable_batch_norms(model).items()}
     by_name = {node.name: node for node in model.graph.node}
     found = {}
     for node in sorted_model_nodes(model):
         weight = _weight_of(node, values)
-        if weight is None or min(weight.shape[:2]) < 2:
+        if weight is None or min(weight.shape[:2]) < fewest:
             continue
         if node.op_type == "Gemm" and default_opset(model) < _GEMM_WITHOUT_BIAS:
             continue

@@ -258,6 +258,25 @@ def test_ranks_are_clipped_after_structured_pruning() -> None:
 
 
 @pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
+def test_a_layer_pruned_to_a_single_channel_stays_as_it_is(method: str) -> None:
+    data = wide_cnn().SerializeToString()
+    pruning = StructuredPruningPass()
+    keep = {group.group_id: [0] for group in pruning.space(data).groups}
+    narrow = pruning.apply(data, keep)
+    rank = [3, 3] if method == "tucker2" else 3
+    parameters = {"nodes": {"dilated": {"method": method, "rank": rank}}}
+    low_rank.check(data, parameters)
+    assert low_rank.apply(data, parameters, PassContext()) != data
+    before, after = (
+        load_model(graph) for graph in (narrow, low_rank.apply(narrow, parameters, PassContext()))
+    )
+    assert [node.name for node in after.graph.node] == [node.name for node in before.graph.node]
+    # what is asked of such a layer outright cannot be meant
+    with pytest.raises(InvalidRequestError, match='no layer "dilated"'):
+        low_rank.check(narrow, parameters)
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
 def test_structured_pruning_still_works_on_the_result(method: str) -> None:
     model = wide_cnn()
     data = model.SerializeToString()
