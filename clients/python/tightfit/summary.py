@@ -44,6 +44,11 @@ class CostFigure:
     target_limit: str = ""
     """Key of the target that implies a limit of its own."""
 
+    @property
+    def name(self) -> str:
+        """The label as it stands inside a line."""
+        return self.label[0].lower() + self.label[1:]
+
 
 COSTS: tuple[CostFigure, ...] = (
     CostFigure(

@@ -499,7 +499,7 @@ def test_every_limit_of_a_job_is_listed(
     result["budget"]["max_download_bytes"] = 40 << 10
     load(fake, result)
     assert run("jobs", "list") == 0
-    listed = "latency ≤ 18.0 ms, peak ram ≤ 128 KiB, download ≤ 40.0 KiB, drop ≤ 0.015"
+    listed = "latency ≤ 18.0 ms, peak RAM ≤ 128 KiB, download ≤ 40.0 KiB, drop ≤ 0.015"
     assert listed in capsys.readouterr().out
 
 

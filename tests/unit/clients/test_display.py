@@ -75,10 +75,10 @@ def test_a_trial_that_fits_comes_before_one_that_does_not() -> None:
 def test_the_finalist_comes_before_what_was_only_screened() -> None:
     course = course_of({})
     assert course.offer(trial(2, selection_accuracy=1.0))
-    assert best_text(course).startswith("#2: 100.00 % on the selection set, 16.1 ms, ")
+    assert best_text(course).startswith("#2: 100.00 % on the selection set, 16.1 ms latency, ")
     assert course.offer(trial(8))
-    assert best_text(course).startswith("#8: 90.48 %, 15.9 ms, ")
-    assert best_text(course).endswith("; fits")
+    assert best_text(course).startswith("#8: 90.48 %, 15.9 ms latency, ")
+    assert best_text(course).endswith(" flash; fits")
 
 
 def test_plain_lines_leave_progress_out_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,7 +244,7 @@ def _standing(course: Course) -> Table | None:
     limits = limits_of(course.result)
     costs = [*COSTS, *([DOWNLOAD] if DOWNLOAD.quantity in limits else [])]
     table = Table.grid(padding=(0, 3, 0, 0))
-    names = ("accuracy", *(cost.label.lower() for cost in costs))
+    names = ("accuracy", *(cost.name for cost in costs))
     table.add_row("", *(Text(name, style="dim") for name in names))
     floor = limits.get("accuracy")
     table.add_row(
@@ -297,7 +297,11 @@ def best_text(course: Course) -> str:
         # a screening trial may look better than the finalist that is made of it: it was judged on other samples
         where = " on the selection set" if best.get("accuracy") is None else ""
         figures.append(f"{format_percent(accuracy)}{where}")
-    figures += filter(None, (_cost_text(best, cost) for cost in COST_BY_QUANTITY.values()))
+    figures += [
+        f"{text} {cost.name}"
+        for cost in COST_BY_QUANTITY.values()
+        if (text := _cost_text(best, cost))
+    ]
     missed = ", ".join(item["quantity"] for item in best["violations"])
     return f"#{best['index']}: {', '.join(figures)}; {f'misses {missed}' if missed else 'fits'}"
 

@@ -150,7 +150,7 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 
 def _budget_text(budget: dict[str, Any]) -> str:
     parts = [
-        f"{cost.label.lower()} ≤ {cost.show(budget[cost.budget])}"
+        f"{cost.name} ≤ {cost.show(budget[cost.budget])}"
         for cost in COST_BY_QUANTITY.values()
         if budget[cost.budget] is not None
     ]

@@ -93,7 +93,7 @@ def _trials(result: Result) -> Markup | None:
         "trial",
         "role",
         "accuracy",
-        *[cost.label.lower() for cost in limited],
+        *[cost.name for cost in limited],
         "time",
         "verdict",
     ]
@@ -140,7 +140,7 @@ def _cost_cell(item: Figures, cost: CostFigure) -> Markup:
     spread = None
     if isinstance(known, Mapping):
         spread = format_range(cost.show, known["low"], known["high"])
-    return element("td", text, title=spread, data_label=cost.label.lower())
+    return element("td", text, title=spread, data_label=cost.name)
 
 
 def _predicted(item: Mapping[str, Any]) -> Markup | None:
@@ -178,4 +178,4 @@ def _violation_text(violation: Mapping[str, Any]) -> str:
     cost = COST_BY_QUANTITY[quantity]
     over = (actual - limit) / limit if limit else 0.0
     much = f"{over * 100:.0f} %" if over < 10 else f"{actual / limit:.0f} times"
-    return f"{cost.label.lower()} {much} over"
+    return f"{cost.name} {much} over"

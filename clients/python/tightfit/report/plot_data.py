@@ -86,9 +86,9 @@ def _point(
             spread = format_range(cost.show, estimate["low"], estimate["high"])
             is_exact = estimate["low"] == estimate["high"]
             text = cost.show(estimate["value"]) + ("" if is_exact else f" ({spread})")
-            facts.append([cost.label.lower(), text])
+            facts.append([cost.name, text])
     if packed:
-        facts.append([DOWNLOAD.label.lower(), DOWNLOAD.show(packed)])
+        facts.append([DOWNLOAD.name, DOWNLOAD.show(packed)])
     if macs:
         facts.append(["MACs", format_count(macs)])
     recipe = figures.get("recipe") or {}
