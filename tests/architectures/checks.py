@@ -256,7 +256,7 @@ class _Way:
 
     def _tflite(self) -> Figures:
         exported = self._exported(TfliteExporter(), NumberFormat.INT8, graph=self.current)
-        told = " ".join(note for note in exported.notes if "float32" in note)
+        told = " ".join(note for note in exported.format_notes if "float32" in note)
         named = set(re.split(r"[\s,:]+", told))
         nodes = load_model(self.current).graph.node
         self.float_in_tflite = tuple(sorted({n.op_type for n in nodes if n.name in named}))

@@ -152,6 +152,7 @@ def trial(message: trial_pb2.Trial) -> Trial:
         input_digest=message.input_digest,
         error=message.error,
         notes=tuple(message.notes),
+        format_notes=tuple(message.format_notes),
     )
 
 

@@ -172,6 +172,7 @@ def trial_message(content: Mapping[str, Any], *, job: str) -> trial_pb2.Trial:
         },
         stage_seconds=content["stage_seconds"],
         notes=content["notes"],
+        format_notes=content["format_notes"],
         error=content["error"],
         violations=[
             metrics_pb2.Violation(

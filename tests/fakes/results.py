@@ -89,6 +89,7 @@ def trial(
         "artifacts": {"model": sha256(f"model {index}".encode()).hexdigest()},
         "stage_seconds": {"prune": 0.4, "recover": 21.5 + index, "export": 6.1, "evaluate": 2.2},
         "notes": [],
+        "format_notes": [],
         "error": "",
         "predicted_accuracy": None,
         **metrics,

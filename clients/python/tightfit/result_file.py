@@ -150,6 +150,7 @@ def trial_content(trial: trial_pb2.Trial) -> dict[str, Any]:
         "artifacts": {key: last_segment(name) for key, name in sorted(trial.artifacts.items())},
         "stage_seconds": dict(sorted(trial.stage_seconds.items())),
         "notes": list(trial.notes),
+        "format_notes": list(trial.format_notes),
         "error": trial.error,
     }
 

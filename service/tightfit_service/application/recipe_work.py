@@ -82,6 +82,8 @@ class TrialOutcome:
     """Epochs of each training that was run, in the order of the recipe."""
     steps: int = 0
     notes: tuple[str, ...] = ()
+    format_notes: tuple[str, ...] = ()
+    """Which nodes of the file compute in other numbers than the rest, and why."""
     download_bytes: int | None = None
     """Of the packed file; None where none was asked for."""
 
@@ -151,6 +153,7 @@ class RecipeWork:
             recoveries=tuple(course.recoveries),
             steps=0 if trained is None else trained.steps,
             notes=(*course.notes, *exported.notes, *judged_notes),
+            format_notes=exported.format_notes,
             download_bytes=download_bytes,
         )
 

@@ -388,6 +388,7 @@ class TrialBook:
             artifacts=dict(result.outputs),
             stage_seconds=dict(outcome.stage_seconds),
             notes=(*outcome.notes, *said),
+            format_notes=outcome.format_notes,
         )
 
 

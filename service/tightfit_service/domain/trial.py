@@ -150,7 +150,8 @@ class Trial:
         artifacts: Name ("model", "float_onnx", "history") to digest of what the trial produced.
         stage_seconds: Seconds per stage (prune, recover, export, evaluate).
         input_digest: Digest of everything that determines the trial's outcome; the cache key.
-        notes: What the user should know: rollbacks, layers left in float, parity figures.
+        notes: What the user should know: rollbacks, where figures are from.
+        format_notes: Which nodes of the file compute in other numbers than the rest, and why.
     """
 
     index: int
@@ -165,6 +166,7 @@ class Trial:
     input_digest: str = ""
     error: str = ""
     notes: tuple[str, ...] = ()
+    format_notes: tuple[str, ...] = ()
 
     @property
     def is_feasible(self) -> bool:

@@ -51,11 +51,13 @@ class QuantizedGraph:
 
     Attributes:
         graph: Serialized ONNX; inputs and outputs are float32 as before.
-        notes: What the user should know about calibration and formats.
+        notes: What the user should know about calibration and the file.
+        format_notes: Which nodes compute in other numbers than asked for, and why.
     """
 
     graph: bytes
     notes: tuple[str, ...] = ()
+    format_notes: tuple[str, ...] = ()
 
 
 class StaticQuantizationPass:
@@ -102,18 +104,28 @@ class StaticQuantizationPass:
         formats = formats_by_node(given, settings)
         model = prepared_for_qdq(given, formats)
         notes: list[str] = []
+        format_notes: list[str] = []
         if INTEGER_FORMATS & set(formats.values()):
-            model, notes = _in_integers(model, formats, calibration, settings, ranges or {})
             kept = [n for n in logarithms(given) if formats[n] not in INTEGER_FORMATS]
+            format_notes += _float_notes(model, formats)
+            model, apart, notes = _in_integers(model, formats, calibration, settings, ranges or {})
+            if apart:
+                listed = ", ".join(apart)
+                format_notes.append(
+                    f"in float32, for they join values of other magnitudes: {listed}"
+                )
             if kept:
-                notes.append(f"in float32, for a logarithm needs small values: {', '.join(kept)}")
+                listed = ", ".join(kept)
+                format_notes.append(f"in float32, for a logarithm needs small values: {listed}")
         model = in_16_bit_floats(model, formats)
         if NumberFormat.BFLOAT16 in formats.values():
             notes.append(
                 "bfloat16 is what weights are stored in; onnxruntime widens them to float32, for "
                 "it has no bfloat16 kernels for most operators on the CPU"
             )
-        return QuantizedGraph(graph=save_model(model), notes=tuple(notes))
+        return QuantizedGraph(
+            graph=save_model(model), notes=tuple(notes), format_notes=tuple(format_notes)
+        )
 
 
 def calibrated_ranges(
@@ -162,21 +174,20 @@ def _in_integers(
     calibration: Samples | None,
     settings: QuantizationSettings,
     ranges: Ranges,
-) -> tuple[ModelProto, list[str]]:
+) -> tuple[ModelProto, list[str], list[str]]:
+    """Return the model with QDQ pairs, the nodes that stay in float32 for what they join, and notes."""
     if calibration is None or len(calibration) == 0:
         raise InvalidDatasetError(
             "integer formats need calibration samples and there are none",
             field="calibration",
             remedy="give some hundred samples, or export in float32",
         )
-    notes = [*checked_inputs(calibration, graph_inputs(model)), *_float_notes(model, formats)]
+    notes = [*checked_inputs(calibration, graph_inputs(model))]
     if settings.bias_correction:
         model = with_biases(model)
     spans = calibrated_ranges(model, formats, calibration, settings, ranges)
     apart = [n for n in joined_with_loss(model, formats, spans) if n not in settings.node_formats]
-    if apart:
-        formats = {**formats, **dict.fromkeys(apart, NumberFormat.FLOAT32)}
-        notes.append(f"in float32, for they join values of other magnitudes: {', '.join(apart)}")
+    formats = {**formats, **dict.fromkeys(apart, NumberFormat.FLOAT32)}
     result = with_qdq(model, formats, spans, per_channel=settings.per_channel)
     if needs_onnxruntime(result):
         notes.append(
@@ -187,7 +198,7 @@ def _in_integers(
         result, skipped = corrected(result, model, calibration)
         if skipped:
             notes.append("no bias to correct: " + ", ".join(skipped))
-    return result, notes
+    return result, apart, notes
 
 
 def _float_notes(model: ModelProto, formats: Mapping[str, NumberFormat]) -> Iterator[str]:

@@ -137,7 +137,7 @@ def test_scores_joined_with_boxes_keep_their_steps(factor: float) -> None:
     )
     noise = ((before - after)[:, 0] ** 2).mean() / before[:, 0].var()
     assert noise < 0.01
-    assert any("other magnitudes: joined" in note for note in result.notes) == (factor == 64.0)
+    assert any("other magnitudes: joined" in note for note in result.format_notes) == (factor == 64.0)
 
 
 def test_powers_keep_their_small_values_before_a_logarithm() -> None:
@@ -152,7 +152,7 @@ def test_powers_keep_their_small_values_before_a_logarithm() -> None:
     result = PASS.quantize(
         graph, calibration=samples_of(values), settings=QuantizationSettings(method="minmax")
     )
-    assert any("logarithm" in note and "floor" in note for note in result.notes)
+    assert any("logarithm" in note and "floor" in note for note in result.format_notes)
     expected, found = (
         ort.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"input": values})
         for data in (graph, result.graph)
@@ -370,7 +370,7 @@ def test_nodes_that_stay_in_float_are_named_with_the_reason() -> None:
             model.SerializeToString(),
             calibration=samples_for(model),
             settings=QuantizationSettings(**settings),
-        ).notes
+        ).format_notes
 
     assert notes() == (
         "in float32, for rounding ties the greatest of its outputs: prob",

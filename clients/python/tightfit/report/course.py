@@ -167,7 +167,8 @@ def _trial_verdict(item: Mapping[str, Any], best: int | None, front: set[int]) -
         element("span", _violation_text(violation), class_="missed")
         for violation in item["violations"]
     )
-    parts.extend(element("span", note, class_="detail") for note in item["notes"])
+    told = (*item["notes"], *item["format_notes"])
+    parts.extend(element("span", note, class_="detail") for note in told)
     return [joined((part, " ")) for part in parts] if parts else ["fits"]
 
 

@@ -105,7 +105,7 @@ def _point(
         "values": values,
         "facts": facts,
         "recipe": recipe_lines(recipe.get("steps") or []),
-        "notes": list(figures.get("notes") or []),
+        "notes": [*(figures.get("notes") or ()), *(figures.get("format_notes") or ())],
     }
 
 

@@ -305,7 +305,7 @@ def preflight(result: Result) -> Markup | None:
     notes = result["notes"]
     frozen = [note for note in notes if note["code"] == "NOT_PRUNABLE"]
     others = [note for note in notes if note["code"] != "NOT_PRUNABLE"]
-    formats = _format_notes(result)
+    formats = (result["best"] or {}).get("format_notes")
     if not notes and not formats:
         return None
     return section(
@@ -319,13 +319,6 @@ def preflight(result: Result) -> Markup | None:
         element("h3", "Notes of the preflight") if others else None,
         element("dl", [_note(note) for note in others], class_="notes") if others else None,
     )
-
-
-def _format_notes(result: Result) -> list[str]:
-    """Return which nodes of the result compute in other numbers than the rest, and why."""
-    best = (result.get("best") or {}).get("index")
-    notes = (note for item in result["trials"] if item["index"] == best for note in item["notes"])
-    return [note for note in notes if note.startswith("in ")]
 
 
 def _note(note: Mapping[str, Any]) -> Markup:

@@ -28,7 +28,7 @@ from tightfit.v1 import metrics_pb2 as tightfit_dot_v1_dot_metrics__pb2
 from tightfit.v1 import recipe_pb2 as tightfit_dot_v1_dot_recipe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tightfit/v1/trial.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x19tightfit/v1/metrics.proto\x1a\x18tightfit/v1/recipe.proto\"\xdf\x07\n\x05Trial\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05index\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12+\n\x04role\x18\x03 \x01(\x0e\x32\x17.tightfit.v1.Trial.RoleB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x18.tightfit.v1.Trial.StateB\x04\xe2\x41\x01\x03\x12)\n\x06recipe\x18\x05 \x01(\x0b\x32\x13.tightfit.v1.RecipeB\x04\xe2\x41\x01\x03\x12+\n\x07metrics\x18\x06 \x01(\x0b\x32\x14.tightfit.v1.MetricsB\x04\xe2\x41\x01\x03\x12%\n\x12predicted_accuracy\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x03H\x00\x88\x01\x01\x12\x30\n\nviolations\x18\x08 \x03(\x0b\x32\x16.tightfit.v1.ViolationB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x66\x65\x61sible\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x12:\n\tartifacts\x18\n \x03(\x0b\x32!.tightfit.v1.Trial.ArtifactsEntryB\x04\xe2\x41\x01\x03\x12\x41\n\rstage_seconds\x18\x0b \x03(\x0b\x32$.tightfit.v1.Trial.StageSecondsEntryB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cinput_digest\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65rror\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05notes\x18\x0e \x03(\tB\x04\xe2\x41\x01\x03\x1a\x30\n\x0e\x41rtifactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_PROPOSED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_COMPLETED\x10\x03\x12\x11\n\rSTATE_STOPPED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"n\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_BASELINE\x10\x01\x12\x16\n\x12ROLE_BASELINE_INT8\x10\x02\x12\x12\n\x0eROLE_SCREENING\x10\x03\x12\x11\n\rROLE_FINALIST\x10\x04:T\xea\x41Q\n\x12tightfit.dev/Trial\x12,projects/{project}/jobs/{job}/trials/{trial}*\x06trials2\x05trialB\x15\n\x13_predicted_accuracyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tightfit/v1/trial.proto\x12\x0btightfit.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x19tightfit/v1/metrics.proto\x1a\x18tightfit/v1/recipe.proto\"\xfb\x07\n\x05Trial\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05index\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12+\n\x04role\x18\x03 \x01(\x0e\x32\x17.tightfit.v1.Trial.RoleB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x18.tightfit.v1.Trial.StateB\x04\xe2\x41\x01\x03\x12)\n\x06recipe\x18\x05 \x01(\x0b\x32\x13.tightfit.v1.RecipeB\x04\xe2\x41\x01\x03\x12+\n\x07metrics\x18\x06 \x01(\x0b\x32\x14.tightfit.v1.MetricsB\x04\xe2\x41\x01\x03\x12%\n\x12predicted_accuracy\x18\x07 \x01(\x01\x42\x04\xe2\x41\x01\x03H\x00\x88\x01\x01\x12\x30\n\nviolations\x18\x08 \x03(\x0b\x32\x16.tightfit.v1.ViolationB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x66\x65\x61sible\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x12:\n\tartifacts\x18\n \x03(\x0b\x32!.tightfit.v1.Trial.ArtifactsEntryB\x04\xe2\x41\x01\x03\x12\x41\n\rstage_seconds\x18\x0b \x03(\x0b\x32$.tightfit.v1.Trial.StageSecondsEntryB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cinput_digest\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65rror\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05notes\x18\x0e \x03(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x66ormat_notes\x18\x0f \x03(\tB\x04\xe2\x41\x01\x03\x1a\x30\n\x0e\x41rtifactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x33\n\x11StageSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_PROPOSED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_COMPLETED\x10\x03\x12\x11\n\rSTATE_STOPPED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\"n\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_BASELINE\x10\x01\x12\x16\n\x12ROLE_BASELINE_INT8\x10\x02\x12\x12\n\x0eROLE_SCREENING\x10\x03\x12\x11\n\rROLE_FINALIST\x10\x04:T\xea\x41Q\n\x12tightfit.dev/Trial\x12,projects/{project}/jobs/{job}/trials/{trial}*\x06trials2\x05trialB\x15\n\x13_predicted_accuracyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -67,16 +67,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRIAL'].fields_by_name['error']._serialized_options = b'\342A\001\003'
   _globals['_TRIAL'].fields_by_name['notes']._loaded_options = None
   _globals['_TRIAL'].fields_by_name['notes']._serialized_options = b'\342A\001\003'
+  _globals['_TRIAL'].fields_by_name['format_notes']._loaded_options = None
+  _globals['_TRIAL'].fields_by_name['format_notes']._serialized_options = b'\342A\001\003'
   _globals['_TRIAL']._loaded_options = None
   _globals['_TRIAL']._serialized_options = b'\352AQ\n\022tightfit.dev/Trial\022,projects/{project}/jobs/{job}/trials/{trial}*\006trials2\005trial'
   _globals['_TRIAL']._serialized_start=154
-  _globals['_TRIAL']._serialized_end=1145
-  _globals['_TRIAL_ARTIFACTSENTRY']._serialized_start=694
-  _globals['_TRIAL_ARTIFACTSENTRY']._serialized_end=742
-  _globals['_TRIAL_STAGESECONDSENTRY']._serialized_start=744
-  _globals['_TRIAL_STAGESECONDSENTRY']._serialized_end=795
-  _globals['_TRIAL_STATE']._serialized_start=797
-  _globals['_TRIAL_STATE']._serialized_end=924
-  _globals['_TRIAL_ROLE']._serialized_start=926
-  _globals['_TRIAL_ROLE']._serialized_end=1036
+  _globals['_TRIAL']._serialized_end=1173
+  _globals['_TRIAL_ARTIFACTSENTRY']._serialized_start=722
+  _globals['_TRIAL_ARTIFACTSENTRY']._serialized_end=770
+  _globals['_TRIAL_STAGESECONDSENTRY']._serialized_start=772
+  _globals['_TRIAL_STAGESECONDSENTRY']._serialized_end=823
+  _globals['_TRIAL_STATE']._serialized_start=825
+  _globals['_TRIAL_STATE']._serialized_end=952
+  _globals['_TRIAL_ROLE']._serialized_start=954
+  _globals['_TRIAL_ROLE']._serialized_end=1064
 # @@protoc_insertion_point(module_scope)

@@ -147,6 +147,7 @@ class Trial(_message.Message):
     INPUT_DIGEST_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    FORMAT_NOTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name; its last segment is `index`."""
     index: _builtins.int
@@ -187,7 +188,11 @@ class Trial(_message.Message):
 
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the user should know: rollbacks, layers left in float, parity figures."""
+        """What the user should know: rollbacks, where figures are from."""
+
+    @_builtins.property
+    def format_notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes of the file that compute in other numbers than the rest, and why: one line per reason."""
 
     def __init__(
         self,
@@ -206,10 +211,11 @@ class Trial(_message.Message):
         input_digest: _builtins.str = ...,
         error: _builtins.str = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        format_notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_accuracy", b"_predicted_accuracy", "metrics", b"metrics", "predicted_accuracy", b"predicted_accuracy", "recipe", b"recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_accuracy", b"_predicted_accuracy", "artifacts", b"artifacts", "error", b"error", "feasible", b"feasible", "index", b"index", "input_digest", b"input_digest", "metrics", b"metrics", "name", b"name", "notes", b"notes", "predicted_accuracy", b"predicted_accuracy", "recipe", b"recipe", "role", b"role", "stage_seconds", b"stage_seconds", "state", b"state", "violations", b"violations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_accuracy", b"_predicted_accuracy", "artifacts", b"artifacts", "error", b"error", "feasible", b"feasible", "format_notes", b"format_notes", "index", b"index", "input_digest", b"input_digest", "metrics", b"metrics", "name", b"name", "notes", b"notes", "predicted_accuracy", b"predicted_accuracy", "recipe", b"recipe", "role", b"role", "stage_seconds", b"stage_seconds", "state", b"state", "violations", b"violations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__predicted_accuracy: _TypeAlias = _typing.Literal["predicted_accuracy"]  # noqa: Y015
     _WhichOneofArgType__predicted_accuracy: _TypeAlias = _typing.Literal["_predicted_accuracy", b"_predicted_accuracy"]  # noqa: Y015

@@ -94,6 +94,7 @@ class ExecutorchExporter:
                 noise_limit=limit or 0.0,
             ),
             notes=quantized.notes,
+            format_notes=quantized.format_notes,
         )
 
 

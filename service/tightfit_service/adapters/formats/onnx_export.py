@@ -36,7 +36,12 @@ class QuantizedGraph(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on calibration and formats."""
+        """Notes on calibration and the file."""
+        ...
+
+    @property
+    def format_notes(self) -> tuple[str, ...]:
+        """Which nodes compute in other numbers than asked for, and why."""
         ...
 
 
@@ -110,7 +115,8 @@ class OnnxExporter:
             format=ModelFormat.ONNX,
             number_format=settings.number_format,
             parity=parity,
-            notes=(*quantized.notes, *_notes(settings)),
+            notes=quantized.notes,
+            format_notes=(*quantized.format_notes, *_mixed_formats(settings)),
         )
 
 
@@ -213,7 +219,7 @@ def _shorten_tensor_names(graph: GraphProto) -> None:
         node.output[:] = [renamed(name) for name in node.output]
 
 
-def _notes(settings: QuantizationSettings) -> tuple[str, ...]:
+def _mixed_formats(settings: QuantizationSettings) -> tuple[str, ...]:
     """Tell which nodes are in another format than the rest."""
     others: dict[NumberFormat, list[str]] = {}
     for name, number_format in settings.node_formats.items():

@@ -99,6 +99,7 @@ class OpenvinoExporter:
                 noise_limit=limit or 0.0,
             ),
             notes=(*exported.notes, *([_SATURATION_NOTE] if NumberFormat.INT8 in used else [])),
+            format_notes=exported.format_notes,
             device_bytes=sum(len(data) for data in files.values()),
         )
 

@@ -107,9 +107,7 @@ class TfliteExporter:
             formats=formats,
             given=_given(matches, ranges or {}),
         )
-        notes = (*doubts, *_fallback_notes(fallbacks, matches), *_notes(file))
-        if kept:
-            notes = (f"in float32, for a logarithm needs small values: {', '.join(kept)}", *notes)
+        notes = (*doubts, *_notes(file))
         _finish(file, model, metadata)
         data = file.to_bytes()
         limit = noise_limit_of(settings)
@@ -124,6 +122,7 @@ class TfliteExporter:
                 noise_limit=limit or 0.0,
             ),
             notes=notes,
+            format_notes=(*_kept_notes(kept), *_fallback_notes(fallbacks, matches)),
         )
 
 
@@ -257,6 +256,12 @@ def _finish(file: TfliteFile, model: ModelProto, metadata: Mapping[str, str]) ->
 
 def _layouts(is_last: Iterable[bool]) -> str:
     return ",".join("NHWC" if item else "as-is" for item in is_last)
+
+
+def _kept_notes(kept: Sequence[str]) -> Iterator[str]:
+    """Tell which nodes are in float though nothing was said of them."""
+    if kept:
+        yield f"in float32, for a logarithm needs small values: {', '.join(kept)}"
 
 
 def _fallback_notes(fallbacks: Sequence[Fallback], matches: Correspondence) -> Iterator[str]:

@@ -33,6 +33,7 @@ def trial_to_proto(trial: Trial, *, project_id: str, job_id: str) -> trial_pb2.T
         input_digest=trial.input_digest,
         error=trial.error,
         notes=trial.notes,
+        format_notes=trial.format_notes,
     )
 
 

@@ -46,6 +46,8 @@ class ExportedModel:
 
     Attributes:
         parity: Figures of the comparison (largest and mean difference of outputs, agreement of top-1).
+        notes: What the user should know about the file.
+        format_notes: Which nodes compute in other numbers than the rest, and why.
         device_bytes: What a device stores of it, in bytes, where that is not the file as it is:
             source text and archives.
     """
@@ -55,6 +57,7 @@ class ExportedModel:
     number_format: NumberFormat
     parity: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    format_notes: tuple[str, ...] = ()
     device_bytes: int | None = None
 
 

@@ -130,7 +130,7 @@ def test_formats_can_be_mixed(default: str) -> None:
     exported = EXPORTER.export(graph, calibration=samples, settings=settings, metadata={})
     onnx.checker.check_model(onnx.load_from_string(exported.data), full_check=True)
     assert exported.parity["noise_ratio"] < 0.05
-    assert any(note.startswith("in int4: ") for note in exported.notes)
+    assert any(note.startswith("in int4: ") for note in exported.format_notes)
 
 
 def test_metadata_is_read_back_as_it_was_written() -> None:
@@ -167,6 +167,7 @@ def test_several_inputs_are_compared() -> None:
 class _Result:
     graph: bytes
     notes: tuple[str, ...] = ()
+    format_notes: tuple[str, ...] = ()
 
 
 class _Zeroing:

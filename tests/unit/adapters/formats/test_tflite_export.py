@@ -56,7 +56,7 @@ def test_int8_file_of_a_residual_network() -> None:
     model = NETWORKS["residual"](0)
     found = exported(model, INT8)
     assert (found.format, found.number_format) == (ModelFormat.TFLITE, NumberFormat.INT8)
-    assert found.notes == ()
+    assert (found.notes, found.format_notes) == ((), ())
     assert found.parity["noise_ratio"] < 0.01
     counts = operators(found)
     assert set(counts) <= {"CONV_2D", "ADD", "PAD", "MEAN", "FULLY_CONNECTED"}

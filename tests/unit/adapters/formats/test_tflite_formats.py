@@ -88,7 +88,7 @@ def test_each_format_in_its_types(
     found = export(NETWORKS["depthwise"](0), number_format=number_format, method="minmax")
     assert found.number_format is number_format
     assert found.parity["noise_ratio"] < limit
-    assert found.notes == ()
+    assert (found.notes, found.format_notes) == ((), ())
     file = TfliteFile(found.data)
     tensors = file.graph.tensors
     for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
@@ -187,7 +187,7 @@ def test_corrected_biases_leave_less_error_on_average() -> None:
 
 def test_what_has_no_kernel_is_named() -> None:
     found = export(NETWORKS["upsampling"](0), number_format=NumberFormat.INT4)
-    assert "in int8 for want of a kernel in int4: up" in found.notes
+    assert "in int8 for want of a kernel in int4: up" in found.format_notes
 
 
 def test_hard_swish_is_spelled_out_for_16_bits() -> None:
@@ -195,7 +195,7 @@ def test_hard_swish_is_spelled_out_for_16_bits() -> None:
     file = TfliteFile(found.data)
     names = Counter(file.operator_name(item) for item in file.graph.operators)
     assert {"HARD_SWISH", "QUANTIZE", "DEQUANTIZE"}.isdisjoint(names)
-    assert found.notes == ()
+    assert (found.notes, found.format_notes) == ((), ())
     assert found.parity["noise_ratio"] < 1e-3
 
 

@@ -287,6 +287,7 @@ def test_recipes(recipe: Recipe) -> None:
         artifacts=st.dictionaries(TEXTS, DIGESTS, max_size=2),
         stage_seconds=st.dictionaries(TEXTS, NUMBERS, max_size=2),
         notes=_few(TEXTS),
+        format_notes=_few(TEXTS),
     ),
     project_id=IDS,
     job_id=IDS,
