@@ -36,7 +36,6 @@ from tightfit_service.application.techniques import network_passes
 from tightfit_service.application.trial_book import RunContext
 from tightfit_service.application.verdict import Verdict
 from tightfit_service.domain.budget import Quantity
-from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.recipe import Recipe
 from tightfit_service.domain.trial import Metrics, Trial, TrialRole
 
@@ -79,12 +78,7 @@ class CompressionRun:
         """Say what cannot help, before anything is run."""
         life = self._life
         await life.stages.enter("preflight", "what can help on this target", begin=0.0, end=0.02)
-        found = preflight_notes(
-            costs=life.context.cost_model,
-            profile=life.facts.profile,
-            space=life.facts.space,
-            warnings=life.facts.warnings,
-        )
+        found = preflight_notes(life.facts, costs=life.context.cost_model, estimates=life.estimates)
         await life.notes.extend(found, stage="preflight")
         await self._download.announce()
         if life.spec.dataset_digest is None:
@@ -104,7 +98,7 @@ class CompressionRun:
             {"model": life.spec.model_digest, **life.inputs},
         )
         life.book.baseline = Metrics(
-            cost=life.context.cost_model.estimate(life.facts.profile, NumberFormat.FLOAT32),
+            cost=life.estimates.as_float,
             file_bytes=outcome.file_bytes,
             accuracy=outcome.accuracy,
             selection_accuracy=outcome.selection_accuracy,

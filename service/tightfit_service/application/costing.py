@@ -50,6 +50,43 @@ BITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class FormatEstimates:
+    """What one network is estimated to cost on one target, by the number format that it computes in.
+
+    Attributes:
+        as_float: In float32.
+        as_int8: In int8; None where the target does not compute in it.
+        has_float: Whether the target computes in float32 as such.
+    """
+
+    as_float: CostEstimate
+    as_int8: CostEstimate | None
+    has_float: bool
+
+    @property
+    def is_int8_as_fast(self) -> bool:
+        """Whether int8 is offered, and estimated to be at least as fast as float32."""
+        return (
+            self.as_int8 is not None
+            and self.as_int8.latency_ms.value <= self.as_float.latency_ms.value
+        )
+
+    @property
+    def preferred(self) -> NumberFormat:
+        """The format to ship the network in: int8 where it is as fast, or all that there is."""
+        if self.is_int8_as_fast or (self.as_int8 is not None and not self.has_float):
+            return NumberFormat.INT8
+        return NumberFormat.FLOAT32
+
+    @property
+    def shipped(self) -> CostEstimate:
+        """The cost in the preferred format."""
+        if self.as_int8 is not None and self.preferred is NumberFormat.INT8:
+            return self.as_int8
+        return self.as_float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostModel:
     """An emulator bound to a target; every estimate is reported to the telemetry.
 
@@ -91,16 +128,15 @@ class CostModel:
         self.telemetry.emulator_called(self.emulator.name, time.perf_counter() - start)
         return estimate
 
-    def preferred_format(self, profile: NetworkProfile) -> NumberFormat:
-        """Return int8 where the target computes in it and it is estimated to be no slower than float32."""
-        formats = self.target.number_formats
-        if NumberFormat.INT8 not in formats:
-            return NumberFormat.FLOAT32
-        if NumberFormat.FLOAT32 not in formats:
-            return NumberFormat.INT8
-        as_int8 = self.estimate(profile, NumberFormat.INT8).latency_ms.value
-        as_float = self.estimate(profile, NumberFormat.FLOAT32).latency_ms.value
-        return NumberFormat.INT8 if as_int8 <= as_float else NumberFormat.FLOAT32
+    def in_formats(self, profile: NetworkProfile) -> FormatEstimates:
+        """Return the estimated cost of the network in float32, and in int8 where the target has it."""
+        offered = self.target.number_formats
+        has_int8 = NumberFormat.INT8 in offered
+        return FormatEstimates(
+            as_float=self.estimate(profile, NumberFormat.FLOAT32),
+            as_int8=self.estimate(profile, NumberFormat.INT8) if has_int8 else None,
+            has_float=NumberFormat.FLOAT32 in offered,
+        )
 
 
 def select_emulator(emulators: Sequence[Emulator], target: HardwareSpec) -> Emulator:

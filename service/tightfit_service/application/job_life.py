@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tightfit_service.application.costing import with_target_limits
+from tightfit_service.application.costing import FormatEstimates, with_target_limits
 from tightfit_service.application.job_notes import JobNotes
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.model_facts import ModelFacts
@@ -24,7 +24,7 @@ class JobLife:
 
     Attributes:
         budget: What the job asks for, and what its target cannot exceed.
-        number_format: The format that the target computes the network in, where nothing else is chosen.
+        estimates: Of the model as it came, before anything of it is measured or compiled.
         time: What is left for the search.
         stages: Run units of work, and tell where the job stands.
         book: The trials.
@@ -35,7 +35,7 @@ class JobLife:
     journal: JobJournal
     context: RunContext
     budget: Budget
-    number_format: NumberFormat
+    estimates: FormatEstimates
     time: TimeBudget
     stages: Stages
     book: TrialBook
@@ -47,7 +47,7 @@ class JobLife:
         """Return a life that goes on where the journal's job was interrupted, if it was."""
         spec = journal.job.spec
         budget = with_target_limits(spec.budget, spec.target)
-        number_format = context.cost_model.preferred_format(context.facts.profile)
+        estimates = context.cost_model.in_formats(context.facts.profile)
         stages = Stages(
             journal, store=context.store, executor=context.executor, telemetry=context.telemetry
         )
@@ -55,13 +55,13 @@ class JobLife:
             journal=journal,
             context=context,
             budget=budget,
-            number_format=number_format,
+            estimates=estimates,
             time=TimeBudget(spec, context.clock, spent_seconds=journal.job.spent_seconds),
             stages=stages,
             book=TrialBook(journal, context, stages, budget),
             recipes=RecipeMaker(
                 spec=spec,
-                number_format=number_format,
+                number_format=estimates.preferred,
                 tool_versions=context.tool_versions,
                 architecture=context.facts.architecture,
             ),
@@ -72,6 +72,11 @@ class JobLife:
     def spec(self) -> JobSpec:
         """What the job asks for."""
         return self.journal.job.spec
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The format that the target computes the network in, where nothing else is chosen."""
+        return self.estimates.preferred
 
     @property
     def facts(self) -> ModelFacts:

@@ -153,15 +153,17 @@ class FormFinder:
         await self._stages.enter("solve", "widths that meet the whole budget", begin=0.15, end=0.15)
         costs = self._life.book.costs
         quantized = self._life.book.get(0)
-        measured = quantized.metrics if quantized is not None else None
-        whole = Metrics(cost=costs.estimate(self._life.facts.profile, self._format), file_bytes=0)
+        whole = quantized.metrics if quantized is not None else None
+        if whole is None:
+            estimate = costs.estimate(self._life.facts.profile, self._format)
+            whole = Metrics(cost=estimate, file_bytes=0)
         problems = ProblemBuilder(
             costs=costs, profile=form.profile, space=form.space, number_format=self._format
         )
         aim = Aim(
             budget=self._life.budget,
             objective=self._spec.objective,
-            margins=margins_of(measured or whole),
+            margins=margins_of(whole),
         )
         proposer = await asyncio.to_thread(
             Proposer,

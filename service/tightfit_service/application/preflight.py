@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from tightfit_service.application.costing import (
     CostModel,
+    FormatEstimates,
     ProblemBuilder,
     margins_of,
     with_target_limits,
@@ -30,10 +31,9 @@ def check_report(
     `accuracy` is that of the model as it came, where it was measured.
     """
     budget = with_target_limits(request.budget, costs.target)
-    number_format = costs.preferred_format(facts.profile)
-    as_float = costs.estimate(facts.profile, NumberFormat.FLOAT32)
-    baseline = Metrics(cost=as_float, file_bytes=0, accuracy=accuracy)
-    shipped = Metrics(cost=costs.estimate(facts.profile, number_format), file_bytes=0)
+    estimates = costs.in_formats(facts.profile)
+    baseline = Metrics(cost=estimates.as_float, file_bytes=0, accuracy=accuracy)
+    shipped = Metrics(cost=estimates.shipped, file_bytes=0)
     # What compression makes of the accuracy is not known before anything ran: only costs count here.
     missed = tuple(
         v
@@ -42,18 +42,19 @@ def check_report(
     )
     out_of_reach = _out_of_reach(
         ProblemBuilder(
-            costs=costs, profile=facts.profile, space=facts.space, number_format=number_format
+            costs=costs,
+            profile=facts.profile,
+            space=facts.space,
+            number_format=estimates.preferred,
         ),
         budget,
         margins=margins_of(shipped),
     )
-    notes = preflight_notes(
-        costs=costs, profile=facts.profile, space=facts.space, warnings=facts.warnings
-    )
+    notes = preflight_notes(facts, costs=costs, estimates=estimates)
     return CheckReport(
         target=costs.target,
         baseline=baseline,
-        baseline_int8=shipped if number_format is NumberFormat.INT8 else None,
+        baseline_int8=shipped if estimates.preferred is NumberFormat.INT8 else None,
         violations=missed,
         notes=(*notes, *out_of_reach),
         fits_already=not missed,
@@ -88,40 +89,42 @@ def _out_of_reach(
 
 
 def preflight_notes(
-    *, costs: CostModel, profile: NetworkProfile, space: PruningSpace, warnings: Sequence[str]
+    facts: ModelFacts, *, costs: CostModel, estimates: FormatEstimates
 ) -> tuple[PreflightNote, ...]:
-    """Say before the search what cannot help, what is frozen and what is assumed."""
-    exported = costs.preferred_format(profile)
-    caveats = costs.estimate(profile, exported).warnings
+    """Say before the search what cannot help, what is frozen and what is assumed.
+
+    Args:
+        facts: What is known of the model as it came.
+        costs: Of the target.
+        estimates: Of the model as it came, by `costs`.
+    """
+    profile, target = facts.profile, costs.target
+    caveats = estimates.shipped.warnings
     return (
-        *(PreflightNote(code="MODEL", message=warning) for warning in warnings),
-        *_int8_notes(costs, profile),
-        *support_notes(profile, costs.target, exported),
+        *(PreflightNote(code="MODEL", message=warning) for warning in facts.warnings),
+        *_int8_notes(estimates, target),
+        *support_notes(profile, target, estimates.preferred),
         *_compiler_notes(costs),
-        *_frozen_notes(space),
-        *_width_notes(profile, costs.target),
-        *_assumption_notes(costs.target),
+        *_frozen_notes(facts.space),
+        *_width_notes(profile, target),
+        *_assumption_notes(target),
         *(PreflightNote(code="EMULATOR", message=caveat) for caveat in caveats),
     )
 
 
-def _int8_notes(costs: CostModel, profile: NetworkProfile) -> Iterator[PreflightNote]:
+def _int8_notes(estimates: FormatEstimates, target: HardwareSpec) -> Iterator[PreflightNote]:
     """Say where quantization brings no speed."""
-    target = costs.target
-    if NumberFormat.INT8 not in target.number_formats:
+    if estimates.as_int8 is None:
         yield PreflightNote(
             code="INT8_NOT_OFFERED",
             message=f"{target.name} has no int8 kernels: models stay in float32 there",
         )
-        return
-    as_int8 = costs.estimate(profile, NumberFormat.INT8).latency_ms.value
-    as_float = costs.estimate(profile, NumberFormat.FLOAT32).latency_ms.value
-    if as_int8 > as_float:
+    elif not estimates.is_int8_as_fast:
         yield PreflightNote(
             code="INT8_NOT_FASTER",
             message=(
-                f"int8 is estimated at {as_int8:.3g} ms against "
-                f"{as_float:.3g} ms in float32 on {target.name}"
+                f"int8 is estimated at {estimates.as_int8.latency_ms.value:.3g} ms against "
+                f"{estimates.as_float.latency_ms.value:.3g} ms in float32 on {target.name}"
             ),
         )
 

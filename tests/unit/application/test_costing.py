@@ -13,7 +13,8 @@ from fakes.telemetry import RecordingTelemetry
 from tightfit_service.application.costing import CostModel, ProblemBuilder, option_id
 from tightfit_service.application.techniques import PRECISION
 from tightfit_service.domain.budget import Budget, Objective, Quantity
-from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.cost import CostEstimate
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import Alternative, NetworkProfile, PruningSpace
 
 
@@ -51,3 +52,36 @@ def test_ways_are_costed_in_the_exported_format_unless_they_are_about_formats(
     assert whole == pytest.approx(conv.macs * 1e-6)
     changed = problem.costs({option_id(conv.node): 1})[Quantity.LATENCY]
     assert changed == pytest.approx(slower * (conv.macs // 2) * 1e-6)
+
+
+class SlowInIntegers(LinearEmulator):
+    """As if int8 were computed by widening it to float32."""
+
+    def estimate(
+        self, network: NetworkProfile, target: HardwareSpec, *, file_bytes: int | None = None
+    ) -> CostEstimate:
+        cost = super().estimate(network, target, file_bytes=file_bytes)
+        is_float = network.operators[0].activation_bits == 32
+        return cost if is_float else replace(cost, latency_ms=cost.latency_ms.scaled(5.0))
+
+
+@pytest.mark.parametrize(
+    ("offered", "emulator", "preferred"),
+    [
+        ((NumberFormat.INT8, NumberFormat.FLOAT32), LinearEmulator(), NumberFormat.INT8),
+        ((NumberFormat.INT8, NumberFormat.FLOAT32), SlowInIntegers(), NumberFormat.FLOAT32),
+        ((NumberFormat.INT8,), SlowInIntegers(), NumberFormat.INT8),
+        ((NumberFormat.FLOAT32,), LinearEmulator(), NumberFormat.FLOAT32),
+    ],
+)
+def test_a_network_is_shipped_in_int8_where_that_is_as_fast_or_all_that_there_is(
+    offered: tuple[NumberFormat, ...], emulator: LinearEmulator, preferred: NumberFormat
+) -> None:
+    telemetry = RecordingTelemetry()
+    target = replace(TARGET, number_formats=offered)
+    profile = _float_profile()
+    found = CostModel(emulator=emulator, target=target, telemetry=telemetry).in_formats(profile)
+    assert found.preferred is preferred
+    assert (found.shipped is found.as_int8) == (preferred is NumberFormat.INT8)
+    assert (found.as_int8 is None) == (NumberFormat.INT8 not in offered)
+    assert len(telemetry.emulator_calls) == 1 + (found.as_int8 is not None)

@@ -16,10 +16,12 @@ from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.emulators.vela import VelaCompiler
 from tightfit_service.application.caller import calling
+from tightfit_service.application.costing import CostModel
 from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import AssetRecord
+from tightfit_service.application.preflight import check_report
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.scheduler import JobScheduler
 from tightfit_service.application.use_cases import JobRequest
@@ -33,7 +35,13 @@ from tightfit_service.domain.errors import (
     ResourceExhaustedError,
     UnsupportedError,
 )
-from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
+from tightfit_service.domain.hardware import (
+    HardwareSpec,
+    Memory,
+    ModelFormat,
+    NumberFormat,
+    Runtime,
+)
 from tightfit_service.domain.network import ImportanceCriterion
 from tightfit_service.domain.quota import Quota, QuotaOverrides
 from tightfit_service.domain.recipe import PassStep, Recipe
@@ -228,6 +236,14 @@ async def test_the_preflight_tells_what_fits_and_what_can_be_reached(
     assert report.baseline_int8 is not None
     assert report.baseline_int8.cost.latency_ms.value == pytest.approx(WHOLE_MS)
     assert report.baseline.cost.latency_ms.value == pytest.approx(4 * WHOLE_MS)
+
+
+def test_the_preflight_estimates_the_model_once_per_number_format() -> None:
+    telemetry = RecordingTelemetry()
+    costs = CostModel(emulator=LinearEmulator(), target=board(), telemetry=telemetry)
+    asked = request(at_most(Quantity.LATENCY, 2 * WHOLE_MS))
+    check_report(asked, costs=costs, facts=facts())
+    assert len(telemetry.emulator_calls) == len({NumberFormat.FLOAT32, NumberFormat.INT8})
 
 
 async def test_the_preflight_measures_the_accuracy_as_it_came_where_there_is_data(

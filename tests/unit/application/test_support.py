@@ -9,6 +9,7 @@ import pytest
 from fakes.linear_emulator import LinearEmulator
 from fakes.profiles import residual_profile
 from fakes.records import make_target
+from fakes.scripted_work import facts
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.application.costing import CostModel
 from tightfit_service.application.preflight import preflight_notes
@@ -83,9 +84,9 @@ def test_the_notes_before_a_search_are_of_the_format_that_is_exported(
     costs = CostModel(
         emulator=LinearEmulator(), target=accelerated(*missing), telemetry=RecordingTelemetry()
     )
-    notes = preflight_notes(
-        costs=costs, profile=PROFILE, space=PruningSpace(groups=()), warnings=()
-    )
+    model = replace(facts(), profile=PROFILE, space=PruningSpace(groups=()))
+    estimates = costs.in_formats(PROFILE)
+    notes = preflight_notes(model, costs=costs, estimates=estimates)
     found = [note for note in notes if note.code == "RUNS_ON_CORES"]
     assert len(found) == len(missing)
     assert all("100%" not in note.message for note in found)
