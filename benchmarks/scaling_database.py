@@ -52,7 +52,7 @@ from tightfit_service.application.ports import (
     begin_at_once,
 )
 from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.job import JobState
 from tightfit_service.domain.quota import Quota
 from tightfit_service.domain.trial import TrialState
@@ -274,10 +274,9 @@ class WaitingJobs:
     def __init__(
         self, store: SqlStore, telemetry: RecordingTelemetry, trial_seconds: float
     ) -> None:
-        self._store = store
-        self._telemetry = telemetry
         self._trial_seconds = trial_seconds
         self._executor = WaitingExecutor(trial_seconds)
+        self._units = CachedUnits(executor=self._executor, store=store, telemetry=telemetry)
         self.overheads: list[float] = []
 
     async def run(self, journal: JobJournal) -> None:
@@ -302,9 +301,7 @@ class WaitingJobs:
             inputs={},
             label=label,
         )
-        await run_cached(
-            unit, executor=self._executor, store=self._store, telemetry=self._telemetry
-        )
+        await self._units.run(unit)
         await journal.trial(replace(trial, state=TrialState.COMPLETED), f"trial {index} done")
         await journal.update(spent_seconds=self._trial_seconds * (index + 1))
         return self._executor.waited.pop(label)

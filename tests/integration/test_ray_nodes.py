@@ -22,7 +22,7 @@ from tightfit_service.adapters.execution.node_worker import NodeOptions
 from tightfit_service.adapters.execution.ray_executor import RayExecutor
 from tightfit_service.adapters.execution.ray_link import RayLink
 from tightfit_service.application.ports import WorkResult, WorkUnit
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.errors import InvalidRequestError, UnavailableError
 
 pytestmark = [needs_ray, ray_warns, pytest.mark.debian]
@@ -88,12 +88,10 @@ class Hanging:
         unit = WorkUnit(
             project="default", kind="hang_once", payload={"marker": str(marker)}, inputs={}
         )
+        units = CachedUnits(executor=executor, store=self._store, telemetry=RecordingTelemetry())
         self.task: asyncio.Task[WorkResult] = asyncio.create_task(
-            run_cached(
+            units.run(
                 unit,
-                executor=executor,
-                store=self._store,
-                telemetry=RecordingTelemetry(),
                 on_progress=lambda _, message: self._begun.set_result(message),
             )
         )

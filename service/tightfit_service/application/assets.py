@@ -21,8 +21,6 @@ from tightfit_service.application.ports import (
     AssetRecord,
     AssetStore,
     Clock,
-    Executor,
-    JobStore,
     Page,
     SignedUrl,
     Telemetry,
@@ -33,7 +31,7 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.quotas import Quotas
 from tightfit_service.application.unit_kinds import Nothing
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.application.use_cases import UploadStatus
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, TightfitError
 
@@ -64,8 +62,7 @@ class AssetLibrary:
         staging: UploadStaging,
         artifacts: ArtifactStores,
         records: AssetStore,
-        results: JobStore,
-        executor: Executor,
+        units: CachedUnits,
         clock: Clock,
         telemetry: Telemetry,
         quotas: Quotas,
@@ -74,8 +71,7 @@ class AssetLibrary:
         self._staging = staging
         self._artifacts = artifacts
         self._records = records
-        self._results = results
-        self._executor = executor
+        self._units = units
         self._clock = clock
         self._telemetry = telemetry
         self._quotas = quotas
@@ -240,9 +236,9 @@ class AssetLibrary:
     async def _describe(self, ticket: UploadTicket) -> dict[str, Any]:
         """Check the content in a worker, so that no hostile file is parsed in this process."""
         if ticket.kind == MODEL:
-            result = await self._run(import_unit(ticket.project, ticket.digest))
+            result = await self._units.run(import_unit(ticket.project, ticket.digest))
             return describe_model(IMPORT_MODEL.outcome(result), result)
-        result = await self._run(
+        result = await self._units.run(
             CHECK_DATASET.unit(
                 CheckDatasetTask(),
                 project=ticket.project,
@@ -252,14 +248,6 @@ class AssetLibrary:
             )
         )
         return {"manifest": dict(result.payload)}
-
-    async def _run(self, unit: WorkUnit) -> WorkResult:
-        return await run_cached(
-            unit,
-            executor=self._executor,
-            store=self._results,
-            telemetry=self._telemetry,
-        )
 
     async def _forget(self, project: str, digest: str) -> None:
         if await asyncio.to_thread(self._records.is_digest_used, project, digest):

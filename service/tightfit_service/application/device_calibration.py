@@ -16,6 +16,7 @@ from tightfit_service.application.calibration_work import (
     CalibrationFilesTask,
     DesignedFile,
 )
+from tightfit_service.application.cost_models import CostModels
 from tightfit_service.application.costing import BITS
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
@@ -24,13 +25,10 @@ from tightfit_service.application.ports import (
     Clock,
     Emulator,
     EmulatorFitter,
-    Executor,
-    JobStore,
     MeasurementOrder,
-    Telemetry,
     WorkResult,
 )
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.calibration import Calibration, CalibrationProgress, Observation
 from tightfit_service.domain.errors import (
     InvalidRequestError,
@@ -135,22 +133,20 @@ class DeviceCalibrator:
         self,
         *,
         hardware: HardwareLibrary,
-        executor: Executor,
-        results: JobStore,
+        costs: CostModels,
+        units: CachedUnits,
         measurements: DeviceMeasurements,
         fitter: EmulatorFitter,
         calibrations: CalibrationStore,
         clock: Clock,
-        telemetry: Telemetry,
     ) -> None:
         self._hardware = hardware
-        self._executor = executor
-        self._results = results
+        self._costs = costs
+        self._units = units
         self._measurements = measurements
         self._fitter = fitter
         self._calibrations = calibrations
         self._clock = clock
-        self._telemetry = telemetry
 
     async def calibrate(
         self,
@@ -173,7 +169,7 @@ class DeviceCalibrator:
         """
         _check_count(network_count)
         target = await self._hardware.resolve(project, target_name)
-        emulator = self._hardware.plain_cost_model(target).emulator
+        emulator = self._costs.plain(target).emulator
         course = _Course(
             project=project,
             target=target,
@@ -227,7 +223,7 @@ class DeviceCalibrator:
     async def _write(
         self, project: str, target: HardwareSpec, number_format: NumberFormat, indices: range
     ) -> WorkResult:
-        return await run_cached(
+        return await self._units.run(
             CALIBRATION_FILES.unit(
                 CalibrationFilesTask(
                     design=DESIGN,
@@ -239,10 +235,7 @@ class DeviceCalibrator:
                 inputs={},
                 timeout_seconds=UNIT_TIMEOUT_SECONDS,
                 label=f"calibration networks from {indices.start} on in {number_format}",
-            ),
-            executor=self._executor,
-            store=self._results,
-            telemetry=self._telemetry,
+            )
         )
 
     async def _measure_all(self, course: _Course) -> AsyncGenerator[CalibrationProgress, None]:

@@ -13,6 +13,7 @@ from tightfit_service.application.recipe_making import RecipeMaker
 from tightfit_service.application.stages import Stages
 from tightfit_service.application.time_budget import TimeBudget
 from tightfit_service.application.trial_book import RunContext, TrialBook
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.budget import Budget
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobSpec
@@ -48,9 +49,10 @@ class JobLife:
         spec = journal.job.spec
         budget = with_target_limits(spec.budget, spec.target)
         estimates = context.cost_model.in_formats(context.facts.profile)
-        stages = Stages(
-            journal, store=context.store, executor=context.executor, telemetry=context.telemetry
+        units = CachedUnits(
+            executor=context.executor, store=context.store, telemetry=context.telemetry
         )
+        stages = Stages(journal, units)
         return cls(
             journal=journal,
             context=context,

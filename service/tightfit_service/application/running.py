@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tightfit_service.application.compression import CompressionRun
+from tightfit_service.application.cost_models import CostModels
 from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.imported_models import ImportedModels
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.ports import Clock, Executor, JobStore, Telemetry
 from tightfit_service.application.provenance import Provenance
@@ -20,7 +21,8 @@ class JobRunner:
         self,
         *,
         store: JobStore,
-        hardware: HardwareLibrary,
+        costs: CostModels,
+        models: ImportedModels,
         executor: Executor,
         clock: Clock,
         telemetry: Telemetry,
@@ -31,7 +33,8 @@ class JobRunner:
     ) -> None:
         self._parallel_trials = parallel_trials
         self._store = store
-        self._hardware = hardware
+        self._costs = costs
+        self._models = models
         self._executor = executor
         self._clock = clock
         self._telemetry = telemetry
@@ -45,24 +48,21 @@ class JobRunner:
         Raises:
             TightfitError: The job cannot be run; the scheduler fails it.
         """
-        spec = journal.job.spec
-        facts, graph_digest = await self._hardware.facts_of_digest(
-            journal.job.project, spec.model_digest
-        )
+        project, spec = journal.job.project, journal.job.spec
+        model = await self._models.with_digest(project, spec.model_digest)
         teachers = [
-            await self._hardware.facts_of_digest(journal.job.project, teacher.digest)
-            for teacher in spec.teachers
+            await self._models.with_digest(project, teacher.digest) for teacher in spec.teachers
         ]
         context = RunContext(
-            project=journal.job.project,
+            project=project,
             store=self._store,
             executor=journal.units.counted(self._executor),
             telemetry=self._telemetry,
             clock=self._clock,
-            cost_model=await self._hardware.cost_model(journal.job.project, spec.target),
-            facts=facts,
-            graph_digest=graph_digest,
-            teacher_graphs=tuple(digest for _, digest in teachers),
+            cost_model=await self._costs.of_project(project, spec.target),
+            facts=model.facts,
+            graph_digest=model.graph_digest,
+            teacher_graphs=tuple(teacher.graph_digest for teacher in teachers),
             tool_versions=self._tool_versions,
             parallel_trials=self._parallel_trials,
             measurements=self._measurements,

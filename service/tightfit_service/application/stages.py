@@ -10,15 +10,12 @@ from typing import TypeVar
 from tightfit_service.application.journal import JobJournal
 from tightfit_service.application.patience import PATIENCE_SECONDS, patiently
 from tightfit_service.application.ports import (
-    Executor,
-    JobStore,
     NoteCallback,
-    Telemetry,
     WorkResult,
     WorkUnit,
 )
 from tightfit_service.application.unit_kinds import OutcomeT, TaskT, UnitKind
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.job import JobEventKind
 
 PROGRESS_SECONDS = 2.0
@@ -41,13 +38,9 @@ class _Span:
 class Stages:
     """Tells where a job stands, and runs its units. Used by the task that owns the job."""
 
-    def __init__(
-        self, journal: JobJournal, *, store: JobStore, executor: Executor, telemetry: Telemetry
-    ) -> None:
+    def __init__(self, journal: JobJournal, units: CachedUnits) -> None:
         self._journal = journal
-        self._store = store
-        self._executor = executor
-        self._telemetry = telemetry
+        self._units = units
         self._span = _Span()
 
     async def enter(self, stage: str, message: str, *, begin: float, end: float) -> None:
@@ -81,13 +74,8 @@ class Stages:
 
         teller = asyncio.create_task(self._tell(latest))
         try:
-            return await run_cached(
-                unit,
-                executor=self._executor,
-                store=self._store,
-                telemetry=self._telemetry,
-                on_progress=report,
-                patience_seconds=PATIENCE_SECONDS,
+            return await self._units.run(
+                unit, on_progress=report, patience_seconds=PATIENCE_SECONDS
             )
         finally:
             teller.cancel()

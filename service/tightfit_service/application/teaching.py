@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.imported_models import ImportedModel, ImportedModels
 from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import TensorSignature
@@ -18,9 +18,8 @@ async def find_teachers(
     names: Sequence[str],
     *,
     project: str,
-    model_digest: str,
-    model: ModelFacts,
-    hardware: HardwareLibrary,
+    model: ImportedModel,
+    models: ImportedModels,
 ) -> tuple[TeacherModel, ...]:
     """Return the models of these ids, which can teach besides the original.
 
@@ -38,21 +37,21 @@ async def find_teachers(
     for number, name in enumerate(names):
         field = f"teachers[{number}]"
         try:
-            digest, facts, _ = await hardware.model_facts(project, name)
+            teacher = await models.named(project, name)
         except NotFoundError as error:
             raise NotFoundError(error.message, field=field, remedy=error.remedy) from error
-        if digest == model_digest:
+        if teacher.digest == model.digest:
             raise InvalidRequestError(
                 "the teacher is the model itself",
                 field=field,
                 remedy="leave it out: the model as it came always teaches",
             )
-        if digest in {teacher.digest for teacher in found}:
+        if teacher.digest in {other.digest for other in found}:
             raise InvalidRequestError(
                 "the same teacher is given twice", field=field, remedy="give each once"
             )
-        check_fits(facts, model, field=field)
-        found.append(TeacherModel(name=name, digest=digest))
+        check_fits(teacher.facts, model.facts, field=field)
+        found.append(TeacherModel(name=name, digest=teacher.digest))
     return tuple(found)
 
 

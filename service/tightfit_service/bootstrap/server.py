@@ -50,8 +50,8 @@ from tightfit_service.bootstrap.storage import (
 from tightfit_service.bootstrap.use_cases import (
     make_assets,
     make_calibrator,
-    make_hardware,
     make_jobs,
+    make_libraries,
     make_runners,
     make_scheduler,
 )
@@ -113,25 +113,21 @@ def build_server(settings: Settings) -> Server:
     resources = open_resources(settings)
     engine, artifacts, telemetry = resources.engine, resources.artifacts, resources.telemetry
     hub = EventHub()
-    hardware = make_hardware(resources)
+    libraries = make_libraries(resources)
     runners = make_runners(resources)
     measurements = DeviceMeasurements(
         measurer=runners, results=resources.store, telemetry=telemetry.runners
     )
-    scheduler = make_scheduler(
-        settings, resources, hardware=hardware, measurements=measurements, hub=hub
-    )
+    scheduler = make_scheduler(settings, resources, libraries, measurements=measurements, hub=hub)
     quotas = Quotas(store=SqlQuotaStore(engine=engine), default=default_quota(settings))
     return Server(
         settings=settings,
         resources=resources,
         grpc=GrpcServer(
-            assets=make_assets(settings, resources, quotas),
-            jobs=make_jobs(
-                resources, quotas=quotas, hardware=hardware, scheduler=scheduler, hub=hub
-            ),
-            hardware=hardware,
-            calibrations=make_calibrator(resources, hardware=hardware, measurements=measurements),
+            assets=make_assets(settings, resources, libraries, quotas=quotas),
+            jobs=make_jobs(resources, libraries, quotas=quotas, scheduler=scheduler, hub=hub),
+            hardware=libraries.hardware,
+            calibrations=make_calibrator(resources, libraries, measurements=measurements),
             runners=runners,
             diagnosis=_diagnosis(settings, engine, artifacts, resources.clock, resources.executor),
             metrics=telemetry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from importlib import metadata
 
 from tightfit_service.adapters.emulators.calibrated import ProcessFitter
@@ -15,16 +16,21 @@ from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationSto
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.application.assets import AssetLibrary
+from tightfit_service.application.cost_models import CostModels, FittedEmulators
 from tightfit_service.application.device_calibration import DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
 from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.imported_models import ImportedModels
+from tightfit_service.application.job_requests import JobRequests, OutputFormats
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub
 from tightfit_service.application.provenance import Provenance
 from tightfit_service.application.quotas import Quotas
+from tightfit_service.application.runnable_files import RunnableFiles
 from tightfit_service.application.runners import RunnerDesk
 from tightfit_service.application.running import JobRunner
 from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.bootstrap.hardware import catalogue, emulators, missing_extras, tool_versions
 from tightfit_service.bootstrap.keys import keys_dir, signing_key_file
 from tightfit_service.bootstrap.resources import Resources
@@ -33,23 +39,41 @@ from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.settings import Settings
 
 
-def make_hardware(resources: Resources) -> HardwareLibrary:
-    """Compose what knows targets and what models cost on them."""
-    return HardwareLibrary(
+@dataclass(frozen=True, kw_only=True)
+class Libraries:
+    """What several use cases look things up in."""
+
+    units: CachedUnits
+    models: ImportedModels
+    costs: CostModels
+    hardware: HardwareLibrary
+
+
+def make_libraries(resources: Resources) -> Libraries:
+    """Compose what knows models, targets, and what models cost on them."""
+    units = CachedUnits(
+        executor=resources.executor, store=resources.store, telemetry=resources.telemetry
+    )
+    models = ImportedModels(records=resources.store, units=units)
+    costs = CostModels(
+        emulators=emulators(),
+        telemetry=resources.telemetry,
+        compilers=(VelaCompiler(),),
+        fitted=FittedEmulators(
+            calibrations=SqlCalibrationStore(engine=resources.engine), fitter=ProcessFitter()
+        ),
+    )
+    hardware = HardwareLibrary(
         catalogue=catalogue(),
         targets=SqlTargetStore(engine=resources.engine),
-        emulators=emulators(),
-        records=resources.store,
-        results=resources.store,
-        executor=resources.executor,
         clock=resources.clock,
-        telemetry=resources.telemetry,
-        artifacts=resources.artifacts,
-        file_emulators=(TflmArena(),),
-        compilers=(VelaCompiler(),),
-        calibrations=SqlCalibrationStore(engine=resources.engine),
-        fitter=ProcessFitter(),
+        costs=costs,
+        models=models,
+        files=RunnableFiles(
+            artifacts=resources.artifacts, units=units, file_emulators=(TflmArena(),)
+        ),
     )
+    return Libraries(units=units, models=models, costs=costs, hardware=hardware)
 
 
 def make_runners(resources: Resources) -> RunnerDesk:
@@ -63,30 +87,30 @@ def make_runners(resources: Resources) -> RunnerDesk:
 
 
 def make_calibrator(
-    resources: Resources, *, hardware: HardwareLibrary, measurements: DeviceMeasurements
+    resources: Resources, libraries: Libraries, *, measurements: DeviceMeasurements
 ) -> DeviceCalibrator:
     """Compose what corrects estimates by measurements."""
     return DeviceCalibrator(
-        hardware=hardware,
-        executor=resources.executor,
-        results=resources.store,
+        hardware=libraries.hardware,
+        costs=libraries.costs,
+        units=libraries.units,
         measurements=measurements,
         fitter=ProcessFitter(),
         calibrations=SqlCalibrationStore(engine=resources.engine),
         clock=resources.clock,
-        telemetry=resources.telemetry,
     )
 
 
-def make_assets(settings: Settings, resources: Resources, quotas: Quotas) -> AssetLibrary:
+def make_assets(
+    settings: Settings, resources: Resources, libraries: Libraries, *, quotas: Quotas
+) -> AssetLibrary:
     """Compose what takes models and datasets in."""
     return AssetLibrary(
         quotas=quotas,
         staging=resources.staging,
         artifacts=resources.artifacts,
         records=resources.store,
-        results=resources.store,
-        executor=resources.executor,
+        units=libraries.units,
         clock=resources.clock,
         telemetry=resources.telemetry,
         max_bytes=settings.max_upload_bytes,
@@ -96,8 +120,8 @@ def make_assets(settings: Settings, resources: Resources, quotas: Quotas) -> Ass
 def make_scheduler(
     settings: Settings,
     resources: Resources,
+    libraries: Libraries,
     *,
-    hardware: HardwareLibrary,
     measurements: DeviceMeasurements,
     hub: EventHub,
 ) -> JobScheduler:
@@ -105,7 +129,7 @@ def make_scheduler(
     return JobScheduler(
         store=resources.store,
         queue=SqlJobQueue(engine=resources.engine),
-        run_job=_job_runner(settings, resources, hardware, measurements),
+        run_job=_job_runner(settings, resources, libraries, measurements),
         hub=hub,
         clock=resources.clock,
         telemetry=resources.telemetry,
@@ -122,38 +146,46 @@ def make_scheduler(
 
 def make_jobs(
     resources: Resources,
+    libraries: Libraries,
     *,
     quotas: Quotas,
-    hardware: HardwareLibrary,
     scheduler: JobScheduler,
     hub: EventHub,
 ) -> JobDesk:
     """Compose what takes jobs and tells of them."""
-    return JobDesk(
-        quotas=quotas,
-        jobs=resources.store,
+    requests = JobRequests(
+        hardware=libraries.hardware,
+        costs=libraries.costs,
+        models=libraries.models,
         records=resources.store,
-        hardware=hardware,
-        executor=resources.executor,
+        units=libraries.units,
+        formats=OutputFormats(
+            missing_extras=missing_extras(),
+            target_checks={ModelFormat.VELA: VelaCompiler().check},
+        ),
+    )
+    return JobDesk(
+        jobs=resources.store,
+        requests=requests,
+        quotas=quotas,
         scheduler=scheduler,
         hub=hub,
         clock=resources.clock,
         telemetry=resources.telemetry,
-        target_checks={ModelFormat.VELA: VelaCompiler().check},
-        missing_extras=missing_extras(),
     )
 
 
 def _job_runner(
     settings: Settings,
     resources: Resources,
-    hardware: HardwareLibrary,
+    libraries: Libraries,
     measurements: DeviceMeasurements,
 ) -> JobRunner:
     key = open_signing_key(keys_dir(settings), key_file=signing_key_file(settings))
     return JobRunner(
         store=resources.store,
-        hardware=hardware,
+        costs=libraries.costs,
+        models=libraries.models,
         executor=resources.executor,
         clock=resources.clock,
         telemetry=resources.telemetry,

@@ -18,6 +18,7 @@ from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.application.assets import DATASET, MODEL, AssetLibrary
 from tightfit_service.application.ports import AssetRecord, Page
 from tightfit_service.application.quotas import Quotas
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.errors import (
     InvalidModelError,
     InvalidRequestError,
@@ -42,8 +43,7 @@ class Library:
             artifacts=self.artifacts,
             quotas=Quotas(store=self.records, default=Quota()),
             records=self.records,
-            results=self.records,
-            executor=self.executor,
+            units=CachedUnits(executor=self.executor, store=self.records, telemetry=self.telemetry),
             clock=FakeClock(),
             telemetry=self.telemetry,
             max_bytes=1 << 20,

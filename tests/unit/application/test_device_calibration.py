@@ -11,22 +11,20 @@ from typing import Any
 
 import pytest
 
-from fakes.artifacts import InMemoryArtifactStores
 from fakes.clock import FakeClock
+from fakes.libraries import make_libraries
 from fakes.linear_emulator import LinearEmulator
 from fakes.records import make_target
 from fakes.runners import RecordingRunnerTelemetry
 from fakes.stores import InMemoryStore
-from fakes.target_store import InMemoryTargetStore
-from fakes.telemetry import RecordingTelemetry
 from tightfit_service.application.calibration_work import (
     CALIBRATION_FILES,
     DESIGN,
     DesignedFile,
 )
+from tightfit_service.application.cost_models import FittedEmulators
 from tightfit_service.application.device_calibration import LEAST_ROUNDS, DeviceCalibrator
 from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.hardware import HardwareLibrary
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     BeginCallback,
@@ -213,31 +211,24 @@ class Calibrations:
 class Bench:
     def __init__(self) -> None:
         self.writer, self.device, self.calibrations = Writer(), Device(), Calibrations()
-        store, telemetry, clock = InMemoryStore(), RecordingTelemetry(), FakeClock()
-        self.hardware = HardwareLibrary(
+        store = InMemoryStore()
+        libraries = make_libraries(
+            store=store,
+            executor=self.writer,
             catalogue=Catalogue(),
-            targets=InMemoryTargetStore(),
-            emulators=[LinearEmulator()],
-            records=store,
-            results=store,
-            executor=self.writer,
-            clock=clock,
-            telemetry=telemetry,
-            artifacts=InMemoryArtifactStores(),
-            calibrations=self.calibrations,
-            fitter=Fitter(),
+            fitted=FittedEmulators(calibrations=self.calibrations, fitter=Fitter()),
         )
+        self.costs = libraries.costs
         self.calibrator = DeviceCalibrator(
-            hardware=self.hardware,
-            executor=self.writer,
-            results=store,
+            hardware=libraries.hardware,
+            costs=libraries.costs,
+            units=libraries.units,
             measurements=DeviceMeasurements(
                 measurer=self.device, results=store, telemetry=RecordingRunnerTelemetry()
             ),
             fitter=Fitter(),
             calibrations=self.calibrations,
-            clock=clock,
-            telemetry=telemetry,
+            clock=FakeClock(),
         )
 
     async def run(self, *, count: int = 40, target: str = "board") -> list[CalibrationProgress]:
@@ -260,12 +251,12 @@ async def test_a_calibration_measures_on_the_runner_and_is_used_by_its_project_o
     # undisturbed where the runner says so, else the median
     taken = {1.5, 2.0}
     assert formats == {(f, ms) for f in (NumberFormat.INT8, NumberFormat.FLOAT32) for ms in taken}
-    corrected = await bench.hardware.cost_model("p", BOARD)
+    corrected = await bench.costs.of_project("p", BOARD)
     assert corrected.emulator.name == "fitted to 72"
     read = bench.calibrations.read
-    assert (await bench.hardware.cost_model("p", BOARD)).emulator is corrected.emulator
+    assert (await bench.costs.of_project("p", BOARD)).emulator is corrected.emulator
     assert bench.calibrations.read == read, "what it is made from is read once"
-    assert (await bench.hardware.cost_model("other", BOARD)).emulator.name == "linear"
+    assert (await bench.costs.of_project("other", BOARD)).emulator.name == "linear"
 
 
 async def test_files_are_all_written_before_the_first_is_measured() -> None:

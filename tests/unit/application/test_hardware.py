@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fakes.clock import FakeClock
+from fakes.artifacts import InMemoryArtifactStores
 from fakes.device_compiler import CompilingExecutor, FakeCompiler
+from fakes.libraries import Libraries, make_libraries
+from fakes.records import make_asset
 from fakes.scripted_work import ScriptedExecutor
 from fakes.stores import InMemoryStore
-from fakes.target_store import InMemoryTargetStore
-from fakes.telemetry import RecordingTelemetry
 from tightfit_service import bootstrap
 from tightfit_service.application import hardware
 from tightfit_service.application.hardware import HardwareLibrary
@@ -37,19 +36,26 @@ from tightfit_service.domain.quantities import Interval
 OURS = {"name": "our-board", "core": "cortex-m7", "clock_mhz": 216}
 
 
+def libraries(**given: Any) -> Libraries:
+    """Compose those of the real catalogue, with one uploaded model, `m`, in 8-bit integers."""
+    store, artifacts = InMemoryStore(), InMemoryArtifactStores()
+    digest = artifacts.of("p").add(b"bytes")
+    store.add_asset(make_asset("m", project="p", digest=digest))
+    executor = given.pop("executor", None) or ScriptedExecutor()
+    executor.models[digest] = INT8_FILE
+    return make_libraries(
+        store=store,
+        executor=executor,
+        catalogue=bootstrap.catalogue(),
+        emulators=bootstrap.emulators(),
+        artifacts=artifacts,
+        **given,
+    )
+
+
 @pytest.fixture
 def library() -> HardwareLibrary:
-    store = InMemoryStore()
-    return HardwareLibrary(
-        catalogue=bootstrap.catalogue(),
-        targets=InMemoryTargetStore(),
-        emulators=bootstrap.emulators(),
-        records=store,
-        results=store,
-        executor=ScriptedExecutor(),
-        clock=FakeClock(),
-        telemetry=RecordingTelemetry(),
-    )
+    return libraries().hardware
 
 
 async def test_a_described_target_is_completed_and_found_in_its_project(
@@ -139,15 +145,14 @@ async def test_a_deleted_target_is_gone(library: HardwareLibrary) -> None:
         await library.resolve("p", "our-board")
 
 
-async def test_every_target_has_an_emulator_or_is_said_to_have_none(
-    library: HardwareLibrary,
-) -> None:
-    for target in await library.list_targets("", Page(size=500)):
+async def test_every_target_has_an_emulator_or_is_said_to_have_none() -> None:
+    found = libraries()
+    for target in await found.hardware.list_targets("", Page(size=500)):
         if target.emulator:
-            assert library.plain_cost_model(target.spec).emulator.name == target.emulator
+            assert found.costs.plain(target.spec).emulator.name == target.emulator
         else:
             with pytest.raises(UnsupportedError) as caught:
-                library.plain_cost_model(target.spec)
+                found.costs.plain(target.spec)
             accelerator = target.spec.accelerator
             assert (accelerator.name if accelerator else target.spec.core) in caught.value.message
 
@@ -199,39 +204,18 @@ class Tool:
 
 @pytest.mark.parametrize("refuses", [False, True])
 async def test_tools_of_the_runtime_know_more_of_an_int8_file(
-    library: HardwareLibrary, monkeypatch: pytest.MonkeyPatch, refuses: bool
+    library: HardwareLibrary, refuses: bool
 ) -> None:
-
-    async def model_facts(project: str, model: str) -> tuple[str, ModelFacts, str]:
-        return "digest", INT8_FILE, "graph"
-
     tool = Tool(refuses=refuses)
-    monkeypatch.setattr(library, "model_facts", model_facts)
     _, plain = await library.estimate("p", target="cortex-m7-tflm", model="m")
-    monkeypatch.setattr(library, "_artifacts", OneFile())
-    monkeypatch.setattr(library, "_file_emulators", (tool,))
-    _, refined = await library.estimate("p", target="cortex-m7-tflm", model="m")
+    with_tool = libraries(file_emulators=(tool,)).hardware
+    _, refined = await with_tool.estimate("p", target="cortex-m7-tflm", model="m")
     assert tool.seen == [b"bytes"]
     assert refined["int8"].flash_bytes == Interval.exact(5)
     assert refined["float32"].latency_ms == plain["float32"].latency_ms
     factor = 1.0 if refuses else 0.5
     assert refined["int8"].latency_ms == plain["int8"].latency_ms.scaled(factor)
     assert ("the tool does not take it" in refined["int8"].warnings) is refuses
-
-
-class OneFile:
-    """Artifact stores with one file."""
-
-    def of(self, project: str) -> OneFile:
-        assert project == "p"
-        return self
-
-    def read(self, digest: str) -> Iterator[bytes]:
-        assert digest == "digest"
-        yield from (b"by", b"tes")
-
-    def size(self, digest: str) -> int:
-        return 5
 
 
 INT8_FILE = ModelFacts(
@@ -255,26 +239,10 @@ async def test_an_int8_file_is_costed_by_the_compiler_of_its_target(
 ) -> None:
     compiler = FakeCompiler(installed=case != "missing")
     compiler.refuses = {1, 2} if case == "refuses" else ()
-    store, scripted = InMemoryStore(), ScriptedExecutor()
+    scripted = ScriptedExecutor()
     compiling = CompilingExecutor(scripted, compiler, tmp_path)
     monkeypatch.setattr(scripted, "run", compiling.run)
-    library = HardwareLibrary(
-        catalogue=bootstrap.catalogue(),
-        targets=InMemoryTargetStore(),
-        emulators=bootstrap.emulators(),
-        records=store,
-        results=store,
-        executor=scripted,
-        clock=FakeClock(),
-        telemetry=RecordingTelemetry(),
-        compilers=(compiler,),
-    )
-
-    async def model_facts(project: str, model: str) -> tuple[str, ModelFacts, str]:
-        return "digest", INT8_FILE, "graph"
-
-    monkeypatch.setattr(library, "model_facts", model_facts)
-    monkeypatch.setattr(library, "_artifacts", OneFile())
+    library = libraries(executor=scripted, compilers=(compiler,)).hardware
     for _ in range(2):
         _, found = await library.estimate("p", target="cortex-m7-tflm", model="m")
     cost = found["int8"]

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from fakes.clock import FakeClock
+from fakes.libraries import make_libraries
 from fakes.linear_emulator import LinearEmulator
 from fakes.records import START, make_asset
 from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
-from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.emulators.vela import VelaCompiler
 from tightfit_service.application.caller import calling
 from tightfit_service.application.costing import CostModel
-from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.job_requests import JobRequests, OutputFormats
 from tightfit_service.application.jobs import JobDesk
 from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import AssetRecord
@@ -91,16 +91,7 @@ def desk() -> JobDesk:
                 create_time=START,
             )
         )
-    hardware = HardwareLibrary(
-        catalogue=OneBoard(),
-        targets=InMemoryTargetStore(),
-        emulators=[LinearEmulator()],
-        records=store,
-        results=store,
-        executor=executor,
-        clock=clock,
-        telemetry=telemetry,
-    )
+    libraries = make_libraries(store=store, executor=executor, catalogue=OneBoard())
 
     async def never(_: JobJournal) -> None:
         raise AssertionError("no job runs here")
@@ -117,18 +108,25 @@ def desk() -> JobDesk:
     store.set_quota("small", QuotaOverrides(trials=5, queued_jobs=1))
     store.add_asset(make_asset(project="full", size_bytes=10))
     store.set_quota("full", QuotaOverrides(stored_bytes=10))
+    requests = JobRequests(
+        hardware=libraries.hardware,
+        costs=libraries.costs,
+        models=libraries.models,
+        records=store,
+        units=libraries.units,
+        formats=OutputFormats(
+            target_checks={ModelFormat.VELA: VelaCompiler().check},
+            missing_extras={ModelFormat.OPENVINO: "tightfit-service[openvino]"},
+        ),
+    )
     return JobDesk(
         jobs=store,
+        requests=requests,
         quotas=Quotas(store=store, default=Quota(queued_jobs=3)),
-        records=store,
-        hardware=hardware,
-        executor=executor,
         scheduler=scheduler,
         hub=hub,
         clock=clock,
         telemetry=telemetry,
-        target_checks={ModelFormat.VELA: VelaCompiler().check},
-        missing_extras={ModelFormat.OPENVINO: "tightfit-service[openvino]"},
     )
 
 

@@ -6,19 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from fakes.clock import FakeClock
-from fakes.linear_emulator import LinearEmulator
 from fakes.records import make_asset
 from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor, facts
 from fakes.search_bench import WHOLE_LATENCY_MS, Bench, latency
 from fakes.stores import InMemoryStore
-from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.application.hardware import HardwareLibrary
+from tightfit_service.application.imported_models import ImportedModel, ImportedModels
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import TensorSignature
 from tightfit_service.application.teaching import find_teachers
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from tightfit_service.domain.job import JobState, TeacherModel
 from tightfit_service.domain.network import ImportanceCriterion
@@ -52,17 +49,10 @@ async def _found(
     return await find_teachers(
         names,
         project="p",
-        model_digest=MODEL,
-        model=model or facts(),
-        hardware=HardwareLibrary(
-            catalogue=YamlTargetCatalogue(),
-            targets=InMemoryTargetStore(),
-            emulators=[LinearEmulator()],
+        model=ImportedModel(digest=MODEL, graph_digest="8" * 64, facts=model or facts()),
+        models=ImportedModels(
             records=store,
-            results=store,
-            executor=executor,
-            clock=FakeClock(),
-            telemetry=RecordingTelemetry(),
+            units=CachedUnits(executor=executor, store=store, telemetry=RecordingTelemetry()),
         ),
     )
 

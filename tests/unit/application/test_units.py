@@ -16,7 +16,7 @@ from tightfit_service.application.ports import (
     begin_at_once,
 )
 from tightfit_service.application.unit_kinds import unit_digest
-from tightfit_service.application.units import DEATHS_SECONDS, MAX_DEATHS, run_cached
+from tightfit_service.application.units import DEATHS_SECONDS, MAX_DEATHS, CachedUnits
 from tightfit_service.domain.errors import (
     InvalidModelError,
     UnavailableError,
@@ -63,7 +63,8 @@ def deaths(count: int) -> Sequence[Exception]:
 async def run(
     executor: ScriptedExecutor, store: InMemoryStore, unit: WorkUnit = UNIT
 ) -> WorkResult:
-    return await run_cached(unit, executor=executor, store=store, telemetry=RecordingTelemetry())
+    units = CachedUnits(executor=executor, store=store, telemetry=RecordingTelemetry())
+    return await units.run(unit)
 
 
 async def test_a_result_is_remembered() -> None:
@@ -89,10 +90,8 @@ class AwayStore(InMemoryStore):
 
 async def test_a_result_outlives_an_outage_of_the_store() -> None:
     executor, store = ScriptedExecutor(RESULT), AwayStore(attempts=2)
-    told = RecordingTelemetry()
-    result = await run_cached(
-        UNIT, executor=executor, store=store, telemetry=told, patience_seconds=60.0
-    )
+    units = CachedUnits(executor=executor, store=store, telemetry=RecordingTelemetry())
+    result = await units.run(UNIT, patience_seconds=60.0)
     assert result == RESULT
     assert store.cached_result(UNIT.project, unit_digest(UNIT)) == RESULT
     assert executor.run_count == 1

@@ -27,7 +27,7 @@ from tightfit_service.application.ports import (
     WorkUnit,
     begin_at_once,
 )
-from tightfit_service.application.units import run_cached
+from tightfit_service.application.units import CachedUnits
 from tightfit_service.domain.quota import Quota
 from tightfit_service.domain.trial import TrialState
 
@@ -59,12 +59,10 @@ class Worker(ScriptedExecutor):
 async def run_trial(engine: Engine, journal: JobJournal) -> None:
     trial = make_trial(0, state=TrialState.RUNNING, input_digest="unit")
     await journal.trial(trial, "trial 0 started")
-    result = await run_cached(
-        UNIT,
-        executor=Worker(),
-        store=SqlStore(engine=engine),
-        telemetry=RecordingTelemetry(),
+    units = CachedUnits(
+        executor=Worker(), store=SqlStore(engine=engine), telemetry=RecordingTelemetry()
     )
+    result = await units.run(UNIT)
     done = replace(trial, state=TrialState.COMPLETED, artifacts=dict(result.outputs))
     await journal.trial(done, "trial 0 done")
     await journal.update(spent_seconds=60.0)
