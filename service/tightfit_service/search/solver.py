@@ -1,4 +1,8 @@
-"""Solving compression problems: the best widths, ladders of tightened budgets, smallest relaxations."""
+"""Solving compression problems: the best widths, ladders of tightened budgets, smallest relaxations.
+
+Solutions are evaluated again with the exact costs; one that misses a limit (by interpolation or by
+the solver's tolerance) is cut off and the program solved again, so what is returned always fits.
+"""
 
 from __future__ import annotations
 
