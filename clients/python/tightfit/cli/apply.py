@@ -10,12 +10,13 @@ import typer
 from tightfit.cli import options, outputs, watching
 from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
 from tightfit.cli.limits import Limits
+from tightfit.cli.measuring import Measuring
 from tightfit.cli.option_groups import with_groups
 from tightfit.cli.service import Service
 from tightfit.names import last_segment
 from tightfit.recipe_file import read_recipe_file
 from tightfit.specs import compression_spec
-from tightfit.words import FORMATS, VERIFICATIONS, check_word, format_word
+from tightfit.words import FORMATS, check_word, format_word
 
 
 @with_groups
@@ -45,8 +46,7 @@ def apply(
     teacher: options.Teachers = None,
     format_: Annotated[str | None, options.format_option(default="the recipe's format")] = None,
     packed: options.Packed = False,
-    verify: options.Verify = "none",
-    runner_label: options.RunnerLabels = None,
+    measuring: Measuring,
     output: options.Output = None,
     service: Service,
     json_: options.Json = False,
@@ -62,8 +62,8 @@ def apply(
     Exit codes: 0 it fits, 2 usage, 3 budget not met, 4 job failed, 5 server unavailable.
     """
     budget = limits.budget()
-    check_word(verify, VERIFICATIONS, field="--verify")
-    labels = options.labels_of(runner_label or ())
+    measuring.check()
+    labels = measuring.labels()
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     steps = read_recipe_file(recipe)
@@ -81,7 +81,7 @@ def apply(
             output_format=format_ or format_word(steps.output_format),
             seed=steps.seed,
             teachers=upload_teachers(client, teacher or ()),
-            verify=verify,
+            verify=measuring.verify,
             runner_labels=labels,
             packed=packed,
         )

@@ -12,11 +12,12 @@ from tightfit import quantities
 from tightfit.cli import options, outputs, watching
 from tightfit.cli.inputs import check_files, upload_inputs, upload_teachers
 from tightfit.cli.limits import Limits
+from tightfit.cli.measuring import Measuring
 from tightfit.cli.option_groups import with_groups
 from tightfit.cli.service import Service
 from tightfit.names import last_segment
 from tightfit.specs import compression_spec
-from tightfit.words import FORMATS, IMPORTANCES, QUANTITIES, TECHNIQUES, VERIFICATIONS, check_word
+from tightfit.words import FORMATS, IMPORTANCES, QUANTITIES, TECHNIQUES, check_word
 
 _PANEL = "Search"
 
@@ -131,8 +132,7 @@ def compress(
         str | None, options.format_option(default="what the target's runtime loads")
     ] = None,
     packed: options.Packed = False,
-    verify: options.Verify = "none",
-    runner_label: options.RunnerLabels = None,
+    measuring: Measuring,
     output: options.Output = None,
     service: Service,
     json_: options.Json = False,
@@ -147,8 +147,8 @@ def compress(
     """
     budget = limits.budget()
     search.check()
-    check_word(verify, VERIFICATIONS, field="--verify")
-    labels = options.labels_of(runner_label or ())
+    measuring.check()
+    labels = measuring.labels()
     if format_ is not None:
         check_word(format_, FORMATS, field="--format")
     seconds = search.max_seconds()
@@ -171,7 +171,7 @@ def compress(
             techniques=search.technique or (),
             teachers=upload_teachers(client, teacher or ()),
             importance=search.importance or "",
-            verify=verify,
+            verify=measuring.verify,
             runner_labels=labels,
             priority=search.priority,
             packed=packed,

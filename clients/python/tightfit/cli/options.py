@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tightfit.errors import InvalidInputError
 from tightfit.target_file import is_target_file, read_target_file
 from tightfit.v1 import hardware_pb2
-from tightfit.words import FORMATS, VERIFICATIONS
+from tightfit.words import FORMATS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 Verbose = Annotated[
@@ -26,24 +24,6 @@ Target = Annotated[
         "--target",
         metavar="NAME|YAML",
         help="Device: a name from `tightfit targets list`, or a YAML file that describes it.",
-    ),
-]
-Verify = Annotated[
-    str,
-    typer.Option(
-        "--verify",
-        metavar="WHEN",
-        help="Measure candidates on a connected device before one wins: "
-        f"{', '.join(VERIFICATIONS)}.",
-    ),
-]
-RunnerLabels = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--runner-label",
-        metavar="KEY=VALUE",
-        help="Label that a runner must carry to measure for --verify; repeat for several.",
-        show_default=False,
     ),
 ]
 Packed = Annotated[
@@ -81,23 +61,6 @@ def format_option(*, default: str) -> Any:
         metavar="NAME",
         help=f"Format of the result: {', '.join(FORMATS)}.  [default: {default}]",
     )
-
-
-def labels_of(texts: Sequence[str]) -> dict[str, str]:
-    """Return labels of runners that are written as KEY=VALUE.
-
-    Raises:
-        InvalidInputError: One has no key or no equals sign.
-    """
-    labels = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key.strip() and equals):
-            raise InvalidInputError(
-                f"{text!r} is no label", field="--runner-label", remedy="write KEY=VALUE"
-            )
-        labels[key.strip()] = value.strip()
-    return labels
 
 
 def target_of(text: str) -> str | hardware_pb2.HardwareSpec:
