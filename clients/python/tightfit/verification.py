@@ -1,14 +1,11 @@
 """Checking results: whether files are those that a deployment vouched for, and what it said of them.
 
 A result's folder holds `provenance.dsse.json`: an in-toto statement in a signed DSSE envelope. See
-`docs/provenance.md` for what it says and for what a signature does and does not prove. Signatures are
-checked by the library `cryptography`, which `pip install 'tightfit[verify]'` brings.
+`docs/provenance.md` for what it says and for what a signature does and does not prove.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,14 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tightfit.errors import InvalidInputError, UnsupportedError
+from tightfit.errors import InvalidInputError
+from tightfit.json_file import read_json_file
+from tightfit.signed_envelope import Envelope, read_envelope, signer
 from tightfit.summary import shown_trial
 
 PROVENANCE_FILE = "provenance.dsse.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://tightfit.dev/provenance/compression/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-MAX_ENVELOPE_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
 _CLAIMED_FIGURES = ("latency_ms", "energy_mj", "peak_ram_bytes")
 
@@ -54,20 +52,6 @@ class Verification:
         return not self.mismatches
 
 
-@dataclass(frozen=True)
-class _Signature:
-    key_id: str
-    value: bytes
-    public_key: bytes
-
-
-@dataclass(frozen=True)
-class _Envelope:
-    payload_type: str
-    payload: bytes
-    signatures: tuple[_Signature, ...]
-
-
 def verify_folder(folder: Path, *, trusted_keys: bytes = b"") -> Verification:
     """Check a result's folder against its signed statement.
 
@@ -80,13 +64,13 @@ def verify_folder(folder: Path, *, trusted_keys: bytes = b"") -> Verification:
         InvalidInputError: No statement there, or one that cannot be read; keys that cannot be read.
         UnsupportedError: `cryptography` is not installed.
     """
-    envelope = _read_envelope(folder / PROVENANCE_FILE)
-    key_id, why_not = _check_signatures(envelope, trusted_keys)
+    envelope = read_envelope(folder / PROVENANCE_FILE)
+    key_id, why_not = signer(envelope, trusted_keys)
     if why_not:
         return Verification(
             key_id="",
             is_trusted=False,
-            mismatches=(why_not,),
+            mismatches=(f"{PROVENANCE_FILE}: {why_not}",),
             covered=(),
             uncovered=_files(folder),
         )
@@ -96,7 +80,7 @@ def verify_folder(folder: Path, *, trusted_keys: bytes = b"") -> Verification:
     mismatches, covered = _check_subjects(statement["subject"], digests)
     for name, check in (("recipe.json", _check_recipe), ("result.json", _check_result)):
         if name in digests:
-            found = check(_read_json(folder / name), claims)
+            found = check(read_json_file(folder / name), claims)
             mismatches.extend(f"{name}: {line}" for line in found)
             if not found:
                 covered.append(name)
@@ -129,55 +113,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _read_envelope(path: Path) -> _Envelope:
-    content = _read_json(path)
-    try:
-        return _Envelope(
-            payload_type=str(content["payloadType"]),
-            payload=base64.b64decode(content["payload"], validate=True),
-            signatures=tuple(
-                _Signature(
-                    key_id=str(item.get("keyid", "")),
-                    value=base64.b64decode(item["sig"], validate=True),
-                    public_key=str(item.get("public_key", "")).encode(),
-                )
-                for item in content["signatures"]
-            ),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, binascii.Error) as error:
-        raise _unreadable(path, "a DSSE envelope") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        if path.stat().st_size > MAX_ENVELOPE_BYTES:
-            raise _unreadable(path, f"a file of less than {MAX_ENVELOPE_BYTES} bytes")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InvalidInputError(
-            f"there is no {path.name} in {path.parent}",
-            field="DIR",
-            remedy="give the folder that `tightfit compress -o` wrote, from a server that signs",
-        ) from error
-    except OSError as error:
-        raise InvalidInputError(
-            f"cannot read {path}: {error.strerror or error}",
-            field="DIR",
-            remedy="give a folder that can be read",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, "JSON") from error
-
-
-def _unreadable(path: Path, kind: str) -> InvalidInputError:
-    return InvalidInputError(
-        f"{path} is not {kind}",
-        field=path.name,
-        remedy="fetch the result again with `tightfit jobs show JOB -o DIR`",
-    )
-
-
-def _statement(envelope: _Envelope) -> dict[str, Any]:
+def _statement(envelope: Envelope) -> dict[str, Any]:
     """Return the signed statement.
 
     Raises:
@@ -203,88 +139,6 @@ def _statement(envelope: _Envelope) -> dict[str, Any]:
             remedy="update the client; it reads " + PREDICATE_TYPE,
         )
     return dict(statement)
-
-
-def _check_signatures(envelope: _Envelope, trusted_keys: bytes) -> tuple[str, str]:
-    """Return the id of the key that signed, or "" and what is wrong."""
-    signed = (
-        f"DSSEv1 {len(envelope.payload_type.encode())} {envelope.payload_type} "
-        f"{len(envelope.payload)} "
-    ).encode() + envelope.payload
-    trusted = _load_keys(trusted_keys) if trusted_keys else {}
-    for signature in envelope.signatures:
-        keys = trusted if trusted_keys else _embedded(signature.public_key)
-        # key ids are hints in DSSE: a key that fits counts, whatever it is called
-        for key_id, key in keys.items():
-            if _is_valid(key, signature.value, signed):
-                return key_id, ""
-    if trusted_keys:
-        named = ", ".join(item.key_id[:16] for item in envelope.signatures) or "none"
-        return "", f"{PROVENANCE_FILE}: no signature by a given key (signed by: {named})"
-    return "", f"{PROVENANCE_FILE}: the signature does not fit what is signed"
-
-
-def _embedded(pem: bytes) -> Mapping[str, Any]:
-    try:
-        return _load_keys(pem)
-    except InvalidInputError:
-        return {}
-
-
-def _load_keys(pem: bytes) -> dict[str, Any]:
-    """Return Ed25519 public keys by id, from PEM blocks one after the other.
-
-    Raises:
-        InvalidInputError: A block is no such key, or there is none.
-        UnsupportedError: `cryptography` is not installed.
-    """
-    serialization, kind = _crypto()
-    keys = {}
-    end = b"-----END PUBLIC KEY-----"
-    for block in pem.split(end)[:-1]:
-        try:
-            key = serialization.load_pem_public_key(block.lstrip() + end + b"\n")
-        except Exception as error:  # the library has several of its own for bad keys
-            raise _bad_keys() from error
-        if not isinstance(key, kind):
-            raise _bad_keys()
-        der = key.public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        keys[hashlib.sha256(der).hexdigest()] = key
-    if not keys:
-        raise _bad_keys()
-    return keys
-
-
-def _bad_keys() -> InvalidInputError:
-    return InvalidInputError(
-        "the keys are not Ed25519 public keys in PEM",
-        field="--key",
-        remedy="`tightfit-service public-keys` prints those of a server",
-    )
-
-
-def _is_valid(key: Any, signature: bytes, signed: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        key.verify(signature, signed)
-    except InvalidSignature:
-        return False
-    return True
-
-
-def _crypto() -> tuple[Any, Any]:
-    try:
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    except ImportError as error:
-        raise UnsupportedError(
-            "signatures cannot be checked: the library cryptography is not installed",
-            remedy="pip install 'tightfit[verify]'",
-        ) from error
-    return serialization, Ed25519PublicKey
 
 
 def _files(folder: Path) -> tuple[str, ...]:
