@@ -245,6 +245,15 @@ def _result(message: job_pb2.JobResult) -> JobResult:
                 number_format=layer.number_format,
                 format_cost=layer.format_cost if layer.HasField("format_cost") else None,
                 changes=tuple(layer.changes),
+                predicted_alone=(
+                    layer.predicted_cost_alone if layer.HasField("predicted_cost_alone") else None
+                ),
+                measured_alone=(
+                    layer.measured_cost_alone if layer.HasField("measured_cost_alone") else None
+                ),
+                format_cost_after=(
+                    layer.format_cost_after if layer.HasField("format_cost_after") else None
+                ),
             )
             for layer in message.layers
         ),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fakes.scripted_download import PACKED_SHARE, loss, offer, share, strength
+from tightfit_service.application.attribution_work import ATTRIBUTION, AttributionOutcome
 from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome
 from tightfit_service.application.check_work import CHECK_DATASET
 from tightfit_service.application.download_layers import NOT_MEASURED
@@ -193,6 +194,7 @@ class ScriptedExecutor:
             BASELINE.name: self._baseline,
             SENSITIVITY.name: self._sensitivity,
             VARIANTS.name: self._variants,
+            ATTRIBUTION.name: self._attribution,
             TEACHER.name: self._teacher,
             TRIAL.name: self._trial,
             NARROW_FILE.name: self._narrow_file,
@@ -241,6 +243,15 @@ class ScriptedExecutor:
             ),
             reference_accuracy=BASELINE_ACCURACY,
             alternatives=tuple(self.alternatives),
+        )
+        return WorkResult(payload=to_plain(outcome))
+
+    def _attribution(self, unit: WorkUnit) -> WorkResult:
+        keep: dict[str, Any] = {}
+        for step in unit.payload["steps"]:
+            keep.update(step["parameters"].get("keep", {}))
+        outcome = AttributionOutcome(
+            groups={g: 1 - len(units) / UNITS[g] for g, units in keep.items()}
         )
         return WorkResult(payload=to_plain(outcome))
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fakes.scripted_work import ScriptedExecutor
 from tightfit_service.adapters.execution.worker import serve
+from tightfit_service.application.attribution_work import ATTRIBUTION
 from tightfit_service.application.baseline_work import BASELINE
 from tightfit_service.application.check_work import CHECK_DATASET
 from tightfit_service.application.import_work import IMPORT_MODEL
@@ -44,6 +45,7 @@ _ANSWERS = {
     BASELINE.name: ScriptedExecutor._baseline,
     SENSITIVITY.name: ScriptedExecutor._sensitivity,
     VARIANTS.name: ScriptedExecutor._variants,
+    ATTRIBUTION.name: ScriptedExecutor._attribution,
     TRIAL.name: ScriptedExecutor._trial,
 }
 _FILES = {IMPORT_MODEL.name: ("graph",), TRIAL.name: ("model", "graph")}

@@ -287,6 +287,9 @@ def _layer(layer: job_pb2.LayerAttribution) -> dict[str, Any]:
         "number_format": layer.number_format,
         "format_cost": _optional(layer, "format_cost"),
         "changes": list(layer.changes),
+        "predicted_cost_alone": _optional(layer, "predicted_cost_alone"),
+        "measured_cost_alone": _optional(layer, "measured_cost_alone"),
+        "format_cost_after": _optional(layer, "format_cost_after"),
     }
 
 

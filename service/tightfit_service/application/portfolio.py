@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
-from tightfit_service.application.attribution import PredictedLosses
+from tightfit_service.application.attribution import ChangeLosses
 from tightfit_service.application.network_forms import NetworkForm, Prepared
 from tightfit_service.application.proposals import Proposal
 from tightfit_service.domain.budget import Objective, Quantity
@@ -124,10 +124,18 @@ class Portfolio:
         """Return the form of a trial's network, with what proposes candidates in it."""
         return next((p for p in self.prepared if p.form.made(trial)), self.prepared[0])
 
-    def losses_of(self, trial: Trial) -> PredictedLosses:
+    def losses_of(self, trial: Trial) -> ChangeLosses:
         """Return what each change of a trial is predicted to cost."""
         found = self.prepared_of(trial)
         return found.proposer.losses_of(trial.recipe, found.form.sensitivity.precision_costs)
+
+    def untrained_losses_of(self, trial: Trial) -> ChangeLosses:
+        """Return what each change was predicted to cost alone and untrained, before any trial ran."""
+        return self.prepared_of(trial).proposer.untrained_losses_of(trial.recipe)
+
+    def knows_rounding(self, trial: Trial) -> bool:
+        """Whether it was measured, before any cut, what the number format costs each layer."""
+        return bool(self.prepared_of(trial).form.sensitivity.precision_costs)
 
     def _nearest(self) -> Prepared:
         return min(self.prepared, key=lambda p: p.proposer.excess_ratio)

@@ -15,12 +15,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tightfit_service.application.attribution import PredictedLosses
+from tightfit_service.application.attribution import ChangeLosses
 from tightfit_service.application.costing import ProblemBuilder, interval_of, option_id
+from tightfit_service.application.first_model import FirstModel
 from tightfit_service.application.recipe_making import is_in
 from tightfit_service.application.recipe_steps import PRUNING_STEP
 from tightfit_service.application.sensitivity_work import SensitivityOutcome, most_important
-from tightfit_service.application.worthwhile_ways import Way, worthwhile_ways
+from tightfit_service.application.worthwhile_ways import worthwhile_ways
 from tightfit_service.domain.budget import (
     Budget,
     Constraint,
@@ -42,7 +43,7 @@ from tightfit_service.domain.trial import (
 from tightfit_service.search.problem import CompressionProblem
 from tightfit_service.search.relaxation import conflict
 from tightfit_service.search.samplers import MilpSampler, TrialOutcome
-from tightfit_service.search.sensitivity import Probe, SensitivityModel
+from tightfit_service.search.sensitivity import SensitivityModel
 from tightfit_service.search.solver import smallest_costs, solve
 
 EVEN_EXPONENT = 2.0
@@ -118,7 +119,8 @@ class Proposer:
         self._objective = aim.objective
         self._margins = dict(aim.margins)
         self._whole = problems.costs.estimate(problems.profile, problems.number_format)
-        model = _model_of(sensitivity, ways)
+        self._first = FirstModel.of(sensitivity, ways)
+        model = self._first.model
         self._sampler = MilpSampler(
             self._problem(self._losses(model)), model, seed=seed, tightening=TIGHTENING
         )
@@ -236,20 +238,24 @@ class Proposer:
         solved = self._asked("solved")
         return None if solved is None else self._remember(solved)
 
-    def losses_of(self, recipe: Recipe, formats: Mapping[str, float]) -> PredictedLosses:
+    def losses_of(self, recipe: Recipe, formats: Mapping[str, float]) -> ChangeLosses:
         """Return what each of a recipe's changes is predicted to cost; whole groups lose nothing."""
+        return replace(self._losses_by(self._sampler.model, recipe), formats=formats)
+
+    def untrained_losses_of(self, recipe: Recipe) -> ChangeLosses:
+        """Return what each change was predicted to cost alone and untrained, before any trial ran."""
+        return self._first.untrained(self._losses_by(self._first.model, recipe))
+
+    def _losses_by(self, model: SensitivityModel, recipe: Recipe) -> ChangeLosses:
         kept = self._kept_in(recipe)
-        losses = {
-            group_id: self._sampler.model.loss(group_id, kept[group_id])
-            for group_id in self._levels
-        }
+        losses = {group_id: model.loss(group_id, kept[group_id]) for group_id in self._levels}
         chosen = {
             choice.node: losses[group_id]
             for group_id, choices in self._ways.items()
             if (choice := choices[kept[group_id] - 1]) is not None
         }
         groups = {key: loss for key, loss in losses.items() if key not in self._ways}
-        return PredictedLosses(groups=groups, nodes=chosen, formats=formats)
+        return ChangeLosses(groups=groups, nodes=chosen)
 
     def _paced(self, tried: Sequence[Trial]) -> Proposal | None:
         """Bisect the objective's cost: tighter while the budget is met, looser when it is not."""
@@ -373,22 +379,3 @@ class Proposer:
 
 def _key(kept: Mapping[str, int]) -> _Key:
     return tuple(sorted(kept.items()))
-
-
-def _model_of(
-    sensitivity: SensitivityOutcome, ways: Mapping[str, Sequence[Way]]
-) -> SensitivityModel:
-    """Return the model that importance scores give, scaled by what was measured."""
-    probes = [
-        Probe(
-            group_id=point.group_id,
-            kept=point.kept,
-            accuracy_loss=sensitivity.reference_accuracy - point.accuracy,
-        )
-        for point in sensitivity.points
-    ]
-    model = SensitivityModel.from_importance(sensitivity.importance).probe(probes)
-    left = model.share_left(probes)
-    return model.with_options(
-        {option_id(node): [left * way.loss for way in choices] for node, choices in ways.items()}
-    )

@@ -204,10 +204,7 @@ class SensitivityWork:
             settings=QuantizationSettings(number_format=number_format),
             on_progress=lambda share, text: on_progress(0.8 + 0.2 * share, text),
         )
-        return {
-            layer.node: max(0.0, (measured.drop_alone(layer) + measured.gain_in_float(layer)) / 2)
-            for layer in measured.layers
-        }
+        return {layer.node: max(0.0, measured.cost(layer)) for layer in measured.layers}
 
     def _accuracy(self, graph: bytes, network: _Network) -> float:
         return self.evaluator.evaluate(graph, network.sample).value

@@ -12,9 +12,10 @@ from tightfit_service.domain.job import JobSpec
 from tightfit_service.domain.recipe import Recipe
 
 PRUNING = "structured_pruning"
+LOW_RANK = "low_rank"
 PRECISION = "precision"
 """Its alternatives are no step of their own: they are carried out on export."""
-NODE_PASSES = ("low_rank", PRECISION)
+NODE_PASSES = (LOW_RANK, PRECISION)
 """Passes that offer other ways to compute single nodes."""
 NETWORK_PASSES = ("resolution", "depth_pruning")
 """Passes that offer other forms of the network as a whole."""
@@ -87,7 +88,7 @@ def node_passes(spec: JobSpec) -> tuple[str, ...]:
         return tuple(name for name in NODE_PASSES if name in spec.techniques)
     common = {NumberFormat.INT8, NumberFormat.FLOAT32}
     finer = set(written_target(spec).number_formats) - common
-    return NODE_PASSES if finer else ("low_rank",)
+    return NODE_PASSES if finer else (LOW_RANK,)
 
 
 def network_passes(spec: JobSpec) -> tuple[str, ...]:

@@ -7,14 +7,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from tightfit_service.application.attribution import PredictedLosses, attribute_layers
+from tightfit_service.application.attribution import (
+    ChangeLosses,
+    ExplainedLosses,
+    attribute_layers,
+)
+from tightfit_service.application.attribution_work import (
+    ATTRIBUTION,
+    AttributionTask,
+    measurable_steps,
+)
 from tightfit_service.application.choice import closest_trial, summary
 from tightfit_service.application.infeasibility import explain_infeasibility
 from tightfit_service.application.job_life import JobLife
 from tightfit_service.application.portfolio import Portfolio
 from tightfit_service.application.provenance import ARTIFACT_NAME, MODEL, Outcome
+from tightfit_service.application.recipe_steps import quantization_of
+from tightfit_service.application.techniques import NETWORK_PASSES
 from tightfit_service.domain.budget import Quantity
-from tightfit_service.domain.errors import TightfitError
+from tightfit_service.domain.errors import TightfitError, UnavailableError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import JobResult, JobState, LayerAttribution
 from tightfit_service.domain.pareto import pareto_front
@@ -28,6 +39,7 @@ class Verdict:
         self._life = life
         self.portfolio: Portfolio | None = None
         """What was searched in; None where nothing was searched."""
+        self._measured: dict[int, ChangeLosses] = {}
 
     async def keep(self) -> None:
         """Keep the best so far where a reader, or the next life, finds it."""
@@ -45,11 +57,44 @@ class Verdict:
         """
         life = self._life
         await life.stages.enter("package", "choosing the winner", begin=0.97, end=1.0)
+        await self._measure_changes()
         result, end_time = self._result(), life.context.clock.now()
         if result.best_trial is not None:
             await self._succeed(result, result.best_trial, end_time)
         else:
             await self._give_up(result, reachable, end_time)
+
+    async def _measure_changes(self) -> None:
+        """Measure alone what was done to the layers of the shown trial, beside what was predicted."""
+        life, shown = self._life, self._shown()
+        if shown is None or "graph" not in shown.artifacts:
+            return
+        steps = measurable_steps(shown.recipe)
+        is_rounding_known = self.portfolio is not None and self.portfolio.knows_rounding(shown)
+        is_changed = any(step.pass_name not in NETWORK_PASSES for step in steps)
+        if not is_changed and not is_rounding_known:
+            return
+        task = AttributionTask(
+            model=life.facts,
+            seed=shown.recipe.seed,
+            steps=steps,
+            quantization=quantization_of(shown.recipe) if is_rounding_known else None,
+        )
+        try:
+            found = await life.stages.ask(
+                ATTRIBUTION, task, {**life.inputs, "compressed": shown.artifacts["graph"]}
+            )
+        except UnavailableError:
+            raise
+        except TightfitError as error:
+            # hours of search count without an explanation too
+            await life.notes.add(
+                "NOT_ATTRIBUTED", f"what each change costs was not measured: {error.message}"
+            )
+            return
+        self._measured[shown.index] = ChangeLosses(
+            groups=found.groups, nodes=found.nodes, formats=found.formats
+        )
 
     async def _succeed(self, result: JobResult, index: int, end_time: datetime) -> None:
         life = self._life
@@ -119,11 +164,10 @@ class Verdict:
 
     def _result(self) -> JobResult:
         book = self._life.book
-        best, quantized = book.best, book.get(0)
+        best, shown, quantized = book.best, self._shown(), book.get(0)
         if self._life.number_format is not NumberFormat.INT8:
             # trial 0 is then the model as it came, in the format of the result
             quantized = None
-        shown = best or closest_trial(t for t in book.trials if book.outcome(t.index) is not None)
         return JobResult(
             baseline=book.baseline,
             baseline_int8=quantized.metrics if quantized else None,
@@ -133,14 +177,26 @@ class Verdict:
             notes=self._life.notes.all,
         )
 
+    def _shown(self) -> Trial | None:
+        """Return the trial that the result explains: the best one, or that which comes closest."""
+        book = self._life.book
+        return book.best or closest_trial(
+            trial for trial in book.trials if book.outcome(trial.index) is not None
+        )
+
     def _layers(self, trial: Trial) -> tuple[LayerAttribution, ...]:
         life, before = self._life, self._life.facts.profile
         outcome = life.book.outcome(trial.index)
         assert trial.metrics is not None
         assert outcome is not None
-        losses, space = PredictedLosses(), life.facts.space
+        measured = self._measured.get(trial.index, ChangeLosses())
+        losses, space = ExplainedLosses(measured=measured), life.facts.space
         if self.portfolio is not None:
-            losses = self.portfolio.losses_of(trial)
+            losses = ExplainedLosses(
+                trained=self.portfolio.losses_of(trial),
+                untrained=self.portfolio.untrained_losses_of(trial),
+                measured=measured,
+            )
             space = self.portfolio.prepared_of(trial).form.space
         return attribute_layers(
             before=before,

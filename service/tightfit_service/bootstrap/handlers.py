@@ -31,6 +31,7 @@ from tightfit_service.adapters.formats.tflite_import import TfliteImporter, chec
 from tightfit_service.adapters.formats.vela_export import VelaFileCompiler, source_in
 from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.attribution_work import AttributionWork
 from tightfit_service.application.baseline_work import BaselineWork
 from tightfit_service.application.calibration_work import CalibrationWork
 from tightfit_service.application.check_work import CheckWork
@@ -137,6 +138,12 @@ def compose_handlers(settings: Settings) -> dict[str, WorkHandler]:
             evaluator=evaluator,
             ways=ways,
             passes=_by_name(NETWORK_PASSES),
+        ),
+        AttributionWork(
+            data=data,
+            steps=steps,
+            evaluator=evaluator,
+            precision_probe=precision_sensitivity,
         ),
         TeacherWork(data=data, trainer=trainer, evaluator=evaluator),
         TrialWork(data=data, recipes=recipes, cache_dir=cache_dir),

@@ -174,6 +174,13 @@ class LayerAttribution:
     where it was not measured."""
     changes: tuple[str, ...] = ()
     """What was done besides removing channels and rounding: `low rank spatial rank 12`."""
+    predicted_alone: float | None = None
+    """Loss of accuracy (fraction) that was predicted, before any trial, for what was done to this layer
+    if nothing else is done and nothing trained; None where it was not predicted."""
+    measured_alone: float | None = None
+    """The same as measured; negative where accuracy rose."""
+    format_cost_after: float | None = None
+    """As `format_cost`, measured in the compressed network."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,6 +185,16 @@ class SensitivityModel:
         assumed = math.fsum(plain.loss(probe.group_id, probe.kept) for probe in probes)
         return min(1.0, max(_LEAST_RECOVERY, assumed / measured))
 
+    def untrained_ratio(self, probes: Sequence[Probe]) -> float | None:
+        """Return how many times the predicted loss of a cut it costs before recovery, by all probes.
+
+        None where there are none: nothing is known then of losses without recovery.
+        """
+        predicted = math.fsum(self.loss(probe.group_id, probe.kept) for probe in probes)
+        if predicted <= 0.0:
+            return None
+        return math.fsum(max(0.0, probe.accuracy_loss) for probe in probes) / predicted
+
     def _unobserved(self) -> SensitivityModel:
         return replace(self, probed_factors={}, observations=(), recovery=1.0, factors={})
 

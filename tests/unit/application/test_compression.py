@@ -38,6 +38,28 @@ async def test_half_the_latency_is_met_by_the_upper_end_of_the_estimate() -> Non
     cut = [layer for layer in job.result.layers if layer.channels_after < layer.channels_before]
     assert cut
     assert all(layer.accuracy_cost is not None for layer in cut)
+    for layer in cut:
+        assert layer.measured_alone == 1 - layer.channels_after / layer.channels_before
+        assert layer.predicted_alone is not None
+        assert layer.accuracy_cost is not None
+        assert layer.predicted_alone > layer.accuracy_cost, "training regains some of it"
+
+
+class _NothingMeasuredAlone(ScriptedExecutor):
+    """Fails at what only explains a result."""
+
+    def _attribution(self, unit: WorkUnit) -> WorkResult:
+        raise WorkFailedError("the worker ran out of memory")
+
+
+async def test_a_result_counts_where_it_could_not_be_explained() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    bench.executor = _NothingMeasuredAlone()
+    job = await bench.run()
+    assert job.state is JobState.SUCCEEDED
+    assert any(note.code == "NOT_ATTRIBUTED" for note in job.result.notes)
+    assert all(layer.measured_alone is None for layer in job.result.layers)
+    assert any(layer.predicted_alone is not None for layer in job.result.layers)
 
 
 async def test_only_the_baseline_and_finalists_see_the_evaluation_set() -> None:

@@ -191,7 +191,7 @@ async def test_a_given_recipe_is_applied_without_any_search() -> None:
     assert job.state is JobState.SUCCEEDED
     assert [trial.index for trial in again.trials()] == [0, 1]
     assert again.trials()[1].recipe.steps == recipe.steps
-    assert {unit.kind for unit in again.executor.ran} == {"baseline", "trial"}
+    assert {unit.kind for unit in again.executor.ran} == {"baseline", "trial", "attribution"}
 
 
 async def test_a_given_recipe_that_misses_the_budget_ends_infeasible() -> None:

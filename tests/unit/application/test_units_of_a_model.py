@@ -18,6 +18,12 @@ from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.attribution_work import (
+    ATTRIBUTION,
+    AttributionTask,
+    AttributionWork,
+    measurable_steps,
+)
 from tightfit_service.application.baseline_work import BASELINE, BaselineTask, BaselineWork
 from tightfit_service.application.check_work import (
     CHECK_DATASET,
@@ -85,6 +91,7 @@ from tightfit_service.domain.recipe import PassStep, Recipe
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.graph.structure import tensor_shapes
 from tightfit_service.passes.low_rank import LowRankPass
+from tightfit_service.passes.precision_sensitivity import precision_sensitivity
 from tightfit_service.passes.quantization import StaticQuantizationPass
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
@@ -240,6 +247,12 @@ class Site:
                 ways=ways,
                 passes={narrowing.name: narrowing},
             ),
+            AttributionWork(
+                data=data,
+                steps=steps,
+                evaluator=EVALUATOR,
+                precision_probe=precision_sensitivity,
+            ),
             TeacherWork(data=data, trainer=self.trainer, evaluator=EVALUATOR),
             TrialWork(data=data, recipes=recipes, cache_dir=self.folder / "cache"),
             NarrowFileWork(data=data, recipes=recipes),
@@ -394,6 +407,46 @@ def test_other_forms_are_measured_as_they_are(site: Site, facts: ModelFacts) -> 
     assert found.profile.macs < facts.profile.macs
     assert found.accuracy < 1.0
     assert not found.space.groups, "there is nothing left to cut"
+
+
+def test_single_changes_of_a_trial_are_measured_alone(site: Site, facts: ModelFacts) -> None:
+    first, *_ = facts.space.groups
+    scored, _ = site.run(SENSITIVITY, sensitivity(facts), graph=MODEL, dataset=b"d")
+    keep = {
+        p.group_id: most_important(scored.importance[p.group_id], p.kept) for p in scored.points
+    }
+    node = first.producers[0]
+    found = recipe(
+        PassStep(pass_name=PRUNING_STEP, parameters={"keep": keep}),
+        PassStep(pass_name="low_rank", parameters={"nodes": {node: {"method": "svd", "rank": 1}}}),
+        PassStep(pass_name="recovery", parameters={}),
+    )
+    steps = measurable_steps(found)
+    assert [step.pass_name for step in steps] == [PRUNING_STEP, "low_rank"]
+    task = AttributionTask(model=facts, seed=0, steps=steps)
+    lost, _ = site.run(ATTRIBUTION, task, graph=MODEL, dataset=b"d")
+    # the same cuts on the same samples as when they were measured before the search
+    assert lost.groups == {p.group_id: 1.0 - p.accuracy for p in scored.points}
+    assert lost.nodes.keys() == {node}
+    assert lost.formats == {}
+
+
+def test_number_formats_are_measured_in_the_compressed_network(
+    site: Site, facts: ModelFacts
+) -> None:
+    task = AttributionTask(
+        model=facts,
+        seed=0,
+        steps=(),
+        quantization=QuantizationSettings(number_format=NumberFormat.INT4, per_channel=False),
+    )
+    same, _ = site.run(ATTRIBUTION, task, graph=MODEL, dataset=b"d", compressed=MODEL)
+    other = NETWORK(1).SerializeToString()
+    strange, _ = site.run(ATTRIBUTION, task, graph=MODEL, dataset=b"d", compressed=other)
+    assert same.formats.keys() == strange.formats.keys() != set()
+    assert (same.groups, same.nodes) == ({}, {})
+    assert max(same.formats.values()) > 0
+    assert strange.formats != same.formats
 
 
 def test_a_teacher_is_held_against_the_model(site: Site, facts: ModelFacts) -> None:

@@ -162,6 +162,18 @@ def test_probes_weigh_groups_against_each_other_and_keep_the_scale() -> None:
     assert before.predict({"a": 4}) == pytest.approx(after.predict({"a": 4}))
 
 
+def test_probes_tell_what_cuts_cost_before_recovery() -> None:
+    half = {"a": 8, "b": 16}
+    model = example_model()
+    probes = [Probe(group_id=group, kept=kept, accuracy_loss=0.3) for group, kept in half.items()]
+    ratio = model.untrained_ratio(probes)
+    assert ratio is not None
+    assert ratio * model.predict(half) == pytest.approx(0.6)
+    assert model.untrained_ratio([]) is None
+    gains = [Probe(group_id="a", kept=8, accuracy_loss=-0.1)]
+    assert model.untrained_ratio(gains) == 0.0
+
+
 def test_choices_are_ready_for_the_solver() -> None:
     choice = example_model().choice("a", [4, 8, 16])
     assert choice.levels == (4, 8, 16)

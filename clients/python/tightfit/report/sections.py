@@ -205,12 +205,21 @@ def layers(result: Result) -> Markup | None:
     dearest = max((r["accuracy_cost"] or 0.0 for r in rows), default=0.0) or 1.0
     is_predicted = any(row["accuracy_cost"] is not None for row in rows)
     body = [_layer_row(row, longest, dearest, is_predicted=is_predicted) for row in rows]
-    head = ("layer", "latency before and after", "channels and form", "MACs", "accuracy cost")
+    head = (
+        "layer",
+        "latency before and after",
+        "channels and form",
+        "MACs",
+        "accuracy cost",
+        "alone, untrained: predicted and measured",
+    )
     hidden = len(result["layers"]) - len(rows)
     return section(
         "layers",
         "Layer by layer",
-        "Where the time goes, and what the cut of each layer is predicted to cost in accuracy.",
+        "Where the time goes, and what the cut of each layer is predicted to cost in accuracy. In the "
+        "last column, the same before any training and with nothing else changed: as it was predicted "
+        "before the search, and as it was measured in the end.",
         element(
             "table",
             element("thead", element("tr", [element("th", text, scope="col") for text in head])),
@@ -266,16 +275,34 @@ def _layer_row(
             _bar(cost / dearest, "cost", f"{cost * 100:.2f} points")
             if cost is not None
             else element("span", _without_cost(row, is_predicted=is_predicted), class_="detail"),
-            element(
-                "span",
-                f"{row['number_format']}: {rounding * 100:.2f} points measured",
-                class_="detail",
-            )
-            if rounding is not None
-            else None,
+            element("span", _rounding_cost(row), class_="detail") if rounding is not None else None,
             data_label="accuracy cost",
         ),
+        element(
+            "td",
+            _alone(row),
+            data_label="alone, untrained",
+        ),
     )
+
+
+def _rounding_cost(row: Mapping[str, Any]) -> str:
+    """Say what a layer's number format costs, before any cut and, where it was measured, in the result."""
+    text = f"{row['number_format']}: {row['format_cost'] * 100:.2f} points measured"
+    after = row.get("format_cost_after")
+    return text if after is None else f"{text}, {after * 100:.2f} in the result"
+
+
+def _alone(row: Mapping[str, Any]) -> str:
+    """Set the loss predicted for a layer's changes alone beside the measured one; `-` for what is not known.
+
+    Files of servers before these were measured do not have them.
+    """
+    found = (row.get("predicted_cost_alone"), row.get("measured_cost_alone"))
+    if found == (None, None):
+        return "-"
+    predicted, measured = ("-" if loss is None else f"{loss * 100:.2f}" for loss in found)
+    return f"{predicted} | {measured} points"
 
 
 def _without_cost(row: Mapping[str, Any], *, is_predicted: bool) -> str:

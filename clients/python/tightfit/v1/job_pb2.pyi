@@ -541,6 +541,9 @@ class LayerAttribution(_message.Message):
     NUMBER_FORMAT_FIELD_NUMBER: _builtins.int
     FORMAT_COST_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    PREDICTED_COST_ALONE_FIELD_NUMBER: _builtins.int
+    MEASURED_COST_ALONE_FIELD_NUMBER: _builtins.int
+    FORMAT_COST_AFTER_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Name of the node in the uploaded graph."""
     op_type: _builtins.str
@@ -565,6 +568,14 @@ class LayerAttribution(_message.Message):
     """Loss of accuracy from the number format, measured in this layer before any cut, a fraction. Absent
     where it was not measured.
     """
+    predicted_cost_alone: _builtins.float
+    """Loss of accuracy that was predicted, before any trial, for what was done to this layer if nothing
+    else is done and nothing trained, a fraction. Absent where it was not predicted.
+    """
+    measured_cost_alone: _builtins.float
+    """The same as measured; negative where accuracy rose. Absent where it was not measured."""
+    format_cost_after: _builtins.float
+    """As `format_cost`, measured in the compressed network. Absent where it was not measured."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was done besides removing channels and rounding, in a few words each."""
@@ -584,19 +595,34 @@ class LayerAttribution(_message.Message):
         number_format: _builtins.str = ...,
         format_cost: _builtins.float | None = ...,
         changes: _abc.Iterable[_builtins.str] | None = ...,
+        predicted_cost_alone: _builtins.float | None = ...,
+        measured_cost_alone: _builtins.float | None = ...,
+        format_cost_after: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "_format_cost", b"_format_cost", "accuracy_cost", b"accuracy_cost", "format_cost", b"format_cost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "_format_cost", b"_format_cost", "_format_cost_after", b"_format_cost_after", "_measured_cost_alone", b"_measured_cost_alone", "_predicted_cost_alone", b"_predicted_cost_alone", "accuracy_cost", b"accuracy_cost", "format_cost", b"format_cost", "format_cost_after", b"format_cost_after", "measured_cost_alone", b"measured_cost_alone", "predicted_cost_alone", b"predicted_cost_alone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "_format_cost", b"_format_cost", "accuracy_cost", b"accuracy_cost", "changes", b"changes", "channels_after", b"channels_after", "channels_before", b"channels_before", "estimated_latency_ms_after", b"estimated_latency_ms_after", "estimated_latency_ms_before", b"estimated_latency_ms_before", "format_cost", b"format_cost", "macs_after", b"macs_after", "macs_before", b"macs_before", "node", b"node", "number_format", b"number_format", "op_type", b"op_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost", "_format_cost", b"_format_cost", "_format_cost_after", b"_format_cost_after", "_measured_cost_alone", b"_measured_cost_alone", "_predicted_cost_alone", b"_predicted_cost_alone", "accuracy_cost", b"accuracy_cost", "changes", b"changes", "channels_after", b"channels_after", "channels_before", b"channels_before", "estimated_latency_ms_after", b"estimated_latency_ms_after", "estimated_latency_ms_before", b"estimated_latency_ms_before", "format_cost", b"format_cost", "format_cost_after", b"format_cost_after", "macs_after", b"macs_after", "macs_before", b"macs_before", "measured_cost_alone", b"measured_cost_alone", "node", b"node", "number_format", b"number_format", "op_type", b"op_type", "predicted_cost_alone", b"predicted_cost_alone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy_cost: _TypeAlias = _typing.Literal["accuracy_cost"]  # noqa: Y015
     _WhichOneofArgType__accuracy_cost: _TypeAlias = _typing.Literal["_accuracy_cost", b"_accuracy_cost"]  # noqa: Y015
     _WhichOneofReturnType__format_cost: _TypeAlias = _typing.Literal["format_cost"]  # noqa: Y015
     _WhichOneofArgType__format_cost: _TypeAlias = _typing.Literal["_format_cost", b"_format_cost"]  # noqa: Y015
+    _WhichOneofReturnType__format_cost_after: _TypeAlias = _typing.Literal["format_cost_after"]  # noqa: Y015
+    _WhichOneofArgType__format_cost_after: _TypeAlias = _typing.Literal["_format_cost_after", b"_format_cost_after"]  # noqa: Y015
+    _WhichOneofReturnType__measured_cost_alone: _TypeAlias = _typing.Literal["measured_cost_alone"]  # noqa: Y015
+    _WhichOneofArgType__measured_cost_alone: _TypeAlias = _typing.Literal["_measured_cost_alone", b"_measured_cost_alone"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_cost_alone: _TypeAlias = _typing.Literal["predicted_cost_alone"]  # noqa: Y015
+    _WhichOneofArgType__predicted_cost_alone: _TypeAlias = _typing.Literal["_predicted_cost_alone", b"_predicted_cost_alone"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy_cost) -> _WhichOneofReturnType__accuracy_cost | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__format_cost) -> _WhichOneofReturnType__format_cost | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__format_cost_after) -> _WhichOneofReturnType__format_cost_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__measured_cost_alone) -> _WhichOneofReturnType__measured_cost_alone | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_cost_alone) -> _WhichOneofReturnType__predicted_cost_alone | None: ...
 
 Global___LayerAttribution: _TypeAlias = LayerAttribution  # noqa: Y015
 

@@ -280,6 +280,9 @@ def _layer_to_proto(layer: LayerAttribution) -> job_pb2.LayerAttribution:
         number_format=layer.number_format,
         format_cost=layer.format_cost,
         changes=layer.changes,
+        predicted_cost_alone=layer.predicted_alone,
+        measured_cost_alone=layer.measured_alone,
+        format_cost_after=layer.format_cost_after,
     )
 
 

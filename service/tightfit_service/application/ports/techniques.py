@@ -329,6 +329,10 @@ class PrecisionSensitivity:
         """Return the accuracy that keeping this layer in float32 gives back, as a fraction."""
         return layer.accuracy_without - self.quantized_accuracy
 
+    def cost(self, layer: LayerPrecision) -> float:
+        """Return the mean of both: what the layer's format costs alone, and among the others."""
+        return (self.drop_alone(layer) + self.gain_in_float(layer)) / 2
+
 
 class PrecisionProbe(Protocol):
     """Measures what the number format of each single layer costs."""

@@ -223,6 +223,9 @@ RESULTS = st.builds(
             channels_after=SMALL_COUNTS,
             accuracy_cost=st.none() | NUMBERS,
             format_cost=st.none() | NUMBERS,
+            predicted_alone=st.none() | NUMBERS,
+            measured_alone=st.none() | NUMBERS,
+            format_cost_after=st.none() | NUMBERS,
         )
     ),
 )

@@ -65,6 +65,20 @@ def test_a_cut_that_nothing_predicts_is_not_said_to_follow_its_inputs() -> None:
     assert "follows its inputs" not in page
 
 
+def test_what_was_predicted_of_a_layer_alone_stands_beside_what_was_measured() -> None:
+    result = results.succeeded()
+    assert "2.10 | 3.40 points" in render_report(result)
+    assert "int8: 0.12 points measured, 0.07 in the result" in render_report(result)
+    for row in result["layers"]:
+        row["measured_cost_alone"] = None
+    assert "2.10 | - points" in render_report(result)
+    for row in result["layers"]:
+        del row["measured_cost_alone"], row["predicted_cost_alone"], row["format_cost_after"]
+    page = render_report(result)
+    assert "| - points" not in page
+    assert "int8: 0.12 points measured<" in page
+
+
 def test_the_data_in_the_page_is_that_of_the_result() -> None:
     page = render_report(results.succeeded())
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
