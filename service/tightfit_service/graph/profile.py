@@ -10,14 +10,15 @@ from tightfit_service.graph.architecture import architecture
 from tightfit_service.graph.fusion import FusedGraph, FusedOperator, fused_graph
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import load_model
+from tightfit_service.graph.products import dense_widths, einsum_widths, macs_of, weight_of
 from tightfit_service.graph.propagation_state import Propagation
 from tightfit_service.graph.structure import Shape, attribute, graph_inputs, graph_outputs
 
 _KINDS: Mapping[str, OperatorKind] = {
-    "Conv": OperatorKind.CONV,
+    **dict.fromkeys(("Conv", "ConvInteger", "DeformConv", "QLinearConv"), OperatorKind.CONV),
     "ConvTranspose": OperatorKind.TRANSPOSED_CONV,
     "Gemm": OperatorKind.DENSE,
-    "MatMul": OperatorKind.MATMUL,
+    **dict.fromkeys(("Attention", "MatMul", "MatMulInteger", "QLinearMatMul"), OperatorKind.MATMUL),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), OperatorKind.POOL),
     **dict.fromkeys(
         ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), OperatorKind.GLOBAL_POOL
@@ -98,6 +99,8 @@ _KINDS: Mapping[str, OperatorKind] = {
     **dict.fromkeys(("Resize", "Upsample"), OperatorKind.RESIZE),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), OperatorKind.RECURRENT),
 }
+_QLINEAR_BIAS = 8
+"""Which input of a QLinearConv is its bias."""
 _CONVOLUTIONS = frozenset(
     {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV, OperatorKind.TRANSPOSED_CONV}
 )
@@ -193,20 +196,21 @@ def _operator(
     in_channels = source[1] if len(source) > 1 else (source[0] if source else 0)
     out_channels = out[1] if len(out) > 1 else (out[0] if out else 0)
     if kind is OperatorKind.DENSE:
-        in_channels, out_channels = _dense_widths(item, fused)
+        in_channels, out_channels = dense_widths(node, fused.shapes)
+    kernel = _kernel(item, kind, fused)
     return Operator(
         node=node.name,
         kind=kind,
         op_type=node.op_type,
         inputs=item.inputs,
         outputs=item.outputs,
-        macs=_macs(item, kind, fused),
+        macs=macs_of(node, fused.shapes),
         in_channels=in_channels,
         out_channels=out_channels,
         in_size=source[2:],
         out_size=out[2:],
-        kernel=_kernel(item, fused),
-        stride=tuple(attribute(node, "strides", [])) or (1,) * len(_kernel(item, fused)),
+        kernel=kernel,
+        stride=tuple(attribute(node, "strides", [])) or (1,) * len(kernel),
         dilation=tuple(attribute(node, "dilations", [])),
         groups=int(attribute(node, "group", 1)),
         weight_count=weights,
@@ -224,47 +228,41 @@ def _kind(item: FusedOperator, fused: FusedGraph, state: Propagation) -> Operato
         kind = _KINDS.get(node.op_type, OperatorKind.OTHER)
         if node.op_type.startswith("Reduce"):
             kind = OperatorKind.GLOBAL_POOL
-    if kind is OperatorKind.MATMUL and node.input[1] in fused.constants:
+    if node.op_type == "Einsum":
+        return _einsum_kind(item, fused)
+    weight = fused.constants.get(weight_of(node))
+    if kind is OperatorKind.MATMUL and weight is not None:
         last = len(fused.shapes.get(node.input[0], ())) - 1
         # Over positions instead of channels (a token mixer) the channels are rows: a plain product.
         over_channels = state.axes.get(node.input[0], last) == last
-        if fused.constants[node.input[1]].ndim == 2 and over_channels:
+        if weight.ndim == 2 and over_channels:
             return OperatorKind.DENSE
-    if kind is OperatorKind.CONV and node.input[1] in fused.constants:
+    if kind is OperatorKind.CONV and weight is not None:
         groups = int(attribute(node, "group", 1))
-        if groups > 1 and fused.constants[node.input[1]].shape[1] == 1:
+        if groups > 1 and weight.shape[1] == 1:
             return OperatorKind.DEPTHWISE_CONV
     return kind
 
 
-def _dense_widths(item: FusedOperator, fused: FusedGraph) -> tuple[int, int]:
-    rows, columns = fused.shapes[item.node.input[1]]
-    return (columns, rows) if attribute(item.node, "transB", 0) else (rows, columns)
+def _einsum_kind(item: FusedOperator, fused: FusedGraph) -> OperatorKind:
+    """Return what an Einsum costs like: it is many operators under one name."""
+    node = item.node
+    if any(name not in fused.shapes for name in node.input):
+        return OperatorKind.OTHER
+    if macs_of(node, fused.shapes):
+        is_dense = weight_of(node) in fused.constants and einsum_widths(node, fused.shapes)
+        return OperatorKind.DENSE if is_dense else OperatorKind.MATMUL
+    if len(node.input) > 1:
+        return OperatorKind.ELEMENTWISE
+    given, made = (math.prod(fused.shapes[name]) for name in (node.input[0], node.output[0]))
+    return OperatorKind.GLOBAL_POOL if made < given else OperatorKind.TRANSPOSE
 
 
-def _kernel(item: FusedOperator, fused: FusedGraph) -> tuple[int, ...]:
+def _kernel(item: FusedOperator, kind: OperatorKind, fused: FusedGraph) -> tuple[int, ...]:
     kernel = attribute(item.node, "kernel_shape")
-    if kernel is None and item.node.op_type in {"Conv", "ConvTranspose"}:
-        kernel = fused.shapes[item.node.input[1]][2:]
+    if kernel is None and kind in _CONVOLUTIONS:
+        kernel = fused.shapes[weight_of(item.node)][2:]
     return tuple(kernel or ())
-
-
-def _macs(item: FusedOperator, kind: OperatorKind, fused: FusedGraph) -> int:
-    """Return the multiply-accumulates of a node at batch 1; 0 where nothing is multiplied and summed."""
-    node, shapes = item.node, fused.shapes
-    if kind in {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV}:
-        return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
-    if kind is OperatorKind.TRANSPOSED_CONV:
-        return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
-    if kind is OperatorKind.DENSE:
-        return math.prod(shapes[node.output[0]]) * _dense_widths(item, fused)[0]
-    if kind is OperatorKind.MATMUL and all(n in shapes for n in (node.input[0], node.output[0])):
-        return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-    if kind is OperatorKind.RECURRENT and node.input[0] in shapes:
-        # One product with the input and one with the state per step of the sequence (axis 0).
-        steps = shapes[node.input[0]][0] * shapes[node.input[0]][1]
-        return steps * sum(math.prod(shapes[name]) for name in node.input[1:3] if name in shapes)
-    return 0
 
 
 def _parameter_counts(
@@ -283,8 +281,9 @@ def _parameter_counts(
         return weights, sum(sizes.values()) - weights
     if kind in _WEIGHTED:
         if kind is OperatorKind.DENSE:
-            channels = _dense_widths(item, fused)[1]
-        return sizes.get(node.input[1], 0), channels if item.bias else 0
+            channels = dense_widths(node, fused.shapes)[1]
+        has_bias = item.bias or (node.op_type == "QLinearConv" and len(node.input) > _QLINEAR_BIAS)
+        return sizes.get(weight_of(node), 0), channels if has_bias else 0
     if node.op_type == "BatchNormalization":
         return 0, 2 * channels
     per_channel = [size for size in sizes.values() if size == channels and size > 1]

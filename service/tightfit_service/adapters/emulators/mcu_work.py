@@ -85,6 +85,9 @@ def work_of(operator: Operator, channel_multiple: int = 1) -> dict[str, float]:
         }
     elif kind in (OperatorKind.DENSE, OperatorKind.MATMUL, OperatorKind.RECURRENT):
         amounts = _dense(operator, channel_multiple)
+    elif kind is OperatorKind.OTHER and operator.macs:
+        # a Fourier transform: products that share nothing, as those of a dense layer
+        amounts = {"dense_mac": float(operator.macs)}
     elif kind is OperatorKind.POOL and pixels > 1:
         amounts = {"pool": float(operator.out_channels * pixels * math.prod(operator.kernel))}
     elif kind in (OperatorKind.POOL, OperatorKind.GLOBAL_POOL):
