@@ -75,7 +75,10 @@ class Stages:
         teller = asyncio.create_task(self._tell(latest))
         try:
             return await self._units.run(
-                unit, on_progress=report, patience_seconds=PATIENCE_SECONDS
+                unit,
+                on_progress=report,
+                patience_seconds=PATIENCE_SECONDS,
+                while_waiting=self._journal.units.waiting,
             )
         finally:
             teller.cancel()

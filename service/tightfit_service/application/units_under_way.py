@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 
 from tightfit_service.application.ports import (
     BeginCallback,
@@ -34,6 +35,15 @@ class UnitsUnderWay:
     def counted(self, executor: Executor) -> Executor:
         """Return an executor whose units are counted here."""
         return _CountedExecutor(executor, self)
+
+    @contextmanager
+    def waiting(self) -> Generator[None, None, None]:
+        """Count a unit as one that waits for a worker: another job's has it, and will leave the result."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     async def run(
         self,

@@ -229,7 +229,7 @@ class WorkSeries:
         )
         self.cache_lookups = Counter(
             "tightfit_work_cache_lookups",
-            "Look-ups in the cache of work results, by result (hit, miss).",
+            "Units of work that were asked for, by result (hit: answered from the cache; miss).",
             ("result",),
             registry=registry,
         )
