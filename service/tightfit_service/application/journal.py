@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -144,12 +144,25 @@ class JobJournal:
         self.job = job
         self.units = units or UnitsUnderWay()
         """Units of work of the job; whoever runs it has them counted here."""
+        self.so_far: Callable[[], Mapping[str, Any]] = dict
+        """Returns the fields of the job that tell what it has found; set by whoever runs it."""
         self._lease = lease
         self._patience_seconds = patience_seconds
         self._store = store
         self._hub = hub
         self._clock = clock
         self._telemetry = telemetry
+
+    def found(self) -> Mapping[str, Any]:
+        """Return what the job has found, to be stored with an end that comes from outside.
+
+        It may be more than the job has stored: that is done once for all trials of a round.
+        """
+        try:
+            return self.so_far()
+        except Exception:  # boundary: the end must be stored, whatever is wrong with what was found
+            log.exception("job.found_unknown", job_id=self.job.job_id)
+            return {}
 
     async def event(
         self,

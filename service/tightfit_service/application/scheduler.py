@@ -78,6 +78,7 @@ class _Life:
     task: asyncio.Task[None] | None = None
     work: asyncio.Task[None] | None = None
     wish: _Wish | None = None
+    journal: JobJournal | None = None
     units: UnitsUnderWay = field(default_factory=UnitsUnderWay)
     is_stored_as_waiting: bool = False
     """Whether the store may hold that the job only waits for a worker."""
@@ -189,8 +190,9 @@ class JobScheduler:
             return
         await asyncio.sleep(CANCEL_POLL_SECONDS)
 
-    async def _write_cancelled(self, journal: JobJournal) -> None:
-        await journal.enter(JobState.CANCELLED, "cancelled by the user", end_time=self._clock.now())
+    async def _write_cancelled(self, journal: JobJournal, **found: Any) -> None:
+        now = self._clock.now()
+        await journal.enter(JobState.CANCELLED, "cancelled by the user", end_time=now, **found)
 
     async def _loop(self) -> None:
         while True:
@@ -340,7 +342,7 @@ class JobScheduler:
         claim = life.claim
         job_id = claim.job.job_id
         life.units = UnitsUnderWay(before_begin=partial(self._unit_begins, life))
-        journal = self._journal(claim.job, claim.lease, units=life.units)
+        journal = life.journal = self._journal(claim.job, claim.lease, units=life.units)
         try:
             await self._begin(journal, claim)
             await self._run_job(journal)
@@ -388,6 +390,7 @@ class JobScheduler:
                     error=message,
                     error_reason=reason,
                     end_time=self._clock.now(),
+                    **journal.found(),
                 )
         except LeaseLostError:
             log.warning("job.lease_lost", job_id=job.job_id, owner=self._owner)
@@ -399,6 +402,7 @@ class JobScheduler:
         if life.wish in (None, _Wish.FORGET):
             return
         job = life.claim.job
+        found = life.journal.found() if life.journal and life.wish is _Wish.CANCEL else {}
         for attempt in range(CANCEL_ATTEMPTS):
             current = await asyncio.to_thread(self._store.get_job, job.project, job.job_id)
             if current.state is not JobState.RUNNING:
@@ -406,7 +410,7 @@ class JobScheduler:
             journal = self._journal(current, life.claim.lease, patience_seconds=WIND_UP_SECONDS)
             try:
                 if life.wish is _Wish.CANCEL:
-                    await self._write_cancelled(journal)
+                    await self._write_cancelled(journal, **found)
                 else:
                     message = f"queued again: {self._replica.name} stops"
                     await journal.enter(JobState.QUEUED, message)

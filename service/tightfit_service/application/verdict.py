@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from tightfit_service.application.attribution import (
     ChangeLosses,
@@ -37,6 +38,7 @@ class Verdict:
 
     def __init__(self, life: JobLife) -> None:
         self._life = life
+        life.journal.so_far = self._so_far
         self.portfolio: Portfolio | None = None
         """What was searched in; None where nothing was searched."""
         self._measured: dict[int, ChangeLosses] = {}
@@ -44,10 +46,17 @@ class Verdict:
     async def keep(self) -> None:
         """Keep the best so far where a reader, or the next life, finds it."""
         life = self._life
-        # what an earlier life stored of the job says more until then
-        if not life.book.is_catching_up:
-            await life.journal.update(result=self._result(), spent_seconds=life.time.elapsed)
+        if so_far := self._so_far():
+            await life.journal.update(**so_far)
         life.context.telemetry.best_so_far(life.journal.job.job_id, life.book.best)
+
+    def _so_far(self) -> Mapping[str, Any]:
+        """Return the fields of the job that tell what it has found."""
+        life = self._life
+        if life.book.is_catching_up or not life.book.trials:
+            # what an earlier life stored of the job says more until then
+            return {}
+        return {"result": self._result(), "spent_seconds": life.time.elapsed}
 
     async def tell(self, *, reachable: Mapping[Quantity, float]) -> None:
         """Bring the job to SUCCEEDED with its winner signed, or to INFEASIBLE with the reasons.

@@ -197,6 +197,42 @@ async def test_a_cancel_that_races_with_a_write_of_the_job_wins() -> None:
     await bench.scheduler.stop()
 
 
+async def test_a_job_that_ends_from_outside_keeps_what_it_had_found() -> None:
+    found = asyncio.Event()
+
+    async def search(journal: JobJournal) -> None:
+        journal.so_far = lambda: {"spent_seconds": 7.0}
+        if journal.job.job_id == "failing":
+            raise InvalidModelError("the model is broken", field="model")
+        found.set()
+        await hang(journal)
+
+    bench = Bench(search)
+    bench.queue("failing", "cancelled")
+    await bench.scheduler.start()
+    await found.wait()
+    await bench.scheduler.cancel(bench.job("cancelled"))
+    for name, state in (("failing", JobState.FAILED), ("cancelled", JobState.CANCELLED)):
+        assert (bench.job(name).state, bench.job(name).spent_seconds) == (state, 7.0)
+    await bench.scheduler.stop()
+
+
+async def test_a_job_is_cancelled_whatever_is_wrong_with_what_it_found() -> None:
+    found = asyncio.Event()
+
+    async def search(journal: JobJournal) -> None:
+        journal.so_far = lambda: {"spent_seconds": 1 / 0}
+        found.set()
+        await hang(journal)
+
+    bench = Bench(search)
+    bench.queue("job")
+    await bench.scheduler.start()
+    await found.wait()
+    assert (await bench.scheduler.cancel(bench.job("job"))).state is JobState.CANCELLED
+    await bench.scheduler.stop()
+
+
 async def test_a_follower_sees_every_event_once_from_wherever_it_begins() -> None:
     async def tell(journal: JobJournal) -> None:
         for number in range(300):
