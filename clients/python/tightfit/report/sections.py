@@ -7,13 +7,12 @@ from typing import Any
 
 from tightfit.quantities import (
     format_bytes,
-    format_count,
     format_duration,
     format_energy,
-    format_latency,
 )
 from tightfit.relaxations import relaxation_commands
 from tightfit.report.course import course
+from tightfit.report.layer_table import layers
 from tightfit.report.markup import NOTHING, Markup, element, joined, section
 from tightfit.summary import (
     Cell,
@@ -25,7 +24,6 @@ from tightfit.summary import (
 )
 
 Result = Mapping[str, Any]
-_MAX_LAYERS = 400
 
 
 def all_sections(result: Result) -> Markup:
@@ -193,137 +191,6 @@ def plot(result: Result) -> Markup | None:
             "noscript",
             element("p", "The plot needs JavaScript; the table of trials below holds its figures."),
         ),
-    )
-
-
-def layers(result: Result) -> Markup | None:
-    """Per layer: latency before and after, what was done, and what that costs in accuracy."""
-    rows = result["layers"][:_MAX_LAYERS]
-    if not rows:
-        return None
-    longest = max(max(r["latency_ms_before"], r["latency_ms_after"]) for r in rows) or 1.0
-    dearest = max((r["accuracy_cost"] or 0.0 for r in rows), default=0.0) or 1.0
-    is_predicted = any(row["accuracy_cost"] is not None for row in rows)
-    body = [_layer_row(row, longest, dearest, is_predicted=is_predicted) for row in rows]
-    head = (
-        "layer",
-        "latency before and after",
-        "channels and form",
-        "MACs",
-        "accuracy cost",
-        "alone, untrained: predicted and measured",
-    )
-    hidden = len(result["layers"]) - len(rows)
-    return section(
-        "layers",
-        "Layer by layer",
-        "Where the time goes, and what the cut of each layer is predicted to cost in accuracy. In the "
-        "last column, the same before any training and with nothing else changed: as it was predicted "
-        "before the search, and as it was measured in the end.",
-        element(
-            "table",
-            element("thead", element("tr", [element("th", text, scope="col") for text in head])),
-            element("tbody", body),
-            class_="layers",
-        ),
-        element("p", f"{hidden} more layers are in result.json.") if hidden > 0 else None,
-    )
-
-
-def _layer_row(
-    row: Mapping[str, Any], longest: float, dearest: float, *, is_predicted: bool
-) -> Markup:
-    before, after = row["latency_ms_before"], row["latency_ms_after"]
-    is_narrower = row["channels_after"] != row["channels_before"]
-    cost, rounding = row["accuracy_cost"], row["format_cost"]
-    channels = (
-        f"{row['channels_before']} → {row['channels_after']}"
-        if is_narrower
-        else str(row["channels_before"] or "")
-    )
-    macs = f"{format_count(row['macs_before'])} → {format_count(row['macs_after'])}"
-    if row["macs_before"] == row["macs_after"]:
-        macs = format_count(row["macs_before"])
-    return element(
-        "tr",
-        element(
-            "th",
-            element("span", row["node"], class_="node", title=row["node"]),
-            element("span", row["op_type"], class_="detail"),
-            scope="row",
-        ),
-        element(
-            "td",
-            element(
-                "div",
-                _bar(before / longest, "before", format_latency(before)),
-                _bar(after / longest, "after", format_latency(after)),
-                class_="bars",
-            ),
-            data_label="latency",
-        ),
-        element(
-            "td",
-            channels,
-            [element("span", text, class_="detail") for text in row["changes"]],
-            class_="narrower" if is_narrower or row["changes"] else None,
-            data_label="channels",
-        ),
-        element("td", macs, data_label="MACs"),
-        element(
-            "td",
-            _bar(cost / dearest, "cost", f"{cost * 100:.2f} points")
-            if cost is not None
-            else element("span", _without_cost(row, is_predicted=is_predicted), class_="detail"),
-            element("span", _rounding_cost(row), class_="detail") if rounding is not None else None,
-            data_label="accuracy cost",
-        ),
-        element(
-            "td",
-            _alone(row),
-            data_label="alone, untrained",
-        ),
-    )
-
-
-def _rounding_cost(row: Mapping[str, Any]) -> str:
-    """Say what a layer's number format costs, before any cut and, where it was measured, in the result."""
-    text = f"{row['number_format']}: {row['format_cost'] * 100:.2f} points measured"
-    after = row.get("format_cost_after")
-    return text if after is None else f"{text}, {after * 100:.2f} in the result"
-
-
-def _alone(row: Mapping[str, Any]) -> str:
-    """Set the loss predicted for a layer's changes alone beside the measured one; `-` for what is not known.
-
-    Files of servers before these were measured do not have them.
-    """
-    found = (row.get("predicted_cost_alone"), row.get("measured_cost_alone"))
-    if found == (None, None):
-        return "-"
-    predicted, measured = ("-" if loss is None else f"{loss * 100:.2f}" for loss in found)
-    return f"{predicted} | {measured} points"
-
-
-def _without_cost(row: Mapping[str, Any], *, is_predicted: bool) -> str:
-    """Say why no cost stands beside a layer; without a search, as for a given recipe, none is predicted."""
-    is_narrower = row["channels_after"] != row["channels_before"]
-    if not is_narrower and not row["changes"]:
-        return "not changed"
-    return "follows its inputs" if is_narrower and is_predicted else "not predicted"
-
-
-def _bar(share: float, kind: str, text: str) -> Markup:
-    width = f"{max(0.0, min(1.0, share)) * 100:.1f}%"
-    return element(
-        "div",
-        element(
-            "span",
-            element("span", style=f"width:{width}", class_=f"fill {kind}"),
-            class_="track",
-        ),
-        element("span", text, class_="bar-text"),
-        class_="bar",
     )
 
 
