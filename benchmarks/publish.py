@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+UNMEASURED = "Not measured yet."
 
 
 def between(text: str, name: str, content: str, *, inline: bool = False) -> str:
@@ -152,16 +153,18 @@ def packing_files(rows: Sequence[dict[str, Any]]) -> str:
 def techniques(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of techniques by themselves."""
     lines = [
-        "| network | technique | strength | latency | MACs | weights | top-1 | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | technique | strength | latency | MACs | weights | packed | top-1 | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     whole: dict[str, dict[str, Any]] = {}
     for row in rows:
         first = whole.setdefault(row["network"], row)
+        size = row.get("packed_bytes")
+        packed = "" if size is None else f"{size / first['packed_bytes']:.0%}"
         lines.append(
             f"| {row['network']} | {row['technique'].replace('_', ' ')} | {_short(row['what'])} | "
             f"{row['latency_ratio']:.0%} | {row['macs'] / first['macs']:.0%} | "
-            f"{row['weight_count'] / first['weight_count']:.0%} | {row['accuracy']:.1%} | "
+            f"{row['weight_count'] / first['weight_count']:.0%} | {packed} | {row['accuracy']:.1%} | "
             f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%} |"
         )
     return "\n".join(lines)
@@ -187,6 +190,25 @@ def number_formats(rows: Sequence[dict[str, Any]]) -> str:
         refused = f"refused: {row['refused']} | | "
         lines.append(
             f"| {row['network']} | {row['what']} | {refused if row['refused'] else measured} |"
+        )
+    return "\n".join(lines)
+
+
+def training_back(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of what parts of training are worth."""
+    lines = [
+        "| network | what was done to it | trained | epochs | top-1 | 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        measured = (
+            f"{row['epochs']:.1f} | {row['accuracy']:.2%} | "
+            f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}"
+        )
+        refused = f" | refused: {row['refused']} | "
+        lines.append(
+            f"| {row['network']} | {row['what']} | {row['training']} | "
+            f"{refused if row['refused'] else measured} |"
         )
     return "\n".join(lines)
 
@@ -257,11 +279,12 @@ def pages() -> dict[Path, str]:
     shown = between(methods.read_text(), "techniques", techniques(alone))
     levels = json.loads((RESULTS / "download_levels.json").read_text())
     shown = between(shown, "download-levels", download_levels(levels))
+    trained = RESULTS / "training_back.json"
+    table = training_back(json.loads(trained.read_text())) if trained.exists() else UNMEASURED
+    shown = between(shown, "training-back", table)
     devices = RESULTS / "calibration.json"
     emulators = ROOT / "docs" / "emulators.md"
-    table = (
-        calibrations(json.loads(devices.read_text())) if devices.exists() else "Not measured yet."
-    )
+    table = calibrations(json.loads(devices.read_text())) if devices.exists() else UNMEASURED
     first = between(readme.read_text(), "main-job", main_job(rows))
     installed = RESULTS / "install_size.json"
     if installed.exists():

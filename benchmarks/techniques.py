@@ -2,11 +2,14 @@
 
 For each network every technique is applied at a few strengths; beside what is left of multiply-accumulates,
 weights and int8 latency on the target, which the emulator estimates, stands the top-1 accuracy of the
-float32 graph. Training brings most of a loss back, so the table tells techniques apart by what they start
-from, not by what they end at: see `main_job.py` for that.
+float32 graph. Techniques that only make a download smaller have the size of the packed int8 file beside it.
+Training brings most of a loss back, so the table tells techniques apart by what they start from, not by
+what they end at: see `main_job.py` for that, and `training_back.py` for what parts of training are worth.
 
 Usage: python benchmarks/techniques.py --data DIR [--target NAME] [--networks resnet20,resnet8]
            [--techniques low_rank,...] [--json FILE]
+
+In a FILE that is there already, rows of the same networks and techniques are replaced, and others kept.
 
 DIR holds `cifar10/cifar10_train20k_test4k.npz` and `models/*.onnx`. To add a technique, write a function
 from `Case` to `Candidate`s and enter it in `TECHNIQUES`.
@@ -16,23 +19,33 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
+from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
+from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
+from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.ports import Emulator, PassContext
+from tightfit_service.application.ports import (
+    Emulator,
+    ImportedModel,
+    PassContext,
+    QuantizationSettings,
+)
 from tightfit_service.application.resampling import resize_samples
 from tightfit_service.application.samples import Samples
-from tightfit_service.domain.dataset import Preprocess
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.dataset import Preprocess, SplitName
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.network import (
     DEFAULT_IMPORTANCE,
     Alternative,
@@ -40,10 +53,15 @@ from tightfit_service.domain.network import (
     NetworkProfile,
     Operator,
 )
+from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.passes.clustering import ClusteringPass
 from tightfit_service.passes.depth_pruning import DepthPruningPass
+from tightfit_service.passes.layer_weights import layer_weights
 from tightfit_service.passes.low_rank import LowRankPass
+from tightfit_service.passes.quantization import StaticQuantizationPass
 from tightfit_service.passes.resolution import ResolutionPass
+from tightfit_service.passes.sparsity import SparsityPass, word_block
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 NETWORKS = {
@@ -63,6 +81,10 @@ RANKED_SHARES = (0.1, 0.2)
 """Shares of each group that are cut to compare criteria: at `PRUNED_SHARE` none leaves much untrained."""
 LAYER_ERRORS = (0.01, 0.03, 0.08, 0.16)
 """Relative squared errors that low rank may leave in the output of each layer."""
+ZERO_SHARES = (0.5, 0.7)
+CLUSTERS = (32, 16, 8)
+PER_CHANNEL = QuantizationSettings()
+PER_TENSOR = QuantizationSettings(per_channel=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +92,23 @@ class Case:
     """A network with its data and its target."""
 
     network: str
-    graph: bytes
+    model: ImportedModel
     calibration: Samples
     ranked: Samples
     evaluation: Samples
     target: HardwareSpec
     emulator: Emulator
+
+    @property
+    def graph(self) -> bytes:
+        """The network as it came."""
+        return self.model.graph
+
+    def packed_bytes(self, graph: bytes, settings: QuantizationSettings) -> int:
+        """Return the size of the packed file of a network."""
+        exporter = OnnxExporter(quantizer=StaticQuantizationPass())
+        file = exporter.export(graph, calibration=self.calibration, settings=settings, metadata={})
+        return len(pack(file.data, ModelFormat.ONNX))
 
     def latency_ms(self, profile: NetworkProfile) -> float:
         """Return the estimated latency of a network in int8."""
@@ -85,11 +118,15 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A network that a technique made; `evaluation` where it wants other samples."""
+    """A network that a technique made; `evaluation` where it wants other samples.
+
+    `packed_as` is how its file is quantized where the size of the packed file tells what was gained.
+    """
 
     what: str
     graph: bytes
     evaluation: Samples | None = None
+    packed_as: QuantizationSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +144,11 @@ class Row:
     accuracy: float
     accuracy_low: float
     accuracy_high: float
+    packed_bytes: int | None = None
 
 
 def unchanged(case: Case) -> Iterator[Candidate]:
-    yield Candidate(what="as it came", graph=case.graph)
+    yield Candidate(what="as it came", graph=case.graph, packed_as=PER_CHANNEL)
 
 
 def structured_pruning(case: Case) -> Iterator[Candidate]:
@@ -168,6 +206,51 @@ def resolution(case: Case) -> Iterator[Candidate]:
         )
 
 
+def sparsity(case: Case) -> Iterator[Candidate]:
+    """Every layer loses the same share of its weights: in words of the target, 2 of 4, and one by one."""
+    technique, names = SparsityPass(), list(layer_weights(load_model(case.graph)))
+    block = list(word_block(case.target, NumberFormat.INT8))
+    patterns: list[tuple[str, Mapping[str, Any]]] = [("2 of 4", {"pattern": "n:m", "n": 2, "m": 4})]
+    for share in ZERO_SHARES:
+        patterns += [
+            (f"{share:.0%} in words", {"pattern": "block", "block": block, "ratio": share}),
+            (f"{share:.0%} one by one", {"pattern": "unstructured", "ratio": share}),
+        ]
+    for what, choice in patterns:
+        nodes = dict.fromkeys(names, choice)
+        graph = technique.apply(
+            case.graph, {"nodes": nodes}, PassContext(calibration=case.calibration)
+        )
+        yield Candidate(what=what, graph=graph, packed_as=PER_CHANNEL)
+
+
+def clustering(case: Case) -> Iterator[Candidate]:
+    """Weights of a layer share so many values; the file has one scale per tensor, which keeps them equal."""
+    technique, names = ClusteringPass(), list(layer_weights(load_model(case.graph)))
+    for clusters in CLUSTERS:
+        nodes = {name: {"clusters": clusters} for name in names}
+        graph = technique.apply(case.graph, {"nodes": nodes}, PassContext())
+        yield Candidate(what=f"{clusters} values per layer", graph=graph, packed_as=PER_TENSOR)
+
+
+def data_free(case: Case) -> Iterator[Candidate]:
+    """Pruning and low rank as above, by inputs that are made up from the network alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        made_up = NetworkSynthesizer().dataset(case.model, cache_dir=Path(folder), seed=0)
+        ranked, calibration = (
+            made_up.samples(split) for split in (SplitName.TRAIN, SplitName.CALIBRATION)
+        )
+    assert ranked is not None
+    assert calibration is not None
+    for share in RANKED_SHARES:
+        graph = pruned(replace(case, ranked=ranked), share)
+        yield Candidate(what=f"{share:.0%} of each group by {DEFAULT_IMPORTANCE}", graph=graph)
+    for error in LAYER_ERRORS[1:]:
+        context = PassContext(calibration=calibration)
+        graph, count = factorized(case, case.graph, error, context)
+        yield Candidate(what=f"{count} low-rank layers within {error:.0%}", graph=graph)
+
+
 Technique = Callable[[Case], Iterator[Candidate]]
 TECHNIQUES: Mapping[str, Technique] = {
     "structured_pruning": structured_pruning,
@@ -175,6 +258,9 @@ TECHNIQUES: Mapping[str, Technique] = {
     "depth_pruning": depth_pruning,
     "low_rank": low_rank,
     "resolution": resolution,
+    "sparsity": sparsity,
+    "clustering": clustering,
+    "data_free": data_free,
 }
 
 
@@ -245,7 +331,21 @@ def rows_of(case: Case, techniques: Mapping[str, Technique]) -> Iterator[Row]:
                 accuracy=accuracy.value,
                 accuracy_low=accuracy.low,
                 accuracy_high=accuracy.high,
+                packed_bytes=None
+                if candidate.packed_as is None
+                else case.packed_bytes(candidate.graph, candidate.packed_as),
             )
+
+
+def merged(known: Sequence[Mapping[str, Any]], measured: Sequence[Row]) -> list[Mapping[str, Any]]:
+    """Return rows in the order of the tables, those that were measured now instead of earlier ones."""
+    replaced = {(row.network, row.technique) for row in measured}
+    kept = [row for row in known if (row["network"], row["technique"]) not in replaced]
+    networks, names = list(NETWORKS)[::-1], ["", *TECHNIQUES]
+    return sorted(
+        [*kept, *map(asdict, measured)],
+        key=lambda row: (networks.index(row["network"]), names.index(row["technique"])),
+    )
 
 
 def case_of(network: str, data: Path, target: HardwareSpec) -> Case:
@@ -255,7 +355,7 @@ def case_of(network: str, data: Path, target: HardwareSpec) -> Case:
     emulators: tuple[Emulator, ...] = (McuEmulator(), RooflineEmulator())
     return Case(
         network=network,
-        graph=OnnxImporter().import_model((data / file).read_bytes()).graph,
+        model=OnnxImporter().import_model((data / file).read_bytes()),
         calibration=Samples(
             stored=arrays["train_x"][:CALIBRATION],
             labels=arrays["train_y"][:CALIBRATION].astype(np.int64),
@@ -281,7 +381,8 @@ def show(row: Row) -> None:
     print(
         f"| {row.network} | {row.technique} | {row.what} | {row.macs / 1e6:.2f} M | "
         f"{row.weight_count / 1e3:.1f} k | {row.latency_ms:.1f} ms ({row.latency_ratio:.0%}) | "
-        f"{row.accuracy:.1%} ({row.accuracy_low:.1%} to {row.accuracy_high:.1%}) |",
+        f"{row.accuracy:.1%} ({row.accuracy_low:.1%} to {row.accuracy_high:.1%}) | "
+        f"{'' if row.packed_bytes is None else f'{row.packed_bytes / 1000:.1f} kB'} |",
         flush=True,
     )
 
@@ -299,15 +400,16 @@ def main() -> None:
     arguments = parser.parse_args()
     target = YamlTargetCatalogue().get(arguments.target)
     techniques = {name: TECHNIQUES[name] for name in arguments.techniques.split(",")}
-    print("| network | technique | what | MACs | weights | int8 latency | float32 top-1 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| network | technique | what | MACs | weights | int8 latency | float32 top-1 | packed |")
+    print("|---|---|---|---|---|---|---|---|")
     rows: list[Row] = []
     for network in arguments.networks.split(","):
         for row in rows_of(case_of(network, arguments.data, target), techniques):
             show(row)
             rows.append(row)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
+        arguments.json.write_text(json.dumps(merged(known, rows), indent=1) + "\n")
 
 
 if __name__ == "__main__":
