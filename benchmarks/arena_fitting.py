@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from benchmarks.arena_reports import FLOAT_BITS, REPORTS, Report
 from benchmarks.mcu_fitting import table_for
 from benchmarks.measured_rows import MeasuredRow
 
-from tightfit_service.adapters.emulators.mcu_latency import runtime_path
+from tightfit_service.adapters.emulators.mcu_latency import release_of, runtime_path
 from tightfit_service.adapters.emulators.memory_plan import (
     ArenaStyle,
     memory_points,
+    x_cube_ai_float_style,
     x_cube_ai_style,
 )
 from tightfit_service.domain.layer_table import LayerTable
@@ -93,39 +95,37 @@ class RamRow:
 
 def ram_rows(rows: Sequence[MeasuredRow], tables: Mapping[str, LayerTable]) -> list[RamRow]:
     """Return the int8 rows with activation RAM, each network and figure once."""
-    return _measured_ram(rows, tables, is_float=False)
-
-
-def _measured_ram(
-    rows: Sequence[MeasuredRow], tables: Mapping[str, LayerTable], *, is_float: bool
-) -> list[RamRow]:
     found: dict[tuple[str, str, float], RamRow] = {}
     plans: dict[str, FloatArray] = {}
-    for row in rows:
-        table = table_for(row, tables)
-        if table is None or not row.activation_bytes or row.is_float != is_float or row.accelerator:
-            continue
-        inputs = sum(math.prod(table.profile.tensors[n]) for n in table.profile.inputs)
-        if not is_float and row.activation_bytes >= 4 * inputs > 2**19:
+    for row, table in _with_ram(rows, tables, is_float=False):
+        profile, reported = table.profile, row.activation_bytes or 0.0
+        inputs = sum(math.prod(profile.tensors[n]) for n in profile.inputs)
+        if reported >= 4 * inputs > 2**19:
             # Compiled with a float32 input of a size that hides everything else.
             continue
-        profile = table.profile
-        if is_float:
-            profile = profile.at_precision(weight_bits=32, activation_bits=32)
-        path = runtime_path(row.runtime, row.runtime_version)
-        release = float(path[1].split("/")[1]) if len(path) > 1 else 0.0
+        release = release_of(runtime_path(row.runtime, row.runtime_version))
         style = STYLES[1] if release >= 10 else STYLES[0]
         if row.model not in plans:
             plans[row.model] = np.array([planned_bytes(profile, r.style()) for r in CHOICES])
-        found[style, row.model, row.activation_bytes] = RamRow(
+        found[style, row.model, reported] = RamRow(
             style=style,
             model=row.model,
             family=row.family,
             network=profile,
-            activation_bytes=row.activation_bytes,
+            activation_bytes=reported,
             planned=plans[row.model],
         )
     return list(found.values())
+
+
+def _with_ram(
+    rows: Sequence[MeasuredRow], tables: Mapping[str, LayerTable], *, is_float: bool
+) -> Iterator[tuple[MeasuredRow, LayerTable]]:
+    for row in rows:
+        table = table_for(row, tables)
+        if table is None or not row.activation_bytes or row.is_float != is_float or row.accelerator:
+            continue
+        yield row, table
 
 
 def planned_bytes(network: NetworkProfile, style: ArenaStyle) -> float:
@@ -157,12 +157,29 @@ class _Fit:
         return {**CHOICES[self.choice].plain(), "fragmentation": self.fragmentation[style]}
 
 
+MODEL_ZOO = "model zoo"
+REPORTS_TOLD = "public reports that told the rules"
+REPORTS_LATER = "public reports read afterwards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatPlan:
+    """The activation RAM reported for a network in float32, and what it is planned as, in bytes."""
+
+    source: str
+    family: str
+    activation_bytes: float
+    planned: float
+
+
 Pairs = Sequence[tuple[RamRow, float]]
 """Rows with their planned bytes."""
+Ratios = Sequence[tuple[str, float]]
+"""Families of networks with reported over planned bytes."""
 
 
 def fit_styles(
-    rows: Sequence[RamRow], held_out: Mapping[str, Pairs], floats: Pairs
+    rows: Sequence[RamRow], held_out: Mapping[str, Pairs], floats: Sequence[FloatPlan]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]], dict[str, float]]:
     """Return the chosen rules, the ratios that bound 90 % of held-out rows, and their coverage.
 
@@ -171,33 +188,36 @@ def fit_styles(
     """
     fit = _Fit.of(rows)
     styles = {name: fit.plain(name) for name in STYLES}
-    together = [pair for pairs in held_out.values() for pair in pairs]
-    pools: dict[str, Pairs] = {**dict.fromkeys(STYLES, together), "float32": [*together, *floats]}
+    together = [
+        (row.family, row.activation_bytes / plan)
+        for pairs in held_out.values()
+        for row, plan in pairs
+    ]
+    pools: dict[str, Ratios] = {
+        **dict.fromkeys(STYLES, together),
+        "float32": [(plan.family, plan.activation_bytes / plan.planned) for plan in floats],
+    }
     ratios: dict[str, list[float]] = {"tflm": [0.9, 1.25]}
     coverage = {}
     for name, pool in pools.items():
         ratios[name] = ratios_of(pool)
         hits = 0
-        for family in {row.family for row, _ in pool}:
-            low, high = ratios_of([p for p in pool if p[0].family != family])
-            hits += sum(
-                low <= row.activation_bytes / planned <= high
-                for row, planned in pool
-                if row.family == family
-            )
+        for family in {family for family, _ in pool}:
+            low, high = ratios_of([item for item in pool if item[0] != family])
+            hits += sum(low <= ratio <= high for key, ratio in pool if key == family)
         coverage[name] = round(hits / len(pool), 3)
     return styles, ratios, coverage
 
 
-def ratios_of(pairs: Pairs) -> list[float]:
+def ratios_of(pairs: Ratios) -> list[float]:
     """Return the ratios of reported over planned bytes between which 90 % of networks lie.
 
     Quantiles in which every family of networks counts alike: what comes next is likely to be of another
     one. With one family more beyond either end, as conformal bounds have it, nothing of a dozen families would
     be left out, and 97 % of held-out rows covered.
     """
-    rows_of = Counter(row.family for row, _ in pairs)
-    ratios = [(row.activation_bytes / plan, 1 / rows_of[row.family]) for row, plan in pairs]
+    rows_of = Counter(family for family, _ in pairs)
+    ratios = [(ratio, 1 / rows_of[family]) for family, ratio in pairs]
     total = float(len(rows_of))
 
     def bound(ordered: Sequence[tuple[float, float]]) -> float:
@@ -224,21 +244,39 @@ def held_out_plans(rows: Sequence[RamRow]) -> dict[str, list[tuple[RamRow, float
     return plans
 
 
-def float_plans(
-    rows: Sequence[MeasuredRow],
-    tables: Mapping[str, LayerTable],
-) -> list[tuple[RamRow, float]]:
-    """Return the float32 rows with planned bytes: nothing was chosen by them."""
-    found = _measured_ram(rows, tables, is_float=True)
-    fit = _Fit.of(ram_rows(rows, tables))
-    return [(r, fit.planned(r)) for r in found]
+def float_plans(rows: Sequence[MeasuredRow], tables: Mapping[str, LayerTable]) -> list[FloatPlan]:
+    """Return the float32 rows, each network and figure once, and the public reports, planned.
+
+    Nothing is fitted: the rules are those of the reports.
+    """
+    found: dict[tuple[str, float], FloatPlan] = {}
+    for row, table in _with_ram(rows, tables, is_float=True):
+        reported = row.activation_bytes or 0.0
+        network = table.profile.at_precision(weight_bits=FLOAT_BITS, activation_bits=FLOAT_BITS)
+        release = release_of(runtime_path(row.runtime, row.runtime_version))
+        found[row.model, reported] = FloatPlan(
+            source=MODEL_ZOO,
+            family=row.family,
+            activation_bytes=reported,
+            planned=planned_bytes(network, x_cube_ai_float_style(release)),
+        )
+    return [*found.values(), *(_of_report(report) for report in REPORTS)]
+
+
+def _of_report(report: Report) -> FloatPlan:
+    return FloatPlan(
+        source=REPORTS_TOLD if report.told else REPORTS_LATER,
+        family=report.family,
+        activation_bytes=report.activation_bytes,
+        planned=planned_bytes(report.network, x_cube_ai_float_style(report.release)),
+    )
 
 
 def arena_scores(
     rows: Sequence[RamRow],
     styles: Mapping[str, Mapping[str, Any]],
     held_out: Mapping[str, Pairs],
-    floats: Pairs,
+    floats: Sequence[FloatPlan],
 ) -> Iterator[tuple[str, str, list[float]]]:
     """Yield (test, fit, relative errors) for the naive peak, in-sample, families left out and float32."""
     naive = ArenaStyle(fuses_pad=False)
@@ -255,7 +293,9 @@ def arena_scores(
         yield "leave one model family out", name, _errors(held_out[name])
     together = [pair for pairs in held_out.values() for pair in pairs]
     yield "leave one model family out", "all int8", _errors(together)
-    yield "float32, none fitted", "x-cube-ai", _errors(floats)
+    for source in dict.fromkeys(plan.source for plan in floats):
+        errors = [p.planned / p.activation_bytes - 1 for p in floats if p.source == source]
+        yield f"float32, {source}", "x-cube-ai, none fitted", errors
 
 
 def _errors(pairs: Pairs) -> list[float]:

@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.arena_fitting import (
+    FloatPlan,
     Pairs,
     RamRow,
     arena_scores,
@@ -241,7 +242,7 @@ def ram_report(
     rows: Sequence[RamRow],
     styles: Mapping[str, Mapping[str, Any]],
     plans: Mapping[str, Pairs],
-    floats: Pairs,
+    floats: Sequence[FloatPlan],
     coverage: Mapping[str, float],
 ) -> list[str]:
     """Return the scores of the planned arena against reported activation RAM."""

@@ -18,6 +18,8 @@ from tightfit_service.adapters.emulators.mcu_latency import (
     LogPrices,
     Setup,
     known_levels_of,
+    release_of,
+    runtime_path,
     setup_of,
 )
 from tightfit_service.adapters.emulators.mcu_power import PowerModel
@@ -141,7 +143,7 @@ class McuEmulator:
         self, network: NetworkProfile, target: HardwareSpec
     ) -> tuple[MemoryPoint, ...]:
         """Return the arena in use per operator that runs, in bytes."""
-        return memory_plan.memory_points(network, self._fitted.styles[self._style(target)])
+        return memory_plan.memory_points(network, self._arena_style(network, target))
 
     def estimate(
         self, network: NetworkProfile, target: HardwareSpec, *, file_bytes: int | None = None
@@ -169,8 +171,7 @@ class McuEmulator:
         energy_width = fitted.power.energy_width(target, width)
         points = self.memory_points(network, target)
         peak = max(points, key=lambda point: point.bytes_in_use)
-        is_float = any(op.activation_bits >= FLOAT_BITS for op in network.operators)
-        low, high = self._ram_ratios(target, is_float=is_float)
+        low, high = self._ram_ratios(target, is_float=_is_float(network))
         flash_interval = self._flash(network, target, file_bytes)
         return CostEstimate(
             latency_ms=_log_interval(latency, width),
@@ -225,9 +226,16 @@ class McuEmulator:
     def _style(self, target: HardwareSpec) -> str:
         path = self._setup(target).runtime
         if path[0] == "x-cube-ai":
-            release = _release(path)
-            return "x-cube-ai-10" if release >= 10 else "x-cube-ai"
+            return "x-cube-ai-10" if release_of(path) >= 10 else "x-cube-ai"
         return "tflm"
+
+    def _arena_style(self, network: NetworkProfile, target: HardwareSpec) -> memory_plan.ArenaStyle:
+        style = self._style(target)
+        if style == "tflm" or not _is_float(network):
+            return self._fitted.styles[style]
+        # the release itself, not the nearest whose latency was measured: planners change between them
+        path = runtime_path(target.runtime.name, target.runtime.version)
+        return memory_plan.x_cube_ai_float_style(release_of(path))
 
     def _has_own_planner(self, target: HardwareSpec) -> bool:
         return self._setup(target).runtime[0] not in _PLANNED
@@ -304,6 +312,11 @@ _KNOWLEDGE_TEXT: Mapping[str, str] = {
 }
 
 
+def _is_float(network: NetworkProfile) -> bool:
+    """Whether all of it is in float32."""
+    return all(op.activation_bits >= FLOAT_BITS for op in network.operators)
+
+
 def _remember(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
     """Store a value; targets come from users, so a full cache is emptied."""
     if len(cache) >= CACHE_ENTRIES:
@@ -324,10 +337,3 @@ def half_width_at(knots: Sequence[Sequence[float]], deviation: float) -> float:
 def _log_interval(value: float, log_half_width: float) -> Interval:
     ratio = math.exp(log_half_width)
     return Interval.relative(value, low_ratio=1 / ratio, high_ratio=ratio)
-
-
-def _release(path: tuple[str, ...]) -> float:
-    try:
-        return float(path[1].split("/")[1])
-    except (IndexError, ValueError):
-        return 0.0

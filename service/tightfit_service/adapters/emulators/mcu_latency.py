@@ -169,6 +169,11 @@ def runtime_path(name: str, version: str) -> tuple[str, ...]:
     return tuple(path)
 
 
+def release_of(path: tuple[str, ...]) -> float:
+    """Return the release in a runtime's path, such as 8.1; 0 where it has none."""
+    return _number(path[1].split("/")[1]) if len(path) > 1 else 0.0
+
+
 def nearest_known(path: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
     """Return the path with an unknown release replaced by the known one nearest in version number."""
     known_levels = set(known)

@@ -28,6 +28,7 @@ _OVERLAY_KINDS: Mapping[OperatorKind, str] = {
     OperatorKind.PAD: "pad",
 }
 _WINDOWED = frozenset({"conv", "strided", "pointwise", "depthwise"})
+_FLOAT_IN_PLACE = _WINDOWED | {"pool", "elementwise", "pad"}
 _RELABELLING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Converting the number format at the border of the network; done by the caller or in place, but for
 results that are returned in float32."""
@@ -49,6 +50,7 @@ class ArenaStyle:
         fuses_pad: Whether padding operators of the network are done inside the operator that follows.
         fuses_pool: Whether a convolution and the pooling of separate windows that follows are one operator,
             which keeps only as many rows between them as a window is high.
+        fuses_global_pool: Whether the same goes for a pooling over the whole image, all rows being kept.
         fragmentation: Bytes of the arena per byte of tensors and scratch, for the gaps that a planner leaves.
         operator_bytes: Bookkeeping that stays in the arena, per operator.
         channel_bytes: Requantisation parameters that stay in the arena, per output channel.
@@ -64,6 +66,7 @@ class ArenaStyle:
     pads_convolutions: bool = False
     fuses_pad: bool = True
     fuses_pool: bool = False
+    fuses_global_pool: bool = False
     fragmentation: float = 1.0
     operator_bytes: float = 0.0
     channel_bytes: float = 0.0
@@ -110,13 +113,38 @@ def x_cube_ai_style(
     )
 
 
+def x_cube_ai_float_style(release: float) -> ArenaStyle:
+    """Return the style of X-CUBE-AI for networks in float32.
+
+    Read off the reports that the tool writes (`network_generate_report.txt`, which lists layers, scratch and
+    the size of the arena) for public float32 networks (`benchmarks/arena_reports.py`): convolutions are in
+    place, one row of output before their input; inputs are not padded in memory. Releases 8.x run
+    convolution and pooling as two layers and give outputs larger than their input memory of their own; those before
+    fuse poolings over the whole image as well; those from 9.1 on keep one patch.
+
+    Args:
+        release: Such as 8.1; 0 where it is not known, which is planned like those before 8.
+    """
+    is_eight = 8 <= release < 9
+    patch_ratio = X_CUBE_AI_SCRATCH.float_patch_ratio if release > 9 else 0.0
+    return ArenaStyle(
+        in_place=_FLOAT_IN_PLACE,
+        growth_limit=1.0 if is_eight else 4.0,
+        slack_rows=1.0,
+        scratch=replace(X_CUBE_AI_SCRATCH, float_patch_ratio=patch_ratio),
+        fuses_pad=False,
+        fuses_pool=not is_eight,
+        fuses_global_pool=release < 8,
+    )
+
+
 def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoint, ...]:
     """Return the memory in use while each operator runs; operators without memory traffic are left out.
 
     A tensor is live from the operator that writes it to the last that reads it. Arena planners place
     tensors in shared memory; where they leave gaps is not modelled, only a factor for them.
     """
-    operators, root, window_rows = _executed(network, style)
+    operators, root, pools = _executed(network, style)
     sizes = _tensor_bytes(network, style)
     last: dict[str, int] = {}
     born = dict.fromkeys(network.inputs, -1)
@@ -146,10 +174,11 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
         ]
         if style.pads_convolutions:
             _pad_input(operator, live, dying, root)
-        _place_output(operator, live, dying, sizes, style)
+        pool = pools.get(operator.node)
+        _place_output(operator, live, dying, sizes, style, row_bytes=_row_bytes(pool or operator))
         scratch = _place_scratch(operator, live, root, style)
-        if operator.node in window_rows:
-            live[operator.outputs[0]] += window_rows[operator.node] * _row_bytes(operator)
+        if pool is not None:
+            live[operator.outputs[0]] += _window_rows(operator, pool) * _row_bytes(operator)
         points.append(
             MemoryPoint(
                 node=operator.node,
@@ -162,15 +191,15 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
 
 def _executed(
     network: NetworkProfile, style: ArenaStyle
-) -> tuple[Sequence[Operator], Mapping[str, str], Mapping[str, int]]:
-    """Return what runs: operators, tensors that are another one renamed, heights of pooling windows.
+) -> tuple[Sequence[Operator], Mapping[str, str], Mapping[str, Operator]]:
+    """Return what runs: operators, tensors that are another one renamed, poolings inside convolutions.
 
     The second is that other tensor by name, the third is by the node of the convolution that holds the
     pooling.
     """
     root: dict[str, str] = {}
     operators: list[Operator] = []
-    window_rows: dict[str, int] = {}
+    pools: dict[str, Operator] = {}
     readers = Counter(name for operator in network.operators for name in operator.inputs)
     readers.update(network.outputs)
     for operator in network.operators:
@@ -183,12 +212,16 @@ def _executed(
             source = operator.inputs[0]
             for name in operator.outputs:
                 root[name] = root.get(source, source)
-        elif style.fuses_pool and operators and _continues(operators[-1], operator, readers):
-            window_rows[operators[-1].node] = operator.kernel[0]
+        elif (
+            operators
+            and operators[-1].node not in pools
+            and _continues(operators[-1], operator, readers, style)
+        ):
+            pools[operators[-1].node] = operator
             operators[-1] = replace(operators[-1], outputs=operator.outputs)
         else:
             operators.append(operator)
-    return operators or list(network.operators), root, window_rows
+    return operators or list(network.operators), root, pools
 
 
 def _returns_floats(operator: Operator, network: NetworkProfile) -> bool:
@@ -198,17 +231,25 @@ def _returns_floats(operator: Operator, network: NetworkProfile) -> bool:
     )
 
 
-def _continues(first: Operator, second: Operator, readers: Mapping[str, int]) -> bool:
-    """Whether the second is a pooling of separate windows of a convolution that nothing else reads."""
-    return (
-        first.kind is OperatorKind.CONV
-        and math.prod(first.kernel) > 1
-        and second.kind is OperatorKind.POOL
-        and second.inputs == first.outputs
-        and readers[first.outputs[0]] == 1
-        and bool(second.kernel)
-        and second.stride[:1] == second.kernel[:1]
-    )
+def _continues(
+    first: Operator, second: Operator, readers: Mapping[str, int], style: ArenaStyle
+) -> bool:
+    """Whether the second is a pooling that the style fuses with a convolution that nothing else reads."""
+    follows = second.inputs == first.outputs and readers[first.outputs[0]] == 1
+    if first.kind is not OperatorKind.CONV or not follows:
+        return False
+    if second.kind is OperatorKind.POOL:
+        separate = bool(second.kernel) and second.stride[:1] == second.kernel[:1]
+        return style.fuses_pool and math.prod(first.kernel) > 1 and separate
+    whole = math.prod(second.out_size) == 1 and second.out_channels == first.out_channels
+    return style.fuses_global_pool and second.kind is OperatorKind.GLOBAL_POOL and whole
+
+
+def _window_rows(convolution: Operator, pool: Operator) -> int:
+    """Return the rows of a convolution that the pooling inside it needs at a time."""
+    if pool.kind is OperatorKind.POOL:
+        return pool.kernel[0]
+    return convolution.out_size[0] if convolution.out_size else 1
 
 
 def _tensor_bytes(network: NetworkProfile, style: ArenaStyle) -> dict[str, int]:
@@ -257,6 +298,8 @@ def _place_output(
     dying: Sequence[str],
     sizes: Mapping[str, int],
     style: ArenaStyle,
+    *,
+    row_bytes: float,
 ) -> None:
     """Add the outputs to the live tensors, over the largest dying input where the style allows."""
     for name in operator.outputs:
@@ -270,7 +313,7 @@ def _place_output(
         return
     live[min((source, output), key=lambda name: live[name])] = 0.0
     if kind in _WINDOWED:
-        live[output] += style.slack_rows * _row_bytes(operator)
+        live[output] += style.slack_rows * row_bytes
 
 
 def _overlay_kind(operator: Operator) -> str:

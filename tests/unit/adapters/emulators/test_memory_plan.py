@@ -16,6 +16,7 @@ from tightfit_service.adapters.emulators.kernel_scratch import (
 from tightfit_service.adapters.emulators.memory_plan import (
     ArenaStyle,
     memory_points,
+    x_cube_ai_float_style,
     x_cube_ai_style,
 )
 from tightfit_service.domain.cost import MemoryPoint
@@ -116,6 +117,31 @@ def test_a_fused_pooling_leaves_a_window_of_rows_of_the_convolution() -> None:
     # Windows that overlap would compute rows twice: these stay apart.
     assert len(memory_points(pooled(window=3, stride=2), fusing)) == 2
     assert len(memory_points(pooled(window=2, stride=2), PLAIN)) == 2
+
+
+def test_what_is_in_place_under_a_fused_pooling_stays_one_pooled_row_ahead() -> None:
+    style = ArenaStyle(in_place={"conv"}, fuses_pool=True, slack_rows=1.0)
+    (point,) = memory_points(pooled(window=2, stride=2), style)
+    # two rows of the convolution are kept, and a row of four pixels is between input and output
+    assert total(point) == TENSOR + 2 * 8 * 4 + 4 * 4
+
+
+def test_a_pooling_over_the_image_is_fused_where_the_style_says() -> None:
+    net = builder()
+    net.global_pool(net.conv("input", 4))
+    network = net.build()
+    (point,) = memory_points(network, ArenaStyle(fuses_global_pool=True))
+    # The whole output of the convolution is the window.
+    assert total(point) == TENSOR + 4 + TENSOR
+    assert len(memory_points(network, ArenaStyle(fuses_pool=True))) == 2
+
+
+@pytest.mark.parametrize(("release", "layers"), [(0.0, 1), (7.3, 1), (8.1, 2), (9.0, 1), (10.2, 1)])
+def test_float_networks_have_their_poolings_inside_but_in_one_release(
+    release: float, layers: int
+) -> None:
+    network = pooled(window=2, stride=2).at_precision(weight_bits=32, activation_bits=32)
+    assert len(memory_points(network, x_cube_ai_float_style(release))) == layers
 
 
 def test_a_convolution_that_something_else_reads_keeps_its_pooling_apart() -> None:
