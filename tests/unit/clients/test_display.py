@@ -54,6 +54,17 @@ def test_live_lines_show_stage_progress_limits_and_the_best_so_far() -> None:
     assert best.rstrip().endswith("20.0 KiB")
 
 
+def test_a_job_that_nothing_is_told_of_yet_is_in_the_queue() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=120)
+    course = Course("net.onnx for a board", clock=lambda: 0.0)
+    with Showing(LiveDisplay(course, console)):
+        pass
+    assert "in the queue" in file.getvalue()
+    course.take(stage("preflight", fraction=0.0))
+    assert course.message == "now preflight"
+
+
 def test_progress_never_goes_back() -> None:
     course = course_of({})
     for fraction in (0.1, 0.5, 0.3):

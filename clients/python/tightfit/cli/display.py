@@ -37,11 +37,11 @@ class Course:
     """What is known of a running job, gathered from its events."""
 
     def __init__(self, title: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with nothing known."""
+        """Begin with nothing known: nothing is told of a job before its turn comes."""
         self.title = title
         self.stage = ""
         self.state = ""
-        self.message = ""
+        self.message = "in the queue"
         self.fraction = 0.0
         self.finished_trials: set[str] = set()
         self.result: Mapping[str, Any] = {}
