@@ -163,10 +163,9 @@ def _trial_verdict(item: Mapping[str, Any], best: int | None, front: set[int]) -
         parts.append(element("span", "stopped early", class_="detail-inline"))
     elif item["state"] != "completed":
         parts.append(element("span", "not finished", class_="detail-inline"))
-    parts.extend(
-        element("span", _violation_text(violation), class_="missed")
-        for violation in item["violations"]
-    )
+    if item["violations"]:
+        missed = ", ".join(_violation_text(violation) for violation in item["violations"])
+        parts.append(element("span", missed, class_="missed"))
     told = (*item["notes"], *item["format_notes"])
     parts.extend(element("span", note, class_="detail") for note in told)
     return [joined((part, " ")) for part in parts] if parts else ["fits"]
