@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto
 
+from fakes.logits import find_logits
 from tightfit_service.adapters.training.teacher import Teacher
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.ports import (
@@ -18,7 +19,6 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout
-from tightfit_service.graph.logits import find_logits
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 

@@ -288,7 +288,6 @@ class ScriptedExecutor:
             download_bytes=round(packed) if unit.payload.get("packed") else None,
             accuracy=accuracy if unit.payload["evaluate"] else None,
             selection_accuracy=accuracy,
-            float_selection_accuracy=accuracy,
             parity={"top1_agreement": 1.0},
             stage_seconds={"recover": epochs, "export": 1.0},
             recoveries=tuple(recoveries),

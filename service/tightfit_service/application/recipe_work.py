@@ -74,7 +74,6 @@ class TrialOutcome:
     """Of the exported model as the device stores it."""
     accuracy: Accuracy | None
     selection_accuracy: Accuracy | None
-    float_selection_accuracy: Accuracy | None
     parity: Mapping[str, float]
     stage_seconds: Mapping[str, float]
     history: tuple[Mapping[str, float], ...] = ()
@@ -134,19 +133,16 @@ class RecipeWork:
         profile = self.inspector.profile(course.graph)
         with times.stage("evaluate"):
             compared = self._compared(task, course, exported, profile.inputs)
-        selection = splits.get(SplitName.SELECTION)
-        with times.stage("evaluate"):
-            evaluator = self.evaluators[exported.format]
-            selection_accuracy = accuracy_of(evaluator, exported.data, selection)
+            selection_accuracy = accuracy_of(
+                self.evaluators[exported.format], exported.data, splits.get(SplitName.SELECTION)
+            )
             accuracy, judged_notes = self._judged(task, exported, splits)
-        as_float = self.evaluators[ModelFormat.ONNX]
         trained = course.trained
         return TrialOutcome(
             profile=profile,
             file_bytes=exported.device_bytes or len(exported.data),
             accuracy=accuracy,
             selection_accuracy=selection_accuracy,
-            float_selection_accuracy=accuracy_of(as_float, course.graph, selection),
             parity={**exported.parity, **compared},
             stage_seconds=times.seconds,
             history=() if trained is None else trained.history,

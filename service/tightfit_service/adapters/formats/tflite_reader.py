@@ -84,11 +84,6 @@ class TfliteTensor:
     is_variable: bool
 
     @property
-    def type_name(self) -> str:
-        """The element type as the schema calls it, in lower case."""
-        return _type_name(self.type)
-
-    @property
     def is_integer_code(self) -> bool:
         """Whether its integers stand for real numbers (quantized to at most 16 bits)."""
         return self.quantization is not None and self.type in _LEVELS

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import ModelProto
 
+from fakes.logits import find_logits
 from fakes.networks import NETWORKS, Builder, mlp, plain_cnn, random_inputs
 from tightfit_service.adapters.training.conditioning import input_layers, insert_batch_norms
 from tightfit_service.adapters.training.module import build_module
@@ -20,7 +21,6 @@ from tightfit_service.adapters.training.preparation import (
     prepare,
     resemble,
 )
-from tightfit_service.graph.logits import find_logits
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
 ONE_INPUT = {name: make for name, make in NETWORKS.items() if len(make(0).graph.input) == 1}

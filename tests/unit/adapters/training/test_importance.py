@@ -11,6 +11,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 from scipy.stats import spearmanr
 
+from fakes.logits import find_logits
 from fakes.networks import NETWORKS, Builder, plain_cnn, random_inputs, residual
 from tightfit_service.adapters.training.teacher import Teacher
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
@@ -19,7 +20,6 @@ from tightfit_service.application.samples import Samples, StoredInput
 from tightfit_service.domain.dataset import Layout
 from tightfit_service.domain.network import ChannelGroup, ImportanceCriterion
 from tightfit_service.graph.batch_norm import affine_of
-from tightfit_service.graph.logits import find_logits
 from tightfit_service.graph.structure import initializers
 from tightfit_service.passes.structured_pruning import StructuredPruningPass
 
