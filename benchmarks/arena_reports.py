@@ -78,6 +78,9 @@ class _Chain:
             weight_bits=FLOAT_BITS,
             activation_bits=FLOAT_BITS,
         )
+        kind: OperatorKind
+        out: tuple[int, ...]
+        stride: tuple[int, ...]
         if name == "dense":
             kind, out, stride = OperatorKind.DENSE, (), ()
             plain = replace(plain, in_channels=math.prod(shape), in_size=(), op_type="Gemm")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from onnx import ModelProto, NodeProto, helper
 
@@ -17,9 +19,7 @@ def profile(model: ModelProto) -> NetworkProfile:
     return OnnxGraphInspector().profile(model.SerializeToString())
 
 
-def node(
-    op_type: str, *shapes: tuple[int, ...], result: tuple[int, ...], **attributes: object
-) -> int:
+def node(op_type: str, *shapes: tuple[int, ...], result: tuple[int, ...], **attributes: Any) -> int:
     """Return the products of a node whose inputs have these shapes; () is an input left out."""
     names = [f"i{index}" if shape else "" for index, shape in enumerate(shapes)]
     made: NodeProto = helper.make_node(op_type, names, ["o"], **attributes)
