@@ -139,9 +139,15 @@ class TrialBook:
         return max(self._trials, default=-1) + 1
 
     @property
+    def candidates(self) -> Sequence[Trial]:
+        """The trials that may be the result: all, or that of the recipe which the job brings."""
+        is_given = self._spec.recipe is not None
+        return [t for t in self.trials if not is_given or t.role is not TrialRole.BASELINE_INT8]
+
+    @property
     def best(self) -> Trial | None:
-        """The best trial so far that meets the budget."""
-        return best_trial(self.trials, self._spec.objective.quantity)
+        """The best candidate so far that meets the budget."""
+        return best_trial(self.candidates, self._spec.objective.quantity)
 
     def get(self, index: int) -> Trial | None:
         """Return a trial of this life."""
@@ -189,7 +195,8 @@ class TrialBook:
         The network is made from the model as it came, or from that of the trial `after` which it comes.
 
         Raises:
-            TightfitError: The quantized-only model failed, or too many trials did.
+            TightfitError: The quantized-only model failed, a recipe that was given did, or too many
+                trials.
         """
         with (
             structlog.contextvars.bound_contextvars(trial=index),
@@ -267,7 +274,8 @@ class TrialBook:
         await self._journal.trial(failed, f"trial {trial.index} failed: {error.message}")
         self._context.telemetry.trial_finished(self._journal.job.job_id, failed)
         failures = sum(t.state is TrialState.FAILED for t in self._trials.values())
-        if failures >= MAX_FAILURES or trial.role is TrialRole.BASELINE_INT8:
+        is_only = trial.role is TrialRole.BASELINE_INT8 or self._spec.recipe is not None
+        if failures >= MAX_FAILURES or is_only:
             raise error
         return failed
 

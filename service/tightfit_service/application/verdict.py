@@ -123,7 +123,7 @@ class Verdict:
         life = self._life
         by_pruning, needed = await asyncio.to_thread(self._estimated_needs)
         infeasibility = explain_infeasibility(
-            life.book.trials,
+            life.book.candidates,
             budget=life.budget,
             baseline=life.book.baseline,
             reachable={**by_pruning, **reachable},
@@ -190,7 +190,7 @@ class Verdict:
         """Return the trial that the result explains: the best one, or that which comes closest."""
         book = self._life.book
         return book.best or closest_trial(
-            trial for trial in book.trials if book.outcome(trial.index) is not None
+            trial for trial in book.candidates if book.outcome(trial.index) is not None
         )
 
     def _layers(self, trial: Trial) -> tuple[LayerAttribution, ...]:

@@ -30,7 +30,7 @@ from tightfit_service.application.techniques import (
 )
 from tightfit_service.application.variants_work import MeasuredVariant
 from tightfit_service.domain.budget import Budget
-from tightfit_service.domain.errors import InvalidRequestError, UnsupportedError
+from tightfit_service.domain.errors import InvalidRequestError, UnsupportedError, WorkFailedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.job import JobSpec, JobState
 from tightfit_service.domain.network import Alternative, Variant
@@ -192,6 +192,45 @@ async def test_a_given_recipe_is_applied_without_any_search() -> None:
     assert [trial.index for trial in again.trials()] == [0, 1]
     assert again.trials()[1].recipe.steps == recipe.steps
     assert {unit.kind for unit in again.executor.ran} == {"baseline", "trial", "attribution"}
+
+
+async def test_a_given_recipe_is_the_result_where_quantizing_alone_is_more_accurate() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    found = (await bench.run()).result.best_trial
+    assert found is not None
+    recipe = bench.trials()[found].recipe
+    again = Bench(recipe=recipe)
+    job = await again.run()
+    quantized, applied = again.trials()
+    assert quantized.metrics is not None
+    assert applied.metrics is not None
+    assert quantized.metrics.selection_accuracy is not None
+    assert applied.metrics.selection_accuracy is not None
+    assert quantized.metrics.selection_accuracy.value > applied.metrics.selection_accuracy.value
+    assert job.state is JobState.SUCCEEDED
+    assert job.result.best_trial == applied.index
+
+
+async def test_a_given_recipe_that_fails_fails_its_job() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    found = (await bench.run()).result.best_trial
+    assert found is not None
+    again = Bench(recipe=bench.trials()[found].recipe)
+    again.executor.fail[3] = WorkFailedError("the worker ran out of memory")
+    with pytest.raises(WorkFailedError, match="out of memory"):
+        await again.run()
+
+
+async def test_a_given_recipe_that_misses_the_budget_is_what_is_shown() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2))
+    found = (await bench.run()).result.best_trial
+    assert found is not None
+    again = Bench(latency(WHOLE_LATENCY_MS / 100), recipe=bench.trials()[found].recipe)
+    job = await again.run()
+    assert job.state is JobState.INFEASIBLE
+    assert job.result.infeasibility is not None
+    assert job.result.infeasibility.closest_trials == (1,)
+    assert any(layer.channels_after < layer.channels_before for layer in job.result.layers)
 
 
 async def test_a_given_recipe_that_misses_the_budget_ends_infeasible() -> None:
