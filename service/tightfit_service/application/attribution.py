@@ -199,9 +199,10 @@ def _changes(recipe: Recipe, parts: Mapping[str, int]) -> Mapping[str, Sequence[
                 for key, value in parameters.items()
                 if isinstance(value, str | int | float)
             ]
+            text = " ".join(words)
             if step.pass_name == LOW_RANK and parts.get(node) == 1:
-                words.append("left out: too few channels are left for it")
-            found.setdefault(node, []).append(" ".join(words))
+                text += ", left out: too few channels are left for it"
+            found.setdefault(node, []).append(text)
     return found
 
 

@@ -95,4 +95,4 @@ def test_a_low_rank_layer_that_became_too_narrow_for_it_says_so() -> None:
         pass_name="low_rank", parameters={"nodes": {"b": {"method": "svd", "rank": 4}}}
     )
     (change,) = attributed(predicted(), low_rank)["b"].changes
-    assert change == "low rank svd rank 4 left out: too few channels are left for it"
+    assert change == "low rank svd rank 4, left out: too few channels are left for it"
