@@ -22,7 +22,7 @@ STRUCTURE = (2, "9b3f679ee64cb94f")
 """Version of the set, and the digest of what its first networks are made of."""
 KINDS = """
     conv pointwise grouped_conv dilated_conv depthwise_conv transposed_conv dense matmul LSTM GRU RNN
-    Einsum Add Sub Mul Div Pow Max Min Abs Exp Log Neg Sqrt Erf Gelu Sigmoid Tanh HardSigmoid HardSwish
+    Add Sub Mul Div Pow Max Min Abs Exp Log Neg Sqrt Erf Gelu Sigmoid Tanh HardSigmoid HardSwish
     Clip Relu Elu Celu Selu LeakyRelu PRelu Softplus Softsign Softmax LogSoftmax LayerNormalization
     InstanceNormalization LRN MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax
     ReduceSum ReduceL2 Concat Split Slice Gather GatherElements Pad Tile Expand Transpose DepthToSpace
