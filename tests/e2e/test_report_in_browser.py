@@ -159,7 +159,9 @@ def test_an_infeasible_job_is_explained(show: Callable[..., Opened]) -> None:
     assert "closest trial" in page.locator("table.comparison thead").inner_text()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (660, "light"), (768, "dark"), (1000, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(360, "light"), (660, "light"), (768, "dark"), (1000, "light")]
+)
 def test_nothing_runs_over_the_edge(show: Callable[..., Opened], width: int, scheme: str) -> None:
     page = show(results.succeeded(), width=width, color_scheme=scheme).page
     over = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")

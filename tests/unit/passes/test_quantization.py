@@ -137,7 +137,9 @@ def test_scores_joined_with_boxes_keep_their_steps(factor: float) -> None:
     )
     noise = ((before - after)[:, 0] ** 2).mean() / before[:, 0].var()
     assert noise < 0.01
-    assert any("other magnitudes: joined" in note for note in result.format_notes) == (factor == 64.0)
+    assert any("other magnitudes: joined" in note for note in result.format_notes) == (
+        factor == 64.0
+    )
 
 
 def test_powers_keep_their_small_values_before_a_logarithm() -> None:
