@@ -35,6 +35,8 @@ LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
+LEARNED_FORM = 2.0
+"""Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
 
@@ -105,12 +107,13 @@ class CalibratedEmulator:
 
     @property
     def learned(self) -> tuple[float, ...]:
-        """What takes long to find: per format the parameters of the process, and the stretch of intervals."""
-        return tuple(
+        """What takes long to find: its form, then per format parameters of the process and stretch."""
+        values = (
             value
             for fit in self._fits.values()
             for value in (*fit.process.parameters.tolist(), fit.stretch)
         )
+        return LEARNED_FORM, *values
 
     @property
     def name(self) -> str:
@@ -286,9 +289,9 @@ def _least_ms(base: Emulator, target: HardwareSpec, observations: Sequence[Obser
 def _by_format(learned: Sequence[float], count: int) -> list[Sequence[float]]:
     """Return `CalibratedEmulator.learned` in its parts, one per format; none if it has another form."""
     size = len(START) + 1
-    if len(learned) != size * count:
+    if len(learned) != 1 + size * count or learned[0] != LEARNED_FORM:
         return []
-    return [learned[first : first + size] for first in range(0, len(learned), size)]
+    return [learned[first : first + size] for first in range(1, len(learned), size)]
 
 
 def _at_latency(cost: OperatorCost, latency_ms: float) -> OperatorCost:

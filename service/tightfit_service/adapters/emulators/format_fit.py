@@ -25,8 +25,11 @@ FOLDS = 8
 """Into which networks are parted whose kinds of work no network of another label has."""
 RATIO_FIT_DEVIATION = 0.2
 """Of the logarithm of a network's latency, from what ratios per kind alone can say."""
-RATIO_DEVIATION = 1.5
-"""Of the logarithm of a kind's ratio around the typical one."""
+KIND_DEVIATION = 0.6
+"""Of the logarithm of a kind's ratio around that of its family."""
+FAMILY_DEVIATION = 2.0
+"""Of the logarithm of a family's ratio around the typical one: data that is moved may take ten times what an
+emulator says where products take as long as it says."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -250,8 +253,11 @@ def _ratios(
 ) -> dict[Kind, float]:
     """Return per kind what the measurements take over the other emulator's figures.
 
-    Logarithms of ratios are fitted to those of the latencies, drawn towards the typical one; networks far
-    off do not pull (P. J. Huber, "Robust estimation of a location parameter", 1964, in SciPy's soft form).
+    Logarithms of ratios are fitted to those of the latencies. Kinds are drawn towards their family and
+    families towards the typical ratio (A. Gelman, J. Hill, "Data Analysis Using Regression and
+    Multilevel/Hierarchical Models", Cambridge University Press 2006, chapter 12), so that a kind that
+    few networks have is not taken for a product where it moves data. Networks far off do not pull
+    (P. J. Huber, "Robust estimation of a location parameter", 1964, in SciPy's soft form).
     """
     kinds = list(dict.fromkeys(work.kind for network in works for work in network))
     places = {kind: place for place, kind in enumerate(kinds)}
@@ -260,19 +266,27 @@ def _ratios(
         for work in network:
             sums[row, places[work.kind]] += work.base_ms
     logs = np.log(np.asarray(latencies_ms))
-    start = np.full(len(kinds), math.log(typical))
+    families = list(dict.fromkeys(family_of(kind) for kind in kinds))
+    # unknowns: of each kind how far it is from its family, of each family how far from the typical ratio
+    combine = np.zeros((len(kinds), len(kinds) + len(families)))
+    for place, kind in enumerate(kinds):
+        combine[place, place] = combine[place, len(kinds) + families.index(family_of(kind))] = 1
+    scale = np.repeat([KIND_DEVIATION, FAMILY_DEVIATION], [len(kinds), len(families)])
 
-    def residuals(ratios: FloatArray) -> FloatArray:
-        missed = (np.log(sums @ np.exp(ratios)) - logs) / RATIO_FIT_DEVIATION
-        return np.concatenate([missed, (ratios - start) / RATIO_DEVIATION])
+    def ratios_of(unknowns: FloatArray) -> FloatArray:
+        return typical * np.exp(combine @ unknowns)
 
-    def slopes(ratios: FloatArray) -> FloatArray:
-        times = sums * np.exp(ratios)
+    def residuals(unknowns: FloatArray) -> FloatArray:
+        missed = (np.log(sums @ ratios_of(unknowns)) - logs) / RATIO_FIT_DEVIATION
+        return np.concatenate([missed, unknowns / scale])
+
+    def slopes(unknowns: FloatArray) -> FloatArray:
+        times = sums * ratios_of(unknowns)
         shares = times / times.sum(axis=1, keepdims=True) / RATIO_FIT_DEVIATION
-        return np.concatenate([shares, np.eye(len(kinds)) / RATIO_DEVIATION])
+        return np.concatenate([shares @ combine, np.diag(1 / scale)])
 
-    found = least_squares(residuals, start, jac=slopes, loss="soft_l1")
-    return dict(zip(kinds, np.exp(found.x).tolist(), strict=True))
+    found = least_squares(residuals, np.zeros(len(scale)), jac=slopes, loss="soft_l1")
+    return dict(zip(kinds, ratios_of(found.x).tolist(), strict=True))
 
 
 def _weighted_quantiles(

@@ -40,6 +40,9 @@ _GROUPS = (3, 0, 0, 1, 2, 2, 2, 2)
 START = (math.log(0.5), math.log(0.1), 0.0, 0.0, 0.0, 0.0, math.log(0.03))
 """Logarithms of: deviation per operator, deviation common to a kind, length scales, noise."""
 
+PARAMETER_DEVIATION = 0.5
+"""Of those logarithms around `START`."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -157,8 +160,9 @@ class OperatorProcess:
                 evidence = self._observed(trial, gain).evidence
             except np.linalg.LinAlgError:
                 return 1e12
-            # a weak pull towards the start keeps what few networks cannot tell where it was
-            return -evidence + 0.5 * float(np.sum((parameters - np.array(START)) ** 2))
+            # a prior keeps what few networks cannot tell where it was
+            strangeness = (parameters - np.array(START)) / PARAMETER_DEVIATION
+            return -evidence + 0.5 * float(np.sum(strangeness**2))
 
         corners = np.vstack([START, START + SIMPLEX_STEP * np.eye(len(START))])
         options = {"maxfev": MOST_EVALUATIONS, "initial_simplex": corners}

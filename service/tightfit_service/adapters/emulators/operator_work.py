@@ -21,6 +21,8 @@ ELEMENT_MS = 3e-7
 nanosecond."""
 CALL_MS = 5e-3
 """First guess of what calling the runtime takes."""
+RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""Layers that repeat a product step by step, each with its number of gates."""
 PRODUCTS = frozenset(
     {
         "conv",
@@ -28,21 +30,22 @@ PRODUCTS = frozenset(
         "grouped_conv",
         "dilated_conv",
         "depthwise_conv",
+        "wide_depthwise_conv",
         "transposed_conv",
         "dense",
         "matmul",
-        "LSTM",
-        "GRU",
-        "RNN",
+        *RECURRENT,
     }
 )
-CALL, BEGIN, INPUT, OUTPUT = "call", "begin", "input", "output"
-_BESIDES = frozenset({CALL, BEGIN, INPUT, OUTPUT})
+MOST_TAPS = 25
+"""Of depthwise kernels that runtimes have code of their own for: up to 5x5 in XNNPACK (its microkernels
+`dwconv-3p` to `dwconv-25p`). What is wider goes another way, 25 to 50 times as slow where it was measured."""
+CALL, BEGIN, STEP, INPUT, OUTPUT = "call", "begin", "step", "input", "output"
+_BESIDES = frozenset({CALL, BEGIN, STEP, INPUT, OUTPUT})
 _NOWHERE = (0.0,) * len(LENGTHS)
 _ALIKE = frozenset(
     {
         OperatorKind.RESHAPE,
-        OperatorKind.DEPTHWISE_CONV,
         OperatorKind.TRANSPOSED_CONV,
         OperatorKind.DENSE,
         OperatorKind.MATMUL,
@@ -93,8 +96,14 @@ class WorkOf:
             base_ms = _elements(operator.in_channels, operator.in_size) * ELEMENT_MS
             return (Work(kind_of(operator), _moved_position(operator), base_ms),)
         base_ms = self.base.operator_cost(operator, self.target).latency_ms
-        work = Work(kind_of(operator), _position(operator), self._beyond_least(base_ms))
-        return work, self._begin(operator.activation_bits)
+        kind = kind_of(operator)
+        work = Work(kind, _position(operator), self._beyond_least(base_ms))
+        if operator.op_type not in RECURRENT:
+            return work, self._begin(kind)
+        # every step begins anew: files have a copy of the layer per step, or runtimes a loop
+        steps_ms = _steps(operator) * self.least_ms
+        step = Work((STEP, operator.op_type, operator.activation_bits), _NOWHERE, steps_ms)
+        return work, step, self._begin(kind)
 
     def spelled(self, found: Spelled) -> tuple[Work, Work]:
         """Return the work of an activation in several operators: a kind of its own, begun once."""
@@ -105,7 +114,7 @@ class WorkOf:
         )
         kind: Kind = (found.name, last.weight_bits, last.activation_bits)
         work = Work(kind, _moved_position(last), self._beyond_least(base_ms))
-        return work, self._begin(last.activation_bits)
+        return work, self._begin(kind)
 
     def network(self, network: NetworkProfile) -> list[Work]:
         """Return all that a network does."""
@@ -122,8 +131,9 @@ class WorkOf:
         works.append(Work((CALL, bits), _NOWHERE, CALL_MS))
         return works
 
-    def _begin(self, bits: int) -> Work:
-        return Work((BEGIN, bits), _NOWHERE, self.least_ms)
+    def _begin(self, kind: Kind) -> Work:
+        """Return what beginning an operator takes: products often run in a library that does it faster."""
+        return Work((BEGIN, *family_of(kind)), _NOWHERE, self.least_ms)
 
     def _beyond_least(self, base_ms: float) -> float:
         return max(base_ms - self.least_ms, LEAST_WORK_SHARE * base_ms)
@@ -139,6 +149,10 @@ def kind_of(operator: Operator) -> Kind:
     bits = (operator.weight_bits, operator.activation_bits)
     if operator.kind is OperatorKind.CONV:
         return (_conv_name(operator), len(operator.out_size), *bits)
+    if operator.kind is OperatorKind.DEPTHWISE_CONV:
+        is_wide = math.prod(operator.kernel or (1,)) > MOST_TAPS
+        name = "wide_depthwise_conv" if is_wide else "depthwise_conv"
+        return (name, len(operator.out_size), *bits)
     if operator.kind in _ALIKE:
         return (str(operator.kind), *bits)
     return (operator.op_type, *bits)
@@ -252,7 +266,9 @@ def _position(operator: Operator) -> tuple[float, ...]:
     outs, pixels = max(operator.out_channels, 1), max(math.prod(operator.out_size or (1,)), 1)
     area = math.prod(operator.kernel or (1,))
     of_group = max(operator.in_channels / max(operator.groups, 1), 1.0)
-    if operator.kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV):
+    if operator.op_type in RECURRENT:
+        of_group, pixels = _features(operator), round(_steps(operator))
+    elif operator.kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV):
         # by the products: a profile may not know which axis of a network's input has the channels
         of_group = max(operator.macs / (outs * pixels * area), 1.0)
     ins = round(of_group * max(operator.groups, 1))
@@ -266,6 +282,17 @@ def _position(operator: Operator) -> tuple[float, ...]:
         math.log2(-(-ins // 8) * 8 / ins),
         math.log2(-(-outs // 16) * 16 / outs),
     )
+
+
+def _steps(operator: Operator) -> float:
+    """Return how many steps a recurrent layer takes, in both directions; profiles leave the first axis out."""
+    per_step = RECURRENT[operator.op_type] * operator.out_channels * _features(operator)
+    return max(operator.macs / per_step, 1.0)
+
+
+def _features(operator: Operator) -> float:
+    """Return how many values enter each gate of a recurrent layer in a step: the input and the state."""
+    return float((operator.in_size or (1,))[-1] + operator.out_channels)
 
 
 def _moved_position(operator: Operator) -> tuple[float, ...]:

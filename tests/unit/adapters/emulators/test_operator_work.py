@@ -1,0 +1,65 @@
+"""What of an operator its time depends on: its kind, its shape, and what it begins."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
+from tightfit_service.adapters.emulators.operator_work import STEP, Work, WorkOf, kind_of
+from tightfit_service.adapters.emulators.roofline import RooflineEmulator
+from tightfit_service.bootstrap import catalogue
+from tightfit_service.domain.network import NetworkProfile
+from tightfit_service.graph.profile import OnnxGraphInspector
+
+TARGET = catalogue().complete({"name": "made-up", "core": "cortex-a72", "core_count": 1})
+LEAST_MS = 0.002
+
+
+def profile(builder: GraphBuilder) -> NetworkProfile:
+    return OnnxGraphInspector().profile(builder.build())
+
+
+def works(builder: GraphBuilder) -> list[Work]:
+    work_of = WorkOf(base=RooflineEmulator(), target=TARGET, least_ms=LEAST_MS)
+    return work_of.network(profile(builder))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_small_depthwise_kernels_are_of_one_kind(kernel: int) -> None:
+    builder = GraphBuilder((8, 16, 16), seed=0)
+    builder.depthwise(builder.top, kernel=kernel)
+    (operator,) = profile(builder).operators
+    assert kind_of(operator)[0] == "depthwise_conv"
+
+
+def test_wide_depthwise_kernels_are_of_another() -> None:
+    builder = GraphBuilder((8, 16, 16), seed=0)
+    builder.depthwise(builder.top, kernel=7)
+    (operator,) = profile(builder).operators
+    assert kind_of(operator)[0] == "wide_depthwise_conv"
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_a_recurrent_layer_begins_anew_with_every_step(kind: str, both_ways: bool) -> None:
+    steps, hidden = 12, 20
+    builder = GraphBuilder((steps, 7), seed=0)
+    builder.recurrent(builder.top, kind, hidden, both_ways=both_ways)
+    found = works(builder)
+    (step,) = (work for work in found if work.kind[0] == STEP)
+    directions = 2 if both_ways else 1
+    assert step.base_ms == pytest.approx(directions * steps * LEAST_MS)
+    (layer,) = (work for work in found if work.kind[0] == kind)
+    _, entering, outputs, pixels, *_ = layer.position
+    assert entering == pytest.approx(math.log2(7 + hidden))
+    assert outputs == pytest.approx(math.log2(hidden))
+    assert pixels == pytest.approx(math.log2(directions * steps))
+
+
+def test_beginning_a_product_and_moving_data_are_told_apart() -> None:
+    builder = GraphBuilder((8, 16, 16), seed=0)
+    builder.activation(builder.conv(builder.top, 4), "Tanh")
+    begins = {work.kind for work in works(builder) if work.kind[0] == "begin"}
+    assert begins == {("begin", "products", 32), ("begin", "moved", 32)}
