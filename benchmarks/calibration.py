@@ -12,6 +12,7 @@ their medians is told, too.
 
     write     writes all files; may share the machine with other work
     measure   calibrates and measures; wants a quiet machine
+    refit     fits anew to what was measured and scores again, after a change of the emulator
 
 Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--runtimes litert,onnxruntime]
            [--networks 200] [--json FILE]
@@ -30,7 +31,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ from tightfit.v1 import hardware_pb2  # noqa: E402
 from tightfit_runner.device import this_device  # noqa: E402
 from tightfit_runner.measurement import LocalMachine, Order  # noqa: E402
 from tightfit_runner.runtimes import installed  # noqa: E402
+from tightfit_service.adapters.emulators.calibrated import ProcessFitter  # noqa: E402
+from tightfit_service.adapters.storage.database import open_database  # noqa: E402
+from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore  # noqa: E402
+from tightfit_service.adapters.storage.sql_targets import SqlTargetStore  # noqa: E402
+from tightfit_service.api.codec.calibration import calibration_to_proto  # noqa: E402
 from tightfit_service.application.device_calibration import (  # noqa: E402
     LEAST_ROUNDS,
     MOST_ROUNDS,
@@ -57,6 +63,8 @@ from tightfit_service.application.ports import (  # noqa: E402
     TensorSignature,
 )
 from tightfit_service.application.samples import Samples  # noqa: E402
+from tightfit_service.bootstrap.hardware import emulators  # noqa: E402
+from tightfit_service.domain.calibration import CalibrationProgress  # noqa: E402
 from tightfit_service.domain.dataset import Layout  # noqa: E402
 from tightfit_service.domain.errors import TightfitError  # noqa: E402
 from tightfit_service.domain.hardware import NumberFormat  # noqa: E402
@@ -67,6 +75,7 @@ SECONDS = 0.5
 """Of measuring per network, at least."""
 RUNS = 50
 """Per network, at least."""
+PROJECT = "default"
 KEPT_SHARE = 0.5
 """Of the channels of each prunable group, in the smaller variant of a network."""
 SAMPLE_COUNT = 8
@@ -174,12 +183,17 @@ def random_samples(rng: np.random.Generator, signature: TensorSignature) -> Samp
     )
 
 
-def target_of(runtime: str) -> hardware_pb2.HardwareSpec:
+def target_name(runtime: str) -> str:
+    """Return the name of this machine as a target that is calibrated."""
+    return f"this-machine-{runtime}"
+
+
+def target_of(runtime: str, *, name: str) -> hardware_pb2.HardwareSpec:
     """Return this machine as a target of one core."""
     device = this_device()
     label, _ = RUNTIMES[runtime]
     return hardware_pb2.HardwareSpec(
-        name=f"this-machine-{runtime}",
+        name=name,
         core=device.core,
         core_count=1,
         clock_mhz=device.clock_mhz or 2_000.0,
@@ -196,7 +210,7 @@ def calibrate(
     server: RunningServer, client: Client, runtime: str, networks: int, *, is_writing: bool
 ) -> dict[str, Any]:
     """Run a calibration to its end, or only until all files are written."""
-    target = f"this-machine-{runtime}"
+    target = target_name(runtime)
     agent = subprocess.Popen(
         [
             sys.executable,
@@ -219,19 +233,7 @@ def calibrate(
                     "seconds": time.monotonic() - start,
                     "runtime": step.report.runtime,
                     "skipped": list(step.report.skipped),
-                    "left_out": {
-                        hardware_pb2.NumberFormat.Name(q.number_format)
-                        .removeprefix("NUMBER_FORMAT_")
-                        .lower(): {
-                            "networks": q.network_count,
-                            "median": q.median_error_ratio,
-                            "p90": q.p90_error_ratio,
-                            "within_10_percent": q.within_10_percent_ratio,
-                            "median_before": q.median_error_before_ratio,
-                            "coverage": q.coverage_ratio,
-                        }
-                        for q in step.report.quality
-                    },
+                    "left_out": left_out(step.report),
                 }
     finally:
         agent.terminate()
@@ -281,12 +283,22 @@ def measured(networks: Sequence[Unseen], runtime: str) -> list[Measured]:
     return found
 
 
-def estimated(client: Client, networks: Sequence[Unseen], runtime: str) -> list[dict[str, Any]]:
+def estimated_before(
+    client: Client, networks: Sequence[Unseen], runtime: str
+) -> list[dict[str, Any]]:
+    """Return the estimates for a target like this machine that nobody has calibrated."""
+    name = f"like-this-machine-{runtime}"
+    with contextlib.suppress(AlreadyExistsError):
+        client.create_target(target_of(runtime, name=name))
+    return estimated(client, networks, name)
+
+
+def estimated(client: Client, networks: Sequence[Unseen], target: str) -> list[dict[str, Any]]:
     """Return value, low and high in ms of each network, and which kinds were not measured, as told."""
     rows: list[dict[str, Any]] = []
     for network in networks:
         model = client.upload_model(Path(network.graph))
-        answer = client.estimate(model.name, f"this-machine-{runtime}")
+        answer = client.estimate(model.name, target)
         wanted = hardware_pb2.NumberFormat.Value(f"NUMBER_FORMAT_{network.number_format.upper()}")
         cost = next(item.cost for item in answer.estimates if item.number_format == wanted)
         latency = cost.estimated_latency_ms
@@ -332,8 +344,73 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def refitted(runtime: str, work: Path, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Fit anew to the measurements of an earlier run, and return its findings with the new estimates."""
+    known = {(row["network"], row["number_format"]): row for row in earlier["rows"]}
+    unseen = [
+        item
+        for item in write_unseen(work / runtime, runtime)
+        if (item.name, item.number_format) in known
+    ]
+    target = target_name(runtime)
+    report = fit_stored_calibration(target, work)
+    server = RunningServer(work / "server").start()
+    try:
+        with server.client() as client:
+            before = estimated_before(client, unseen, runtime)
+            after = estimated(client, unseen, target)
+    finally:
+        server.stop()
+    rows = [
+        {
+            **known[item.name, item.number_format],
+            "estimate": estimate,
+            "before": old,
+            "has_known_operators": not estimate["kinds_not_measured"],
+        }
+        for item, estimate, old in zip(unseen, after, before, strict=True)
+    ]
+    return {
+        "calibration": {**earlier["calibration"], "left_out": left_out(report)},
+        **all_scores(rows),
+    }
+
+
+def fit_stored_calibration(name: str, work: Path) -> hardware_pb2.CalibrationReport:
+    """Fit the calibration in a server's database anew, store it, and return its report."""
+    engine = open_database(f"sqlite:///{work / 'server' / 'state.db'}")
+    store = SqlCalibrationStore(engine=engine)
+    target = SqlTargetStore(engine=engine).get_target(PROJECT, name).spec
+    calibration = store.find_calibration(PROJECT, name, target.runtime.name)
+    if calibration is None:
+        raise SystemExit(f"{name} was not calibrated in {work}: run the stage measure first")
+    base = next(item for item in emulators() if item.supports(target))
+    found = ProcessFitter().examine(base, target, calibration.observations)
+    calibration = replace(calibration, quality=found.quality, learned=found.learned)
+    store.save_calibration(calibration)
+    engine.dispose()
+    step = CalibrationProgress(fraction=1.0, message="calibrated", calibration=calibration)
+    return calibration_to_proto(step, hardware_pb2.CalibrateHardwareTargetRequest()).report
+
+
+def left_out(report: hardware_pb2.CalibrationReport) -> dict[str, Any]:
+    """Return what a calibration says of left-out networks of the designed set, by number format."""
+    return {
+        hardware_pb2.NumberFormat.Name(item.number_format).removeprefix("NUMBER_FORMAT_").lower(): {
+            "networks": item.network_count,
+            "median": item.median_error_ratio,
+            "p90": item.p90_error_ratio,
+            "within_10_percent": item.within_10_percent_ratio,
+            "median_before": item.median_error_before_ratio,
+            "coverage": item.coverage_ratio,
+        }
+        for item in report.quality
+    }
+
+
 def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[str, Any]:
     """Run the stages for one runtime and return what was found."""
+    target = target_name(runtime)
     unseen = write_unseen(work / runtime, runtime)
     print(f"{runtime}: {len(unseen)} unseen networks", flush=True)
     server = RunningServer(work / "server").start()
@@ -341,14 +418,14 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
         with server.client() as client:
             with contextlib.suppress(AlreadyExistsError):
                 # one of an earlier stage stays, though the machine may tell another clock now
-                client.create_target(target_of(runtime))
+                client.create_target(target_of(runtime, name=target))
             if "write" in stages:
                 calibrate(server, client, runtime, networks, is_writing=True)
             if "measure" not in stages:
                 return {}
-            before = estimated(client, unseen, runtime)
+            before = estimated_before(client, unseen, runtime)
             calibration = calibrate(server, client, runtime, networks, is_writing=False)
-            after = estimated(client, unseen, runtime)
+            after = estimated(client, unseen, target)
     finally:
         server.stop()
     passes = [measured(unseen, runtime) for _ in range(2)]
@@ -369,8 +446,12 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
         )
         if first.undisturbed_ms and second.undisturbed_ms
     ]
+    return {"calibration": calibration, **all_scores(rows)}
+
+
+def all_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return scores of all networks, and of those whose kinds of operators were all measured; and rows."""
     return {
-        "calibration": calibration,
         "scores": scores(rows),
         "scores_of_known_operators": scores([row for row in rows if row["has_known_operators"]]),
         "rows": rows,
@@ -390,10 +471,15 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     results: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
+    work, stages = arguments.work.resolve(), arguments.stage.split(",")
+    # runtimes that are not asked for keep what an earlier run found
+    if arguments.json and arguments.json.exists():
+        results.update(json.loads(arguments.json.read_text()))
     for runtime in arguments.runtimes.split(","):
-        found = run(
-            runtime, arguments.work.resolve(), arguments.stage.split(","), arguments.networks
-        )
+        if "refit" in stages:
+            found = refitted(runtime, work, results[runtime])
+        else:
+            found = run(runtime, work, stages, arguments.networks)
         if not found:
             continue
         results[runtime] = found
@@ -407,7 +493,7 @@ def main() -> None:
             f"{score['repeated_medians_within_10_percent']:.0%} within 10 %)",
             flush=True,
         )
-    if arguments.json and "measure" in arguments.stage:
+    if arguments.json and {"measure", "refit"} & set(stages):
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
