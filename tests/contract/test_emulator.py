@@ -22,7 +22,8 @@ from tightfit_service.domain.quantities import Interval
 
 MCU, ROOFLINE = McuEmulator(), RooflineEmulator()
 EMULATORS: Sequence[Emulator] = bootstrap.emulators()
-TARGETS = YamlTargetCatalogue().list()
+CATALOGUE = YamlTargetCatalogue()
+TARGETS = CATALOGUE.list()
 
 
 def _refuses_operators(target: HardwareSpec) -> bool:
@@ -38,7 +39,7 @@ CASES = [
     if emulator.supports(target) and not _refuses_operators(target)
 ]
 FEW = [
-    pytest.param(emulator, YamlTargetCatalogue().get(name), id=name)
+    pytest.param(emulator, CATALOGUE.get(name), id=name)
     for emulator, name in (
         (MCU, "nucleo-h7a3zi-q"),
         (MCU, "cortex-m4-tflm"),

@@ -15,6 +15,9 @@ from tightfit_service.adapters.targets.description import NESTED, check_name, re
 from tightfit_service.domain.errors import InvalidTargetError, NotFoundError
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where PyYAML has it: every process that knows targets reads the whole catalogue."""
+
 FOLDER = Path(__file__).with_name("catalogue")
 CORE_CLASSES = Path(__file__).with_name("classes.yaml")
 ACCELERATOR_CLASSES = Path(__file__).with_name("accelerators.yaml")
@@ -71,8 +74,7 @@ class YamlTargetCatalogue:
     def _targets(self) -> Mapping[str, HardwareSpec]:
         targets = {}
         for path in sorted(self._folder.glob("*.yaml")):
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-            spec = self.complete(document)
+            spec = self.complete(_read_yaml(path))
             if spec.name != path.stem:
                 raise InvalidTargetError(
                     f"{path.name} describes a target named {spec.name!r}",
@@ -182,5 +184,12 @@ class YamlTargetCatalogue:
 
 
 def _read_classes(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    document: Mapping[str, Mapping[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: read_description(values) for name, values in document.items()}
+    return {name: read_description(values) for name, values in _read_yaml(path).items()}
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    document: Mapping[str, Any] = yaml.load(
+        path.read_text(encoding="utf-8"),
+        Loader=_LOADER,  # noqa: S506  # nosec B506  # a safe one either way
+    )
+    return document
