@@ -53,8 +53,11 @@ def set_clock(file: Path, hours: float) -> None:
     partial.rename(file)
 
 
-def run(folder: Path, *, work: Work, hours: float) -> dict[str, Any]:
-    """Let the clock of replica a jump ahead, back, and to the right time; return what was found."""
+def run(folder: Path, *, work: Work, hours: float, leases: float = 3.0) -> dict[str, Any]:
+    """Let the clock of replica a jump ahead, back, and to the right time; return what was found.
+
+    Each setting lasts as many leases as `leases` says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     clock = folder / "clock"
     set_clock(clock, 0)
@@ -75,7 +78,7 @@ def run(folder: Path, *, work: Work, hours: float) -> dict[str, Any]:
         jumps = []
         for jump in (hours, -hours, 0.0):
             set_clock(clock, jump)
-            time.sleep(3 * work.lease_seconds)
+            time.sleep(leases * work.lease_seconds)
             held = owners(at)
             jumps.append(
                 {

@@ -63,8 +63,9 @@ def test_jobs_wait_for_room_on_the_disk() -> None:
 def test_a_clock_that_jumps_moves_no_job(tmp_path: Path) -> None:
     if reason := clock_jump.reason_missing():
         pytest.skip(reason)
-    work = Work(jobs=4, unit_seconds=8.0)
-    assert clock_jump.run(tmp_path, work=work, hours=1.0)["problems"] == []
+    # long leases, for on a busy machine a replica may be late by seconds whatever its clock says
+    work = Work(jobs=4, unit_seconds=8.0, lease_seconds=9.0)
+    assert clock_jump.run(tmp_path, work=work, hours=1.0, leases=1.25)["problems"] == []
 
 
 def test_a_model_that_kills_its_worker_is_given_up_and_others_go_on(tmp_path: Path) -> None:
