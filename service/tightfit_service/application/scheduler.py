@@ -209,7 +209,9 @@ class JobScheduler:
                 await asyncio.sleep(STORE_RETRY_SECONDS)
                 continue
             try:
-                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+                # not `wait_for`, which in Python 3.11 may swallow a cancellation as it is woken
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
             finally:
