@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fakes.scripted_download import PACKED_SHARE, loss, offer, share, strength
-from tightfit_service.application.attribution_work import ATTRIBUTION, AttributionOutcome
+from tightfit_service.application.attribution import ChangeLosses
+from tightfit_service.application.attribution_work import ATTRIBUTION
 from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome
 from tightfit_service.application.check_work import CHECK_DATASET
 from tightfit_service.application.download_layers import NOT_MEASURED
@@ -250,9 +251,7 @@ class ScriptedExecutor:
         keep: dict[str, Any] = {}
         for step in unit.payload["steps"]:
             keep.update(step["parameters"].get("keep", {}))
-        outcome = AttributionOutcome(
-            groups={g: 1 - len(units) / UNITS[g] for g, units in keep.items()}
-        )
+        outcome = ChangeLosses(groups={g: 1 - len(units) / UNITS[g] for g, units in keep.items()})
         return WorkResult(payload=to_plain(outcome))
 
     def _teacher(self, unit: WorkUnit) -> WorkResult:

@@ -7,8 +7,9 @@ what the number format costs is measured layer by layer in the compressed networ
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tightfit_service.application.attribution import ChangeLosses
 from tightfit_service.application.model_facts import ModelFacts
 from tightfit_service.application.ports import (
     Evaluator,
@@ -42,22 +43,7 @@ class AttributionTask:
     quantization: QuantizationSettings | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttributionOutcome:
-    """Losses of accuracy, as fractions; gains are negative.
-
-    Attributes:
-        groups: Of each cut channel group, with that cut alone and untrained.
-        nodes: Of each node that is computed in another way, with that way alone and untrained.
-        formats: Of each layer's number format in the compressed network.
-    """
-
-    groups: Mapping[str, float] = field(default_factory=dict)
-    nodes: Mapping[str, float] = field(default_factory=dict)
-    formats: Mapping[str, float] = field(default_factory=dict)
-
-
-ATTRIBUTION = UnitKind("attribution", AttributionTask, AttributionOutcome)
+ATTRIBUTION = UnitKind("attribution", AttributionTask, ChangeLosses)
 
 
 def measurable_steps(recipe: Recipe) -> tuple[PassStep, ...]:
@@ -83,8 +69,11 @@ class AttributionWork:
         """Return the handler by the kind of unit it runs."""
         return {ATTRIBUTION.name: ATTRIBUTION.handler(self.run)}
 
-    def run(self, task: AttributionTask, context: UnitContext) -> AttributionOutcome:
+    def run(self, task: AttributionTask, context: UnitContext) -> ChangeLosses:
         """Measure the changes of a trial in the input `graph`, one by one.
+
+        Cuts and other ways lose what they do alone and untrained, number formats what they do in the
+        compressed network; gains are negative.
 
         The input `dataset` may be missing. `compressed` is the trial's float graph; it is read where
         `task.quantization` is given.
@@ -105,7 +94,7 @@ class AttributionWork:
             changed = self.steps.apply(graph, step, pass_context)
             lost = whole - self.evaluator.evaluate(changed, sample).value
             (groups if step.pass_name == PRUNING_STEP else nodes)[name] = lost
-        return AttributionOutcome(
+        return ChangeLosses(
             groups=groups,
             nodes=nodes,
             formats=self._format_costs(task, context, sample, calibration),

@@ -52,7 +52,7 @@ MIN_SECONDS = 0.5
 """Of measuring per network: enough for a median of short runs; long ones take `MIN_RUN_COUNT` runs."""
 RUNNER_WAIT_SECONDS = 60.0
 """For which a runner that is not connected is waited for: it may be starting, or have lost its network."""
-LEAST_ROUNDS, MOST_ROUNDS = 2, 4
+LEAST_ROUNDS = 2
 """Over the networks: whoever shares a device's cores is slow for seconds or minutes, now and then."""
 AGREEMENT = 0.05
 """Networks whose two lowest latencies lie within this of each other are not measured again."""
@@ -61,6 +61,7 @@ WRITTEN_AT, MEASURED_AT = 0.4, 0.95
 """Fractions of a calibration's progress at which files are written, and networks measured."""
 ROUND_ENDS = (0.45, 0.9, 0.95, 1.0)
 """Shares of the measuring after each round; the last ones are short."""
+MOST_ROUNDS = len(ROUND_ENDS)
 CALIBRATED = (NumberFormat.FLOAT32, NumberFormat.INT8)
 MEASURABLE = frozenset({ModelFormat.ONNX, ModelFormat.TFLITE})
 

@@ -90,7 +90,7 @@ class Verdict:
             quantization=quantization_of(shown.recipe) if is_rounding_known else None,
         )
         try:
-            found = await life.stages.ask(
+            measured = await life.stages.ask(
                 ATTRIBUTION, task, {**life.inputs, "compressed": shown.artifacts["graph"]}
             )
         except UnavailableError:
@@ -101,9 +101,7 @@ class Verdict:
                 "NOT_ATTRIBUTED", f"what each change costs was not measured: {error.message}"
             )
             return
-        self._measured[shown.index] = ChangeLosses(
-            groups=found.groups, nodes=found.nodes, formats=found.formats
-        )
+        self._measured[shown.index] = measured
 
     async def _succeed(self, result: JobResult, index: int, end_time: datetime) -> None:
         life = self._life
