@@ -7,24 +7,21 @@ import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
 from tightfit_runner import meters
 from tightfit_runner.failures import MeasurementError
+from tightfit_runner.fork_server import PROGRAM, ForkServer
 from tightfit_runner.meters import Meter, Reading
 from tightfit_runner.sensors import Sensors, State, was_throttled
 
 POLL_SECONDS = 0.05
 IDLE_SECONDS = 0.5
-PROCESS = (sys.executable, "-m", "tightfit_runner.measured_process")
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class LocalMachine:
         versions: dict[str, str],
         meter: Meter | None = None,
         sensors: Sensors | None = None,
-        process: Sequence[str] = PROCESS,
+        program: Path = PROGRAM,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what there is.
@@ -85,14 +82,15 @@ class LocalMachine:
             versions: Of the runtimes, by name.
             meter: For energy, or None.
             sensors: For clock and temperature.
-            process: The command that measures; tests give another.
+            program: What measures, in a process of its own; tests give another.
             clock: Seconds that never jump.
         """
         self._versions = versions
         self._meter = meter
         self._sensors = sensors or Sensors()
-        self._process = tuple(process)
+        self._program = program
         self._clock = clock
+        self._servers: dict[str, ForkServer] = {}
 
     def measure(self, order: Order, cancelled: threading.Event) -> Result:
         """Run the model in a process of its own and return what was seen.
@@ -102,8 +100,8 @@ class LocalMachine:
                 cancelled; nothing of it is left.
         """
         idle = self._idle()
-        with _Watched(self._command(order)) as process:
-            end = self._clock() + order.timeout_seconds
+        end = self._clock() + order.timeout_seconds
+        with _Watched(self._server(order.runtime), _facts(order)) as process:
             self._expect(process, "steady", end, cancelled)
             before = self._sensors.state()
             notes: list[str] = []
@@ -164,16 +162,12 @@ class LocalMachine:
             notes=tuple(notes),
         )
 
-    def _command(self, order: Order) -> tuple[str, ...]:
-        facts = {
-            "path": str(order.path),
-            "runtime": order.runtime,
-            "threads": order.threads,
-            "timeout_seconds": order.timeout_seconds,
-            "min_runs": order.min_runs,
-            "min_seconds": order.min_seconds,
-        }
-        return (*self._process, json.dumps(facts))
+    def _server(self, runtime: str) -> ForkServer:
+        """Return what starts processes with a runtime, anew if the one that did is gone."""
+        server = self._servers.get(runtime)
+        if server is None or not server.is_alive:
+            server = self._servers[runtime] = ForkServer(runtime, self._program)
+        return server
 
     def _expect(
         self, process: _Watched, event: str, end: float, cancelled: threading.Event
@@ -203,42 +197,54 @@ class LocalMachine:
         return meters.end(meter, unheard)
 
 
+def _facts(order: Order) -> str:
+    """Return an order as the process reads it."""
+    facts = {
+        "path": str(order.path),
+        "runtime": order.runtime,
+        "threads": order.threads,
+        "timeout_seconds": order.timeout_seconds,
+        "min_runs": order.min_runs,
+        "min_seconds": order.min_seconds,
+    }
+    return json.dumps(facts)
+
+
 class _Watched:
     """A process whose reports are read without waiting, and which leaves nothing behind."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
+    def __init__(self, server: ForkServer, order: str) -> None:
+        self._server = server
+        self._order = order
         self._reports: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._status: int | None = None
 
     def __enter__(self) -> _Watched:  # noqa: PYI034  # typing.Self came with Python 3.11
         self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            # a group of its own, so that what the runtime starts goes with it
-            start_new_session=True,
-        )
+        try:
+            # a process group of its own, so that what the runtime starts goes with it
+            self._process = self._server.fork(self._order, self._errors)
+        except MeasurementError:
+            self._errors.close()
+            raise
         threading.Thread(target=self._read, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        assert self._process.stdin is not None
+        if self._status is None:
+            self._status = self._server.wait()
+        self._server.let_go()
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._process.answers.close()
         self._errors.close()
 
     def answer(self) -> None:
         """Let the process go on."""
-        assert self._process.stdin is not None
         with contextlib.suppress(OSError):
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
+            self._process.answers.write("go\n")
+            self._process.answers.flush()
 
     def next_report(self) -> dict[str, Any] | None:
         """Return a report, or None when there is none yet.
@@ -255,8 +261,7 @@ class _Watched:
         return report
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._process.reports:
             try:
                 report = json.loads(line)
             except ValueError:
@@ -264,10 +269,10 @@ class _Watched:
             if isinstance(report, dict) and "event" in report:
                 self._reports.put(report)
         self._reports.put(None)
-        self._process.stdout.close()
+        self._process.reports.close()
 
     def _death(self) -> MeasurementError:
-        status = self._process.wait()
+        status = self._status = self._server.wait()
         self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - 1_000))
         words = self._errors.read().decode(errors="replace").strip()
         if status == -signal.SIGKILL:
