@@ -7,8 +7,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := torch==2.13.0
 
 PYTEST_ARGS ?= -m "not long and not debian"
-# one process per core, each computing with one thread
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+# one process per core, each computing with one thread; compiled modules are kept even where the
+# environment says otherwise, for the servers that tests start import them again and again
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format lint types imports protos protos-check chart figures security audit lock sbom clean serve
@@ -20,6 +21,7 @@ $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	$(PIP) -e clients/python -e .
+	$(BIN)/python -m compileall -q service clients/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed clients/runner/pyproject.toml

@@ -12,10 +12,11 @@ their medians is told, too.
 
     write     writes all files; may share the machine with other work
     measure   calibrates and measures; wants a quiet machine
-    refit     fits anew to what was measured and scores again, after a change of the emulator
+    refit     fits anew to what was measured and scores again, after a change of the emulator; and to the
+              first of the designed networks only
 
 Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--runtimes litert,onnxruntime]
-           [--networks 200] [--json FILE]
+           [--networks 400] [--json FILE]
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ from tightfit_service.adapters.storage.database import open_database  # noqa: E4
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore  # noqa: E402
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore  # noqa: E402
 from tightfit_service.api.codec.calibration import calibration_to_proto  # noqa: E402
-from tightfit_service.application.device_calibration import (  # noqa: E402
+from tightfit_service.application.hardware.calibration import (  # noqa: E402
     LEAST_ROUNDS,
     MOST_ROUNDS,
     rounds_agree,
@@ -64,17 +66,23 @@ from tightfit_service.application.ports import (  # noqa: E402
 )
 from tightfit_service.application.samples import Samples  # noqa: E402
 from tightfit_service.bootstrap.hardware import emulators  # noqa: E402
-from tightfit_service.domain.calibration import CalibrationProgress  # noqa: E402
+from tightfit_service.domain.calibration import (  # noqa: E402
+    Calibration,
+    CalibrationProgress,
+    Observation,
+)
 from tightfit_service.domain.dataset import Layout  # noqa: E402
 from tightfit_service.domain.errors import TightfitError  # noqa: E402
-from tightfit_service.domain.hardware import NumberFormat  # noqa: E402
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat  # noqa: E402
 
 RUNTIMES = {"litert": ("LiteRT", "tflite"), "onnxruntime": ("ONNX Runtime", "onnx")}
 FORMATS = ("int8", "float32")
-SECONDS = 0.5
+SECONDS = 0.1
 """Of measuring per network, at least."""
 RUNS = 50
 """Per network, at least."""
+FIRST_COUNTS = (50, 100, 200, 400)
+"""Of the designed networks per number format that a refit tries, where more were measured."""
 PROJECT = "default"
 KEPT_SHARE = 0.5
 """Of the channels of each prunable group, in the smaller variant of a network."""
@@ -345,52 +353,101 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def refitted(runtime: str, work: Path, earlier: dict[str, Any]) -> dict[str, Any]:
-    """Fit anew to the measurements of an earlier run, and return its findings with the new estimates."""
+    """Fit anew to the measurements of an earlier run, and return its findings with the new estimates.
+
+    Fits to the first of the designed networks only show what each of them is worth.
+    """
     known = {(row["network"], row["number_format"]): row for row in earlier["rows"]}
     unseen = [
         item
         for item in write_unseen(work / runtime, runtime)
         if (item.name, item.number_format) in known
     ]
-    target = target_name(runtime)
-    report = fit_stored_calibration(target, work)
-    server = RunningServer(work / "server").start()
-    try:
-        with server.client() as client:
-            before = estimated_before(client, unseen, runtime)
-            after = estimated(client, unseen, target)
-    finally:
-        server.stop()
-    rows = [
-        {
-            **known[item.name, item.number_format],
-            "estimate": estimate,
-            "before": old,
-            "has_known_operators": not estimate["kinds_not_measured"],
-        }
-        for item, estimate, old in zip(unseen, after, before, strict=True)
-    ]
+
+    def rows() -> list[dict[str, Any]]:
+        before, after = estimates_of(runtime, work, unseen)
+        return [
+            {
+                **known[item.name, item.number_format],
+                "estimate": estimate,
+                "before": old,
+                "has_known_operators": not estimate["kinds_not_measured"],
+            }
+            for item, estimate, old in zip(unseen, after, before, strict=True)
+        ]
+
+    with stored_calibration(target_name(runtime), work) as (target, calibration, store):
+        by_count = []
+        for count in FIRST_COUNTS:
+            some = first_observations(calibration, count)
+            if len(some) < len(calibration.observations):
+                store(fitted(target, replace(calibration, observations=some)))
+                by_count.append({"networks_per_format": count, **scores(rows())})
+        whole = fitted(target, calibration)
+        store(whole)
+    step = CalibrationProgress(fraction=1.0, message="calibrated", calibration=whole)
+    report = calibration_to_proto(step, hardware_pb2.CalibrateHardwareTargetRequest()).report
     return {
         "calibration": {**earlier["calibration"], "left_out": left_out(report)},
-        **all_scores(rows),
+        **all_scores(rows()),
+        "by_networks_per_format": by_count,
     }
 
 
-def fit_stored_calibration(name: str, work: Path) -> hardware_pb2.CalibrationReport:
-    """Fit the calibration in a server's database anew, store it, and return its report."""
+def estimates_of(
+    runtime: str, work: Path, unseen: Sequence[Unseen]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return what a client is told of networks without a calibration, and with the one that is stored."""
+    server = RunningServer(work / "server").start()
+    try:
+        with server.client() as client:
+            return (
+                estimated_before(client, unseen, runtime),
+                estimated(client, unseen, target_name(runtime)),
+            )
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def stored_calibration(
+    name: str, work: Path
+) -> Iterator[tuple[HardwareSpec, Calibration, Callable[[Calibration], None]]]:
+    """Give a target of a server's database, its calibration, and what stores another.
+
+    What was measured is stored again where the work breaks off.
+    """
     engine = open_database(f"sqlite:///{work / 'server' / 'state.db'}")
     store = SqlCalibrationStore(engine=engine)
     target = SqlTargetStore(engine=engine).get_target(PROJECT, name).spec
     calibration = store.find_calibration(PROJECT, name, target.runtime.name)
     if calibration is None:
         raise SystemExit(f"{name} was not calibrated in {work}: run the stage measure first")
+    try:
+        yield target, calibration, store.save_calibration
+    except BaseException:
+        store.save_calibration(calibration)
+        raise
+    finally:
+        engine.dispose()
+
+
+def fitted(target: HardwareSpec, calibration: Calibration) -> Calibration:
+    """Return a calibration fitted anew to its measurements."""
     base = next(item for item in emulators() if item.supports(target))
     found = ProcessFitter().examine(base, target, calibration.observations)
-    calibration = replace(calibration, quality=found.quality, learned=found.learned)
-    store.save_calibration(calibration)
-    engine.dispose()
-    step = CalibrationProgress(fraction=1.0, message="calibrated", calibration=calibration)
-    return calibration_to_proto(step, hardware_pb2.CalibrateHardwareTargetRequest()).report
+    return replace(calibration, quality=found.quality, learned=found.learned)
+
+
+def first_observations(calibration: Calibration, count: int) -> tuple[Observation, ...]:
+    """Return what was measured of so many networks of each number format, the first of the designed set."""
+    taken: Counter[NumberFormat] = Counter()
+    found = []
+    for item in calibration.observations:
+        taken[item.number_format] += 1
+        if taken[item.number_format] <= count:
+            found.append(item)
+    return tuple(found)
 
 
 def left_out(report: hardware_pb2.CalibrationReport) -> dict[str, Any]:
@@ -466,7 +523,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--stage", default="write,measure")
     parser.add_argument("--runtimes", default="litert,onnxruntime")
-    parser.add_argument("--networks", type=int, default=200)
+    parser.add_argument("--networks", type=int, default=400)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

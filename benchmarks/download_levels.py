@@ -26,20 +26,20 @@ from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.formats.packed import expected_bytes, layer_sizes, pack
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.application.download_files import UNCHANGED, ChangedFiles, WeightChanges
-from tightfit_service.application.download_layers import NOT_MEASURED
-from tightfit_service.application.download_study import study_layers
-from tightfit_service.application.download_work import DownloadOption, LevelGrid
 from tightfit_service.application.ports import (
     DownloadPass,
     OpenDataset,
     QuantizationSettings,
     Trainer,
 )
-from tightfit_service.application.recipe_steps import GraphSteps
-from tightfit_service.application.recipe_work import RecipeWork
+from tightfit_service.application.recipes.steps import GraphSteps
 from tightfit_service.application.samples import Samples
-from tightfit_service.application.unit_data import Splits
+from tightfit_service.application.work.data import Splits
+from tightfit_service.application.work.download import DownloadOption, LevelGrid
+from tightfit_service.application.work.download_files import UNCHANGED, ChangedFiles, WeightChanges
+from tightfit_service.application.work.download_layers import NOT_MEASURED
+from tightfit_service.application.work.download_study import study_layers
+from tightfit_service.application.work.recipe import RecipeWork
 from tightfit_service.domain.dataset import SplitName
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.graph.profile import OnnxGraphInspector

@@ -26,6 +26,7 @@ from benchmarks.layer_tables import read_layer_tables
 from benchmarks.mcu_fitting import table_for
 from benchmarks.measured_rows import MeasuredRow, device_of, read_devices, read_mlperf
 from benchmarks.other_devices import other_devices
+from benchmarks.roofline_interval import fit_interval
 
 from tightfit_service.adapters.emulators.mcu import McuEmulator
 from tightfit_service.adapters.emulators.mcu_latency import board_of
@@ -69,7 +70,7 @@ def main() -> None:
     )
     summary = summarise(comparisons)
     if arguments.publish:
-        publish(summary)
+        publish(summary, interval_line(comparisons))
     if arguments.json:
         print(json.dumps({"scores": summary, "rows_not_scored": dict(skipped)}, indent=2))
     else:
@@ -173,7 +174,17 @@ def microcontrollers(
     return comparisons
 
 
-def publish(summary: Sequence[Mapping[str, Any]]) -> None:
+def interval_line(comparisons: Sequence[Comparison]) -> str:
+    """Return what the rows of Linux processors say of the roofline's intervals."""
+    fit = fit_interval(comparisons)
+    return (
+        f"Intervals of `roofline`, from {fit.row_count} rows of {fit.device_count} devices: a factor of "
+        f"{fit.factor:.2f} either way, beside what assumed figures add, covers 90 % of the rows of a device "
+        f"unlike these. That of the other devices covers {fit.left_out_coverage:.0%} of the rows left out."
+    )
+
+
+def publish(summary: Sequence[Mapping[str, Any]], interval: str) -> None:
     """Replace the table of other devices in the page on emulators."""
     lines = [
         "| | rows | median error | p90 error | within 10 % | within 25 % | bias | 90 % interval covers |",
@@ -193,7 +204,8 @@ def publish(summary: Sequence[Mapping[str, Any]]) -> None:
     begin, end = "<!-- others:begin -->", "<!-- others:end -->"
     head, _, rest = DOCS.read_text(encoding="utf-8").partition(begin)
     _, _, tail = rest.partition(end)
-    DOCS.write_text(f"{head}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{tail}", encoding="utf-8")
+    table = "\n".join(lines)
+    DOCS.write_text(f"{head}{begin}\n\n{table}\n\n{interval}\n\n{end}{tail}", encoding="utf-8")
 
 
 def print_tables(summary: Sequence[Mapping[str, Any]]) -> None:

@@ -35,10 +35,15 @@ from tightfit_service.adapters.formats.tflite_export import TfliteExporter
 from tightfit_service.adapters.formats.tflite_import import TfliteImporter
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
-from tightfit_service.application.cost_correction import Compiled, corrected
-from tightfit_service.application.costing import CostModel, ProblemBuilder, interval_of, levels
-from tightfit_service.application.file_costing import within_ram
-from tightfit_service.application.narrow_file import narrow_widths
+from tightfit_service.application.costs.correction import Compiled, corrected
+from tightfit_service.application.costs.costing import (
+    CostModel,
+    ProblemBuilder,
+    interval_of,
+    levels,
+)
+from tightfit_service.application.costs.files import within_ram
+from tightfit_service.application.course.narrow_file import narrow_widths
 from tightfit_service.application.ports import Emulator, QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.budget import Budget, Objective, Quantity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tightfit_service import bootstrap
 from tightfit_service.application.plain import from_plain
-from tightfit_service.application.unit_kinds import OutcomeT, TaskT, UnitKind, payload_of
+from tightfit_service.application.units.kinds import OutcomeT, TaskT, UnitKind, payload_of
 from tightfit_service.settings import Settings
 
 

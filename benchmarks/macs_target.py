@@ -31,17 +31,17 @@ from tightfit.dataset_archive import packed
 from tightfit.dataset_file import read_dataset_file
 from tightfit_service import bootstrap
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
-from tightfit_service.application.baseline_work import BASELINE, BaselineTask
-from tightfit_service.application.costing import CostModel, ProblemBuilder
-from tightfit_service.application.import_work import IMPORT_MODEL
-from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.costs.costing import CostModel, ProblemBuilder
+from tightfit_service.application.course.proposals import Aim, Proposal, Proposer
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
-from tightfit_service.application.proposals import Aim, Proposal, Proposer
-from tightfit_service.application.recipe_work import TrialOutcome
-from tightfit_service.application.sensitivity_work import SENSITIVITY, SensitivityTask
-from tightfit_service.application.trial_work import TRIAL, TrialTask
-from tightfit_service.application.unit_kinds import Nothing
+from tightfit_service.application.units.kinds import Nothing
+from tightfit_service.application.work.baseline import BASELINE, BaselineTask
+from tightfit_service.application.work.model_facts import ModelFacts
+from tightfit_service.application.work.model_import import IMPORT_MODEL
+from tightfit_service.application.work.recipe import TrialOutcome
+from tightfit_service.application.work.sensitivity import SENSITIVITY, SensitivityTask
+from tightfit_service.application.work.trial import TRIAL, TrialTask
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat

@@ -35,19 +35,19 @@ from tightfit.dataset_archive import packed
 from tightfit.dataset_file import read_dataset_file
 from tightfit_service import bootstrap
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
-from tightfit_service.application.costing import CostModel, select_emulator
-from tightfit_service.application.import_work import IMPORT_MODEL
-from tightfit_service.application.model_facts import ModelFacts
+from tightfit_service.application.costs.costing import CostModel, select_emulator
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import QuantizationSettings, RecoverySettings
-from tightfit_service.application.sensitivity_work import (
+from tightfit_service.application.units.kinds import Nothing
+from tightfit_service.application.work.model_facts import ModelFacts
+from tightfit_service.application.work.model_import import IMPORT_MODEL
+from tightfit_service.application.work.sensitivity import (
     SENSITIVITY,
     SensitivityOutcome,
     SensitivityTask,
     most_important,
 )
-from tightfit_service.application.trial_work import TRIAL, TrialTask
-from tightfit_service.application.unit_kinds import Nothing
+from tightfit_service.application.work.trial import TRIAL, TrialTask
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.network import DEFAULT_IMPORTANCE
 from tightfit_service.domain.recipe import PassStep, Recipe

@@ -172,6 +172,11 @@ def _processor(row: Row) -> HardwareSpec:
     }
     if known is not None and known.core == partial["core"]:
         partial["isa_features"] = known.isa_features
+        partial["memory"] = {
+            name: getattr(known.memory, name)
+            for name in ("cache_bytes", "ram_bandwidth_mb_s")
+            if f"memory.{name}" not in known.assumed_fields
+        }
     if re.search(r"celeron|atom", row["device"].lower()):
         partial["isa_features"] = ["sse4.2"]
     return _catalogue().complete(partial)

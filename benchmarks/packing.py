@@ -44,6 +44,8 @@ from tightfit_service.application.ports import (
     PassContext,
     QuantizationSettings,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout, Preprocess
@@ -184,9 +186,8 @@ class Bench:
         """
         return self.trainer.recover(
             graph,
-            teacher=self.original,
-            train=self.splits.train,
-            selection=self.splits.selection,
+            teachers=Teachers(original=self.original),
+            data=TrainingData(train=self.splits.train, selection=self.splits.selection),
             settings=RecoverySettings(
                 epochs=epochs,
                 learning_rate=rate,

@@ -247,7 +247,31 @@ def calibrations(found: dict[str, Any]) -> str:
                 f"{score['repeated_singles_within_10_percent']:.0%} | "
                 f"{score['repeated_medians_within_10_percent']:.0%} |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *by_networks_measured(found)])
+
+
+def by_networks_measured(found: dict[str, Any]) -> list[str]:
+    """Return the table of what fits to the first networks of the designed set say of the unseen ones."""
+    lines = [
+        "| runtime | networks measured | unseen: within 10 % | median error | p90 | in interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for runtime in sorted(found.keys() - {"processor"}):
+        calibration = found[runtime]["calibration"]
+        measured = sum(item["networks"] for item in calibration["left_out"].values())
+        rows = [
+            *(
+                (f"{score['networks_per_format']} per number format", score)
+                for score in found[runtime].get("by_networks_per_format", ())
+            ),
+            (f"{measured}, all", found[runtime]["scores"]),
+        ]
+        lines += [
+            f"| {calibration['runtime']} | {which} | {score['within_10_percent']:.0%} | "
+            f"{score['median']:.1%} | {score['p90']:.1%} | {score['coverage']:.0%} |"
+            for which, score in rows
+        ]
+    return lines
 
 
 def install_size(result: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRunti
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.formats.tflite_import import TfliteImporter
-from tightfit_service.application.calibration import METHODS
+from tightfit_service.application.data.activation_ranges import METHODS
 from tightfit_service.application.ports import PassContext, QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout, Preprocess

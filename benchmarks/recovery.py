@@ -26,7 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.ports import RecoverySettings
+from tightfit_service.application.ports import (
+    RecoverySettings,
+    Teachers,
+    TrainingData,
+)
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Preprocess
 from tightfit_service.domain.network import PruningSpace
@@ -129,9 +133,8 @@ def measure(name: str, share: float, arguments: argparse.Namespace) -> dict[str,
         with tempfile.TemporaryDirectory() as folder:
             result = trainer.recover(
                 pruned,
-                teacher=graph,
-                train=splits.train,
-                selection=splits.selection,
+                teachers=Teachers(original=graph),
+                data=TrainingData(train=splits.train, selection=splits.selection),
                 settings=settings,
                 cache_dir=arguments.cache or Path(folder),
                 on_progress=lambda _share, _message: None,

@@ -37,10 +37,9 @@ from fakes.telemetry import RecordingTelemetry
 from tightfit.dataset_archive import packed
 from tightfit.dataset_file import read_dataset_file
 from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
-from tightfit_service.adapters.execution.limits import WorkerLimits
+from tightfit_service.adapters.execution.limits import Confinement
 from tightfit_service.adapters.storage.folder_artifacts import FolderArtifactStores
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     Executor,
@@ -48,8 +47,9 @@ from tightfit_service.application.ports import (
     RecoverySettings,
     WorkUnit,
 )
-from tightfit_service.application.trial_work import TRIAL, TrialTask
-from tightfit_service.application.unit_kinds import Nothing
+from tightfit_service.application.units.kinds import Nothing
+from tightfit_service.application.work.model_import import IMPORT_MODEL
+from tightfit_service.application.work.trial import TRIAL, TrialTask
 from tightfit_service.domain.recipe import PassStep, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,9 +187,7 @@ async def _measured(
             data_dir=folder,
             worker_count=workers,
             threads=1,
-            limits=WorkerLimits(),
-            isolation="auto",
-            user="",
+            confinement=Confinement(),
             kind=kind,
             ray_address=cluster.address if cluster is not None else "",
             ray_token_file=cluster.token_file if cluster is not None else "",

@@ -29,10 +29,14 @@ from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.adapters.samplers.optuna_samplers import Nsga2Sampler, TpeSampler
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.costing import CostModel, ProblemBuilder, select_emulator
-from tightfit_service.application.ports import RecoverySettings
+from tightfit_service.application.costs.costing import CostModel, ProblemBuilder, select_emulator
+from tightfit_service.application.ports import (
+    RecoverySettings,
+    Teachers,
+    TrainingData,
+)
 from tightfit_service.application.samples import Samples
-from tightfit_service.application.sensitivity_work import most_important
+from tightfit_service.application.work.sensitivity import most_important
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity
 from tightfit_service.domain.dataset import Preprocess
 from tightfit_service.domain.hardware import NumberFormat
@@ -80,9 +84,8 @@ class Bench:
         }
         result = self.trainer.recover(
             StructuredPruningPass().apply(self.graph, keep),
-            teacher=self.graph,
-            train=self.train,
-            selection=self.selection,
+            teachers=Teachers(original=self.graph),
+            data=TrainingData(train=self.train, selection=self.selection),
             settings=RecoverySettings(epochs=self.epochs, seed=0),
             cache_dir=self.cache_dir,
             on_progress=lambda _share, _message: None,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tightfit_service import bootstrap
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.application.costing import select_emulator
+from tightfit_service.application.costs.costing import select_emulator
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import FIGURES, AcceleratorKind, HardwareSpec
 from tightfit_service.domain.network import OperatorKind

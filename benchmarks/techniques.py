@@ -36,13 +36,13 @@ from tightfit_service.adapters.formats.packed import pack
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
 from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
+from tightfit_service.application.data.resampling import resize_samples
 from tightfit_service.application.ports import (
     Emulator,
     ImportedModel,
     PassContext,
     QuantizationSettings,
 )
-from tightfit_service.application.resampling import resize_samples
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Preprocess, SplitName
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat

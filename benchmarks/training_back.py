@@ -41,6 +41,8 @@ from tightfit_service.application.ports import (
     QuantizationSettings,
     RecoveryResult,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.domain.errors import ParityError
 from tightfit_service.domain.hardware import NumberFormat
@@ -86,9 +88,8 @@ class Bench:
         """Train a network towards the one as it came."""
         return self.trainer.recover(
             graph,
-            teacher=self.graph,
-            train=self.splits.train,
-            selection=self.splits.selection,
+            teachers=Teachers(original=self.graph),
+            data=TrainingData(train=self.splits.train, selection=self.splits.selection),
             settings=settings,
             cache_dir=self.folder,
             on_progress=lambda _share, _message: None,

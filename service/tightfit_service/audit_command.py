@@ -55,7 +55,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> None:
     """
     # only here: the parser needs none of it, and every other command pays for imports
     from tightfit_service.adapters.storage.sql_audit_retention import SqlAuditRetention
-    from tightfit_service.application.audit_retention import AuditArchive
+    from tightfit_service.application.access.audit_retention import AuditArchive
     from tightfit_service.bootstrap import SystemClock, open_records, operator_name
 
     days, action = arguments.older_than_days, arguments.action

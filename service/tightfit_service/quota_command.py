@@ -41,7 +41,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> None:
     # only here: the parser needs none of it, and every other command pays for imports
     from tightfit_service.adapters.storage.sql_access import SqlAuditStore
     from tightfit_service.adapters.storage.sql_quotas import SqlQuotaStore
-    from tightfit_service.application.audit import operator_event
+    from tightfit_service.application.access.audit import operator_event
     from tightfit_service.bootstrap import (
         SystemClock,
         default_quota,

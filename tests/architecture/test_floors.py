@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service" / "tightfit_service"
 MODULES = sorted(
@@ -33,16 +31,22 @@ def test_imports_point_one_way() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_opens_with_one_sentence_on_what_it_holds(path: Path) -> None:
-    first = path.read_text().split("\n", 1)[0]
-    assert first.startswith('"""'), path
-    assert len(first) > 20, path
+def test_a_module_opens_with_one_sentence_on_what_it_holds() -> None:
+    firsts = {_named(path): path.read_text().split("\n", 1)[0] for path in MODULES}
+    assert len(firsts) > 500
+    silent = [
+        name for name, first in firsts.items() if not first.startswith('"""') or len(first) <= 20
+    ]
+    assert silent == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_is_named_after_nothing(path: Path) -> None:
-    assert path.stem not in {"utils", "helpers", "common", "misc", "base"}
+def test_no_module_is_named_after_nothing() -> None:
+    empty = {"utils", "helpers", "common", "misc", "base"}
+    assert [_named(path) for path in MODULES if path.stem in empty] == []
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def test_the_server_loads_no_heavy_library() -> None:

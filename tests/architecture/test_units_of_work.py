@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 
-from tightfit_service import application, bootstrap
-from tightfit_service.application.unit_kinds import UnitKind
+from tightfit_service import bootstrap
+from tightfit_service.application import work
+from tightfit_service.application.units.kinds import UnitKind
 from tightfit_service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path.stem for path in Path(application.__file__).parent.glob("*_work.py"))
-HELPERS = {"recipe_work"}
-"""What several kinds have in common."""
 
 
 def kinds_in(module: str) -> Mapping[str, UnitKind[Any, Any]]:
-    found = vars(importlib.import_module(f"tightfit_service.application.{module}"))
+    found = vars(importlib.import_module(f"tightfit_service.application.work.{module}"))
     return {name: value for name, value in found.items() if isinstance(value, UnitKind)}
 
 
+FILES = [
+    path.stem
+    for path in sorted(Path(work.__file__).parent.glob("[a-z]*.py"))
+    if kinds_in(path.stem)
+]
 KINDS = [kind.name for module in FILES for kind in kinds_in(module).values()]
 
 
@@ -39,9 +42,6 @@ def test_every_kind_is_run_by_a_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", FILES)
 def test_every_file_of_units_is_on_the_map_with_its_kinds(module: str) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text().splitlines()
-    if module in HELPERS:
-        assert not kinds_in(module)
-        return
     (row,) = [line for line in page if line.startswith(f"| `{module}.py` |")]
     for constant, kind in kinds_in(module).items():
         assert f"`{kind.name}`" in row, constant

@@ -29,6 +29,8 @@ from tightfit_service.application.ports import (
     Exporter,
     QuantizationSettings,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.application.samples import Samples, StoredInput
 from tightfit_service.domain.dataset import Layout
@@ -228,9 +230,8 @@ class _Way:
         with tempfile.TemporaryDirectory() as folder:
             result = TorchTrainer(threads=1).recover(
                 self.current,
-                teacher=self.graph,
-                train=samples,
-                selection=samples,
+                teachers=Teachers(original=self.graph),
+                data=TrainingData(train=samples, selection=samples),
                 settings=_SHORT,
                 cache_dir=Path(folder),
                 on_progress=lambda _share, _text: None,

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from fakes.artifacts import InMemoryArtifactStores
+from fakes.databases import open_migrated
 from fakes.postgres_server import PostgresServer, reason_missing, running_postgres
 from fakes.s3_gateway import S3Gateway, find_s3_gateway
 from fakes.s3_stores import Uploads, open_s3
@@ -58,9 +59,9 @@ def records(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Records]
     if request.param == "postgresql":
         postgres: PostgresServer = request.getfixturevalue("postgres")
         engine = open_database(postgres.database())
+        upgrade(engine)
     else:
-        engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    upgrade(engine)
+        engine = open_migrated(tmp_path / "state.db")
     yield Records(SqlStore(engine=engine), SqlJobQueue(engine=engine), SqlQuotaStore(engine=engine))
     engine.dispose()
 
@@ -89,9 +90,9 @@ def access_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[En
     if request.param == "postgresql":
         postgres: PostgresServer = request.getfixturevalue("postgres")
         engine = open_database(postgres.database())
+        upgrade(engine)
     else:
-        engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    upgrade(engine)
+        engine = open_migrated(tmp_path / "state.db")
     yield engine
     engine.dispose()
 

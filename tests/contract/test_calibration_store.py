@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tightfit_service.adapters.storage.database import open_database, upgrade
+from fakes.databases import open_migrated
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
 from tightfit_service.application.ports import CalibrationStore
 from tightfit_service.domain.calibration import Calibration, FitQuality, Observation
@@ -60,9 +60,7 @@ CALIBRATION = Calibration(
 
 @pytest.fixture
 def store(tmp_path: Path) -> CalibrationStore:
-    engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    upgrade(engine)
-    return SqlCalibrationStore(engine=engine)
+    return SqlCalibrationStore(engine=open_migrated(tmp_path / "state.db"))
 
 
 def test_a_calibration_comes_back_whole(store: CalibrationStore) -> None:

@@ -14,11 +14,11 @@ import pytest_asyncio
 
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStore, InMemoryArtifactStores
+from fakes.inline_executor import InlineExecutor
 from fakes.ray_cluster import RayCluster, needs_ray, ray_warns
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.adapters.execution.inline import InlineExecutor
-from tightfit_service.adapters.execution.limits import WorkerLimits
-from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.limits import Confinement
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor, WorkerProgram
 from tightfit_service.adapters.execution.node_worker import NodeOptions
 from tightfit_service.adapters.execution.ray_executor import RayExecutor
 from tightfit_service.adapters.execution.ray_link import RayLink
@@ -85,9 +85,7 @@ async def executor(
                 folder=str(scratch_dir / "node"),
                 cache_bytes=1 << 30,
                 threads=1,
-                limits=WorkerLimits(),
-                isolation="auto",
-                user="",
+                confinement=Confinement(),
             ),
             artifacts=InMemoryArtifactStores(artifacts),
             scratch_dir=scratch_dir / "arriving",
@@ -95,11 +93,13 @@ async def executor(
         )
     else:
         made = LocalProcessExecutor(
-            command=[sys.executable, worker_main.__file__],
+            program=WorkerProgram(
+                command=[sys.executable, worker_main.__file__],
+                environment={"PYTHONPATH": ":".join(sys.path)},
+            ),
             artifacts=InMemoryArtifactStores(artifacts),
             scratch_dir=scratch_dir,
             telemetry=RecordingTelemetry(),
-            environment={"PYTHONPATH": ":".join(sys.path)},
         )
     await made.start()
     yield made

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fakes.databases import open_migrated
 from fakes.target_store import InMemoryTargetStore
-from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
 from tightfit_service.application.ports import Page, TargetRecord, TargetStore
 from tightfit_service.domain.errors import AlreadyExistsError, NotFoundError
@@ -34,8 +34,7 @@ def targets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TargetSt
     if request.param == "memory":
         yield InMemoryTargetStore()
         return
-    engine = open_database(f"sqlite:///{tmp_path / 'state.db'}")
-    upgrade(engine)
+    engine = open_migrated(tmp_path / "state.db")
     yield SqlTargetStore(engine=engine)
     engine.dispose()
 

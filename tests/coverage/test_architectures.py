@@ -29,9 +29,6 @@ _CONVERTED = (
 )
 """Networks whose files show what those of the others do not; benchmarks/coverage.py converts all."""
 
-_EVERY_TIME = ("mobilenet_v3",)
-"""Those of the fast ones that every run of the tests converts."""
-
 _EXPORTS = ("_opset11", "_opset13", "_opset20", "_dynamo", "_fixed_batch", "_softmax")
 _OTHERWISE_EXPORTED = tuple(name for name in ARCHITECTURES if name.endswith(_EXPORTS))
 """What export changes shows in their graphs; what comes later is that of the network they are of."""
@@ -52,13 +49,14 @@ def _assert_as_known(name: str, steps: Sequence[str]) -> None:
     assert known <= failed.keys(), "these steps work now: take them off the list of known gaps"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in _EVERY_TIME else pytest.mark.long)
-        for name in FAST
-    ],
-)
+@pytest.mark.slow
+def test_way_but_for_the_conversion() -> None:
+    """What every run of the tests sees; conversions have tests of their own."""
+    _assert_as_known("mobilenet_v3", [step for step in STEPS if step not in _TFLITE])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAST)
 def test_way_through_the_service(name: str) -> None:
     _assert_as_known(name, [step for step in STEPS if step != "back"])
 

@@ -27,13 +27,13 @@ pytestmark = [
     pytest.mark.debian,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
 ]
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="no playwright: pip install playwright"
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install playwright"
+    )
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

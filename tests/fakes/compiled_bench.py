@@ -9,7 +9,7 @@ import pytest
 
 from fakes.device_compiler import CompilingExecutor, FakeCompiler
 from fakes.search_bench import WHOLE_LATENCY_MS, Bench, latency
-from tightfit_service.application.costing import CostModel
+from tightfit_service.application.costs.costing import CostModel
 from tightfit_service.domain.budget import Constraint, Quantity
 from tightfit_service.domain.job import Job
 from tightfit_service.domain.trial import Trial, cost_of

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fakes.scripted_work import ScriptedExecutor
-from tightfit_service.application.file_cost_work import FILE_COST, FileCostWork
 from tightfit_service.application.ports import (
     BeginCallback,
     ProgressCallback,
@@ -15,6 +14,7 @@ from tightfit_service.application.ports import (
     WorkUnit,
     begin_at_once,
 )
+from tightfit_service.application.work.file_cost import FILE_COST, FileCostWork
 from tightfit_service.domain.cost import CostEstimate
 from tightfit_service.domain.errors import InvalidModelError, TightfitError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fakes.clock import FakeClock
-from tightfit_service.application.diagnosis import Diagnosis
+from tightfit_service.application.operations.diagnosis import Diagnosis
 
 
 def no_checks() -> Diagnosis:

@@ -12,7 +12,11 @@ from onnx import numpy_helper
 
 from fakes.networks import Builder
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.ports import RecoverySettings
+from tightfit_service.application.ports import (
+    RecoverySettings,
+    Teachers,
+    TrainingData,
+)
 from tightfit_service.application.samples import Samples
 
 CLASSES = 6
@@ -45,9 +49,8 @@ def trained_depthwise() -> bytes:
             TorchTrainer(threads=1)
             .recover(
                 graph,
-                teacher=graph,
-                train=gratings(768, 1),
-                selection=gratings(256, 2),
+                teachers=Teachers(original=graph),
+                data=TrainingData(train=gratings(768, 1), selection=gratings(256, 2)),
                 settings=RecoverySettings(
                     epochs=12, batch_size=32, learning_rate=0.1, distillation_weight=0.0
                 ),

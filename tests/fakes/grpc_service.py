@@ -8,7 +8,7 @@ import grpc
 
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit_service.api.server import GrpcServer
-from tightfit_service.application.runners import RunnerDesk
+from tightfit_service.application.runners.desk import RunnerDesk
 
 
 @dataclass(kw_only=True)

@@ -11,9 +11,10 @@ from fakes.linear_emulator import LinearEmulator
 from fakes.stores import InMemoryStore
 from fakes.target_store import InMemoryTargetStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.application.cost_models import CostModels, FittedEmulators
-from tightfit_service.application.hardware import HardwareLibrary
-from tightfit_service.application.imported_models import ImportedModels
+from tightfit_service.application.assets.imported_models import ImportedModels
+from tightfit_service.application.costs.models import CostModels, FittedEmulators
+from tightfit_service.application.hardware.library import HardwareLibrary
+from tightfit_service.application.hardware.runnable_files import RunnableFiles
 from tightfit_service.application.ports import (
     ArtifactStores,
     DeviceCompiler,
@@ -22,8 +23,7 @@ from tightfit_service.application.ports import (
     FileEmulator,
     TargetCatalogue,
 )
-from tightfit_service.application.runnable_files import RunnableFiles
-from tightfit_service.application.units import CachedUnits
+from tightfit_service.application.units.cached import CachedUnits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from tightfit_service.application.ports import (
     QuantizationSettings,
     RecoveryResult,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.dataset import Layout
@@ -71,13 +73,14 @@ def recover(
     """Train a graph back towards a model that random inputs are labelled by."""
     return TorchTrainer(threads=1).recover(
         graph,
-        teacher=model.SerializeToString(),
-        train=samples_of(model, 512, 1) if train is None else train,
-        selection=samples_of(model, 256, 2) if selection is None else selection,
+        teachers=Teachers(original=model.SerializeToString(), others=tuple(more_teachers)),
+        data=TrainingData(
+            train=samples_of(model, 512, 1) if train is None else train,
+            selection=samples_of(model, 256, 2) if selection is None else selection,
+            unlabeled=unlabeled,
+        ),
         settings=settings,
         cache_dir=tmp_path,
         on_progress=lambda _share, _message: None,
         quantization=quantization,
-        more_teachers=more_teachers,
-        unlabeled=unlabeled,
     )

@@ -8,8 +8,8 @@ from typing import Any
 
 from fakes.clock import FakeClock
 from tightfit_service.application.ports import MeasurementOrder, NoteCallback, no_notes
-from tightfit_service.application.runner_sessions import PROTOCOL_VERSION, RunnerHello
-from tightfit_service.application.runners import RunnerDesk
+from tightfit_service.application.runners.desk import RunnerDesk
+from tightfit_service.application.runners.sessions import PROTOCOL_VERSION, RunnerHello
 from tightfit_service.domain.errors import NotFoundError, TightfitError
 from tightfit_service.domain.hardware import HardwareSpec, Memory, ModelFormat, Runtime
 from tightfit_service.domain.measurement import DeviceDescription, DeviceRuntime, Measurement

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tightfit_service.application.download_work import DownloadOffer, DownloadOption
+from tightfit_service.application.work.download import DownloadOffer, DownloadOption
 from tightfit_service.domain.recipe import Recipe
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)

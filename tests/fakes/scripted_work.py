@@ -11,20 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fakes.scripted_download import PACKED_SHARE, loss, offer, share, strength
-from tightfit_service.application.attribution import ChangeLosses
-from tightfit_service.application.attribution_work import ATTRIBUTION
-from tightfit_service.application.baseline_work import BASELINE, BaselineOutcome
-from tightfit_service.application.check_work import CHECK_DATASET
-from tightfit_service.application.download_layers import NOT_MEASURED
-from tightfit_service.application.download_work import (
-    DOWNLOAD_LAYERS,
-    DOWNLOAD_NOTES,
-    DOWNLOAD_OPTIONS,
-)
-from tightfit_service.application.import_work import IMPORT_MODEL
-from tightfit_service.application.model_facts import ModelFacts
-from tightfit_service.application.narrow_file_work import NARROW_FILE, NarrowFileOutcome
-from tightfit_service.application.node_ways import MeasuredAlternative
 from tightfit_service.application.plain import from_plain, to_plain
 from tightfit_service.application.ports import (
     BeginCallback,
@@ -34,16 +20,30 @@ from tightfit_service.application.ports import (
     WorkUnit,
     begin_at_once,
 )
-from tightfit_service.application.recipe_work import TrialOutcome
-from tightfit_service.application.sensitivity_work import (
+from tightfit_service.application.recipes.attribution import ChangeLosses
+from tightfit_service.application.units.kinds import unit_digest
+from tightfit_service.application.work.attribution import ATTRIBUTION
+from tightfit_service.application.work.baseline import BASELINE, BaselineOutcome
+from tightfit_service.application.work.checks import CHECK_DATASET
+from tightfit_service.application.work.download import (
+    DOWNLOAD_LAYERS,
+    DOWNLOAD_NOTES,
+    DOWNLOAD_OPTIONS,
+)
+from tightfit_service.application.work.download_layers import NOT_MEASURED
+from tightfit_service.application.work.model_facts import ModelFacts
+from tightfit_service.application.work.model_import import IMPORT_MODEL
+from tightfit_service.application.work.narrow_file import NARROW_FILE, NarrowFileOutcome
+from tightfit_service.application.work.node_ways import MeasuredAlternative
+from tightfit_service.application.work.recipe import TrialOutcome
+from tightfit_service.application.work.sensitivity import (
     SENSITIVITY,
     MeasuredPoint,
     SensitivityOutcome,
 )
-from tightfit_service.application.teacher_work import TEACHER, TeacherOutcome
-from tightfit_service.application.trial_work import TRIAL
-from tightfit_service.application.unit_kinds import unit_digest
-from tightfit_service.application.variants_work import VARIANTS, MeasuredVariant, VariantsOutcome
+from tightfit_service.application.work.teacher import TEACHER, TeacherOutcome
+from tightfit_service.application.work.trial import TRIAL
+from tightfit_service.application.work.variants import VARIANTS, MeasuredVariant, VariantsOutcome
 from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.network import (
     ChannelGroup,

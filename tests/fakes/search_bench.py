@@ -11,13 +11,14 @@ from fakes.runners import RecordingRunnerTelemetry
 from fakes.scripted_work import ScriptedExecutor, facts
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.application.compression import CompressionRun
-from tightfit_service.application.costing import CostModel
-from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.journal import EventHub, JobJournal
+from tightfit_service.application.costs.costing import CostModel
+from tightfit_service.application.course.compression import CompressionRun
+from tightfit_service.application.hardware.measurements import DeviceMeasurements
 from tightfit_service.application.ports import DeviceMeasurer, Executor
-from tightfit_service.application.provenance import Provenance
-from tightfit_service.application.trial_book import RunContext
+from tightfit_service.application.scheduling.journal import EventHub, JobJournal
+from tightfit_service.application.trials.book import RunContext
+from tightfit_service.application.trials.provenance import Provenance
+from tightfit_service.application.units.cached import CachedUnits
 from tightfit_service.domain.budget import Budget, Constraint, Objective, Quantity, SearchLimits
 from tightfit_service.domain.hardware import HardwareSpec, Memory, Runtime
 from tightfit_service.domain.job import Job, JobSpec, JobState, TeacherModel
@@ -59,7 +60,7 @@ async def run_search(
         RunContext(
             project=job.project,
             store=store,
-            executor=executor,
+            units=CachedUnits(executor=executor, store=store, telemetry=telemetry),
             telemetry=telemetry,
             clock=clock,
             cost_model=CostModel(emulator=LinearEmulator(), target=TARGET, telemetry=telemetry),

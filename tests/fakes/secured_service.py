@@ -15,10 +15,10 @@ from fakes.runners import make_desk
 from fakes.use_cases import InMemoryAssets, InMemoryHardware, InMemoryJobs, RecordingRpcMetrics
 from tightfit_service.adapters.access.policy_file import EmptyPolicy
 from tightfit_service.api.server import GrpcServer, ServerOptions
-from tightfit_service.application.access import Access
-from tightfit_service.application.api_keys import ApiKeyDesk
-from tightfit_service.application.audit import AuditLog
-from tightfit_service.application.authentication import Authenticator
+from tightfit_service.application.access.api_keys import ApiKeyDesk
+from tightfit_service.application.access.audit import AuditLog
+from tightfit_service.application.access.authentication import Authenticator
+from tightfit_service.application.access.callers import Access
 from tightfit_service.application.ports.access import RolePolicy, TokenVerifier
 
 

@@ -20,7 +20,7 @@ from tightfit_service.adapters.provenance.file_digests import ZipFileSets
 from tightfit_service.adapters.provenance.signing_key import public_pem
 from tightfit_service.api.codec.job import job_to_proto
 from tightfit_service.api.codec.trial import trial_to_proto
-from tightfit_service.application.provenance import Outcome, Provenance
+from tightfit_service.application.trials.provenance import Outcome, Provenance
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.domain.job import Job, TeacherModel
 from tightfit_service.domain.trial import Trial

@@ -64,7 +64,7 @@ class _Held:
 
 
 class InMemoryStore:
-    """Implements `JobStore`, `AssetStore`, `JobQueue` and `QuotaStore`; `is_down` plays an outage."""
+    """Implements `JobStore`, `AssetStore`, `JobQueue`, `QuotaStore` and `UnitClaims`; `is_down` plays an outage."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -75,6 +75,7 @@ class InMemoryStore:
         self.results: dict[tuple[str, str], WorkResult] = {}
         self.use_times: dict[tuple[str, str], datetime] = {}
         self.deaths: dict[tuple[str, str], tuple[datetime, UnitDeaths]] = {}
+        self.claims: dict[tuple[str, str], tuple[str, datetime]] = {}
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.assets: dict[tuple[str, str, str], AssetRecord] = {}
         self.held: dict[str, _Held] = {}
@@ -212,8 +213,12 @@ class InMemoryStore:
         result = self.cached_result(project, input_digest)
         found = self.deaths.get((project, input_digest))
         if found is None or self.clock() - found[0] > timedelta(seconds=within_seconds):
-            return UnitRecord(result=result)
-        return UnitRecord(result=result, deaths=found[1])
+            found = None
+        return UnitRecord(
+            result=result,
+            deaths=UnitDeaths() if found is None else found[1],
+            claimant=self._claimant(project, input_digest),
+        )
 
     @_transaction
     def add_unit_death(
@@ -223,6 +228,30 @@ class InMemoryStore:
         deaths = UnitDeaths(count=earlier.deaths.count + 1, evidence=evidence)
         self.deaths[project, input_digest] = (self.clock(), deaths)
         return deaths
+
+    @_transaction
+    def claim_unit(self, project: str, input_digest: str, owner: str, *, seconds: float) -> bool:
+        if self._claimant(project, input_digest) not in ("", owner):
+            return False
+        until = self.clock() + timedelta(seconds=seconds)
+        self.claims[project, input_digest] = (owner, until)
+        return True
+
+    @_transaction
+    def renew_unit_claim(
+        self, project: str, input_digest: str, owner: str, *, seconds: float
+    ) -> bool:
+        held = self.claims.get((project, input_digest), ("", self.clock()))[0] == owner
+        return held and self.claim_unit(project, input_digest, owner, seconds=seconds)
+
+    @_transaction
+    def end_unit_claim(self, project: str, input_digest: str, owner: str) -> None:
+        if self.claims.get((project, input_digest), ("",))[0] == owner:
+            del self.claims[project, input_digest]
+
+    def _claimant(self, project: str, input_digest: str) -> str:
+        owner, until = self.claims.get((project, input_digest), ("", self.clock()))
+        return owner if until >= self.clock() else ""
 
     @_transaction
     def expire_results(self, *, unused_for: timedelta, dry_run: bool = False) -> int:

@@ -2,7 +2,8 @@
 
 The units, their payloads, files and results have the form of real ones. Every start and end of a unit is
 a line in the ledger, so that a run can tell afterwards what was computed how often. A model whose bytes
-hold `POISON` kills the worker of every trial of it.
+hold `POISON` kills the worker of every trial of it. While a file `hold` lies beside the ledger, trials
+wait.
 
     python scripted_worker.py --ledger FILE --unit-seconds S --data-dir DIR
 """
@@ -24,15 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fakes.scripted_work import ScriptedExecutor
 from tightfit_service.adapters.execution.worker import serve
-from tightfit_service.application.attribution_work import ATTRIBUTION
-from tightfit_service.application.baseline_work import BASELINE
-from tightfit_service.application.check_work import CHECK_DATASET
-from tightfit_service.application.import_work import IMPORT_MODEL
 from tightfit_service.application.ports import ProgressCallback, WorkHandler, WorkUnit
-from tightfit_service.application.sensitivity_work import SENSITIVITY
-from tightfit_service.application.trial_work import TRIAL
-from tightfit_service.application.unit_kinds import unit_digest
-from tightfit_service.application.variants_work import VARIANTS
+from tightfit_service.application.units.kinds import unit_digest
+from tightfit_service.application.work.attribution import ATTRIBUTION
+from tightfit_service.application.work.baseline import BASELINE
+from tightfit_service.application.work.checks import CHECK_DATASET
+from tightfit_service.application.work.model_import import IMPORT_MODEL
+from tightfit_service.application.work.sensitivity import SENSITIVITY
+from tightfit_service.application.work.trial import TRIAL
+from tightfit_service.application.work.variants import VARIANTS
 
 POISON = b"kills its worker"
 STEPS = 10
@@ -56,6 +57,11 @@ class Ledger:
     """A file that all workers append to, a line at a time."""
 
     path: Path
+
+    @property
+    def hold(self) -> Path:
+        """While this file exists, trials wait."""
+        return self.path.with_name("hold")
 
     def write(self, what: str, kind: str, digest: str) -> None:
         """Append a line; lines of this length are written whole or not at all."""
@@ -81,6 +87,10 @@ def handler(kind: str, ledger: Ledger, seconds: float) -> WorkHandler:
         unit = WorkUnit(project="", kind=kind, payload=payload, inputs=digests)
         digest = unit_digest(unit)
         ledger.write("begin", kind, digest)
+        while kind == TRIAL.name and ledger.hold.exists():
+            # a worker whose server is gone ends here, as it has nobody to tell
+            on_progress(0.0, "held")
+            time.sleep(QUICK_SECONDS)
         for step in range(STEPS):
             time.sleep((seconds if kind == TRIAL.name else QUICK_SECONDS) / STEPS)
             on_progress(step / STEPS, "computing")

@@ -10,17 +10,17 @@ import pytest
 
 from fakes.artifacts import InMemoryArtifactStore, InMemoryArtifactStores
 from fakes.clock import FakeClock
+from fakes.inline_executor import InlineExecutor
 from fakes.search_bench import TARGET, run_search
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
 from tightfit.dataset_archive import packed
 from tightfit.dataset_file import read_dataset_file
 from tightfit.packed_file import unpack
-from tightfit_service.adapters.execution.inline import InlineExecutor
-from tightfit_service.application import download_limit
-from tightfit_service.application.import_work import IMPORT_MODEL
-from tightfit_service.application.journal import EventHub
-from tightfit_service.application.unit_kinds import Nothing
+from tightfit_service.application.course import download_limit
+from tightfit_service.application.scheduling.journal import EventHub
+from tightfit_service.application.units.kinds import Nothing
+from tightfit_service.application.work.model_import import IMPORT_MODEL
 from tightfit_service.bootstrap import handler_table
 from tightfit_service.domain.budget import Budget, Constraint, Quantity, SearchLimits
 from tightfit_service.domain.hardware import ModelFormat

@@ -17,12 +17,12 @@ from fakes.processes import is_running, wait_until_gone
 from fakes.ray_cluster import RayCluster, RayNode, needs_ray, ray_warns
 from fakes.stores import InMemoryStore
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.adapters.execution.limits import WorkerLimits
+from tightfit_service.adapters.execution.limits import Confinement, WorkerLimits
 from tightfit_service.adapters.execution.node_worker import NodeOptions
 from tightfit_service.adapters.execution.ray_executor import RayExecutor
 from tightfit_service.adapters.execution.ray_link import RayLink
 from tightfit_service.application.ports import WorkResult, WorkUnit
-from tightfit_service.application.units import CachedUnits
+from tightfit_service.application.units.cached import CachedUnits
 from tightfit_service.domain.errors import InvalidRequestError, UnavailableError
 
 pytestmark = [needs_ray, ray_warns, pytest.mark.debian]
@@ -62,9 +62,7 @@ async def make(
                 folder=str(tmp_path / "node"),
                 cache_bytes=1 << 30,
                 threads=1,
-                limits=limits or WorkerLimits(),
-                isolation="auto",
-                user="",
+                confinement=Confinement(limits=limits or WorkerLimits()),
             ),
             "artifacts": InMemoryArtifactStores(),
             "scratch_dir": tmp_path / "arriving",

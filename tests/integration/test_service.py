@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -284,11 +287,12 @@ def test_bad_input_names_field_and_remedy_and_leaves_the_server_up(
 
 
 @pytest.mark.long
-def test_500_damaged_models_never_end_the_server(server: RunningServer, tmp_path: Path) -> None:
+def test_damaged_models_never_end_the_server(server: RunningServer, tmp_path: Path) -> None:
+    """Run `python tests/faults/hostile_inputs.py` for thousands of them."""
     models = [NETWORKS[name](0) for name in ("mlp", "split_branches", "squeeze_excite")]
     taken, refused = 0, []
     with server.client() as client:
-        for seed in range(500):
+        for seed in range(200):
             file = tmp_path / "damaged.onnx"
             # A file of no bytes never leaves the client: one byte more or less is damage enough.
             file.write_bytes(damaged(models[seed % len(models)], seed) or b"\0")
@@ -328,3 +332,34 @@ def test_a_described_target_is_named_by_estimates_until_it_is_deleted(
         client.delete_target("our-board")
         with pytest.raises(TightfitError, match="no hardware target"):
             client.estimate(model, "our-board")
+
+
+def _doctor(server: RunningServer) -> tuple[int, dict[str, dict[str, str]]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tightfit", "doctor", "--json", f"--server={server.address}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, {item["subject"]: item for item in json.loads(done.stdout)}
+
+
+def test_a_server_is_examined_while_it_is_well_and_when_its_store_is_gone(
+    server: RunningServer,
+) -> None:
+    code, found = _doctor(server)
+    assert code == 0, found
+    assert {item["outcome"] for item in found.values()} <= {"ok", "warn"}
+    assert {"connection", "clock", "versions", "database", "artifacts", "workers"} <= set(found)
+    assert found["signing key"]["side"] == "server"
+    assert found["database"]["message"].startswith("SQLite 3")
+
+    store, gone = server.data_dir / "artifacts", server.data_dir / "gone"
+    store.rename(gone)
+    code, found = _doctor(server)
+    gone.rename(store)
+    assert code == 1
+    assert found["artifacts"]["outcome"] == "fail"
+    assert found["artifacts"]["remedy"]
+    assert found["database"]["outcome"] == "ok"

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ from fakes.artifacts import InMemoryArtifactStores
 from fakes.processes import PATIENCE_SECONDS, is_running, wait_until_gone
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution import sandbox
-from tightfit_service.adapters.execution.limits import DEFAULT_OPEN_FILES, WorkerLimits, WorkerUser
-from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.limits import (
+    DEFAULT_OPEN_FILES,
+    Confinement,
+    WorkerLimits,
+    WorkerUser,
+)
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor, WorkerProgram
 from tightfit_service.application.ports import WorkUnit
 from tightfit_service.domain.errors import (
     InvalidRequestError,
@@ -53,12 +59,22 @@ async def make(tmp_path: Path, telemetry: RecordingTelemetry) -> AsyncIterator[M
     made: list[LocalProcessExecutor] = []
 
     def factory(**settings: Any) -> LocalProcessExecutor:
-        values: dict[str, Any] = {
+        def taken(kind: type) -> dict[str, Any]:
+            return {
+                one.name: settings.pop(one.name) for one in fields(kind) if one.name in settings
+            }
+
+        program = {
             "command": [sys.executable, worker_main.__file__],
+            "environment": {"PYTHONPATH": ":".join(sys.path)},
+            **taken(WorkerProgram),
+        }
+        values: dict[str, Any] = {
+            "program": WorkerProgram(**program),
+            "confinement": Confinement(**taken(Confinement)),
             "artifacts": InMemoryArtifactStores(),
             "scratch_dir": tmp_path / "scratch",
             "telemetry": telemetry,
-            "environment": {"PYTHONPATH": ":".join(sys.path)},
         }
         made.append(LocalProcessExecutor(**(values | settings)))
         return made[-1]
@@ -88,7 +104,7 @@ async def worker_pid(executor: LocalProcessExecutor) -> int:
 
 
 async def test_a_worker_is_reused_and_replaced_after_its_share(make: Make) -> None:
-    executor = make(units_per_worker=2)
+    executor = make(units_per_process=2)
     await executor.start()
     pids = [await worker_pid(executor) for _ in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
@@ -97,7 +113,7 @@ async def test_a_worker_is_reused_and_replaced_after_its_share(make: Make) -> No
 async def test_replacing_a_worker_by_plan_is_not_reported(
     make: Make, telemetry: RecordingTelemetry
 ) -> None:
-    executor = make(units_per_worker=1)
+    executor = make(units_per_process=1)
     await executor.start()
     assert await worker_pid(executor) != await worker_pid(executor)
     assert telemetry.worker_restarts == []
@@ -379,7 +395,7 @@ async def test_a_worker_sees_no_secrets_and_its_share_of_threads(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TIGHTFIT_S3_SECRET_KEY", "secret")
-    executor = make(threads_per_worker=3)
+    executor = make(threads=3)
     await executor.start()
     result = await executor.run(ECHO, on_progress=ignore_progress)
     environment = result.payload["environment"]
@@ -411,16 +427,18 @@ from pathlib import Path
 from fakes import worker_main
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
-from tightfit_service.adapters.execution import sandbox
-from tightfit_service.adapters.execution.limits import DEFAULT_OPEN_FILES, WorkerLimits, WorkerUser
-from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor, WorkerProgram
 from tightfit_service.application.ports import WorkUnit
 
 async def main():
     executor = LocalProcessExecutor(
-        command=[sys.executable, worker_main.__file__], artifacts=InMemoryArtifactStores(),
-        scratch_dir=Path(sys.argv[1]), telemetry=RecordingTelemetry(),
-        environment={"PYTHONPATH": ":".join(sys.path)},
+        program=WorkerProgram(
+            command=[sys.executable, worker_main.__file__],
+            environment={"PYTHONPATH": ":".join(sys.path)},
+        ),
+        artifacts=InMemoryArtifactStores(),
+        scratch_dir=Path(sys.argv[1]),
+        telemetry=RecordingTelemetry(),
     )
     await executor.start()
     unit = WorkUnit(project="default", kind="hang", payload={"pid_file": sys.argv[2]}, inputs={})

@@ -20,9 +20,9 @@ from tightfit_service.api.errors import status_code
 from tightfit_service.api.guarded_stream import until
 from tightfit_service.api.handlers import form_of
 from tightfit_service.api.request_scope import project_of, projects_of, resource_of
-from tightfit_service.application.audit import AuditLog
-from tightfit_service.application.authentication import Authenticator, Credentials
-from tightfit_service.application.caller import calling
+from tightfit_service.application.access.audit import AuditLog
+from tightfit_service.application.access.authentication import Authenticator, Credentials
+from tightfit_service.application.access.caller import calling
 from tightfit_service.application.ports.access import AuditEvent
 from tightfit_service.domain.access import ALL_PROJECTS, Principal
 from tightfit_service.domain.errors import (

@@ -17,9 +17,9 @@ from tightfit_service.api.codec.access import (
 )
 from tightfit_service.api.codec.times import timestamp_from_proto
 from tightfit_service.api.paging import page_cursor
-from tightfit_service.application.api_keys import ApiKeyDesk
-from tightfit_service.application.audit import AuditLog
-from tightfit_service.application.caller import caller
+from tightfit_service.application.access.api_keys import ApiKeyDesk
+from tightfit_service.application.access.audit import AuditLog
+from tightfit_service.application.access.caller import caller
 from tightfit_service.domain.errors import InvalidRequestError
 
 

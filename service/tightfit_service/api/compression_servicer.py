@@ -16,6 +16,7 @@ from tightfit_service.api.codec.job import (
     check_to_proto,
     event_to_proto,
     job_to_proto,
+    listed_job_to_proto,
     request_from_proto,
 )
 from tightfit_service.api.codec.trial import trial_to_proto
@@ -61,7 +62,7 @@ class CompressionServicer(compression_pb2_grpc.CompressionServiceServicer):
         fetched = await self._jobs.list(project_id, cursor.page, states=states)
         jobs, token = cursor.cut(fetched, lambda job: job.job_id)
         return compression_pb2.ListJobsResponse(
-            jobs=[job_to_proto(job) for job in jobs], next_page_token=token
+            jobs=[listed_job_to_proto(job) for job in jobs], next_page_token=token
         )
 
     async def WatchJob(

@@ -9,7 +9,7 @@ from typing import Any
 from tightfit.contract import contract_digest
 from tightfit.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from tightfit_service.api.codec.times import timestamp_to_proto
-from tightfit_service.application.diagnosis import Diagnosis, Finding, Outcome
+from tightfit_service.application.operations.diagnosis import Diagnosis, Finding, Outcome
 
 _OUTCOMES = {
     Outcome.OK: diagnostics_pb2.Check.OUTCOME_OK,

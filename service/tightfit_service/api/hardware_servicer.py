@@ -18,7 +18,7 @@ from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_prot
 from tightfit_service.api.codec.job import target_from_proto
 from tightfit_service.api.codec.metrics import cost_to_proto
 from tightfit_service.api.paging import page_cursor
-from tightfit_service.application.device_calibration import DEFAULT_NETWORK_COUNT
+from tightfit_service.application.hardware.calibration import DEFAULT_NETWORK_COUNT
 from tightfit_service.application.use_cases import Calibrations, Hardware
 from tightfit_service.domain.duty import duty_cycle
 from tightfit_service.domain.errors import InvalidRequestError

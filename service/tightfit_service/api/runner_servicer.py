@@ -19,7 +19,7 @@ from tightfit_service.api.codec.runner import (
 )
 from tightfit_service.api.drain import Drain
 from tightfit_service.api.paging import page_cursor
-from tightfit_service.application.runner_sessions import RunnerSession
+from tightfit_service.application.runners.sessions import RunnerSession
 from tightfit_service.application.use_cases import Runners
 from tightfit_service.domain.errors import InvalidRequestError, TightfitError
 

@@ -46,8 +46,8 @@ from tightfit_service.api.health_servicer import DrainingHealthServicer
 from tightfit_service.api.interceptors import BoundaryInterceptor, RpcMetrics
 from tightfit_service.api.limits import CallLimits, LimitInterceptor, LimitMetrics
 from tightfit_service.api.runner_servicer import RunnerServicer
-from tightfit_service.application.access import Access
-from tightfit_service.application.diagnosis import Diagnosis
+from tightfit_service.application.access.callers import Access
+from tightfit_service.application.operations.diagnosis import Diagnosis
 from tightfit_service.application.use_cases import Assets, Calibrations, Hardware, Jobs, Runners
 from tightfit_service.domain.errors import UnavailableError
 

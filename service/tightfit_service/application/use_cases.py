@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from tightfit_service.application.ports import AssetRecord, Page, SignedUrl
-from tightfit_service.application.runner_sessions import Runner, RunnerHello, RunnerSession
+from tightfit_service.application.ports import AssetRecord, Page, SignedUrl, UnreadableJob
+from tightfit_service.application.runners.sessions import Runner, RunnerHello, RunnerSession
 from tightfit_service.domain.budget import Budget, Objective, SearchLimits
 from tightfit_service.domain.calibration import CalibrationProgress
 from tightfit_service.domain.cost import CostEstimate
@@ -183,13 +183,13 @@ class Jobs(Protocol):
         ...
 
     async def get(self, project: str, job_id: str) -> Job:
-        """Return a job. Raises NotFoundError."""
+        """Return a job. Raises NotFoundError, UnreadableRecordError."""
         ...
 
     async def list(
         self, project: str, page: Page, *, states: Sequence[JobState] = ()
-    ) -> Sequence[Job]:
-        """Return jobs, newest first."""
+    ) -> Sequence[Job | UnreadableJob]:
+        """Return jobs, newest first; of those that cannot be read, what is known of them."""
         ...
 
     async def trials(self, project: str, job_id: str, page: Page) -> Sequence[Trial]:
@@ -201,7 +201,10 @@ class Jobs(Protocol):
         ...
 
     async def delete(self, project: str, job_id: str) -> None:
-        """Delete a final job. Raises NotFoundError, PreconditionError."""
+        """Delete a final job, or one that cannot be read and that nobody runs.
+
+        Raises NotFoundError, PreconditionError.
+        """
         ...
 
     def watch(self, project: str, job_id: str, *, after: int) -> AsyncIterator[JobEvent]:

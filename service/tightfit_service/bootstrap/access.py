@@ -17,8 +17,8 @@ from tightfit_service.adapters.access.oidc import OidcSettings
 from tightfit_service.adapters.access.tls_files import certificate_end
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.api.tls import server_credentials
-from tightfit_service.application.access import Access
-from tightfit_service.application.diagnosis import (
+from tightfit_service.application.access.callers import Access
+from tightfit_service.application.operations.diagnosis import (
     Exposure,
 )
 from tightfit_service.bootstrap.clock import SystemClock

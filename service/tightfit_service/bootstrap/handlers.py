@@ -31,15 +31,6 @@ from tightfit_service.adapters.formats.tflite_import import TfliteImporter, chec
 from tightfit_service.adapters.formats.vela_export import VelaFileCompiler, source_in
 from tightfit_service.adapters.training.synthetic_dataset import NetworkSynthesizer
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.attribution_work import AttributionWork
-from tightfit_service.application.baseline_work import BaselineWork
-from tightfit_service.application.calibration_work import CalibrationWork
-from tightfit_service.application.check_work import CheckWork
-from tightfit_service.application.download_work import DownloadWork
-from tightfit_service.application.file_cost_work import FileCostWork
-from tightfit_service.application.import_work import ImportWork
-from tightfit_service.application.narrow_file_work import NarrowFileWork
-from tightfit_service.application.node_ways import NodeWays
 from tightfit_service.application.ports import (
     DownloadPass,
     GraphPass,
@@ -47,13 +38,22 @@ from tightfit_service.application.ports import (
     NodePass,
     WorkHandler,
 )
-from tightfit_service.application.recipe_steps import GraphSteps
-from tightfit_service.application.recipe_work import RecipeWork
-from tightfit_service.application.sensitivity_work import SensitivityWork
-from tightfit_service.application.teacher_work import TeacherWork
-from tightfit_service.application.trial_work import TrialWork
-from tightfit_service.application.unit_data import UnitData
-from tightfit_service.application.variants_work import VariantsWork
+from tightfit_service.application.recipes.steps import GraphSteps
+from tightfit_service.application.work.attribution import AttributionWork
+from tightfit_service.application.work.baseline import BaselineWork
+from tightfit_service.application.work.calibration import CalibrationWork
+from tightfit_service.application.work.checks import CheckWork
+from tightfit_service.application.work.data import UnitData
+from tightfit_service.application.work.download import DownloadWork
+from tightfit_service.application.work.file_cost import FileCostWork
+from tightfit_service.application.work.model_import import ImportWork
+from tightfit_service.application.work.narrow_file import NarrowFileWork
+from tightfit_service.application.work.node_ways import NodeWays
+from tightfit_service.application.work.recipe import RecipeWork
+from tightfit_service.application.work.sensitivity import SensitivityWork
+from tightfit_service.application.work.teacher import TeacherWork
+from tightfit_service.application.work.trial import TrialWork
+from tightfit_service.application.work.variants import VariantsWork
 from tightfit_service.domain.hardware import ModelFormat
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.passes.clustering import ClusteringPass

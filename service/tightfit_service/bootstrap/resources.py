@@ -8,7 +8,7 @@ from typing import TextIO
 from sqlalchemy import Engine
 
 from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
-from tightfit_service.adapters.execution.limits import WorkerLimits
+from tightfit_service.adapters.execution.limits import Confinement, WorkerLimits
 from tightfit_service.adapters.storage.database import upgrade
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
@@ -71,14 +71,16 @@ def _executor_options(settings: Settings) -> ExecutorOptions:
         data_dir=settings.data_dir,
         worker_count=settings.worker_count,
         threads=settings.worker_threads or None,
-        limits=WorkerLimits(
-            memory_bytes=settings.worker_memory_bytes or None,
-            cpu_seconds=settings.worker_cpu_seconds or None,
-            disk_bytes=settings.worker_disk_bytes or None,
-            address_space_bytes=settings.worker_address_space_bytes or None,
+        confinement=Confinement(
+            limits=WorkerLimits(
+                memory_bytes=settings.worker_memory_bytes or None,
+                cpu_seconds=settings.worker_cpu_seconds or None,
+                disk_bytes=settings.worker_disk_bytes or None,
+                address_space_bytes=settings.worker_address_space_bytes or None,
+            ),
+            isolation=settings.worker_isolation,
+            user=settings.worker_user,
         ),
-        isolation=settings.worker_isolation,
-        user=settings.worker_user,
         kind=settings.executor,
         ray_address=settings.ray_address,
         ray_token_file=settings.ray_token_file,

@@ -22,15 +22,15 @@ from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
 from tightfit_service.api.limits import CallLimits
 from tightfit_service.api.request_shape import RequestShape
 from tightfit_service.api.server import GrpcServer, ServerOptions
-from tightfit_service.application.collection import Collector
-from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.diagnosis import Diagnosis, Finding, deployment_checks
-from tightfit_service.application.journal import EventHub
+from tightfit_service.application.assets.quotas import Quotas
+from tightfit_service.application.hardware.measurements import DeviceMeasurements
+from tightfit_service.application.operations.collection import Collector
+from tightfit_service.application.operations.diagnosis import Diagnosis, Finding, deployment_checks
+from tightfit_service.application.operations.readiness import Readiness
 from tightfit_service.application.ports import ArtifactStores, Clock, Executor
-from tightfit_service.application.quotas import Quotas
-from tightfit_service.application.readiness import Readiness
-from tightfit_service.application.runners import RunnerDesk
-from tightfit_service.application.scheduler import JobScheduler
+from tightfit_service.application.runners.desk import RunnerDesk
+from tightfit_service.application.scheduling.journal import EventHub
+from tightfit_service.application.scheduling.scheduler import JobScheduler
 from tightfit_service.bootstrap.access import exposure_of, make_access, port_credentials
 from tightfit_service.bootstrap.clock import SystemClock
 from tightfit_service.bootstrap.hardware import tool_versions
@@ -113,7 +113,7 @@ def build_server(settings: Settings) -> Server:
     resources = open_resources(settings)
     engine, artifacts, telemetry = resources.engine, resources.artifacts, resources.telemetry
     hub = EventHub()
-    libraries = make_libraries(resources)
+    libraries = make_libraries(settings, resources)
     runners = make_runners(resources)
     measurements = DeviceMeasurements(
         measurer=runners, results=resources.store, telemetry=telemetry.runners

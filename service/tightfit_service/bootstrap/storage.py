@@ -21,7 +21,7 @@ from tightfit_service.adapters.storage.sql_results import SqlResultExpiry
 from tightfit_service.adapters.storage.sql_store import SqlStore
 from tightfit_service.adapters.storage.upload_staging import FolderUploadStaging
 from tightfit_service.adapters.telemetry.prometheus import PrometheusTelemetry
-from tightfit_service.application.collection import (
+from tightfit_service.application.operations.collection import (
     CollectionPolicy,
     CollectionReport,
     Collector,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import uuid
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -15,22 +16,24 @@ from tightfit_service.adapters.provenance.signing_key import open_signing_key
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore
-from tightfit_service.application.assets import AssetLibrary
-from tightfit_service.application.cost_models import CostModels, FittedEmulators
-from tightfit_service.application.device_calibration import DeviceCalibrator
-from tightfit_service.application.device_measurements import DeviceMeasurements
-from tightfit_service.application.hardware import HardwareLibrary
-from tightfit_service.application.imported_models import ImportedModels
-from tightfit_service.application.job_requests import JobRequests, OutputFormats
-from tightfit_service.application.jobs import JobDesk
-from tightfit_service.application.journal import EventHub
-from tightfit_service.application.provenance import Provenance
-from tightfit_service.application.quotas import Quotas
-from tightfit_service.application.runnable_files import RunnableFiles
-from tightfit_service.application.runners import RunnerDesk
-from tightfit_service.application.running import JobRunner
-from tightfit_service.application.scheduler import JobScheduler, ReplicaOptions
-from tightfit_service.application.units import CachedUnits
+from tightfit_service.adapters.storage.sql_unit_claims import SqlUnitClaims
+from tightfit_service.application.assets.imported_models import ImportedModels
+from tightfit_service.application.assets.library import AssetLibrary
+from tightfit_service.application.assets.quotas import Quotas
+from tightfit_service.application.costs.models import CostModels, FittedEmulators
+from tightfit_service.application.hardware.calibration import DeviceCalibrator
+from tightfit_service.application.hardware.library import HardwareLibrary
+from tightfit_service.application.hardware.measurements import DeviceMeasurements
+from tightfit_service.application.hardware.runnable_files import RunnableFiles
+from tightfit_service.application.jobs.desk import JobDesk
+from tightfit_service.application.jobs.requests import JobRequests, OutputFormats
+from tightfit_service.application.jobs.running import JobRunner
+from tightfit_service.application.runners.desk import RunnerDesk
+from tightfit_service.application.scheduling.journal import EventHub
+from tightfit_service.application.scheduling.scheduler import JobScheduler, ReplicaOptions
+from tightfit_service.application.trials.provenance import Provenance
+from tightfit_service.application.units.cached import CachedUnits
+from tightfit_service.application.units.claims import UnitClaimer
 from tightfit_service.bootstrap.hardware import catalogue, emulators, missing_extras, tool_versions
 from tightfit_service.bootstrap.keys import keys_dir, signing_key_file
 from tightfit_service.bootstrap.resources import Resources
@@ -49,10 +52,13 @@ class Libraries:
     hardware: HardwareLibrary
 
 
-def make_libraries(resources: Resources) -> Libraries:
+def make_libraries(settings: Settings, resources: Resources) -> Libraries:
     """Compose what knows models, targets, and what models cost on them."""
     units = CachedUnits(
-        executor=resources.executor, store=resources.store, telemetry=resources.telemetry
+        executor=resources.executor,
+        store=resources.store,
+        telemetry=resources.telemetry,
+        claimer=_claimer(settings, resources) if settings.database_url else None,
     )
     models = ImportedModels(records=resources.store, units=units)
     costs = CostModels(
@@ -74,6 +80,18 @@ def make_libraries(resources: Resources) -> Libraries:
         ),
     )
     return Libraries(units=units, models=models, costs=costs, hardware=hardware)
+
+
+def _claimer(settings: Settings, resources: Resources) -> UnitClaimer:
+    return UnitClaimer(
+        claims=SqlUnitClaims(engine=resources.engine),
+        owner=f"{_replica_name(settings)}/{uuid.uuid4().hex[:8]}",
+        seconds=settings.lease_seconds,
+    )
+
+
+def _replica_name(settings: Settings) -> str:
+    return settings.replica_name or socket.gethostname()
 
 
 def make_runners(resources: Resources) -> RunnerDesk:
@@ -135,7 +153,7 @@ def make_scheduler(
         telemetry=resources.telemetry,
         concurrent_jobs=settings.concurrent_jobs,
         replica=ReplicaOptions(
-            name=settings.replica_name or socket.gethostname(),
+            name=_replica_name(settings),
             lease_seconds=settings.lease_seconds,
             # the lock on the folder keeps every other server from the database in it
             is_alone=not settings.database_url,
@@ -186,7 +204,7 @@ def _job_runner(
         store=resources.store,
         costs=libraries.costs,
         models=libraries.models,
-        executor=resources.executor,
+        units=libraries.units,
         clock=resources.clock,
         telemetry=resources.telemetry,
         tool_versions=tool_versions(),

@@ -21,6 +21,7 @@ TightfitError
 │   └── LimitExceededError       too much at a time; the same call passes later
 ├── DeadlineExceededError        the call took longer than calls may
 ├── IntegrityError               bytes do not match their digest
+│   └── UnreadableRecordError    what is stored of a resource is damaged, or of another version
 ├── UnavailableError             a store or worker cannot be reached now; retrying helps
 │   └── NoRunnerError            no runner of the target is connected
 ├── CancelledError               the user cancelled the job
@@ -196,6 +197,12 @@ class IntegrityError(TightfitError):
     """Bytes do not match the digest they were announced with."""
 
     reason = "DIGEST_MISMATCH"
+
+
+class UnreadableRecordError(IntegrityError):
+    """What is stored of a resource is damaged, or was written by a version that this one does not understand."""
+
+    reason = "UNREADABLE_RECORD"
 
 
 class UnavailableError(TightfitError):

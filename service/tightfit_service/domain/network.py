@@ -70,6 +70,11 @@ class Operator:
     fused: tuple[str, ...] = ()
     """Nodes that the runtime executes inside this one (BatchNorm, Relu, Clip)."""
 
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of its weights by their bits, without scales and biases; a part where 4 bits fill none."""
+        return self.weight_count * self.weight_bits / 8
+
     def resized(self, in_channels: int, out_channels: int) -> Operator:
         """Return the same operator at other widths, with its work and weights in proportion.
 

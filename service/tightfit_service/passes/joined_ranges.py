@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from onnx import ModelProto
 
-from tightfit_service.application.calibration import TensorRange
+from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.fusion import PRODUCTS
 from tightfit_service.graph.structure import consumers

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from tightfit_service.application.calibration import chosen_range, collect
-from tightfit_service.application.costing import BITS
-from tightfit_service.application.histogram import Histogram
+from tightfit_service.application.costs.costing import BITS
+from tightfit_service.application.data.activation_ranges import chosen_range, collect
+from tightfit_service.application.data.histogram import Histogram
 from tightfit_service.application.ports import PassContext
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidRequestError

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto
 
-from tightfit_service.application.calibration import TensorRange
+from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.application.ports import (
     AccuracyOf,
     LayerPrecision,

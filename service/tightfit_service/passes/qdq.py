@@ -16,7 +16,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from tightfit_service.application.calibration import TensorRange
+from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.batch_norm import fold_batch_norms

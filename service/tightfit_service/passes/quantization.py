@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from onnx import ModelProto, TensorProto
 from onnxruntime.quantization import QuantType
 
-from tightfit_service.application.calibration import (
+from tightfit_service.application.data.activation_ranges import (
     TensorRange,
     check_method,
     chosen_range,
     collect,
 )
-from tightfit_service.application.calibration_data import checked_inputs
+from tightfit_service.application.data.calibration_checks import checked_inputs
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidDatasetError

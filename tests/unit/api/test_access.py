@@ -30,7 +30,7 @@ from tightfit_service.adapters.access.policy_file import PolicyFile
 from tightfit_service.adapters.access.tls_files import TlsFiles
 from tightfit_service.api import access_interceptor
 from tightfit_service.api.tls import server_credentials
-from tightfit_service.application.authentication import CACHE_SECONDS
+from tightfit_service.application.access.authentication import CACHE_SECONDS
 from tightfit_service.domain.access import Role
 
 ROLE_ADMIN = access_options_pb2.ROLE_ADMIN

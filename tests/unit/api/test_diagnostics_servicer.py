@@ -16,7 +16,7 @@ from tightfit.contract import contract_digest
 from tightfit.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from tightfit_service import __version__
 from tightfit_service.api.server import LIVENESS, GrpcServer, ServerOptions
-from tightfit_service.application.diagnosis import Check, Diagnosis, Finding, Outcome
+from tightfit_service.application.operations.diagnosis import Check, Diagnosis, Finding, Outcome
 from tightfit_service.domain.errors import UnavailableError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from benchmarks import emulators
 from benchmarks.emulators import compare
 from benchmarks.known_networks import known_network
 from benchmarks.layer_tables import with_head
@@ -16,7 +16,6 @@ from benchmarks.other_devices import platform_of
 
 from tightfit_service.domain.layer_table import parse_layer_tables
 
-ROOT = Path(__file__).resolve().parents[3]
 LAYERS = """model,layer,op,in_h,in_w,in_c,out_h,out_w,out_c,kernel_h,kernel_w,stride,macs,weights,biases
 ic_resnet8,0,CONV_2D,32,32,3,32,32,16,3,3,1,442368,432,16
 ic_resnet8,1,FULLY_CONNECTED,1,1,64,1,1,10,1,1,1,640,640,10
@@ -59,24 +58,21 @@ def test_boards_are_built_from_their_columns_and_the_rest_is_counted(tables: lis
     assert "odd: no latency" in skipped
 
 
-def test_the_script_prints_scores_as_json(tables: list[Path]) -> None:
-    command = [sys.executable, "benchmarks/emulators.py", "--rows", str(tables[0])]
-    done = subprocess.run(
-        [*command, "--layers", str(tables[2]), "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    scores = json.loads(done.stdout)["scores"]
+def test_the_script_prints_scores_as_json(
+    tables: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["emulators.py", "--rows", str(tables[0]), "--json"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--layers", str(tables[2])])
+    emulators.main()
+    scores = json.loads(capsys.readouterr().out)["scores"]
     (entry,) = (s for s in scores if s["quantity"] == "latency_ms" and s["by"] == "all")
     assert entry["n"] == 2
     assert {"median_ape", "p90_ape", "within_10", "within_25", "bias", "coverage"} <= set(entry)
-    refused = subprocess.run(
-        [*command, "--layers", "nowhere.csv"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert "nowhere.csv" in refused.stderr
+    monkeypatch.setattr(sys, "argv", [*arguments, "--layers", "nowhere.csv"])
+    with pytest.raises(SystemExit) as refused:
+        emulators.main()
+    assert refused.value.code == 2
+    assert "nowhere.csv" in capsys.readouterr().err
 
 
 def test_a_head_of_other_width_is_told_by_the_parameters() -> None:

@@ -58,7 +58,14 @@ def test_a_profile_with_an_alternative_is_that_of_the_graph_it_makes(case: Case)
 
 
 @pytest.mark.parametrize(
-    "name", ["structured_pruning", "importance", "depth_pruning", "low_rank", "resolution"]
+    "name",
+    [
+        "structured_pruning",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("importance", "depth_pruning", "low_rank", "resolution")
+        ),
+    ],
 )
 def test_techniques_that_leave_work_out_make_something_cheaper(name: str, case: Case) -> None:
     whole, *rows = rows_of(case, {name: TECHNIQUES[name]})
@@ -79,7 +86,7 @@ def test_criteria_of_importance_cut_as_much_and_choose_otherwise(case: Case) -> 
         assert len(set(graphs)) == 3
 
 
-@pytest.mark.parametrize("name", ["sparsity", "clustering"])
+@pytest.mark.parametrize("name", ["sparsity", pytest.param("clustering", marks=pytest.mark.long)])
 def test_techniques_for_downloads_make_the_packed_file_smaller_and_nothing_else(
     name: str, case: Case
 ) -> None:

@@ -492,6 +492,24 @@ def test_jobs_can_be_listed_shown_watched_cancelled_and_deleted(
     assert run("jobs", "show", "nothing") == 2
 
 
+def test_a_job_whose_record_cannot_be_read_is_listed_with_the_reason(
+    run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.state.job = job_pb2.CompressionJob(
+        name=results.JOB,
+        state=job_pb2.CompressionJob.STATE_RUNNING,
+        error=job_pb2.JobError(reason="UNREADABLE_RECORD", message="it is damaged (delete it)"),
+    )
+    assert run("jobs", "list") == 0
+    first, row, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("JOB")
+    assert row.split() == ["j-7f3a", "running"]
+    assert last == "j-7f3a: it is damaged (delete it)"
+    assert run("jobs", "list", "--json") == 0
+    (brief,) = json.loads(capsys.readouterr().out)
+    assert brief["job"]["error_reason"] == "UNREADABLE_RECORD"
+
+
 def test_every_limit_of_a_job_is_listed(
     run: Run, fake: FakeTightfit, capsys: pytest.CaptureFixture[str]
 ) -> None:

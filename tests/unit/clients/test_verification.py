@@ -15,7 +15,7 @@ from tightfit.cli import main
 from tightfit.errors import InvalidInputError, UnsupportedError
 from tightfit.verification import PROVENANCE_FILE, canonical, verify_folder
 from tightfit_service.adapters.provenance.dsse import Ed25519Signer
-from tightfit_service.application import provenance as signing
+from tightfit_service.application.trials import provenance as signing
 from tightfit_service.domain.job import TeacherModel
 
 

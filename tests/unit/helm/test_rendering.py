@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
-import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -48,10 +46,7 @@ def test_the_chart_lints_clean() -> None:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_gives_valid_manifests(name: str, version: str) -> None:
     for manifest in rendered(name).manifests:
-        if manifest["kind"] in SCHEMAS:
-            jsonschema.validate(manifest, SCHEMAS[manifest["kind"]])
-        else:
-            kubernetes_validate.validate(manifest, version, strict=True)
+        _validate(manifest, version)
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
@@ -60,7 +55,18 @@ def test_the_pods_of_a_ray_cluster_are_valid(version: str) -> None:
     assert len(specs) == 3
     for spec in specs:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": spec}
-        kubernetes_validate.validate(pod, version, strict=True)
+        _validate(pod, version)
+
+
+def _validate(manifest: dict[str, Any], version: str) -> None:
+    # their grammars take seconds to load, which collecting these tests is not worth
+    import jsonschema
+    import kubernetes_validate
+
+    if manifest["kind"] in SCHEMAS:
+        jsonschema.validate(manifest, SCHEMAS[manifest["kind"]])
+    else:
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_the_scenarios_make_every_kind_between_them() -> None:

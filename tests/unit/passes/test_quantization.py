@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from fakes.networks import NETWORKS, Builder
-from tightfit_service.application.calibration import METHODS
+from tightfit_service.application.data.activation_ranges import METHODS
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples, StoredInput
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidRequestError

@@ -24,6 +24,7 @@ from tightfit.words import check_word, job_state_word
 
 app = typer.Typer(help="The jobs of a server.", no_args_is_help=True)
 _STATES = ("queued", "running", "succeeded", "infeasible", "failed", "cancelled")
+_UNREADABLE = "UNREADABLE_RECORD"
 _STATE_STYLES = {"SUCCEEDED": "green", "INFEASIBLE": "red", "FAILED": "red", "RUNNING": "cyan"}
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.", show_default=False)]
 Output = Annotated[
@@ -71,6 +72,9 @@ def list_jobs(
             format_duration(spent) if spent is not None else "",
         )
     tables.print_wide(table)
+    for result in found:
+        if result["job"]["error_reason"] == _UNREADABLE:
+            print(f"{last_segment(result['job']['name'])}: {result['job']['error']}")
 
 
 @app.command("show")

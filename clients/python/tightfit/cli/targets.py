@@ -170,9 +170,9 @@ def calibrate_target(
     networks: Annotated[
         int,
         typer.Option(
-            "--networks", metavar="N", min=32, max=512, help="Networks per number format."
+            "--networks", metavar="N", min=32, max=1024, help="Networks per number format."
         ),
-    ] = 200,
+    ] = 400,
     service: Service,
     json_: options.Json = False,
 ) -> None:

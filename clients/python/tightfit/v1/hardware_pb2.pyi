@@ -924,7 +924,7 @@ class CalibrateHardwareTargetRequest(_message.Message):
     runner: _builtins.str
     """Runner that measures: `projects/{project}/runners/{runner}`, of the same project."""
     network_count: _builtins.int
-    """Networks per number format, 32 to 512; 0 takes 200."""
+    """Networks per number format, 32 to 1024; 0 takes 400."""
     def __init__(
         self,
         *,

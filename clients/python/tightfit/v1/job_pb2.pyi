@@ -166,7 +166,9 @@ class CompressionJob(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___JobError:
-        """Why the job failed. Absent otherwise."""
+        """Why the job failed. Absent otherwise, but in lists where the record of the job cannot be read: then `reason`
+        is `UNREADABLE_RECORD`, and besides only `name`, `state`, `create_time` and `revision` are known.
+        """
 
     @_builtins.property
     def result(self) -> Global___JobResult:

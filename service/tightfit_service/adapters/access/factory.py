@@ -14,10 +14,10 @@ from tightfit_service.adapters.access.oidc import OidcSettings, OidcVerifier
 from tightfit_service.adapters.access.policy_file import EmptyPolicy, PolicyFile
 from tightfit_service.adapters.access.tls_files import TlsFiles
 from tightfit_service.adapters.storage.sql_access import SqlApiKeyStore, SqlAuditStore
-from tightfit_service.application.access import Access
-from tightfit_service.application.api_keys import ApiKeyDesk, admin_grants
-from tightfit_service.application.audit import AuditLog, operator_event
-from tightfit_service.application.authentication import Authenticator
+from tightfit_service.application.access.api_keys import ApiKeyDesk, admin_grants
+from tightfit_service.application.access.audit import AuditLog, operator_event
+from tightfit_service.application.access.authentication import Authenticator
+from tightfit_service.application.access.callers import Access
 from tightfit_service.application.ports import Clock
 from tightfit_service.application.ports.access import RolePolicy
 from tightfit_service.domain.addresses import is_loopback

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tightfit_service.adapters.emulators import flash, memory_plan
 from tightfit_service.adapters.emulators.mcu import McuEmulator
@@ -44,6 +44,8 @@ class Rates:
         run_us: Microseconds per inference: driver, command buffer, copies of input and output.
         log_half_width: Half width of the 90 % interval of log latency.
         scored_on: Measured tables that the width comes from.
+        bandwidth_mb_s: Of the memory where neither the accelerator nor the target states one.
+        flash_mb_s: Of flash that weights are read from, where the target states none.
         input_multiple: Channels that sums over input channels are rounded up to.
         runtime_factors: Latency of runtimes whose names begin so, over that of the vendor's own.
     """
@@ -54,6 +56,8 @@ class Rates:
     run_us: float
     log_half_width: float
     scored_on: str
+    bandwidth_mb_s: float = DEFAULT_BANDWIDTH_MB_S
+    flash_mb_s: float = DEFAULT_FLASH_MB_S
     input_multiple: int = 1
     runtime_factors: Mapping[str, float] = field(default_factory=dict)
 
@@ -92,6 +96,14 @@ class AcceleratedEmulator:
             and accelerator.kind in self.kinds
             and any(emulator.runs_core(target) for emulator in self.cores)
         )
+
+    @property
+    def smooth(self) -> AcceleratedEmulator:
+        """The same with cores that have no caches (see `RooflineEmulator.smooth`)."""
+        cores = tuple(
+            core.smooth if isinstance(core, RooflineEmulator) else core for core in self.cores
+        )
+        return replace(self, cores=cores)
 
     def operator_cost(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
         """Return the cost of one operator on the side where it runs when looked at alone."""
@@ -188,17 +200,10 @@ class AcceleratedEmulator:
         return beyond / (accelerator.transfer_mb_s * 1e3)
 
     def _on_accelerator(self, operator: Operator, target: HardwareSpec) -> OperatorCost:
-        accelerator = _accelerator(target)
         if operator.kind is OperatorKind.RESHAPE:
             latency = 0.0
         else:
-            peak = accelerator.macs_per_second(computed_format(accelerator, operator)) / 1e3
-            share = self.rates.efficiency.get(operator.kind, self.rates.default)
-            macs = RooflineEmulator.rounded_macs(operator, target) * self.input_rounding(
-                operator, target
-            )
-            moved = self._memory_ms(operator, target)
-            latency = max(macs / (peak * share), moved) + self.rates.overhead_us / 1e3
+            latency = self.busy_ms(operator, target) + self.rates.overhead_us / 1e3
             latency *= self._runtime_factor(target)
         power = target.power.accelerator_mw
         if power is None:
@@ -216,26 +221,41 @@ class AcceleratedEmulator:
             weight_bytes=flash.flatbuffer_bytes(operator),
         )
 
-    def input_rounding(self, operator: Operator, target: HardwareSpec) -> float:
+    def busy_ms(self, operator: Operator, target: HardwareSpec) -> float:
+        """Return the milliseconds of an operator beyond its overhead: computing or moving data."""
+        accelerator = _accelerator(target)
+        peak = accelerator.macs_per_second(computed_format(accelerator, operator)) / 1e3
+        share = self.rates.efficiency.get(operator.kind, self.rates.default)
+        macs = RooflineEmulator.rounded_macs(operator, target) * self.input_rounding(operator)
+        return max(
+            macs / (peak * share),
+            self.moved_ms(operator, target),
+            self.weights_ms(operator, target),
+        )
+
+    def input_rounding(self, operator: Operator) -> float:
         """Return how much longer sums over input channels take than their products say."""
-        del target
         multiple = self.rates.input_multiple
         channels = operator.in_channels // max(operator.groups, 1)
         if operator.kind is OperatorKind.DEPTHWISE_CONV or channels < 1:
             return 1.0
         return -(-channels // multiple) * multiple / channels
 
-    @staticmethod
-    def _memory_ms(operator: Operator, target: HardwareSpec) -> float:
-        """Return the milliseconds for reading and writing once; microcontrollers read weights from flash."""
-        accelerator, memory = _accelerator(target), target.memory
-        rate = accelerator.bandwidth_mb_s or memory.ram_bandwidth_mb_s or DEFAULT_BANDWIDTH_MB_S
-        weights = operator.weight_count * operator.weight_bits / 8
-        others = RooflineEmulator.traffic_bytes(operator) - weights
-        weight_rate = rate
+    def moved_ms(self, operator: Operator, target: HardwareSpec) -> float:
+        """Return the milliseconds for reading inputs and writing outputs once."""
+        others = RooflineEmulator.traffic_bytes(operator) - operator.weight_bytes
+        return others / (self._bandwidth_mb_s(target) * 1e3)
+
+    def weights_ms(self, operator: Operator, target: HardwareSpec) -> float:
+        """Return the milliseconds for reading weights once; microcontrollers read them from flash."""
+        rate = self._bandwidth_mb_s(target)
         if target.core.startswith("cortex-m"):
-            weight_rate = memory.flash_bandwidth_mb_s or DEFAULT_FLASH_MB_S
-        return max(others / (rate * 1e3), weights / (weight_rate * 1e3))
+            rate = target.memory.flash_bandwidth_mb_s or self.rates.flash_mb_s
+        return operator.weight_bytes / (rate * 1e3)
+
+    def _bandwidth_mb_s(self, target: HardwareSpec) -> float:
+        own = _accelerator(target).bandwidth_mb_s
+        return own or target.memory.ram_bandwidth_mb_s or self.rates.bandwidth_mb_s
 
     def _runtime_factor(self, target: HardwareSpec) -> float:
         name = target.runtime.name.lower()

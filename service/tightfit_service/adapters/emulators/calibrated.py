@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tightfit_service.adapters.emulators.correctable import correctable
 from tightfit_service.adapters.emulators.format_fit import FormatFit, Prediction
 from tightfit_service.adapters.emulators.operator_process import START
 from tightfit_service.adapters.emulators.operator_work import (
@@ -35,7 +36,7 @@ LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 2.0
+LEARNED_FORM = 3.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
@@ -242,7 +243,7 @@ class ProcessFitter:
     ) -> CalibratedEmulator:
         """See `EmulatorFitter`."""
         return CalibratedEmulator(
-            base=base, target=target, observations=observations, learned=learned
+            base=correctable(base), target=target, observations=observations, learned=learned
         )
 
     def examine(

@@ -1,4 +1,4 @@
-"""The emulator of Arm's Ethos-U processors from their figures alone; Vela knows more where it is installed."""
+"""The emulator of Arm's Ethos-U processors without their compiler; Vela knows more where it is installed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from tightfit_service.adapters.emulators import memory_plan
-from tightfit_service.adapters.emulators.accelerated import (
-    DEFAULT_FLASH_MB_S,
-    AcceleratedEmulator,
-    PeakRam,
-    Rates,
-)
+from tightfit_service.adapters.emulators.accelerated import AcceleratedEmulator, PeakRam, Rates
+from tightfit_service.adapters.emulators.ethos_u_cycles import busy_cycles, unit_of
 from tightfit_service.adapters.emulators.partitions import partitions
+from tightfit_service.adapters.emulators.vela import DEFAULT_FLASH_MB_S, DEFAULT_RAM_MB_S
 from tightfit_service.domain.cost import MemoryPoint
 from tightfit_service.domain.hardware import Accelerator, AcceleratorKind, HardwareSpec
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 from tightfit_service.domain.quantities import Interval
 
 RATES = Rates(
-    # Arm's technical overviews: utilisation of 0.6 to 0.8 in large convolutions; depthwise convolutions
-    # use one product of each dot product, a fifth of which Vela's estimates show to be reached at best.
+    # Of Ethos-U85; for U55 and U65 see `ethos_u_cycles`. Arm's technical overviews: utilisation of 0.6 to 0.8
+    # in large convolutions; depthwise convolutions use one product of each dot product, a fifth of which
+    # Vela's estimates show to be reached at best.
     efficiency={
         OperatorKind.CONV: 0.6,
         OperatorKind.TRANSPOSED_CONV: 0.3,
@@ -32,9 +30,12 @@ RATES = Rates(
         OperatorKind.MATMUL: 0.3,
     },
     default=0.1,
-    overhead_us=2.0,
-    run_us=50.0,
+    # Vela counts neither the core's call nor the commands between operators.
+    overhead_us=0.0,
+    run_us=0.0,
     log_half_width=1.1,
+    bandwidth_mb_s=DEFAULT_RAM_MB_S,
+    flash_mb_s=DEFAULT_FLASH_MB_S,
     # Vela's `architecture_features.py`: blocks of the input are 8 channels deep.
     input_multiple=8,
     scored_on="a factor of three either way: no measurements of such boards were at hand",
@@ -48,7 +49,6 @@ BUFFERED_KINDS = frozenset(
     {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV, OperatorKind.TRANSPOSED_CONV}
 )
 """Operators whose weights Vela fetches into RAM ahead of time; dense layers use each weight only once."""
-BLOCKED_KINDS = frozenset({OperatorKind.CONV, OperatorKind.TRANSPOSED_CONV, OperatorKind.DENSE})
 BLOCK_PIXELS = 128
 """Pixels of output computed at a time, about: of more, the weights are read again for each block
 (`architecture_allocator.py`: 16 channels of accumulators of 32 bits, twice, in half of 24 KiB)."""
@@ -65,23 +65,19 @@ class EthosUEmulator(AcceleratedEmulator):
     Weights stream from flash through the bandwidth that the target states.
     """
 
-    def input_rounding(self, operator: Operator, target: HardwareSpec) -> float:
-        """Return how much longer sums over input channels take than their products say.
+    def busy_ms(self, operator: Operator, target: HardwareSpec) -> float:
+        """Return the milliseconds of an operator: as Vela counts its cycles, but for Ethos-U85 a roofline.
 
-        Ethos-U55 and U65 sum over 32 channels at a time, or over 4 elements of the kernel and 16 channels,
-        whichever Vela expects to waste less (`architecture_allocator._choose_kernel_method`): 24 channels may
-        take longer than 32.
+        Weights are fetched from flash meanwhile.
         """
-        accelerator, channels = target.accelerator, operator.in_channels // max(operator.groups, 1)
-        by_blocks = operator.kind in BLOCKED_KINDS and channels > 0
-        if not by_blocks or accelerator is None or accelerator.kind is AcceleratorKind.ETHOS_U85:
-            return super().input_rounding(operator, target)
-        kernel = math.prod(operator.kernel)
-        by_kernel = _up(kernel, 4) / kernel
-        whole = _up(channels, 32) / channels
-        if channels <= 8 or _up(channels, 8) / channels * by_kernel <= whole:
-            return _up(channels, 8 if channels <= 8 else 16) / channels * by_kernel
-        return whole
+        accelerator = target.accelerator
+        unit = None if accelerator is None else unit_of(accelerator)
+        if accelerator is None or unit is None:
+            return super().busy_ms(operator, target)
+        cycles_per_ms = (accelerator.clock_mhz or target.clock_mhz) * 1e3
+        moved_ms = self.moved_ms(operator, target)
+        cycles = busy_cycles(operator, unit, moved_ms * cycles_per_ms)
+        return max(cycles / cycles_per_ms, moved_ms, self.weights_ms(operator, target))
 
     def memory_points(
         self, network: NetworkProfile, target: HardwareSpec
@@ -116,7 +112,7 @@ class EthosUEmulator(AcceleratedEmulator):
         operators = {operator.node: operator for operator in network.operators}
         run = [operators[point.node] for point in points]
         runs_ms = [self.operator_cost(operator, target).latency_ms for operator in run]
-        rate = target.memory.flash_bandwidth_mb_s or DEFAULT_FLASH_MB_S
+        rate = target.memory.flash_bandwidth_mb_s or self.rates.flash_mb_s
         # nothing runs before the first operator
         fetched = [
             _fetched(operator, after_ms=before_ms, runs_ms=own_ms, bytes_per_ms=rate * 1e3)
@@ -174,7 +170,7 @@ def _weight_bytes(operator: Operator) -> float:
     """Return the bytes of weights that may be fetched ahead; compression hardly changes them in int8."""
     if operator.kind not in BUFFERED_KINDS or operator.weight_bits > 8:
         return 0.0
-    return operator.weight_count * operator.weight_bits / 8
+    return operator.weight_bytes
 
 
 def _within(ram_bytes: float, least: float, likely: float, most: float) -> Interval:
@@ -182,10 +178,6 @@ def _within(ram_bytes: float, least: float, likely: float, most: float) -> Inter
     room = max(least, min(most, ram_bytes))
     low = least * (LEAST_SHARE if least <= ram_bytes else CASCADED_SHARE)
     return Interval(value=min(likely, room), low=low, high=MOST_SHARE * room)
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 def _with_fixed_bricks(point: MemoryPoint, bricks: Mapping[str, int]) -> MemoryPoint:

@@ -12,8 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from tightfit_service.adapters.emulators.operator_process import OperatorProcess, Term
-from tightfit_service.adapters.emulators.operator_work import Kind, Work, family_of, is_operator
+from tightfit_service.adapters.emulators.operator_process import (
+    Covariance,
+    OperatorProcess,
+    Term,
+)
+from tightfit_service.adapters.emulators.operator_work import (
+    PRODUCTS,
+    Kind,
+    Work,
+    family_of,
+    is_operator,
+)
 
 CONFIDENCE = 0.9
 """Share of measurements that intervals are to hold."""
@@ -104,14 +114,16 @@ class FormatFit:
         *,
         parameters: FloatArray | None = None,
         stretch: float = 1.0,
+        covariance: Covariance | None = None,
     ) -> None:
-        """Fit; takes a second, or half a minute without `parameters`.
+        """Fit; takes a second or two, or a minute without `parameters`.
 
         Args:
             works: Of each network.
             latencies_ms: Their measurements.
             parameters: Of the process, from an earlier fit.
             stretch: Of the intervals, from an earlier fit.
+            covariance: Of a process of more networks by the same parameters.
         """
         self._works, self._latencies = works, latencies_ms
         self.stretch = stretch
@@ -119,7 +131,9 @@ class FormatFit:
         typical = float(np.median(np.asarray(latencies_ms) / np.asarray(sums)))
         self._ratios = _ratios(works, latencies_ms, typical=typical)
         terms = [[self.term(work) for work in network] for network in works]
-        self.process = OperatorProcess(terms, latencies_ms, parameters=parameters)
+        self.process = OperatorProcess(
+            terms, latencies_ms, parameters=parameters, covariance=covariance
+        )
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -129,7 +143,13 @@ class FormatFit:
     def term(self, work: Work) -> Term:
         """Return a piece of work of a measured kind with its prior."""
         prior_ms = max(work.base_ms * self._ratios[work.kind], LEAST_PRIOR_MS)
-        return Term(work.kind, family_of(work.kind), work.position, prior_ms)
+        return Term(
+            kind=work.kind,
+            family=family_of(work.kind),
+            position=work.position,
+            prior_ms=prior_ms,
+            is_product=work.kind[0] in PRODUCTS,
+        )
 
     def work_ms(self, work: Work) -> float:
         """Return what one piece of work takes."""
@@ -203,17 +223,19 @@ class FormatFit:
 
         A network is predicted without any network of its label, for those of a user are of no label
         that was measured; where that would leave no measurement of one of its kinds, without an
-        eighth of those. The parameters of the process stay those of all networks: seven numbers hardly
+        eighth of those. The parameters of the process stay those of all networks: a few numbers hardly
         know a single one. Conformal: V. Vovk, "Cross-conformal predictors", Annals of Mathematics and
         Artificial Intelligence 74, 2015.
         """
         predictions: dict[int, Prediction] = {}
+        covariance = self.process.covariance()
         for places, absent in self._folds(labels):
             kept = [place for place in range(len(self._works)) if place not in absent]
             fit = FormatFit(
                 [self._works[place] for place in kept],
                 [self._latencies[place] for place in kept],
                 parameters=self.process.parameters,
+                covariance=covariance,
             )
             for place in places:
                 predictions[place] = fit.predict(self._works[place])

@@ -81,7 +81,7 @@ def work_of(operator: Operator, channel_multiple: int = 1) -> dict[str, float]:
         amounts = {
             "depthwise_mac": outputs * math.prod(operator.kernel),
             "depthwise_output": outputs,
-            "weight_byte": _weight_bytes(operator),
+            "weight_byte": operator.weight_bytes,
         }
     elif kind in (OperatorKind.DENSE, OperatorKind.MATMUL, OperatorKind.RECURRENT):
         amounts = _dense(operator, channel_multiple)
@@ -105,7 +105,7 @@ def _convolution(operator: Operator, pixels: int, channel_multiple: int) -> dict
     products = outputs * _rounded(taps, SIMD_TAPS)
     if operator.kind is OperatorKind.TRANSPOSED_CONV:
         products = max(products, float(operator.macs))
-    amounts = {"conv_output": outputs, "weight_byte": _weight_bytes(operator)}
+    amounts = {"conv_output": outputs, "weight_byte": operator.weight_bytes}
     if math.prod(operator.kernel) == 1 and max(operator.stride, default=1) == 1:
         amounts["pointwise_mac"] = products
     else:
@@ -119,11 +119,7 @@ def _dense(operator: Operator, channel_multiple: int) -> dict[str, float]:
     rounding = 1.0
     if operator.out_channels:
         rounding = _rounded(operator.out_channels, channel_multiple) / operator.out_channels
-    return {"dense_mac": operator.macs * rounding, "weight_byte": _weight_bytes(operator)}
-
-
-def _weight_bytes(operator: Operator) -> float:
-    return operator.weight_count * operator.weight_bits / 8
+    return {"dense_mac": operator.macs * rounding, "weight_byte": operator.weight_bytes}
 
 
 def _elementwise_term(operator: Operator) -> str:

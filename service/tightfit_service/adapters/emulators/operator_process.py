@@ -12,22 +12,27 @@ rounds settle them (Gauss-Newton).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from scipy.linalg import cho_solve, cholesky
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 
 FloatArray = npt.NDArray[np.float64]
-_Kind = tuple[Hashable, Hashable]
 
 ROUNDS = 8
 """Of Gauss-Newton: as many settle the shares."""
 JITTER = 1e-8
 """Added to the variance of the noise, so that the covariance can always be factored."""
 MOST_EVALUATIONS = 250
+TUNED_NETWORKS = 200
+"""Parameters are found on at most so many networks, spread evenly over all: so few numbers take no more."""
 SIMPLEX_STEP = 0.5
 """First step of each logarithm in search of the parameters."""
 FAMILY_SHARE = 0.6
@@ -37,8 +42,15 @@ LENGTHS = (3.0, 1.5, 1.5, 2.0, 1.0, 1.0, 0.6, 0.6)
 pixels, kernel area, stride, and the waste of channels that vectors leave empty. Fitting scales them in four
 groups."""
 _GROUPS = (3, 0, 0, 1, 2, 2, 2, 2)
-START = (math.log(0.5), math.log(0.1), 0.0, 0.0, 0.0, 0.0, math.log(0.03))
-"""Logarithms of: deviation per operator, deviation common to a kind, length scales, noise."""
+START = (
+    *(math.log(0.5), math.log(0.1), 0.0, 0.0, 0.0, 0.0),
+    *(math.log(0.5), math.log(0.1), 0.0, 0.0),
+    math.log(0.03),
+)
+"""Logarithms of: of products, the deviation per operator, that common to a kind, and length scales; the same
+of all else, whose positions have fewer coordinates; and the noise. What moves data goes other ways through a
+runtime from one shape to the next, so it deviates twice as much as products where it was measured."""
+_PRODUCTS, _OTHERS = slice(0, 6), slice(6, 10)
 
 PARAMETER_DEVIATION = 0.5
 """Of those logarithms around `START`."""
@@ -53,12 +65,33 @@ class Term:
         family: Terms of one family share `FAMILY_SHARE` of their variance; others nothing.
         position: Shape in octaves, as long as `LENGTHS`.
         prior_ms: Expected time before anything was measured.
+        is_product: Whether it multiplies and accumulates, as all of its family then do.
     """
 
     kind: Hashable
     family: Hashable
     position: tuple[float, ...]
     prior_ms: float
+    is_product: bool = False
+
+
+class Covariance:
+    """How much terms have in common before anything was measured.
+
+    Args:
+        terms: Distinct ones.
+        parameters: Of the process, in the order of `START`.
+    """
+
+    def __init__(self, terms: Sequence[Term], parameters: FloatArray) -> None:
+        self._places = {_place_of(term): number for number, term in enumerate(terms)}
+        self._matrix = covariance_of(terms, terms, parameters)
+
+    def among(self, terms: Sequence[Term]) -> FloatArray:
+        """Return the part of some of the terms, whatever their priors."""
+        numbers = [self._places[_place_of(term)] for term in terms]
+        part: FloatArray = self._matrix[np.ix_(numbers, numbers)]
+        return part
 
 
 class OperatorProcess:
@@ -68,6 +101,7 @@ class OperatorProcess:
         networks: Terms of each measured network.
         latencies_ms: Their measurements.
         parameters: Of the process, as `parameters` has them; found by their evidence where absent.
+        covariance: Of all terms by these parameters, from someone who has it.
     """
 
     def __init__(
@@ -76,155 +110,209 @@ class OperatorProcess:
         latencies_ms: Sequence[float],
         *,
         parameters: FloatArray | None = None,
+        covariance: Covariance | None = None,
     ) -> None:
-        self._terms, self._members = _distinct(networks)
-        self._prior = np.array([term.prior_ms for term in self._terms])
-        self._logs = np.log(np.asarray(latencies_ms, dtype=np.float64))
-        self._kinds, self._positions = _coordinates(self._terms)
-        self._related = _relation(self._kinds, self._kinds)
-        self._parameters = np.array(START) if parameters is None else parameters
-        self._state = self._settled()
+        self._observed = _Observed.of(networks, latencies_ms)
         if parameters is None:
-            self._parameters = self._tuned()
-            self._state = self._settled()
+            parameters = _tuned(networks, latencies_ms)
+        self._parameters = parameters
+        terms = self._observed.terms
+        kernel = (
+            covariance_of(terms, terms, parameters)
+            if covariance is None
+            else covariance.among(terms)
+        )
+        self._state = self._observed.settled(kernel, parameters)
 
     @property
     def parameters(self) -> FloatArray:
         """Logarithms of deviations, length scales and noise, in the order of `START`."""
         return self._parameters
 
+    def covariance(self) -> Covariance:
+        """Return what its terms have in common, for processes of some of its networks."""
+        return Covariance(self._observed.terms, self._parameters)
+
     def gains(self, terms: Sequence[Term]) -> FloatArray:
         """Return the factors on the prior times of terms."""
-        mean, _ = self._posterior(terms, wants_covariance=False)
-        return np.exp(mean)
+        return np.exp(self._across(terms) @ self._state.weights)
 
     def network(self, terms: Sequence[Term]) -> tuple[float, float]:
         """Return the predicted time of a network in ms, and the deviation of its logarithm.
 
         The deviation is that of a measurement of the network, noise included.
         """
-        distinct, members = _distinct([terms])
-        mean, covariance = self._posterior(distinct, wants_covariance=True)
-        counts = members[0]
-        times = counts * np.array([term.prior_ms for term in distinct]) * np.exp(mean)
-        total = float(times.sum())
-        shares = times / total
-        assert covariance is not None
-        variance = float(shares @ covariance @ shares) + math.exp(2 * self._parameters[-1])
-        return total, math.sqrt(max(variance, 0.0))
+        one = _Observed.of([terms], [1.0])
+        across = self._across(one.terms)
+        own = covariance_of(one.terms, one.terms, self._parameters)
+        totals, shares = one.shares(across @ self._state.weights)
+        known = shares @ across
+        variance = (shares @ own @ shares.T).item()
+        variance -= (known @ cho_solve((self._state.factor, True), known.T)).item()
+        variance += math.exp(2 * self._parameters[-1])
+        return float(totals[0]), math.sqrt(max(variance, 0.0))
 
-    def _posterior(
-        self, terms: Sequence[Term], *, wants_covariance: bool
-    ) -> tuple[FloatArray, FloatArray | None]:
-        kinds, positions = _coordinates(terms)
-        state = self._state
-        relation = _relation(kinds, self._kinds)
-        across = self._covariance(positions, self._positions, relation) @ state.shares.T
-        mean = across @ state.weights
-        if not wants_covariance:
-            return mean, None
-        own = self._covariance(positions, positions, _relation(kinds, kinds))
-        return mean, own - across @ cho_solve((state.factor, True), across.T)
+    def _across(self, terms: Sequence[Term]) -> FloatArray:
+        """Return the covariance of terms with the logarithms of the measured networks."""
+        across: FloatArray = (
+            covariance_of(terms, self._observed.terms, self._parameters) @ self._state.shares.T
+        )
+        return across
 
-    def _settled(self) -> _State:
+
+@dataclass(frozen=True)
+class _Observed:
+    """Measured networks as sums of terms.
+
+    Attributes:
+        terms: The distinct ones.
+        members: How often each network (row) has each term (column).
+        prior_ms: Of each term.
+        logs: Logarithms of the measurements in ms.
+    """
+
+    terms: list[Term]
+    members: Any
+    prior_ms: FloatArray
+    logs: FloatArray
+
+    @classmethod
+    def of(cls, networks: Sequence[Sequence[Term]], latencies_ms: Sequence[float]) -> _Observed:
+        """Return networks with their measurements."""
+        numbers: dict[Term, int] = {}
+        for network in networks:
+            for term in network:
+                numbers.setdefault(term, len(numbers))
+        rows = [row for row, network in enumerate(networks) for _ in network]
+        columns = [numbers[term] for network in networks for term in network]
+        # those that a network has several times are summed up
+        members = sparse.csr_array(
+            (np.ones(len(rows)), (rows, columns)), shape=(len(networks), len(numbers))
+        )
+        terms = list(numbers)
+        return cls(
+            terms=terms,
+            members=members,
+            prior_ms=np.array([term.prior_ms for term in terms]),
+            logs=np.log(np.asarray(latencies_ms, dtype=np.float64)),
+        )
+
+    def shares(self, gain: FloatArray) -> tuple[FloatArray, Any]:
+        """Return the times of the networks in ms by factors of their terms, and the shares of these."""
+        times = self.members.multiply(self.prior_ms * np.exp(gain))
+        totals = np.asarray(times.sum(axis=1)).ravel()
+        return totals, sparse.csr_array(times.multiply((1 / totals)[:, None]))
+
+    def settled(self, kernel: FloatArray, parameters: FloatArray) -> _State:
         """Return the posterior whose shares agree with its own factors."""
-        gain = np.zeros(len(self._terms))
-        kernel = self._covariance(self._positions, self._positions, self._related)
+        gain = np.zeros(len(self.terms))
         for _ in range(ROUNDS):
-            state = self._observed(kernel, gain)
-            gain = kernel @ state.shares.T @ state.weights
-        return self._observed(kernel, gain)
+            gain = self.posterior(kernel, parameters, gain).gain(kernel)
+        return self.posterior(kernel, parameters, gain)
 
-    def _observed(self, kernel: FloatArray, gain: FloatArray) -> _State:
-        times = self._members * (self._prior * np.exp(gain))
-        totals = times.sum(axis=1)
-        shares = times / totals[:, None]
+    def posterior(self, kernel: FloatArray, parameters: FloatArray, gain: FloatArray) -> _State:
+        """Return the posterior by the shares that some factors give."""
+        totals, shares = self.shares(gain)
         # linear around the present gain: log t = log total + shares (g - gain)
-        residual = self._logs - np.log(totals) + shares @ gain
-        noise = math.exp(2 * self._parameters[-1]) + JITTER
+        residual = self.logs - np.log(totals) + shares @ gain
+        noise = math.exp(2 * parameters[-1]) + JITTER
         covariance = shares @ kernel @ shares.T + noise * np.eye(len(totals))
         factor = cholesky(covariance, lower=True)
         weights = cho_solve((factor, True), residual)
         evidence = -0.5 * float(residual @ weights) - float(np.log(np.diag(factor)).sum())
         return _State(shares=shares, factor=factor, weights=weights, evidence=evidence)
 
-    def _tuned(self) -> FloatArray:
-        """Return the parameters of greatest evidence, at the shares found so far."""
-        kernel = self._covariance(self._positions, self._positions, self._related)
-        gain = kernel @ self._state.shares.T @ self._state.weights
-
-        def loss(parameters: FloatArray) -> float:
-            self._parameters = parameters
-            trial = self._covariance(self._positions, self._positions, self._related)
-            try:
-                evidence = self._observed(trial, gain).evidence
-            except np.linalg.LinAlgError:
-                return 1e12
-            # a prior keeps what few networks cannot tell where it was
-            strangeness = (parameters - np.array(START)) / PARAMETER_DEVIATION
-            return -evidence + 0.5 * float(np.sum(strangeness**2))
-
-        corners = np.vstack([START, START + SIMPLEX_STEP * np.eye(len(START))])
-        options = {"maxfev": MOST_EVALUATIONS, "initial_simplex": corners}
-        found = minimize(loss, np.array(START), method="Nelder-Mead", options=options)
-        return np.asarray(found.x, dtype=np.float64)
-
-    def _covariance(
-        self, positions: FloatArray, others: FloatArray, relation: FloatArray
-    ) -> FloatArray:
-        single, common, *scales = self._parameters[:-1]
-        lengths = np.array(LENGTHS) * np.exp([scales[group] for group in _GROUPS])
-        left, right = positions / lengths, others / lengths
-        squares = (
-            (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None, :] - 2 * left @ right.T
-        )
-        # Matern's covariance with nu = 3/2: kernels of a runtime change with a step, not smoothly
-        distances = np.sqrt(3.0 * np.maximum(squares, 0.0))
-        rough = (1.0 + distances) * np.exp(2 * single - distances)
-        covariance: FloatArray = relation * (rough + math.exp(2 * common))
-        return covariance
-
 
 @dataclass(frozen=True)
 class _State:
     """A posterior: shares of terms in networks, the factor of their covariance, weights, evidence."""
 
-    shares: FloatArray
+    shares: Any
     factor: FloatArray
     weights: FloatArray
     evidence: float
 
-
-def _distinct(networks: Sequence[Sequence[Term]]) -> tuple[list[Term], FloatArray]:
-    """Return the distinct terms of networks, and how often each network has each of them."""
-    numbers: dict[Term, int] = {}
-    for network in networks:
-        for term in network:
-            numbers.setdefault(term, len(numbers))
-    members = np.zeros((len(networks), len(numbers)))
-    for row, network in enumerate(networks):
-        for term in network:
-            members[row, numbers[term]] += 1
-    return list(numbers), members
+    def gain(self, kernel: FloatArray) -> FloatArray:
+        """Return the logarithms of the factors of the terms."""
+        gain: FloatArray = kernel @ (self.shares.T @ self.weights)
+        return gain
 
 
-def _relation(kinds: Sequence[_Kind], others: Sequence[_Kind]) -> FloatArray:
-    """Return the share of their variance that terms have in common, by kind and family."""
-    shared = FAMILY_SHARE * _equal(kinds, others, 1)
-    return shared + (1 - FAMILY_SHARE) * _equal(kinds, others, 0)
+def covariance_of(
+    terms: Sequence[Term], others: Sequence[Term], parameters: FloatArray
+) -> FloatArray:
+    """Return what terms (rows) and others (columns) have in common; nothing across families."""
+    covariance = np.zeros((len(terms), len(others)))
+    columns = _by_family(others)
+    for family, rows in _by_family(terms).items():
+        if family not in columns:
+            continue
+        single, common, lengths = _of_family(parameters, is_product=terms[rows[0]].is_product)
+        left = np.array([terms[row].position for row in rows]) / lengths
+        right = np.array([others[column].position for column in columns[family]]) / lengths
+        # Matern's covariance with nu = 3/2: kernels of a runtime change with a step, not smoothly
+        distances = math.sqrt(3.0) * cdist(left, right)
+        rough = (1.0 + distances) * np.exp(2 * single - distances)
+        is_same = _equal(
+            [terms[row].kind for row in rows], [others[c].kind for c in columns[family]]
+        )
+        shared = FAMILY_SHARE + (1 - FAMILY_SHARE) * is_same
+        covariance[np.ix_(rows, columns[family])] = shared * (rough + math.exp(2 * common))
+    return covariance
 
 
-def _equal(kinds: Sequence[_Kind], others: Sequence[_Kind], place: int) -> FloatArray:
-    """Return 1 where kinds (place 0) or families (place 1) agree, else 0."""
+def _of_family(parameters: FloatArray, *, is_product: bool) -> tuple[float, float, FloatArray]:
+    """Return a family's logarithms of deviations, per operator and common to a kind, and its lengths."""
+    single, common, *scales = parameters[_PRODUCTS if is_product else _OTHERS]
+    if not is_product:
+        # what is touched once has no channels and pixels of its own
+        scales = [0.0, 0.0, *scales]
+    return single, common, np.array(LENGTHS) * np.exp([scales[group] for group in _GROUPS])
+
+
+def _tuned(networks: Sequence[Sequence[Term]], latencies_ms: Sequence[float]) -> FloatArray:
+    """Return the parameters of greatest evidence, at the shares that those at the start give."""
+    chosen = np.random.default_rng(0).permutation(len(networks))[:TUNED_NETWORKS]
+    observed = _Observed.of([networks[n] for n in chosen], [latencies_ms[n] for n in chosen])
+    start = np.array(START)
+    kernel = covariance_of(observed.terms, observed.terms, start)
+    gain = observed.settled(kernel, start).gain(kernel)
+
+    def loss(parameters: FloatArray) -> float:
+        trial = covariance_of(observed.terms, observed.terms, parameters)
+        try:
+            evidence = observed.posterior(trial, parameters, gain).evidence
+        except np.linalg.LinAlgError:
+            return 1e12
+        # a prior keeps what few networks cannot tell where it was
+        strangeness = (parameters - start) / PARAMETER_DEVIATION
+        return -evidence + 0.5 * float(np.sum(strangeness**2))
+
+    corners = np.vstack([start, start + SIMPLEX_STEP * np.eye(len(start))])
+    options = {"maxfev": MOST_EVALUATIONS, "initial_simplex": corners}
+    found = minimize(loss, start, method="Nelder-Mead", options=options)
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _place_of(term: Term) -> tuple[Hashable, tuple[float, ...]]:
+    """Return what of a term its covariance depends on; a kind has one family."""
+    return term.kind, term.position
+
+
+def _by_family(terms: Sequence[Term]) -> dict[Hashable, list[int]]:
+    """Return the numbers of terms by family."""
+    found: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for number, term in enumerate(terms):
+        found[term.family].append(number)
+    return found
+
+
+def _equal(kinds: Sequence[Hashable], others: Sequence[Hashable]) -> npt.NDArray[np.bool_]:
+    """Return where kinds agree."""
     numbers: dict[Hashable, int] = {}
     for kind in (*kinds, *others):
-        numbers.setdefault(kind[place], len(numbers))
-    own = np.array([numbers[kind[place]] for kind in kinds])
-    other = np.array([numbers[kind[place]] for kind in others])
-    is_equal: FloatArray = (own[:, None] == other[None, :]).astype(np.float64)
+        numbers.setdefault(kind, len(numbers))
+    own = np.array([numbers[kind] for kind in kinds])
+    other = np.array([numbers[kind] for kind in others])
+    is_equal: npt.NDArray[np.bool_] = own[:, None] == other[None, :]
     return is_equal
-
-
-def _coordinates(terms: Sequence[Term]) -> tuple[list[_Kind], FloatArray]:
-    kinds = [(term.kind, term.family) for term in terms]
-    return kinds, np.array([term.position for term in terms]).reshape(len(terms), len(LENGTHS))

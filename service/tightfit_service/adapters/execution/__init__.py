@@ -1,1 +1,1 @@
-"""Where units of work run: in processes that can be killed, or inline for tests."""
+"""Where units of work run: in processes that can be killed."""

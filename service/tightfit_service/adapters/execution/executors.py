@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser
-from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.limits import Confinement
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor, WorkerProgram
 from tightfit_service.adapters.execution.node_worker import NodeOptions
 from tightfit_service.adapters.execution.ray_executor import RayExecutor
 from tightfit_service.adapters.execution.ray_link import RayLink
@@ -33,9 +33,7 @@ class ExecutorOptions:
         data_dir: The service's folder of state; workers that have a user of their own are shut out of it.
         worker_count: Units that run at the same time.
         threads: Threads of numeric libraries of one worker; None chooses.
-        limits: What one worker may use.
-        isolation: `auto`, `required` or `off`.
-        user: Name of the user of workers, or "".
+        confinement: What one worker may use and reach.
         kind: `local` or `ray`.
         ray_address: Of the cluster's client server.
         ray_token_file: With the cluster's token, or "".
@@ -46,9 +44,7 @@ class ExecutorOptions:
     data_dir: Path
     worker_count: int
     threads: int | None
-    limits: WorkerLimits
-    isolation: str
-    user: str
+    confinement: Confinement
     kind: str = "local"
     ray_address: str = ""
     ray_token_file: str = ""
@@ -75,22 +71,21 @@ def _on_this_machine(
     data_dir = options.data_dir.resolve()
     caches = data_dir / CACHES
     caches.mkdir(parents=True, exist_ok=True)
-    if options.user:
-        user = WorkerUser.named(options.user)
+    user = options.confinement.find_user()
+    if user is not None:
         user.own(caches)
         for name in PRIVATE:
             (data_dir / name).mkdir(exist_ok=True)
         user.shut_out(data_dir, except_for=(SCRATCH, CACHES))
     return LocalProcessExecutor(
-        command=[sys.executable, *WORKER, "--data-dir", str(caches)],
+        program=WorkerProgram(
+            command=[sys.executable, *WORKER, "--data-dir", str(caches)], threads=options.threads
+        ),
         artifacts=artifacts,
         scratch_dir=data_dir / SCRATCH,
         telemetry=telemetry,
         worker_count=options.worker_count,
-        threads_per_worker=options.threads,
-        limits=options.limits,
-        isolation=options.isolation,
-        user=options.user,
+        confinement=options.confinement,
     )
 
 
@@ -103,9 +98,7 @@ def _on_ray(options: ExecutorOptions, artifacts: ArtifactStores, telemetry: Tele
             cache_bytes=DEFAULT_CACHE_BYTES,
             # how many cores nodes have is theirs to know: one thread wastes none
             threads=options.threads or 1,
-            limits=options.limits,
-            isolation=options.isolation,
-            user=options.user,
+            confinement=options.confinement,
         ),
         artifacts=artifacts,
         scratch_dir=options.data_dir.resolve() / SCRATCH / "arriving",

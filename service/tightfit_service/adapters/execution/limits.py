@@ -7,7 +7,7 @@ import os
 import pwd
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tightfit_service.adapters.execution import sandbox
@@ -109,14 +109,37 @@ class WorkerUser:
                 )
 
 
-def sandboxed(
-    command: Sequence[str], *, limits: WorkerLimits, isolation: str, user: WorkerUser | None
-) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Confinement:
+    """What a worker may use and reach.
+
+    Attributes:
+        limits: What it may use with its children.
+        isolation: `auto` cuts workers off from the network as far as the platform allows, `required`
+            refuses to start where it does not, `off` leaves them connected.
+        user: Name of the unprivileged user that it runs as; empty for the server's own.
+    """
+
+    limits: WorkerLimits = field(default_factory=WorkerLimits)
+    isolation: str = "auto"
+    user: str = ""
+
+    def find_user(self) -> WorkerUser | None:
+        """Look the user up, where there is one.
+
+        Raises:
+            InvalidRequestError: See `WorkerUser.named`.
+        """
+        return WorkerUser.named(self.user) if self.user else None
+
+
+def sandboxed(command: Sequence[str], confinement: Confinement) -> list[str]:
     """Return the command that enters the sandbox and then becomes `command`.
 
     Raises:
-        InvalidRequestError: There is no such isolation.
+        InvalidRequestError: There is no such isolation, or no such user.
     """
+    limits, isolation, user = confinement.limits, confinement.isolation, confinement.find_user()
     if isolation not in ISOLATIONS:
         raise InvalidRequestError(
             f"worker_isolation is {isolation!r}",

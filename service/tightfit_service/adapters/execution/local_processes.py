@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from tightfit_service.adapters.execution.failures import (
     out_of_memory,
 )
 from tightfit_service.adapters.execution.guard import Guard
-from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser, sandboxed
+from tightfit_service.adapters.execution.limits import Confinement, WorkerUser, sandboxed
 from tightfit_service.adapters.execution.messages import Message, error_from
 from tightfit_service.adapters.execution.running_unit import RunningUnit
 from tightfit_service.adapters.execution.staging import (
@@ -69,23 +70,34 @@ class _Slot:
         self.directory = directory
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerProgram:
+    """What a worker process runs.
+
+    Attributes:
+        command: Program and arguments; it must call `worker.serve`.
+        environment: Variables for it, besides `environment.INHERITED_VARIABLES`.
+        threads: Threads of numeric libraries; None shares the machine's cores evenly among the workers.
+        units_per_process: A process is replaced after so many units, against slow leaks.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
+    units_per_process: int = 100
+
+
 class LocalProcessExecutor:
     """Implements `Executor` with `worker_count` child processes that are reused between units.
 
     Args:
-        command: Program and arguments of a worker; it must call `worker.serve`.
+        program: What each of them runs.
         artifacts: Where inputs come from and outputs go.
         scratch_dir: For running units and cached inputs; emptied by `start`, used by nobody else.
         telemetry: Told when a worker had to be replaced.
         worker_count: Units that run at the same time.
-        threads_per_worker: Threads of numeric libraries; None shares the machine's cores evenly.
-        limits: What a worker with its children may use.
-        isolation: `auto` cuts workers off from the network as far as the platform allows, `required`
-            refuses to start where it does not, `off` leaves them connected.
-        user: Name of the unprivileged user that workers run as; empty for the server's own.
-        units_per_worker: A worker is replaced after so many units, against slow leaks.
+        confinement: What a worker may use and reach.
         input_cache_bytes: How much of the inputs is kept between units.
-        environment: Variables for workers, besides `environment.INHERITED_VARIABLES`.
 
     Attributes:
         isolation: What cut the last worker off, such as `namespace,seccomp`; None before there was one.
@@ -94,35 +106,27 @@ class LocalProcessExecutor:
     def __init__(
         self,
         *,
-        command: Sequence[str],
+        program: WorkerProgram,
         artifacts: ProjectFiles,
         scratch_dir: Path,
         telemetry: RestartReports,
         worker_count: int = 1,
-        threads_per_worker: int | None = None,
-        limits: WorkerLimits | None = None,
-        isolation: str = "auto",
-        user: str = "",
-        units_per_worker: int = 100,
+        confinement: Confinement | None = None,
         input_cache_bytes: int = DEFAULT_CACHE_BYTES,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._limits = limits or WorkerLimits()
-        self._isolation = isolation
-        self._user = WorkerUser.named(user) if user else None
-        self._command = sandboxed(
-            command, limits=self._limits, isolation=isolation, user=self._user
-        )
+        self._program = program
+        self._confinement = confinement or Confinement()
+        self._user = self._confinement.find_user()
+        self._command = sandboxed(program.command, self._confinement)
         self._telemetry = telemetry
-        self._units_per_worker = units_per_worker
         self._staging = Staging(
             artifacts=artifacts,
             root=scratch_dir / "staging",
             cache_bytes=input_cache_bytes,
             owner=self._user,
         )
-        threads = threads_per_worker or max(1, (os.cpu_count() or 1) // worker_count)
-        self._environment = worker_environment(threads=threads, extra=environment or {})
+        threads = program.threads or max(1, (os.cpu_count() or 1) // worker_count)
+        self._environment = worker_environment(threads=threads, extra=program.environment)
         self._workers_dir = scratch_dir / "workers"
         self._slots = [_Slot(self._workers_dir / str(n)) for n in range(worker_count)]
         self._free: asyncio.LifoQueue[_Slot] = asyncio.LifoQueue()
@@ -209,7 +213,7 @@ class LocalProcessExecutor:
             raise error_from(reply)
         if reply["type"] == "failure":
             # whatever went wrong may have left something behind in the process
-            worker.units_done = self._units_per_worker
+            worker.units_done = self._program.units_per_process
             tell = out_of_memory if reply["is_memory"] else failed
             raise tell(unit, reply["error"], await worker.log_tail())
         digests, sizes = await job.collect(reply["outputs"])
@@ -255,7 +259,7 @@ class LocalProcessExecutor:
         timer = asyncio.get_running_loop().call_later(unit.timeout_seconds, worker.kill, "timeout")
         usage = Usage()
         watch = asyncio.create_task(
-            worker.watch(self._limits, usage, (folder.output_dir, worker.directory))
+            worker.watch(self._confinement.limits, usage, (folder.output_dir, worker.directory))
         )
         request = {
             "kind": unit.kind,
@@ -293,7 +297,7 @@ class LocalProcessExecutor:
             reason=worker.kill_reason,
             ending=ending,
             usage=usage,
-            limits=self._limits,
+            limits=self._confinement.limits,
             tail=await worker.log_tail(),
         )
 
@@ -301,11 +305,15 @@ class LocalProcessExecutor:
         if worker.isolation != self.isolation:
             self.isolation = worker.isolation
             held = worker.isolation or "nothing"
-            tell = log.info if worker.isolation or self._isolation == "off" else log.warning
-            tell("workers.isolation", cut_off_by=held, asked=self._isolation)
+            tell = (
+                log.info
+                if worker.isolation or self._confinement.isolation == "off"
+                else log.warning
+            )
+            tell("workers.isolation", cut_off_by=held, asked=self._confinement.isolation)
 
     def _give_back(self, slot: _Slot) -> None:
-        if slot.worker is not None and slot.worker.units_done >= self._units_per_worker:
+        if slot.worker is not None and slot.worker.units_done >= self._program.units_per_process:
             slot.worker.kill(_RECYCLED)
         if slot.worker is not None and slot.worker.is_alive:
             self._free.put_nowait(slot)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TextIO
 
 from tightfit_service import __version__
-from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser
-from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
+from tightfit_service.adapters.execution.limits import Confinement
+from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor, WorkerProgram
 from tightfit_service.adapters.execution.messages import Message, error_message
 from tightfit_service.adapters.execution.staging import shrink_folder
 from tightfit_service.application import tracing
@@ -49,9 +49,7 @@ class NodeOptions:
         folder: Where nodes keep inputs and scratch files; empty for the node's temporary folder.
         cache_bytes: How much of the inputs a node keeps.
         threads: Threads of numeric libraries of one worker.
-        limits: What one worker may use.
-        isolation: `auto`, `required` or `off`.
-        user: Name of the user of workers, or "".
+        confinement: What one worker may use and reach.
     """
 
     arguments: Sequence[str]
@@ -59,9 +57,7 @@ class NodeOptions:
     folder: str = ""
     cache_bytes: int
     threads: int
-    limits: WorkerLimits
-    isolation: str
-    user: str
+    confinement: Confinement
 
 
 class NodeWorker:
@@ -81,24 +77,24 @@ class NodeWorker:
         self._runs: dict[str, _Run] = {}
         caches = self._folders.own / "caches"
         caches.mkdir()
-        if options.user:
-            user = WorkerUser.named(options.user)
+        user = options.confinement.find_user()
+        if user is not None:
             for folder in (Path(base), Path(base) / "slots", self._folders.own):
                 folder.chmod(0o711)
             user.own(caches)
         self._executor = LocalProcessExecutor(
-            command=[sys.executable, *options.arguments],
+            program=WorkerProgram(
+                command=[sys.executable, *options.arguments],
+                environment={**options.environment, "TIGHTFIT_DATA_DIR": str(caches)},
+                threads=options.threads,
+            ),
             artifacts=self._folders,
             scratch_dir=self._folders.own / "scratch",
             telemetry=_Restarts(self._restarts),
             worker_count=1,
-            threads_per_worker=options.threads,
-            limits=options.limits,
-            isolation=options.isolation,
-            user=options.user,
+            confinement=options.confinement,
             # the folder keeps inputs for all workers of the node; linking from it costs nothing
             input_cache_bytes=0,
-            environment={**options.environment, "TIGHTFIT_DATA_DIR": str(caches)},
         )
 
     async def start(self) -> Message:

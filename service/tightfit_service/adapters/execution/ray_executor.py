@@ -389,7 +389,7 @@ class RayExecutor:
         return {
             "num_cpus": self._options.threads,
             "num_gpus": self._gpus_per_unit,
-            "memory": self._options.limits.memory_bytes or 0,
+            "memory": self._options.confinement.limits.memory_bytes or 0,
         }
 
 

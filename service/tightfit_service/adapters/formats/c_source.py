@@ -18,7 +18,7 @@ from tightfit_service.adapters.evaluation.litert_evaluator import (
 )
 from tightfit_service.adapters.formats.tflite_arena import activation_bytes
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.application.file_metadata import (
+from tightfit_service.application.work.file_metadata import (
     LABELS_KEY,
     PREPROCESS_KEY,
     RECIPE_DIGEST_KEY,

@@ -24,9 +24,9 @@ from tightfit_service.adapters.formats.onnx_export import (
     comparison_feeds,
     input_shape,
 )
-from tightfit_service.application.file_parity import check_outputs, noise_limit_of
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import Samples
+from tightfit_service.application.work.file_parity import check_outputs, noise_limit_of
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import load_model

@@ -11,7 +11,7 @@ import base64
 import zlib
 from collections.abc import Mapping
 
-from tightfit_service.application.file_metadata import LABELS_KEY, RECIPE_KEY
+from tightfit_service.application.work.file_metadata import LABELS_KEY, RECIPE_KEY
 
 COMPRESSED = "zlib+base64:"
 """Begins values that are base64 of zlib of UTF-8; clients read both forms (`tightfit.model_file`)."""

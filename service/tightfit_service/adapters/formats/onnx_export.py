@@ -11,13 +11,13 @@ from onnx import GraphProto, ModelProto
 
 from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import LIBRARY_ERRORS, run_feeds
-from tightfit_service.application.file_parity import (
+from tightfit_service.application.ports import ExportedModel, QuantizationSettings
+from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.work.file_parity import (
     COMPARED_SAMPLES,
     check_outputs,
     noise_limit_of,
 )
-from tightfit_service.application.ports import ExportedModel, QuantizationSettings
-from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.errors import InvalidDatasetError, ParityError, UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import copy_model, load_model, save_model, subgraphs

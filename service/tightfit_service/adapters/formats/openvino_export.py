@@ -13,10 +13,10 @@ from tightfit_service.adapters.formats.file_set import join_files, split_files
 from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.onnx_export import comparison_feeds
-from tightfit_service.application.file_metadata import PREFIX
-from tightfit_service.application.file_parity import check_outputs, noise_limit_of
 from tightfit_service.application.ports import ExportedModel, Exporter, QuantizationSettings
 from tightfit_service.application.samples import Samples
+from tightfit_service.application.work.file_metadata import PREFIX
+from tightfit_service.application.work.file_parity import check_outputs, noise_limit_of
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import load_model

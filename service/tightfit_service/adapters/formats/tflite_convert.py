@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -61,9 +62,8 @@ def convert(model: ModelProto) -> TfliteFile:
     shapes = [input_shape(model, name) for name in names]
     turned = [place for place, name in enumerate(names) if is_channels_last(model, name)]
     simple = with_gelus(_norms_as_products(fold_batch_norms(model)))
-    module = build_module(save_model(simple)).eval()
     with _CONVERTING:
-        data = _converted(module, shapes, turned)
+        data = _converted(save_model(simple), tuple(shapes), tuple(turned))
     file = TfliteFile(data)
     if len(file.model.subgraphs) != 1:
         raise UnsupportedError(
@@ -108,7 +108,14 @@ def _norms_as_products(model: ModelProto) -> ModelProto:
     return result
 
 
-def _converted(module: torch.nn.Module, shapes: list[tuple[int, ...]], turned: list[int]) -> bytes:
+@lru_cache(maxsize=1)
+def _converted(graph: bytes, shapes: tuple[tuple[int, ...], ...], turned: tuple[int, ...]) -> bytes:
+    """Return the file of a graph as the converter writes it.
+
+    The last one is kept: a network is often written in one number format after the other, and the
+    converter takes seconds where quantizing its file takes a fraction of one.
+    """
+    module: torch.nn.Module = build_module(graph).eval()
     try:
         # Torch and LiteRT warn about each other, which says nothing about the user's model.
         with warnings.catch_warnings(), torch.no_grad():
@@ -118,11 +125,11 @@ def _converted(module: torch.nn.Module, shapes: list[tuple[int, ...]], turned: l
 
             progress.config.show_progress = False
             if turned:
-                module = litert_torch.to_channel_last_io(module, args=turned).eval()
-                shapes = [
+                module = litert_torch.to_channel_last_io(module, args=list(turned)).eval()
+                shapes = tuple(
                     (n, *rest[1:], rest[0]) if place in turned else (n, *rest)
                     for place, (n, *rest) in enumerate(shapes)
-                ]
+                )
             samples = tuple(torch.zeros(shape) for shape in shapes)
             return bytes(litert_torch.convert(module, samples).model_content())
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:

@@ -25,11 +25,11 @@ from tightfit_service.adapters.formats.tflite_match import Correspondence, corre
 from tightfit_service.adapters.formats.tflite_quantize import Fallback, quantize_file
 from tightfit_service.adapters.formats.tflite_scales import FLOATS
 from tightfit_service.adapters.formats.tflite_spelling import spell_out
-from tightfit_service.application.calibration import TensorRange
-from tightfit_service.application.calibration_data import checked_inputs
-from tightfit_service.application.file_parity import check_outputs, noise_limit_of
+from tightfit_service.application.data.activation_ranges import TensorRange
+from tightfit_service.application.data.calibration_checks import checked_inputs
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
+from tightfit_service.application.work.file_parity import check_outputs, noise_limit_of
 from tightfit_service.domain.errors import (
     InvalidModelError,
     InvalidRequestError,

@@ -37,7 +37,7 @@ from tightfit_service.adapters.formats.tflite_kernels import KERNELS, WEIGHTED
 from tightfit_service.adapters.formats.tflite_rewrite import QuantizationPlan, Rewriter
 from tightfit_service.adapters.formats.tflite_scales import FLOATS, ScaleGroups, is_float
 from tightfit_service.adapters.formats.tflite_values import tensor_values
-from tightfit_service.application.calibration import TensorRange, calibrate
+from tightfit_service.application.data.activation_ranges import TensorRange, calibrate
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import FloatArray
 from tightfit_service.domain.hardware import NumberFormat

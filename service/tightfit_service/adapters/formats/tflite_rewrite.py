@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_kernels import KERNELS, WEIGHTED, WeightSlots
 from tightfit_service.adapters.formats.tflite_scales import FLOATS, ScaleGroups, is_float
-from tightfit_service.application.calibration import TensorRange
+from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.rounding import (
     IntegerScale,

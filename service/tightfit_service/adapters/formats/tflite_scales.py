@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_kernels import KERNELS
-from tightfit_service.application.calibration import TensorRange
+from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.quantized_tensors import FIXED_SCALES
 from tightfit_service.graph.rounding import IntegerScale, activation_scale

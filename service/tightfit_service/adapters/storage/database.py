@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuc
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from tightfit_service.adapters.storage.documents import load_document
 from tightfit_service.adapters.storage.sql_errors import translated
 from tightfit_service.domain.errors import (
     InvalidRequestError,
@@ -68,7 +69,8 @@ def open_database(
     """
     address = _address(url)
     if address.get_backend_name() == "sqlite":
-        engine = create_engine(address)
+        # PostgreSQL checks itself that documents are JSON
+        engine = create_engine(address, json_deserializer=load_document)
         _set_up_sqlite(engine, busy_seconds)
         return engine
     if util.find_spec("psycopg") is None:

@@ -8,13 +8,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, Table, func, insert, select, text
 
 from tightfit_service.adapters.storage.database import POSTGRESQL
+from tightfit_service.adapters.storage.documents import DamagedDocument, read_document
 from tightfit_service.adapters.storage.schema import assets, jobs
 from tightfit_service.application.plain import to_plain
-from tightfit_service.application.ports import AssetRecord
+from tightfit_service.application.ports import AssetRecord, UnreadableJob
 from tightfit_service.domain.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
+    UnreadableRecordError,
 )
 from tightfit_service.domain.job import Job, JobState
 
@@ -69,6 +71,36 @@ def find_job(connection: Connection, project: str, job_id: str, *, lock: bool = 
     return row
 
 
+def job_from(row: Row[Any]) -> Job:
+    """Return the job of a row.
+
+    Raises:
+        UnreadableRecordError: It is damaged, or of another version.
+    """
+    return read_document(
+        Job,
+        row.document,
+        of=f"job {row.job_id}",
+        remedy=f"`tightfit jobs delete {row.job_id}` removes it; the version of tightfit that wrote it "
+        "may still read it",
+    )
+
+
+def listed_job_from(row: Row[Any]) -> Job | UnreadableJob:
+    """Return the job of a row, or what is known of it all the same."""
+    try:
+        return job_from(row)
+    except UnreadableRecordError as error:
+        return UnreadableJob(
+            job_id=row.job_id,
+            project=row.project,
+            state=JobState(row.state),
+            create_time=row.create_time,
+            revision=row.revision,
+            error=error,
+        )
+
+
 def lock_project(connection: Connection, project: str) -> None:
     """Let one transaction at a time count the project's jobs and add one; SQLite does so by itself."""
     if connection.dialect.name == POSTGRESQL:
@@ -101,7 +133,10 @@ def find_asset(connection: Connection, project: str, kind: str, asset_id: str) -
 
 
 def asset_from(row: Row[Any]) -> AssetRecord:
-    """Return the record of a row."""
+    """Return the record of a row; the bytes of an asset can be used without its description."""
+    description = row.description
+    if isinstance(description, DamagedDocument):
+        description = {"unreadable": description.reason}
     return AssetRecord(
         asset_id=row.asset_id,
         project=row.project,
@@ -110,7 +145,7 @@ def asset_from(row: Row[Any]) -> AssetRecord:
         size_bytes=row.size_bytes,
         display_name=row.display_name,
         create_time=row.create_time,
-        description=row.description,
+        description=description,
     )
 
 

@@ -191,6 +191,17 @@ unit_deaths = Table(
     Column("last_time", UtcTime, nullable=False, index=True),
 )
 
+unit_claims = Table(
+    "unit_claims",
+    metadata,
+    Column("project", _NAME, primary_key=True),
+    Column("input_digest", String(128), primary_key=True),
+    # of this life of a server, as that of `job_leases`
+    Column("owner", _NAME, nullable=False),
+    # by the database's clock
+    Column("expire_time", UtcTime, nullable=False, index=True),
+)
+
 assets = Table(
     "assets",
     metadata,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+import structlog
 from sqlalchemy import Engine, Row, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError as DuplicateError
 
@@ -16,6 +17,8 @@ from tightfit_service.application.ports import Page
 from tightfit_service.application.ports.access import AuditEvent
 from tightfit_service.domain.access import ApiKey, Grant, Role
 from tightfit_service.domain.errors import AlreadyExistsError, InvalidRequestError
+
+log = structlog.get_logger(__name__)
 
 
 class SqlApiKeyStore:
@@ -141,5 +144,10 @@ def _event_id(after: str) -> int:
 
 def _key(row: Row[Any]) -> ApiKey:
     values = row._asdict()
-    values["grants"] = tuple(Grant(project, Role(role)) for project, role in row.grants)
+    try:
+        values["grants"] = tuple(Grant(project, Role(role)) for project, role in row.grants)
+    except (TypeError, ValueError) as error:
+        # a key of which is not known what it grants, grants nothing, and can be seen and revoked
+        log.warning("keys.unreadable", key_id=row.key_id, error=str(error))
+        values["grants"] = ()
     return ApiKey(**values)

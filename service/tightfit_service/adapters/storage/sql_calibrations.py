@@ -7,8 +7,9 @@ from datetime import datetime
 from sqlalchemy import Engine, delete, insert, select
 
 from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.documents import read_document
 from tightfit_service.adapters.storage.schema import calibrations
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.plain import to_plain
 from tightfit_service.domain.calibration import Calibration
 
 
@@ -43,13 +44,24 @@ class SqlCalibrationStore:
     def find_calibration(
         self, project: str, target_name: str, runtime_name: str
     ) -> Calibration | None:
-        """See `CalibrationStore`."""
+        """See `CalibrationStore`.
+
+        Raises:
+            UnreadableRecordError: It is damaged, or was written by another version of tightfit.
+        """
         query = select(calibrations.c.document).filter_by(
             project=project, target_name=target_name, runtime_name=runtime_name
         )
         with transaction(self._engine, writes=False) as connection:
             document = connection.execute(query).scalar()
-        return None if document is None else from_plain(Calibration, document)
+        if document is None:
+            return None
+        return read_document(
+            Calibration,
+            document,
+            of=f"the calibration of target {target_name}",
+            remedy="calibrate the target again, or delete it",
+        )
 
     def calibration_time(
         self, project: str, target_name: str, runtime_name: str

@@ -85,6 +85,7 @@ def upsert(
     *,
     replaced: Collection[str] = (),
     changes: Mapping[str, Any] | None = None,
+    where: ColumnElement[bool] | None = None,
 ) -> Insert:
     """Return the insert of a row; where there is one with its key, that is changed.
 
@@ -94,11 +95,12 @@ def upsert(
         values: The row.
         replaced: Columns of an earlier row that take the values.
         changes: Columns of an earlier row that become something else.
+        where: Which earlier row is changed; another stays as it is, and is not returned.
     """
     statement = _insert(dialect, table).values(**values)
     taken = {name: statement.excluded[name] for name in replaced}
     return statement.on_conflict_do_update(
-        index_elements=list(table.primary_key), set_={**taken, **(changes or {})}
+        index_elements=list(table.primary_key), set_={**taken, **(changes or {})}, where=where
     )
 
 

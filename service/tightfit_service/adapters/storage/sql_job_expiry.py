@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, func, select
+from sqlalchemy import ColumnElement, Engine, and_, case, func, select
 
 from tightfit_service.adapters.storage.database import transaction
 from tightfit_service.adapters.storage.schema import jobs
@@ -30,7 +31,7 @@ class SqlJobExpiry:
 
     def expire_jobs(self, *, ended_before: datetime, dry_run: bool = False) -> int:
         """See `JobExpiry`."""
-        old = _ended(ended_before)
+        old = _ended(ended_before, self._engine.dialect.name)
         if dry_run:
             with transaction(self._engine, writes=False) as connection:
                 counted = connection.execute(select(func.count()).select_from(jobs).where(old))
@@ -50,11 +51,15 @@ class SqlJobExpiry:
                 return count
 
 
-def _ended(before: datetime) -> ColumnElement[bool]:
+def _ended(before: datetime, dialect: str) -> ColumnElement[bool]:
+    document: ColumnElement[Any] = jobs.c.document
+    if dialect == "sqlite":
+        # which, unlike PostgreSQL, takes any text for JSON and fails when it looks into it
+        document = case((func.json_valid(document), document))
     return and_(
         jobs.c.state.in_(_FINAL),
         # found by the index: no job ends before it is created
         jobs.c.create_time < before,
         # texts in the form of ISO 8601 and in one zone are in the order of their times
-        jobs.c.document["end_time"].as_string() < before.astimezone(UTC).isoformat(),
+        document["end_time"].as_string() < before.astimezone(UTC).isoformat(),
     )

@@ -7,8 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import structlog
 from sqlalchemy import (
     JSON,
+    ColumnElement,
     Connection,
     Engine,
     FromClause,
@@ -23,7 +25,13 @@ from sqlalchemy import (
 )
 
 from tightfit_service.adapters.storage.database import transaction
-from tightfit_service.adapters.storage.rows import find_job, job_columns, lock_project
+from tightfit_service.adapters.storage.documents import document_value, read_document
+from tightfit_service.adapters.storage.rows import (
+    find_job,
+    job_columns,
+    job_from,
+    lock_project,
+)
 from tightfit_service.adapters.storage.schema import (
     job_events,
     job_leases,
@@ -34,11 +42,14 @@ from tightfit_service.adapters.storage.schema import (
 from tightfit_service.adapters.storage.sql_chain import as_table, make_chain, upsert
 from tightfit_service.adapters.storage.sql_errors import repeated
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import Claim, Lease, LostLife
+from tightfit_service.domain.errors import UnreadableRecordError
 from tightfit_service.domain.job import Job, JobState
 from tightfit_service.domain.quota import Quota
 from tightfit_service.domain.trial import TrialState
+
+log = structlog.get_logger(__name__)
 
 _QUEUED, _RUNNING = JobState.QUEUED.value, JobState.RUNNING.value
 
@@ -57,6 +68,8 @@ class SqlJobQueue:
 
     def __init__(self, *, engine: Engine) -> None:
         self._engine = engine
+        self._passed_over: set[str] = set()
+        """Ids of jobs that cannot be read here."""
 
     @repeated
     def claim_job(
@@ -70,14 +83,19 @@ class SqlJobQueue:
     ) -> Claim | None:
         """See `JobQueue`."""
         with transaction(self._engine, writes=True) as connection:
-            row = None
-            if take_over:
-                row = connection.execute(_abandoned(owner)).first()
-            if row is None:
-                row = _next_queued(connection, quota)
-            if row is None:
-                return None
-            return _take(connection, row, owner, lease_seconds, now)
+            while True:
+                row = None
+                if take_over:
+                    row = connection.execute(_abandoned(owner, self._passed_over)).first()
+                if row is None:
+                    row = _next_queued(connection, quota, self._passed_over)
+                if row is None:
+                    return None
+                try:
+                    return _take(connection, row, owner, lease_seconds, now)
+                except UnreadableRecordError as error:
+                    log.warning("queue.job_unreadable", job_id=row.job_id, error=str(error))
+                    self._passed_over.add(row.job_id)
 
     @repeated
     def take_over_job(
@@ -137,7 +155,7 @@ class SqlJobQueue:
     def request_cancel(self, project: str, job_id: str) -> Job:
         """See `JobQueue`. A job that is final already is returned as it is."""
         with transaction(self._engine, writes=True) as connection:
-            job = from_plain(Job, find_job(connection, project, job_id, lock=True).document)
+            job = job_from(find_job(connection, project, job_id, lock=True))
             if job.state.is_final:
                 return job
             wish = {
@@ -163,7 +181,7 @@ class SqlJobQueue:
             )
 
 
-def _abandoned(owner: str) -> Select[Any]:
+def _abandoned(owner: str, passed_over: Collection[str] = ()) -> Select[Any]:
     """Return the query of running jobs whose lease ran out, the longest ago first."""
     return (
         select(jobs)
@@ -172,6 +190,7 @@ def _abandoned(owner: str) -> Select[Any]:
             job_leases.c.expire_time < seconds_from_now(0.0),
             job_leases.c.owner != owner,
             jobs.c.state == _RUNNING,
+            *_not_among(passed_over),
         )
         .order_by(job_leases.c.expire_time)
         .limit(1)
@@ -180,20 +199,26 @@ def _abandoned(owner: str) -> Select[Any]:
     )
 
 
-def _next_queued(connection: Connection, quota: Quota) -> Row[Any] | None:
+def _not_among(passed_over: Collection[str]) -> Sequence[ColumnElement[bool]]:
+    return [jobs.c.job_id.not_in(sorted(passed_over))] if passed_over else []
+
+
+def _next_queued(
+    connection: Connection, quota: Quota, passed_over: Collection[str]
+) -> Row[Any] | None:
     """Lock and return the next job of the queue."""
     for project, limit in connection.execute(projects_in_turn(quota)).all():
-        row = connection.execute(first_queued(project)).first()
+        row = connection.execute(first_queued(project, passed_over)).first()
         if row is not None and _has_room(connection, project, limit):
             return row
     return None
 
 
-def first_queued(project: str) -> Select[Any]:
+def first_queued(project: str, passed_over: Collection[str] = ()) -> Select[Any]:
     """Return the query of a project's first job in the queue that nobody else is taking."""
     return (
         select(jobs)
-        .where(jobs.c.state == _QUEUED, jobs.c.project == project)
+        .where(jobs.c.state == _QUEUED, jobs.c.project == project, *_not_among(passed_over))
         .order_by(jobs.c.queue_rank, jobs.c.create_time, jobs.c.job_id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -273,8 +298,12 @@ def _has_room(connection: Connection, project: str, limit: int) -> bool:
 def _take(
     connection: Connection, row: Row[Any], owner: str, lease_seconds: float, now: datetime
 ) -> Claim:
-    """Give a locked job to the owner."""
-    before = from_plain(Job, row.document)
+    """Give a locked job to the owner.
+
+    Raises:
+        UnreadableRecordError: It is damaged, or of another version; nothing is written then.
+    """
+    before = job_from(row)
     losses = _lost_lives(connection, row) if before.state is JobState.RUNNING else ()
     job = replace(
         before,
@@ -336,7 +365,12 @@ def _lost_lives(connection: Connection, row: Row[Any]) -> tuple[LostLife, ...]:
         unit=_running_unit(connection, row),
         only_waited=held.only_waits,
     )
-    earlier = (from_plain(LostLife, loss) for loss in held.losses)
+    earlier = read_document(
+        tuple[LostLife, ...],
+        held.losses,
+        of=f"the earlier lives of job {row.job_id}",
+        remedy="delete the job and create it anew",
+    )
     # only lives that end at the same unit of work speak against the job
     return (*(loss for loss in earlier if loss.unit == life.unit), life)
 
@@ -349,7 +383,7 @@ def _running_unit(connection: Connection, row: Row[Any]) -> str:
         .order_by(trials.c.trial_index.desc())
         .limit(1)
     ).first()
-    if trial is not None and trial.document["state"] == TrialState.RUNNING:
+    if trial is not None and document_value(trial.document, "state") == TrialState.RUNNING:
         return f"trial {trial.trial_index}"
     event = connection.execute(
         select(job_events.c.document)
@@ -357,6 +391,6 @@ def _running_unit(connection: Connection, row: Row[Any]) -> str:
         .order_by(job_events.c.sequence.desc())
         .limit(1)
     ).scalar()
-    stage = event.get("stage") if event else ""
+    stage = document_value(event, "stage")
     done = f" after trial {trial.trial_index}" if trial is not None else ""
     return f"stage {stage or 'start'}{done}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import structlog
 from sqlalchemy import (
     JSON,
     ColumnElement,
@@ -31,9 +32,11 @@ from sqlalchemy import (
 )
 
 from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.documents import read_document
 from tightfit_service.adapters.storage.schema import (
     jobs,
     trials,
+    unit_claims,
     unit_deaths,
     work_outputs,
     work_results,
@@ -46,9 +49,12 @@ from tightfit_service.adapters.storage.sql_chain import (
     upsert_rows,
 )
 from tightfit_service.adapters.storage.sql_time import seconds_from_now
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import UnitDeaths, UnitRecord, WorkResult
+from tightfit_service.domain.errors import UnreadableRecordError
 from tightfit_service.domain.job import JobState
+
+log = structlog.get_logger(__name__)
 
 _UNFINISHED = [state.value for state in JobState if not state.is_final]
 
@@ -67,7 +73,7 @@ def find_result(engine: Engine, project: str, input_digest: str) -> WorkResult |
 def find_unit(
     engine: Engine, project: str, input_digest: str, *, within_seconds: float
 ) -> UnitRecord:
-    """Return a cached result, which is noted as used, and the deaths of the unit's workers."""
+    """Return a cached result, which is noted as used, the deaths of the unit's workers, and who has it run."""
     with transaction(engine, writes=False) as connection:
         row = connection.execute(
             _UNIT,
@@ -80,9 +86,10 @@ def find_unit(
     deaths = UnitDeaths()
     if row.death_count is not None:
         deaths = UnitDeaths(count=row.death_count, evidence=row.evidence)
-    if row.document is None:
-        return UnitRecord(deaths=deaths)
-    return UnitRecord(result=_noted(engine, project, input_digest, row), deaths=deaths)
+    result = None
+    if row.document is not None:
+        result = _noted(engine, project, input_digest, row)
+    return UnitRecord(result=result, deaths=deaths, claimant=row.owner or "")
 
 
 def keep_result(engine: Engine, project: str, input_digest: str, result: WorkResult) -> None:
@@ -101,13 +108,17 @@ def keep_result(engine: Engine, project: str, input_digest: str, result: WorkRes
 
 
 def _unit_query() -> Select[Any]:
-    """Return the query of a result and of deaths: one row, whatever of them there is."""
+    """Return the query of a result, deaths and a claim: one row, whatever of them there is."""
     unit = select(
         bindparam("p_project", type_=String()).label("project"),
         bindparam("p_input_digest", type_=String()).label("input_digest"),
     ).subquery("unit")
     return select(
-        work_results.c.document, _is_noted(), unit_deaths.c.death_count, unit_deaths.c.evidence
+        work_results.c.document,
+        _is_noted(),
+        unit_deaths.c.death_count,
+        unit_deaths.c.evidence,
+        unit_claims.c.owner,
     ).select_from(
         unit.outerjoin(
             work_results,
@@ -115,12 +126,21 @@ def _unit_query() -> Select[Any]:
                 work_results.c.project == unit.c.project,
                 work_results.c.input_digest == unit.c.input_digest,
             ),
-        ).outerjoin(
+        )
+        .outerjoin(
             unit_deaths,
             and_(
                 unit_deaths.c.project == unit.c.project,
                 unit_deaths.c.input_digest == unit.c.input_digest,
                 unit_deaths.c.last_time >= seconds_from_now(bindparam("p_within", type_=Float())),
+            ),
+        )
+        .outerjoin(
+            unit_claims,
+            and_(
+                unit_claims.c.project == unit.c.project,
+                unit_claims.c.input_digest == unit.c.input_digest,
+                unit_claims.c.expire_time >= seconds_from_now(0.0),
             ),
         )
     )
@@ -183,7 +203,13 @@ def _noted(engine: Engine, project: str, input_digest: str, row: Row[Any]) -> Wo
             )
             if noted.rowcount == 0:
                 return None
-    return from_plain(WorkResult, row.document)
+    try:
+        return read_document(
+            WorkResult, row.document, of=f"result {input_digest}", remedy="it is computed anew"
+        )
+    except UnreadableRecordError as error:
+        log.warning("results.unreadable", project=project, error=str(error))
+        return None
 
 
 _UNIT = _unit_query()
@@ -219,4 +245,6 @@ class SqlResultExpiry:
                 .where(work_results.c.use_time.is_(None))
                 .values(use_time=seconds_from_now(0.0))
             )
+            # of servers that were killed, and of units that nobody wanted again
+            connection.execute(delete(unit_claims).where(unit_claims.c.expire_time < cutoff))
             return connection.execute(delete(work_results).where(old)).rowcount

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Engine,
+    Row,
     delete,
     exists,
     insert,
@@ -16,6 +19,7 @@ from sqlalchemy import (
 )
 
 from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.documents import read_document
 from tightfit_service.adapters.storage.rows import (
     asset_from,
     count_queued,
@@ -23,6 +27,8 @@ from tightfit_service.adapters.storage.rows import (
     find_job,
     insert_all,
     job_columns,
+    job_from,
+    listed_job_from,
     lock_project,
     no_asset,
     same_request,
@@ -31,6 +37,7 @@ from tightfit_service.adapters.storage.rows import (
 from tightfit_service.adapters.storage.schema import (
     assets,
     job_events,
+    job_leases,
     job_teachers,
     jobs,
     trial_artifacts,
@@ -46,7 +53,8 @@ from tightfit_service.adapters.storage.sql_job_writes import (
     update_job,
 )
 from tightfit_service.adapters.storage.sql_results import find_result, find_unit, keep_result
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.adapters.storage.sql_time import seconds_from_now
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     AssetRecord,
     JobMark,
@@ -54,6 +62,7 @@ from tightfit_service.application.ports import (
     Page,
     UnitDeaths,
     UnitRecord,
+    UnreadableJob,
     WorkResult,
 )
 from tightfit_service.domain.errors import (
@@ -63,6 +72,8 @@ from tightfit_service.domain.errors import (
 from tightfit_service.domain.job import Job, JobEvent, JobState
 from tightfit_service.domain.quota import Quota, check_queued_jobs
 from tightfit_service.domain.trial import Trial
+
+_RUN_AGAIN = "delete the job and create it anew: what was computed before is remembered"
 
 _UNFINISHED = [state.value for state in JobState if not state.is_final]
 
@@ -91,12 +102,12 @@ class SqlStore:
         with transaction(self._engine, writes=True) as connection:
             if job.request_id:
                 earlier = connection.execute(
-                    select(jobs.c.document).where(
+                    select(jobs).where(
                         jobs.c.project == job.project, jobs.c.request_id == job.request_id
                     )
-                ).scalar()
+                ).first()
                 if earlier is not None:
-                    return same_request(from_plain(Job, earlier), job)
+                    return same_request(job_from(earlier), job)
             if connection.execute(select(jobs.c.job_id).filter_by(job_id=job.job_id)).first():
                 raise AlreadyExistsError(f"there is a job {job.job_id} already", field="job_id")
             if quota is not None and quota.queued_jobs:
@@ -116,14 +127,14 @@ class SqlStore:
     def get_job(self, project: str, job_id: str) -> Job:
         """See `JobStore`."""
         with transaction(self._engine, writes=False) as connection:
-            return from_plain(Job, find_job(connection, project, job_id).document)
+            return job_from(find_job(connection, project, job_id))
 
     def list_jobs(
         self, project: str, page: Page, *, states: Sequence[JobState] = ()
-    ) -> Sequence[Job]:
+    ) -> Sequence[Job | UnreadableJob]:
         """See `JobStore`. A `page.after` that no longer exists is a NotFoundError."""
         query = (
-            select(jobs.c.document)
+            select(jobs)
             .where(jobs.c.project == project)
             .order_by(jobs.c.create_time.desc(), jobs.c.job_id.desc())
             .limit(page.size)
@@ -137,8 +148,8 @@ class SqlStore:
                     tuple_(jobs.c.create_time, jobs.c.job_id)
                     < tuple_(last.create_time, last.job_id)
                 )
-            documents = connection.execute(query).scalars().all()
-        return [from_plain(Job, document) for document in documents]
+            rows = connection.execute(query).all()
+        return [listed_job_from(row) for row in rows]
 
     @repeated
     def update_job(self, job: Job, *, lease: Lease | None = None) -> Job:
@@ -150,7 +161,7 @@ class SqlStore:
         """See `JobStore`. Cached results that no other job's trial stands for go as well."""
         with transaction(self._engine, writes=True) as connection:
             stored = find_job(connection, project, job_id, lock=True)
-            if not JobState(stored.state).is_final:
+            if not JobState(stored.state).is_final and not _is_stranded(connection, stored):
                 raise PreconditionError(
                     f"job {job_id} is {stored.state}",
                     field="name",
@@ -208,7 +219,10 @@ class SqlStore:
             )
         with transaction(self._engine, writes=False) as connection:
             documents = connection.execute(query).scalars().all()
-        return [from_plain(Trial, document) for document in documents]
+        return [
+            read_document(Trial, document, of=f"a trial of job {job_id}", remedy=_RUN_AGAIN)
+            for document in documents
+        ]
 
     @repeated
     def append_event(self, event: JobEvent, *, lease: Lease | None = None) -> JobEvent:
@@ -225,7 +239,10 @@ class SqlStore:
         )
         with transaction(self._engine, writes=False) as connection:
             documents = connection.execute(query).scalars().all()
-        return [from_plain(JobEvent, document) for document in documents]
+        return [
+            read_document(JobEvent, document, of=f"an event of job {job_id}", remedy=_RUN_AGAIN)
+            for document in documents
+        ]
 
     def cached_result(self, project: str, input_digest: str) -> WorkResult | None:
         """See `JobStore`. That it is still used is noted once an hour."""
@@ -353,6 +370,16 @@ class SqlStore:
         )
         with transaction(self._engine, writes=False) as connection:
             return bool(connection.execute(query).scalar())
+
+
+def _is_stranded(connection: Connection, stored: Row[Any]) -> bool:
+    """Whether a job cannot be read here, so that nothing ends it, and nobody else runs it."""
+    if isinstance(listed_job_from(stored), Job):
+        return False
+    held = select(job_leases.c.job_id).where(
+        job_leases.c.job_id == stored.job_id, job_leases.c.expire_time >= seconds_from_now(0.0)
+    )
+    return connection.execute(held).first() is None
 
 
 def _taught_by(digest: str) -> ColumnElement[bool]:

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from sqlalchemy import Engine, Row, delete, insert, select
 
 from tightfit_service.adapters.storage.database import transaction
+from tightfit_service.adapters.storage.documents import read_document
 from tightfit_service.adapters.storage.schema import hardware_targets
-from tightfit_service.application.plain import from_plain, to_plain
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import Page, TargetRecord
-from tightfit_service.domain.errors import AlreadyExistsError, NotFoundError
+from tightfit_service.domain.errors import (
+    AlreadyExistsError,
+    NotFoundError,
+    UnreadableRecordError,
+)
 from tightfit_service.domain.hardware import HardwareSpec
+
+log = structlog.get_logger(__name__)
 
 
 class SqlTargetStore:
@@ -60,19 +68,29 @@ class SqlTargetStore:
         return _record(row)
 
     def list_targets(self, project: str, page: Page) -> Sequence[TargetRecord]:
-        """See `TargetStore`."""
-        query = (
-            select(hardware_targets)
-            .where(
-                hardware_targets.c.project == project,
-                hardware_targets.c.target_name > page.after,
+        """See `TargetStore`. Records that cannot be read are left out, and named in the log."""
+        found: list[TargetRecord] = []
+        after, has_more = page.after, True
+        while has_more and len(found) < page.size:
+            limit = page.size - len(found)
+            query = (
+                select(hardware_targets)
+                .where(
+                    hardware_targets.c.project == project, hardware_targets.c.target_name > after
+                )
+                .order_by(hardware_targets.c.target_name)
+                .limit(limit)
             )
-            .order_by(hardware_targets.c.target_name)
-            .limit(page.size)
-        )
-        with transaction(self._engine, writes=False) as connection:
-            rows = connection.execute(query).all()
-        return [_record(row) for row in rows]
+            with transaction(self._engine, writes=False) as connection:
+                rows = connection.execute(query).all()
+            has_more = len(rows) == limit
+            for row in rows:
+                after = row.target_name
+                try:
+                    found.append(_record(row))
+                except UnreadableRecordError as error:
+                    log.warning("targets.unreadable", project=project, error=str(error))
+        return found
 
     def delete_target(self, project: str, name: str) -> None:
         """See `TargetStore`."""
@@ -85,7 +103,12 @@ class SqlTargetStore:
 def _record(row: Row[Any]) -> TargetRecord:
     return TargetRecord(
         project=row.project,
-        spec=from_plain(HardwareSpec, row.document),
+        spec=read_document(
+            HardwareSpec,
+            row.document,
+            of=f"hardware target {row.target_name!r}",
+            remedy="delete it and describe it anew; jobs that were created with it keep it",
+        ),
         create_time=row.create_time,
     )
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -100,11 +100,6 @@ def otlp_tracer(endpoint: str, *, version: str, instance: str) -> OtelTracer:
         "service.instance.id": instance,
     }
     return OtelTracer(BatchSpanProcessor(exporter), resource=resource)
-
-
-def local_tracer(exporter: SpanExporter) -> OtelTracer:
-    """Return a tracer that gives each span to an exporter as it ends."""
-    return OtelTracer(SimpleSpanProcessor(exporter), resource={"service.name": _SCOPE})
 
 
 def _span_context(trace_id: str, span_id: str) -> SpanContext:

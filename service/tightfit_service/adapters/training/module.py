@@ -95,11 +95,6 @@ class GraphModule(torch.nn.Module):
         assert isinstance(value, torch.Tensor)
         return value
 
-    @property
-    def initializer_names(self) -> Mapping[str, str]:
-        """Initializer name to the name of its parameter or buffer."""
-        return self._slots
-
     def statistics(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return running mean and variance of every BatchNorm, in graph order."""
         found = []

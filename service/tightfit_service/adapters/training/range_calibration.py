@@ -12,7 +12,7 @@ from tightfit_service.adapters.training.fake_quantization import FakeQuantizatio
 from tightfit_service.adapters.training.learner import Learner
 from tightfit_service.adapters.training.preparation import Student
 from tightfit_service.adapters.training.quantization_plan import plan_quantization
-from tightfit_service.application.calibration import calibrate
+from tightfit_service.application.data.activation_ranges import calibrate
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples
 

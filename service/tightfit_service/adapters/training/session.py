@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from tightfit_service.application.ports import (
     QuantizationSettings,
     RecoveryResult,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.domain.errors import DivergedError, InvalidDatasetError
@@ -57,11 +59,8 @@ class RecoverySession:
         self,
         *,
         graph: bytes,
-        teachers: Sequence[bytes],
-        train: Samples,
-        selection: Samples,
-        unlabeled: Samples | None,
-        reference: bytes,
+        teachers: Teachers,
+        data: TrainingData,
         settings: RecoverySettings,
         quantization: QuantizationSettings,
         cache_dir: Path,
@@ -70,19 +69,22 @@ class RecoverySession:
     ) -> None:
         """Prepare the student and ask the original for the answers that scores need.
 
-        `teachers` has the original first; `reference` is what layers are fitted to; `begun` is the value of `time.monotonic` that
-        `settings.max_seconds` counts from.
+        `begun` is the value of `time.monotonic` that `settings.max_seconds` counts from.
 
         Raises:
             UnsupportedError: An operator has no rule.
             InvalidRequestError: A teacher takes or answers something else than the original.
             InvalidDatasetError: Labels that the network has no output for.
         """
-        self._graph, self._original, self._settings = graph, reference, settings
+        train, selection = data.train, data.selection
+        self._graph, self._settings = graph, settings
+        self._original = teachers.reference or teachers.original
         self._quantization = quantization
         self._train, self._on_progress, self._begun = train, on_progress, begun
         targets = find_targets(graph, is_regression=train.metric.is_error)
-        self._teachers = open_teachers(teachers, train, threads=torch.get_num_threads())
+        self._teachers = open_teachers(
+            (teachers.original, *teachers.others), train, threads=torch.get_num_threads()
+        )
         self._inputs = _some_inputs(train, settings.seed)
         first = self._teachers[0].logits(self._inputs[:1])
         for split, samples in (("train", train), ("selection", selection)):
@@ -105,7 +107,7 @@ class RecoverySession:
         self._augmentation = augmentation
         self._data = TrainingSet(
             train=train,
-            unlabeled=unlabeled,
+            unlabeled=data.unlabeled,
             teachers=self._teachers,
             augmentation=augmentation,
             folder=cache_dir,

@@ -27,6 +27,8 @@ from tightfit_service.application.ports import (
     QuantizationSettings,
     RecoveryResult,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.network import DEFAULT_IMPORTANCE, ImportanceCriterion, PruningSpace
@@ -68,44 +70,33 @@ class TorchTrainer:
         self,
         graph: bytes,
         *,
-        teacher: bytes,
-        train: Samples,
-        selection: Samples,
+        teachers: Teachers,
+        data: TrainingData,
         settings: RecoverySettings,
         cache_dir: Path,
         on_progress: ProgressCallback,
         quantization: QuantizationSettings | None = None,
-        more_teachers: Sequence[bytes] = (),
-        unlabeled: Samples | None = None,
-        reference: bytes | None = None,
     ) -> RecoveryResult:
-        """Train `graph` back towards `teacher`; see `ports.Trainer`."""
+        """Train `graph` back towards its teachers; see `ports.Trainer`."""
         begun = time.monotonic()
         self._prepare_torch(settings.seed)
-        for split, samples in (("train", train), ("selection", selection)):
-            check_samples(samples, split)
+        check_samples(data.train, "train")
+        check_samples(data.selection, "selection")
         if has_several_inputs(graph):
             return self._recover_joined(
                 graph,
-                teacher=teacher,
-                train=train,
-                selection=selection,
+                teachers=teachers,
+                data=data,
                 settings=settings,
                 cache_dir=cache_dir,
                 on_progress=on_progress,
                 quantization=quantization,
-                more_teachers=more_teachers,
-                unlabeled=unlabeled,
-                reference=reference,
             )
         on_progress(0.0, "fitting layers to the original")
         session = RecoverySession(
             graph=graph,
-            teachers=(teacher, *more_teachers),
-            train=train,
-            selection=selection,
-            unlabeled=unlabeled,
-            reference=reference or teacher,
+            teachers=teachers,
+            data=data,
             settings=settings,
             quantization=quantization or QuantizationSettings(),
             cache_dir=cache_dir,
@@ -115,17 +106,7 @@ class TorchTrainer:
         return session.run()
 
     def _recover_joined(
-        self,
-        graph: bytes,
-        *,
-        teacher: bytes,
-        train: Samples,
-        selection: Samples,
-        cache_dir: Path,
-        more_teachers: Sequence[bytes],
-        unlabeled: Samples | None,
-        reference: bytes | None,
-        **others: Any,
+        self, graph: bytes, *, teachers: Teachers, data: TrainingData, **others: Any
     ) -> RecoveryResult:
         """Train a network with several inputs as one with a single input."""
         names = graph_inputs(onnx.load_model_from_string(graph))
@@ -133,13 +114,20 @@ class TorchTrainer:
             folder = Path(name)
             result = self.recover(
                 join_inputs(graph),
-                teacher=join_inputs(teacher),
-                train=join_samples(train, names, folder),
-                selection=join_samples(selection, names, folder),
-                cache_dir=cache_dir,
-                more_teachers=[join_inputs(network, names) for network in more_teachers],
-                unlabeled=None if unlabeled is None else join_samples(unlabeled, names, folder),
-                reference=None if reference is None else join_inputs(reference),
+                teachers=Teachers(
+                    original=join_inputs(teachers.original),
+                    others=tuple(join_inputs(network, names) for network in teachers.others),
+                    reference=teachers.reference and join_inputs(teachers.reference),
+                ),
+                data=TrainingData(
+                    train=join_samples(data.train, names, folder),
+                    selection=join_samples(data.selection, names, folder),
+                    unlabeled=(
+                        None
+                        if data.unlabeled is None
+                        else join_samples(data.unlabeled, names, folder)
+                    ),
+                ),
                 **others,
             )
         return replace(

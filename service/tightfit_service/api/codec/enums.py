@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from tightfit.v1 import hardware_pb2, job_pb2, metrics_pb2, runner_pb2, trial_pb2
-from tightfit_service.application.runner_sessions import RunnerState
+from tightfit_service.application.runners.sessions import RunnerState
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat

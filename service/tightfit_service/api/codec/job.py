@@ -21,7 +21,8 @@ from tightfit_service.api.codec.hardware import partial_from_proto, spec_to_prot
 from tightfit_service.api.codec.metrics import metrics_to_proto, violation_to_proto
 from tightfit_service.api.codec.times import duration_to_proto, timestamp_to_proto
 from tightfit_service.api.codec.trial import recipe_from_proto, recipe_to_proto
-from tightfit_service.application.runner_sessions import MAX_LABELS, MAX_TEXT
+from tightfit_service.application.ports import UnreadableJob
+from tightfit_service.application.runners.sessions import MAX_LABELS, MAX_TEXT
 from tightfit_service.application.use_cases import CheckReport, JobRequest
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.job import (
@@ -156,6 +157,19 @@ def job_to_proto(job: Job) -> job_pb2.CompressionJob:
         teacher_digests=[teacher.digest for teacher in job.spec.teachers],
         spent_time=duration_to_proto(job.spent_seconds),
         creator=job.creator,
+    )
+
+
+def listed_job_to_proto(job: Job | UnreadableJob) -> job_pb2.CompressionJob:
+    """Return a job of a list, with the reason as its error where it cannot be read."""
+    if isinstance(job, Job):
+        return job_to_proto(job)
+    return job_pb2.CompressionJob(
+        name=resource_names.JOB.name(job.project, job.job_id),
+        state=enums.JOB_STATE.to_proto(job.state),
+        error=job_pb2.JobError(reason=job.error.reason, message=str(job.error)),
+        create_time=timestamp_to_proto(job.create_time),
+        revision=job.revision,
     )
 
 

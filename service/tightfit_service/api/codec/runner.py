@@ -6,7 +6,7 @@ from tightfit.v1 import runner_pb2
 from tightfit_service.api import resource_names
 from tightfit_service.api.codec import enums
 from tightfit_service.api.codec.times import duration_to_proto, timestamp_to_proto
-from tightfit_service.application.runner_sessions import (
+from tightfit_service.application.runners.sessions import (
     Command,
     Offer,
     Runner,

@@ -20,6 +20,7 @@ from tightfit_service.application.ports.calibration import (
     DesignedNetwork,
     EmulatorFitter,
 )
+from tightfit_service.application.ports.claims import UnitClaims
 from tightfit_service.application.ports.datasets import DatasetReader, DataSynthesizer, OpenDataset
 from tightfit_service.application.ports.execution import (
     BeginCallback,
@@ -79,6 +80,7 @@ from tightfit_service.application.ports.records import (
     ResultExpiry,
     UnitDeaths,
     UnitRecord,
+    UnreadableJob,
 )
 from tightfit_service.application.ports.techniques import (
     AccuracyOf,
@@ -95,7 +97,9 @@ from tightfit_service.application.ports.techniques import (
     RecoveryResult,
     RecoverySettings,
     StructuredPruning,
+    Teachers,
     Trainer,
+    TrainingData,
 )
 
 __all__ = [
@@ -163,11 +167,15 @@ __all__ = [
     "TargetEvaluator",
     "TargetRecord",
     "TargetStore",
+    "Teachers",
     "Telemetry",
     "TensorSignature",
     "Trainer",
+    "TrainingData",
+    "UnitClaims",
     "UnitDeaths",
     "UnitRecord",
+    "UnreadableJob",
     "UploadStaging",
     "UploadTicket",
     "WorkHandler",

@@ -19,7 +19,7 @@ class WorkUnit:
 
     Attributes:
         project: Whose artifacts it reads and writes.
-        kind: Which handler runs it (see `application.unit_kinds`).
+        kind: Which handler runs it (see `application.units.kinds`).
         payload: Plain JSON data.
         inputs: Name to digest; the executor provides them to the worker as files.
         timeout_seconds: The worker is killed after this.

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from tightfit_service.application.ports.execution import WorkResult
+from tightfit_service.domain.errors import UnreadableRecordError
 from tightfit_service.domain.job import Job, JobEvent, JobState
 from tightfit_service.domain.quota import Quota, QuotaOverrides, Usage
 from tightfit_service.domain.trial import Trial
@@ -128,6 +129,8 @@ class UnitRecord:
 
     result: WorkResult | None = None
     deaths: UnitDeaths = UnitDeaths()
+    claimant: str = ""
+    """Who has claimed it and computes it now; empty where nobody does."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,18 @@ class JobMark:
 
     revision: int
     last_sequence: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableJob:
+    """A job whose record cannot be read: what is known of it all the same."""
+
+    job_id: str
+    project: str
+    state: JobState
+    create_time: datetime
+    revision: int
+    error: UnreadableRecordError
 
 
 class JobQueue(Protocol):
@@ -154,7 +169,8 @@ class JobQueue(Protocol):
 
         A job whose lease ran out comes first (if `take_over`), then one of the queue: of the project
         with the fewest running jobs, of those the highest priority, of those the oldest. Projects that
-        run as many as their quota allows are passed over.
+        run as many as their quota allows are passed over, and so are jobs whose record cannot be read:
+        a replica of the version that wrote it may come and run them.
 
         Args:
             owner: Of the lease; what it holds itself is never taken over.
@@ -192,6 +208,7 @@ class JobQueue(Protocol):
 
         Raises:
             NotFoundError: No such job.
+            UnreadableRecordError: It is damaged, or of another version.
         """
         ...
 
@@ -237,13 +254,17 @@ class JobStore(Protocol):
 
         Raises:
             NotFoundError: No such job.
+            UnreadableRecordError: It is damaged, or of another version.
         """
         ...
 
     def list_jobs(
         self, project: str, page: Page, *, states: Sequence[JobState] = ()
-    ) -> Sequence[Job]:
-        """Return jobs, newest first (by create_time, then id); `page.after` is a job id."""
+    ) -> Sequence[Job | UnreadableJob]:
+        """Return jobs, newest first (by create_time, then id); `page.after` is a job id.
+
+        One whose record cannot be read stands in its place as what is known of it.
+        """
         ...
 
     def update_job(self, job: Job, *, lease: Lease | None = None) -> Job:
@@ -259,7 +280,7 @@ class JobStore(Protocol):
         ...
 
     def delete_job(self, project: str, job_id: str) -> None:
-        """Remove a final job with its trials and events.
+        """Remove a final job with its trials and events, or one that cannot be read and that nobody runs.
 
         Raises:
             NotFoundError: No such job.
@@ -305,8 +326,8 @@ class JobStore(Protocol):
     def unit_record(self, project: str, input_digest: str, *, within_seconds: float) -> UnitRecord:
         """Return all that whoever is about to run a unit of work needs to know of it.
 
-        That is the project's stored result, and how often the unit killed its worker: none when the last
-        time was longer ago than `within_seconds`.
+        That is the project's stored result; how often the unit killed its worker: none when the last
+        time was longer ago than `within_seconds`; and who computes it now.
         """
         ...
 

@@ -209,6 +209,37 @@ class RecoveryResult:
     which the exporter has to use instead of calibrating."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Teachers:
+    """The networks that a compressed one is trained back towards.
+
+    Attributes:
+        original: The original network.
+        others: Other networks for the same inputs and classes, whose answers are averaged with the original's.
+        reference: The network whose layers those of the compressed one were made from; None where that is the
+            original itself, and not the original at another resolution.
+    """
+
+    original: bytes
+    others: tuple[bytes, ...] = ()
+    reference: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a training is given to learn from.
+
+    Attributes:
+        train: Samples that weights are updated on.
+        selection: Samples that states are compared on.
+        unlabeled: Further inputs, which only teachers answer for.
+    """
+
+    train: Samples
+    selection: Samples
+    unlabeled: Samples | None = None
+
+
 ProgressCallback = Callable[[float, str], None]
 """Called with the share done (0 to 1) and a short message; must return quickly and not raise."""
 
@@ -247,38 +278,28 @@ class Trainer(Protocol):
         self,
         graph: bytes,
         *,
-        teacher: bytes,
-        train: Samples,
-        selection: Samples,
+        teachers: Teachers,
+        data: TrainingData,
         settings: RecoverySettings,
         cache_dir: Path,
         on_progress: ProgressCallback,
         quantization: QuantizationSettings | None = None,
-        more_teachers: Sequence[bytes] = (),
-        unlabeled: Samples | None = None,
-        reference: bytes | None = None,
     ) -> RecoveryResult:
-        """Train `graph` back towards `teacher`.
+        """Train `graph` back towards its teachers.
 
         Teacher outputs on training data may be kept in `cache_dir` between calls.
 
         Args:
             graph: The compressed network.
-            teacher: The original network.
-            train: Samples that weights are updated on.
-            selection: Samples that states are compared on.
+            teachers: What it is to answer as.
+            data: What it is trained and judged on.
             settings: How to train.
             cache_dir: Folder for teacher outputs.
             on_progress: Told about progress.
             quantization: How the result will be exported; needed for quantization-aware training.
-            more_teachers: Other networks for the same inputs and classes, whose answers are averaged
-                with the original's.
-            unlabeled: Further inputs, which only teachers answer for.
-            reference: The network whose layers those of `graph` were made from, where that is not the
-                teacher itself: the original at another resolution.
 
         Raises:
-            InvalidRequestError: One of `more_teachers` takes other inputs, or answers something else.
+            InvalidRequestError: One of the other teachers takes other inputs, or answers something else.
             DivergedError: Every rollback diverged again; the best state so far was no better than the start.
         """
         ...

@@ -128,6 +128,7 @@ def test_operators_add_up_to_the_network(fitted: CalibratedEmulator) -> None:
         assert 0.4 * cost.latency_ms.value < layers <= cost.latency_ms.value * 1.001
 
 
+@pytest.mark.long
 def test_quality_tells_the_error_of_left_out_networks() -> None:
     found = ProcessFitter().examine(RooflineEmulator(), TARGET, measured()[:48])
     (quality,) = found.quality
@@ -157,6 +158,7 @@ RARE = (
 )
 
 
+@pytest.mark.long
 def test_intervals_cover_kinds_that_were_never_measured() -> None:
     observations = measured(kinds_at_odds_ms)
     covered: list[bool] = []

@@ -103,6 +103,14 @@ def test_the_bandwidths_of_a_target_are_shares_of_a_port() -> None:
     assert "OffChipFlash_clock_scale=0.125000" in lines
 
 
+def test_an_ethos_u85_has_several_transfers_under_way() -> None:
+    assert TARGET.accelerator is not None
+    assert "max_reads" not in system_configuration(TARGET, TARGET.accelerator)
+    larger = CATALOGUE.get("cortex-m85-ethos-u85-256")
+    assert larger.accelerator is not None
+    assert "Sram_max_reads=8" in system_configuration(larger, larger.accelerator).splitlines()
+
+
 def test_vela_is_told_of_the_ram_but_of_no_more_than_it_plans_with() -> None:
     assert TARGET.accelerator is not None
     assert "arena_cache_size=2097152" in system_configuration(TARGET, TARGET.accelerator)

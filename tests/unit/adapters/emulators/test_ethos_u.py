@@ -1,15 +1,17 @@
-"""Ethos-U's arena as Vela plans it: bricks of channels, joins in place, weights fetched ahead where there is room."""
+"""Ethos-U as Vela has it: cycles of operators; an arena of bricks, joins in place, weights fetched ahead."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from tightfit_service.adapters.emulators.ethos_u import ETHOS_U_EMULATOR, LEAST_SHARE, MOST_SHARE
+from tightfit_service.adapters.emulators.ethos_u_cycles import UNITS, busy_cycles, by_kernel
 from tightfit_service.adapters.targets.catalogue import YamlTargetCatalogue
-from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
 CATALOGUE = YamlTargetCatalogue()
@@ -59,6 +61,13 @@ def network(*operators: Operator, source: int = 3) -> NetworkProfile:
     )
 
 
+def cycles(item: Operator, target: HardwareSpec = TARGET) -> float:
+    assert target.accelerator is not None
+    assert target.accelerator.clock_mhz is not None
+    cost = ETHOS_U_EMULATOR.operator_cost(item, target)
+    return cost.latency_ms * target.accelerator.clock_mhz * 1e3
+
+
 @pytest.mark.parametrize(
     ("kernel", "ratios"),
     [
@@ -71,15 +80,120 @@ def test_sums_over_input_channels_are_rounded_up_as_vela_does(
     kernel: tuple[int, int], ratios: dict[int, float]
 ) -> None:
     conv = replace(operator("a", ["in"], (32, 64)), kernel=kernel)
+    unit = UNITS[128]
+    weights_apart = {c: busy_cycles(conv.resized(c, 64), unit, 0.0) for c in (32, *ratios)}
+    if kernel == (1, 1):
+        # where outputs take longer than their products, both are told apart by the kind of sum alone
+        assert not by_kernel(conv.resized(48, 64))
+    else:
+        for channels, ratio in ratios.items():
+            assert weights_apart[channels] / weights_apart[32] == pytest.approx(ratio, rel=0.1)
 
-    def effective(channels: int) -> float:
-        narrow = conv.resized(channels, 64)
-        return channels * ETHOS_U_EMULATOR.input_rounding(narrow, TARGET)
 
-    for channels, ratio in ratios.items():
-        assert effective(channels) / effective(32) == pytest.approx(ratio, rel=0.08)
-    dense = replace(conv, kind=OperatorKind.DENSE, kernel=())
-    assert ETHOS_U_EMULATOR.input_rounding(dense.resized(40, 64), TARGET) == 64 / 40
+def layer(
+    channels: tuple[int, int],
+    kernel: tuple[int, ...],
+    out_size: tuple[int, ...],
+    *,
+    kind: OperatorKind = OperatorKind.CONV,
+    stride: int = 1,
+    op_type: str = "Conv",
+) -> Operator:
+    """A layer of one of MLPerf Tiny's networks in int8."""
+    into, out = channels
+    groups = out if kind is OperatorKind.DEPTHWISE_CONV else 1
+    has_weights = kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV, OperatorKind.DENSE)
+    weights = into // groups * out * math.prod(kernel) if has_weights else 0
+    return Operator(
+        node="layer",
+        kind=kind,
+        op_type=op_type,
+        inputs=("in",),
+        outputs=("layer",),
+        macs=weights * math.prod(out_size),
+        in_channels=into,
+        out_channels=out,
+        in_size=tuple(stride * size for size in out_size),
+        out_size=out_size,
+        kernel=kernel,
+        groups=groups,
+        weight_count=weights,
+        weight_bits=8,
+        activation_bits=8,
+    )
+
+
+DEPTHWISE, ELEMENTWISE = OperatorKind.DEPTHWISE_CONV, OperatorKind.ELEMENTWISE
+
+
+@pytest.mark.parametrize(
+    ("item", "of_128", "of_256"),
+    [
+        # Vela 5.2.0's NPU cycles for layers of ResNet-8 and DS-CNN, with 128 and 256 products per cycle
+        (layer((3, 16), (3, 3), (32, 32)), 14_096, 8_179),
+        (layer((16, 16), (3, 3), (32, 32)), 25_497, 13_579),
+        (layer((16, 32), (3, 3), (16, 16), stride=2), 13_272, 7_536),
+        (layer((32, 32), (3, 3), (16, 16)), 19_498, 10_480),
+        (layer((16, 32), (1, 1), (16, 16), stride=2), 4_352, 2_752),
+        (layer((32, 64), (1, 1), (8, 8), stride=2), 2_528, 2_016),
+        (layer((16, 16), (), (32, 32), kind=ELEMENTWISE, op_type="Add"), 24_576, 12_288),
+        (layer((1, 40), (10, 4), (25, 5), stride=2), 16_506, None),
+        (layer((64, 64), (3, 3), (25, 5), kind=DEPTHWISE), 7_974, None),
+        (layer((40, 64), (1, 1), (25, 5)), 5_764, None),
+        (layer((64, 24), (1, 1), (25, 5)), 2_561, None),
+        (layer((64, 64), (8, 8), (1, 1), kind=OperatorKind.POOL, stride=8), 2_892, 2_888),
+        (layer((10, 10), (), (), kind=OperatorKind.SOFTMAX), 950, 950),
+    ],
+)
+def test_cycles_are_those_that_vela_counts(
+    item: Operator, of_128: float, of_256: float | None
+) -> None:
+    assert cycles(item) == pytest.approx(of_128, rel=0.25)
+    if of_256:
+        larger = CATALOGUE.get("cortex-m55-ethos-u55-256")
+        assert cycles(item, larger) == pytest.approx(of_256, rel=0.25)
+
+
+def test_weights_come_from_flash_no_faster_than_it_is() -> None:
+    dense = layer((512, 512), (), (), kind=OperatorKind.DENSE)
+    # 500 MB/s at 500 MHz are a byte per cycle
+    assert cycles(dense) == pytest.approx(512 * 512)
+
+
+def test_sixteen_bits_take_twice_as_long() -> None:
+    for item in (
+        layer((32, 32), (3, 3), (16, 16)),
+        layer((64, 64), (3, 3), (25, 5), kind=DEPTHWISE),
+    ):
+        wide = replace(item, activation_bits=16)
+        assert cycles(wide) == pytest.approx(2 * cycles(item), rel=0.15)
+
+
+def test_groups_are_computed_one_by_one() -> None:
+    whole = layer((64, 64), (3, 3), (16, 16))
+    parted = replace(whole, groups=4, macs=whole.macs // 4, weight_count=whole.weight_count // 4)
+    narrow = layer((16, 16), (3, 3), (16, 16))
+    assert cycles(parted) == pytest.approx(4 * cycles(narrow), rel=0.1)
+
+
+def test_kernels_beyond_eight_by_eight_are_computed_in_parts() -> None:
+    unit = UNITS[128]
+    one = busy_cycles(layer((32, 32), (8, 8), (16, 16)), unit, 0.0)
+    four = busy_cycles(layer((32, 32), (16, 16), (16, 16)), unit, 0.0)
+    assert four == pytest.approx(4 * one, rel=0.05)
+
+
+def test_rows_and_points_are_images_of_height_one() -> None:
+    row = layer((32, 32), (3,), (64,))
+    as_image = layer((32, 32), (1, 3), (1, 64))
+    assert cycles(row) == cycles(as_image) > cycles(layer((32, 32), (), ()))
+
+
+def test_another_number_of_products_is_a_roofline() -> None:
+    assert TARGET.accelerator is not None
+    odd = replace(TARGET.accelerator, macs_per_cycle={NumberFormat.INT8: 100.0})
+    item = layer((32, 32), (3, 3), (16, 16))
+    assert cycles(item, replace(TARGET, accelerator=odd)) == pytest.approx(item.macs / 100 / 0.6)
 
 
 def feature_maps(profile: NetworkProfile, target: HardwareSpec = TARGET) -> dict[str, float]:

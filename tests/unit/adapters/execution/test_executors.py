@@ -12,7 +12,7 @@ import pytest
 from fakes.artifacts import InMemoryArtifactStores
 from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.execution.executors import ExecutorOptions, make_executor
-from tightfit_service.adapters.execution.limits import WorkerLimits, WorkerUser
+from tightfit_service.adapters.execution.limits import Confinement, WorkerUser
 from tightfit_service.adapters.execution.local_processes import LocalProcessExecutor
 from tightfit_service.adapters.execution.ray_executor import RayExecutor
 from tightfit_service.application.ports import Executor
@@ -24,9 +24,7 @@ def make(data_dir: Path, **settings: Any) -> Executor:
         "data_dir": data_dir,
         "worker_count": 1,
         "threads": None,
-        "limits": WorkerLimits(),
-        "isolation": "auto",
-        "user": "",
+        "confinement": Confinement(),
     }
     return make_executor(
         ExecutorOptions(**(values | settings)),
@@ -48,13 +46,13 @@ def test_ray_needs_an_address(tmp_path: Path) -> None:
 
 def test_an_unknown_isolation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="worker_isolation"):
-        make(tmp_path, isolation="maybe")
+        make(tmp_path, confinement=Confinement(isolation="maybe"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start workers as another user")
 def test_a_user_of_workers_may_enter_what_is_theirs_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "state.db").touch(mode=0o644)
-    make(tmp_path, user="nobody")
+    make(tmp_path, confinement=Confinement(user="nobody"))
     user = WorkerUser.named("nobody")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     theirs = modes.pop("workers")

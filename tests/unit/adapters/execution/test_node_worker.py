@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fakes import worker_main
-from tightfit_service.adapters.execution.limits import WorkerLimits
+from tightfit_service.adapters.execution.limits import Confinement
 from tightfit_service.adapters.execution.messages import Message, error_from
 from tightfit_service.adapters.execution.node_worker import NodeOptions, NodeWorker
 from tightfit_service.application.ports import WorkUnit
@@ -37,9 +37,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
             "folder": str(tmp_path),
             "cache_bytes": 1 << 20,
             "threads": 1,
-            "limits": WorkerLimits(),
-            "isolation": "auto",
-            "user": "",
+            "confinement": Confinement(),
         }
         made.append(NodeWorker(NodeOptions(**(values | settings))))
         return made[-1]
@@ -135,11 +133,11 @@ async def test_an_unknown_run_is_said_to_be_unknown(make: Make) -> None:
 LEAVES = """
 import os, signal, sys
 from pathlib import Path
-from tightfit_service.adapters.execution.limits import WorkerLimits
+from tightfit_service.adapters.execution.limits import Confinement
 from tightfit_service.adapters.execution.node_worker import NodeOptions, NodeWorker
 
 worker = NodeWorker(NodeOptions(arguments=[], folder=sys.argv[1], cache_bytes=0, threads=1,
-                                limits=WorkerLimits(), isolation="auto", user=""))
+                                confinement=Confinement()))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -13,9 +13,9 @@ import pytest
 from fakes.networks import NETWORKS, Builder
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats.onnx_export import OnnxExporter, read_metadata
-from tightfit_service.application.file_parity import NOISE_LIMITS
 from tightfit_service.application.ports import QuantizationSettings
 from tightfit_service.application.samples import Samples, StoredInput
+from tightfit_service.application.work.file_parity import NOISE_LIMITS
 from tightfit_service.domain.errors import InvalidDatasetError, InvalidModelError, ParityError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.passes.number_formats import quantizable_nodes

@@ -29,8 +29,9 @@ from tightfit_service.passes.structured_pruning import StructuredPruningPass
 importer = Pt2Importer()
 CASES = [
     ("residual", True),
-    ("attention", False),
-    pytest.param("recurrent", False, marks=pytest.mark.slow),
+    pytest.param("attention", False, marks=pytest.mark.long),
+    ("two inputs", False),
+    pytest.param("recurrent", False, marks=pytest.mark.long),
     ("two inputs", True),
 ]
 

@@ -32,9 +32,12 @@ def _network(kind: str, **attributes: Any) -> bytes:
     ("kind", "attributes", "operators"),
     [
         ("Elu", {}, {"ELU"}),
-        ("Elu", {"alpha": 0.7}, {"MINIMUM", "EXP", "SELECT_V2"}),
-        ("Celu", {"alpha": 1.5}, {"ELU", "MUL"}),
-        ("Selu", {}, {"MINIMUM", "EXP", "SELECT_V2"}),
+        # each is converted twice, which takes seconds
+        pytest.param(
+            "Elu", {"alpha": 0.7}, {"MINIMUM", "EXP", "SELECT_V2"}, marks=pytest.mark.long
+        ),
+        pytest.param("Celu", {"alpha": 1.5}, {"ELU", "MUL"}, marks=pytest.mark.long),
+        pytest.param("Selu", {}, {"MINIMUM", "EXP", "SELECT_V2"}, marks=pytest.mark.long),
     ],
 )
 def test_unit(kind: str, attributes: dict[str, float], operators: set[str]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from unittest.mock import Mock
 
+import litert_torch
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -190,3 +192,16 @@ def test_ranges_that_training_fixed_replace_calibrated_ones() -> None:
     quantization = file.graph.tensors[int(first.outputs[0])].quantization
     assert quantization.scale[0] == pytest.approx(51.0 / 255)
     assert quantization.zeroPoint[0] == -128
+
+
+@pytest.mark.slow
+def test_a_graph_is_converted_once_for_all_its_number_formats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conversions = Mock(side_effect=litert_torch.convert)
+    monkeypatch.setattr(litert_torch, "convert", conversions)
+    model = NETWORKS["mlp"](77)
+    sizes = [len(exported(model, settings).data) for settings in (FLOAT, INT8, FLOAT)]
+    assert conversions.call_count == 1
+    # what was done to one file is not in the next
+    assert sizes[0] == sizes[2] != sizes[1]

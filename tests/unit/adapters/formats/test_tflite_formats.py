@@ -11,7 +11,6 @@ from onnx import ModelProto
 
 from fakes.networks import NETWORKS, Builder
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertRunner, read_metadata
-from tightfit_service.adapters.formats import tflite_convert
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
@@ -24,24 +23,6 @@ from tightfit_service.graph.structure import graph_inputs
 
 pytestmark = pytest.mark.slow
 Type = schema.TensorType
-_CONVERTED: dict[bytes, tuple[bytes, set[int]]] = {}
-
-
-@pytest.fixture(autouse=True)
-def _convert_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert each network once for all tests of this file; that takes most of the time."""
-
-    def cached(model: ModelProto) -> TfliteFile:
-        key = model.SerializeToString()
-        if key not in _CONVERTED:
-            made = tflite_convert.convert(model)
-            _CONVERTED[key] = (made.to_bytes(), set(made.channels_last_outputs))
-        data, turned = _CONVERTED[key]
-        file = TfliteFile(data)
-        file.channels_last_outputs |= turned
-        return file
-
-    monkeypatch.setattr(f"{TfliteExporter.__module__}.convert", cached)
 
 
 def samples_for(model: ModelProto) -> Samples:
@@ -172,6 +153,7 @@ def test_scales_are_those_that_training_simulates() -> None:
     assert len(scales) == len(expected) - 1
 
 
+@pytest.mark.long
 def test_corrected_biases_leave_less_error_on_average() -> None:
     model = NETWORKS["residual"](0)
     feeds = {graph_inputs(model)[0]: samples_for(model).inputs(slice(0, 48))}
@@ -232,6 +214,7 @@ def test_maps_come_out_channels_last_and_are_read_as_the_graph_gives_them() -> N
     assert LitertRunner(found.data, threads=1).run(feeds)[0] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.long
 def test_shuffles_change_the_layout_once() -> None:
     found = export(NETWORKS["channel_shuffle"](0), number_format=NumberFormat.FLOAT32)
     file = TfliteFile(found.data)

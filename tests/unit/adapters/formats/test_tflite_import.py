@@ -11,6 +11,7 @@ import onnx
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
+from fakes.conversions import Convert
 from fakes.networks import NETWORKS
 from fakes.tflite_files import TfliteBuilder
 from fakes.tflite_operators import (
@@ -27,7 +28,6 @@ from tightfit_service.adapters.evaluation.litert_evaluator import LitertEvaluato
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.formats import tflite_literal
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
-from tightfit_service.adapters.formats.tflite_convert import convert
 from tightfit_service.adapters.formats.tflite_import import TfliteImporter, checked_file
 from tightfit_service.adapters.formats.tflite_reader import read_tflite
 from tightfit_service.adapters.formats.tflite_rules_windows import same_padding
@@ -326,11 +326,11 @@ def _doubled(translation: Translation, operator: Any) -> None:
 
 
 @pytest.mark.slow
-def test_what_our_exporter_writes_comes_back() -> None:
+def test_what_our_exporter_writes_comes_back(convert: Convert) -> None:
     """Through torch and LiteRT and back: the same function, and the same channels to prune."""
     source = NETWORKS["residual"](0)
     graph = OnnxImporter().import_model(source.SerializeToString()).graph
-    data = convert(onnx.load_from_string(graph)).to_bytes()
+    data = convert(source).to_bytes()
     model = importer.import_model(data)
     assert importer.check_parity(data, model.graph, samples(model)) < 1e-5
     pruning = StructuredPruningPass()

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, text
 
+from fakes.databases import open_migrated
 from fakes.postgres_server import reason_missing, running_postgres
 from fakes.records import START, make_event, make_job
 from tightfit_service.adapters.storage.database import open_database, transaction, upgrade
@@ -140,9 +140,7 @@ def postgresql() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path: Path = tmp_path_factory.mktemp("plans") / "state.db"
-    engine = open_database(f"sqlite:///{path}")
-    upgrade(engine)
+    engine = open_migrated(tmp_path_factory.mktemp("plans") / "state.db")
     fill(engine)
     yield engine
     engine.dispose()

@@ -19,7 +19,6 @@ from fakes.telemetry import RecordingTelemetry
 from tightfit_service.adapters.storage.database import open_database, upgrade
 from tightfit_service.adapters.storage.sql_queue import SqlJobQueue
 from tightfit_service.adapters.storage.sql_store import SqlStore
-from tightfit_service.application.journal import EventHub, JobJournal
 from tightfit_service.application.ports import (
     BeginCallback,
     ProgressCallback,
@@ -27,7 +26,8 @@ from tightfit_service.application.ports import (
     WorkUnit,
     begin_at_once,
 )
-from tightfit_service.application.units import CachedUnits
+from tightfit_service.application.scheduling.journal import EventHub, JobJournal
+from tightfit_service.application.units.cached import CachedUnits
 from tightfit_service.domain.quota import Quota
 from tightfit_service.domain.trial import TrialState
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tightfit.credentials import Credentials
 from tightfit.tracing import call_metadata, trace_metadata
-from tightfit_service.adapters.telemetry.otel import OtelTracer, local_tracer
+from tightfit_service.adapters.telemetry.otel import OtelTracer
 from tightfit_service.application import tracing
 from tightfit_service.application.tracing import RecordingTracer
 
@@ -25,7 +26,8 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture
 def tracer(exporter: InMemorySpanExporter) -> Iterator[OtelTracer]:
-    made = local_tracer(exporter)
+    # gives each span on as it ends
+    made = OtelTracer(SimpleSpanProcessor(exporter), resource={"service.name": "tightfit"})
     before = tracing.use_tracer(made)
     yield made
     tracing.use_tracer(before)

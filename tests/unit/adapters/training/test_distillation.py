@@ -190,6 +190,7 @@ def test_a_teacher_that_gives_values_in_place_of_scores_is_refused() -> None:
     assert caught.value.field == "teachers[0]"
 
 
+@pytest.mark.long
 def test_a_second_teacher_that_knows_less_teaches_less(tmp_path: Path) -> None:
     """The first one is the network itself in both cases."""
     model = onnx.load_model_from_string(trained_depthwise())

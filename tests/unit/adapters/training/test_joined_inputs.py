@@ -19,7 +19,11 @@ from tightfit_service.adapters.training.joined_inputs import (
     part_inputs,
 )
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
-from tightfit_service.application.ports import RecoverySettings
+from tightfit_service.application.ports import (
+    RecoverySettings,
+    Teachers,
+    TrainingData,
+)
 from tightfit_service.application.samples import Samples, StoredInput
 from tightfit_service.domain.dataset import Preprocess
 from tightfit_service.domain.errors import InvalidDatasetError
@@ -105,9 +109,8 @@ def test_a_pruned_network_with_two_inputs_and_outputs_recovers(tmp_path: Path) -
     cut = passes.apply(GRAPH, keep)
     found = TorchTrainer(threads=1).recover(
         cut,
-        teacher=GRAPH,
-        train=_samples(256),
-        selection=_samples(128, seed=1, name="selection"),
+        teachers=Teachers(original=GRAPH),
+        data=TrainingData(train=_samples(256), selection=_samples(128, seed=1, name="selection")),
         settings=RecoverySettings(epochs=4, batch_size=32),
         cache_dir=tmp_path,
         on_progress=lambda _share, _message: None,

@@ -176,11 +176,12 @@ def _constants_of_formulas() -> ModelProto:
 
 
 def test_what_looks_learned_is_trained_and_what_belongs_to_a_formula_is_not() -> None:
-    module = build_module(_constants_of_formulas().SerializeToString())
+    model = _constants_of_formulas()
+    module = build_module(model.SerializeToString())
     trained = {
-        name
-        for name in module.initializer_names
-        if isinstance(module.value_of(name), torch.nn.Parameter)
+        one.name
+        for one in model.graph.initializer
+        if isinstance(module.value_of(one.name), torch.nn.Parameter)
     }
     assert trained == {"bias", "gamma", "token"}
 

@@ -27,6 +27,8 @@ from tightfit_service.application.ports import (
     QuantizationSettings,
     RecoveryResult,
     RecoverySettings,
+    Teachers,
+    TrainingData,
 )
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import InvalidRequestError
@@ -56,9 +58,8 @@ def _exported(
 def _train(graph: bytes, settings: QuantizationSettings, folder: Path) -> RecoveryResult:
     return TorchTrainer(threads=1).recover(
         graph,
-        teacher=trained_depthwise(),
-        train=gratings(512, 1),
-        selection=gratings(256, 2),
+        teachers=Teachers(original=trained_depthwise()),
+        data=TrainingData(train=gratings(512, 1), selection=gratings(256, 2)),
         settings=RecoverySettings(epochs=4, batch_size=32, quantization_aware=True),
         cache_dir=folder,
         on_progress=lambda _share, _message: None,

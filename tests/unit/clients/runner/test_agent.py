@@ -27,8 +27,8 @@ from tightfit_runner.runtimes import InstalledRuntime
 from tightfit_runner.sensors import State
 from tightfit_service.api.server import GrpcServer, ServerOptions
 from tightfit_service.application.ports import Page
-from tightfit_service.application.runner_sessions import Runner
-from tightfit_service.application.runners import RunnerDesk
+from tightfit_service.application.runners.desk import RunnerDesk
+from tightfit_service.application.runners.sessions import Runner
 from tightfit_service.domain.errors import MeasurementFailedError
 from tightfit_service.domain.measurement import Measurement
 

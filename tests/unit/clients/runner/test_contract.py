@@ -10,7 +10,7 @@ import pytest
 import tightfit_runner
 from tightfit.v1 import hardware_pb2, runner_pb2
 from tightfit_runner import contract
-from tightfit_service.application import runner_sessions
+from tightfit_service.application.runners import sessions as runner_sessions
 
 MODULES = sorted(Path(tightfit_runner.__file__).parent.glob("*.py"))
 

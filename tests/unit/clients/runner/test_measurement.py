@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ def order(path: Path, **changes: object) -> Order:
     values: dict[str, object] = {
         "path": path,
         "format": "onnx",
-        "runtime": "onnxruntime",
+        "runtime": "of a test",
         "threads": 1,
         "timeout_seconds": 60.0,
         "min_runs": 10,
@@ -37,9 +36,10 @@ def order(path: Path, **changes: object) -> Order:
     return Order(**(values | changes))  # type: ignore[arg-type]  # one mapping for fields of all types
 
 
-def machine(script: str, **changes: object) -> LocalMachine:
-    command = (sys.executable, "-c", f"import os, signal, subprocess, sys, time\n{script}")
-    return LocalMachine(versions={}, process=command, **changes)  # type: ignore[arg-type]  # likewise
+def machine(folder: Path, script: str, **changes: object) -> LocalMachine:
+    program = folder / "program.py"
+    program.write_text(f"import os, signal, subprocess, sys, time\n{script}")
+    return LocalMachine(versions={}, program=program, **changes)  # type: ignore[arg-type]  # likewise
 
 
 class Meter:
@@ -63,7 +63,8 @@ class Meter:
 def test_a_model_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(plain_cnn().SerializeToString())
-    result = LocalMachine(versions={"onnxruntime": "1.2.3"}).measure(order(path), threading.Event())
+    machine = LocalMachine(versions={"onnxruntime": "1.2.3"})
+    result = machine.measure(order(path, runtime="onnxruntime"), threading.Event())
 
     assert result.run_count >= 10
     assert 0 < result.p10_ms <= result.p50_ms <= result.p90_ms
@@ -73,6 +74,33 @@ def test_a_model_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert result.model_peak_bytes is not None
     assert 0 < result.model_peak_bytes < result.process_peak_bytes
     assert (result.runtime, result.runtime_version) == ("onnxruntime", "1.2.3")
+
+
+def test_every_process_begins_as_if_it_were_the_first(tmp_path: Path) -> None:
+    script = (
+        "import tightfit_runner\n"
+        "assert not hasattr(tightfit_runner, 'left_behind')\n"
+        "tightfit_runner.left_behind = os.getpid()\n"
+        f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getppid()}} {{os.getpid()}}\\n')\n"
+    )
+    tried = machine(tmp_path, script + STEADY + STOPPED + DONE)
+    for _ in range(3):
+        tried.measure(order(tmp_path), threading.Event())
+    pids = [line.split() for line in (tmp_path / "pids").read_text().splitlines()]
+    assert len({server for server, _ in pids}) == 1
+    assert len({own for _, own in pids}) == 3
+
+
+def test_what_starts_processes_is_started_again_where_it_died(tmp_path: Path) -> None:
+    # a kernel that is short of memory may choose it
+    kill = f"if not os.path.exists({str(tmp_path / 'killed')!r}):\n"
+    kill += f"    open({str(tmp_path / 'killed')!r}, 'w').close()\n"
+    kill += "    os.kill(os.getppid(), signal.SIGKILL)\n    sys.exit()\n"
+    tried = machine(tmp_path, kill + STEADY + STOPPED + DONE)
+    with pytest.raises(MeasurementError) as caught:
+        tried.measure(order(tmp_path), threading.Event())
+    assert caught.value.kind == "CRASHED"
+    assert tried.measure(order(tmp_path), threading.Event()).p50_ms == 20.0
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "litert", "another"])
@@ -101,7 +129,7 @@ def test_a_model_that_kills_its_process_is_reported(
     tmp_path: Path, script: str, kind: str, words: str
 ) -> None:
     with pytest.raises(MeasurementError) as caught:
-        machine(script).measure(order(tmp_path), threading.Event())
+        machine(tmp_path, script).measure(order(tmp_path), threading.Event())
     assert caught.value.kind == kind
     assert words in caught.value.message
 
@@ -120,7 +148,7 @@ def test_a_model_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -
         return 1e6 if pids.exists() and pids.read_text().count(" ") else 0.0
 
     with pytest.raises(MeasurementError) as caught:
-        machine(script, clock=clock).measure(order(tmp_path), threading.Event())
+        machine(tmp_path, script, clock=clock).measure(order(tmp_path), threading.Event())
 
     assert caught.value.kind == "TIMED_OUT"
     for pid in map(int, pids.read_text().split()):
@@ -131,12 +159,12 @@ def test_an_order_that_is_taken_back_ends_at_once(tmp_path: Path) -> None:
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(MeasurementError) as caught:
-        machine("time.sleep(600)").measure(order(tmp_path), cancelled)
+        machine(tmp_path, "time.sleep(600)").measure(order(tmp_path), cancelled)
     assert caught.value.kind == "CANCELLED"
 
 
 def test_energy_is_that_of_the_runs_and_unrest_is_said(tmp_path: Path) -> None:
-    result = machine(STEADY + STOPPED + DONE, meter=Meter()).measure(
+    result = machine(tmp_path, STEADY + STOPPED + DONE, meter=Meter()).measure(
         order(tmp_path, min_runs=200), threading.Event()
     )
     # 10 W over 2 s of runs, 100 of them
@@ -156,7 +184,7 @@ def test_what_is_no_energy_is_not_told_as_one(tmp_path: Path, joules: float) -> 
         def stop(self) -> Reading:
             return Reading(joules=joules, seconds=2.5)
 
-    result = machine(STEADY + STOPPED + DONE, meter=Still()).measure(
+    result = machine(tmp_path, STEADY + STOPPED + DONE, meter=Still()).measure(
         order(tmp_path), threading.Event()
     )
     # the server would refuse a runner that reports it
@@ -165,7 +193,7 @@ def test_what_is_no_energy_is_not_told_as_one(tmp_path: Path, joules: float) -> 
 
 
 def test_a_meter_that_breaks_costs_the_energy_only(tmp_path: Path) -> None:
-    result = machine(STEADY + STOPPED + DONE, meter=Meter(breaks=True)).measure(
+    result = machine(tmp_path, STEADY + STOPPED + DONE, meter=Meter(breaks=True)).measure(
         order(tmp_path), threading.Event()
     )
     assert result.energy_mj is None

@@ -1,0 +1,1 @@
+"""What users upload: models, datasets, the room that they may take."""

@@ -1,0 +1,1 @@
+"""The course of one job's search, from the preflight to the verdict."""

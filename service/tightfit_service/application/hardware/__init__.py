@@ -1,0 +1,1 @@
+"""Targets: described, estimated on, measured on, calibrated."""

@@ -1,0 +1,1 @@
+"""What keeps a deployment sound: its readiness, its diagnosis, and the collection of what is unused."""

@@ -1,0 +1,1 @@
+"""Devices that measure: who is connected, and who measures what."""

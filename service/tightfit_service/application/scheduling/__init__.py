@@ -1,0 +1,1 @@
+"""Which job runs here, and what is told of it while it does."""
