@@ -67,7 +67,7 @@ def _train(graph: bytes, settings: QuantizationSettings, folder: Path) -> Recove
     )
 
 
-@pytest.mark.parametrize(("settings", "spread"), [(INT8, 1.3), (INT4, 0.5), (INT4_PER_TENSOR, 0.0)])
+@pytest.mark.parametrize(("settings", "spread"), [(INT8, 1.3), (INT4, 0.8), (INT4_PER_TENSOR, 0.0)])
 def test_training_gains_over_rounding_afterwards(
     settings: QuantizationSettings, spread: float, tmp_path: Path
 ) -> None:
@@ -79,7 +79,7 @@ def test_training_gains_over_rounding_afterwards(
     result = _train(graph, settings, tmp_path)
     exported = _exported(result.graph, calibration, settings, result.ranges)
     aware = evaluator.evaluate(exported, test).value
-    assert afterwards < in_float - 0.1
+    assert afterwards < in_float - 0.05
     assert aware > afterwards + 0.05
     # what training saw is what the file does
     assert aware == pytest.approx(result.history[-1]["selection_accuracy"], abs=0.06)
