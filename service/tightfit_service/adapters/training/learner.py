@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,11 @@ class Learner:
         return [
             quantizer.activation(name, value) for name, value in zip(names, values, strict=True)
         ]
+
+    def sharing(self) -> Learner:
+        """Return a learner of the same parameters whose BatchNorms have running statistics of their own."""
+        shared: dict[int, object] = {id(p): p for p in self.module.parameters()}
+        return replace(self, module=copy.deepcopy(self.module, shared))
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Return what training changes."""

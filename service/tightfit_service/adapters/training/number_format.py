@@ -1,4 +1,4 @@
-"""Where and in which number format training computes: probed, since processors differ widely."""
+"""Where, by how many threads and in which number format training computes; the last is probed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,14 +16,22 @@ from tightfit_service.application.samples import FloatArray
 _WORTHWHILE = 0.85
 """Share of the plain format's time that another must stay below; less is noise, and noise is not repeatable."""
 
+_LEAST_PART = 32
+"""Samples of a part of a batch: BatchNorms of smaller ones normalise by noise (Hoffer et al., 2017)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFormat:
-    """Device, memory order and number format of the forward pass; parameters stay float32."""
+    """Device, memory order and number format of the forward pass; parameters stay float32.
+
+    Attributes:
+        shards: Parts of a batch that are computed at a time; see `BatchShards`.
+    """
 
     device: str = "cpu"
     channels_last: bool = False
     bf16: bool = False
+    shards: int = 1
 
     def __str__(self) -> str:
         """Return the words for a note."""
@@ -58,19 +66,27 @@ def fastest_format(module: GraphModule, logits: str, batch: FloatArray) -> Train
 
     bfloat16 helps where the processor multiplies in it and halves the speed elsewhere, so it is
     tried on processors that do. The memory order alone changes less than the clock varies, and a
-    choice by noise would make results unrepeatable: it goes with bfloat16 only.
+    choice by noise would make results unrepeatable: it goes with bfloat16 only, and into how many
+    parts a batch of images goes follows from the number of threads.
     """
     if torch.cuda.is_available():
         return TrainingFormat(
             device="cuda", channels_last=batch.ndim == 4, bf16=torch.cuda.is_bf16_supported()
         )
-    plain = TrainingFormat()
-    if batch.ndim != 4 or not has_fast_bf16():
+    if batch.ndim != 4:
+        return TrainingFormat()
+    plain = TrainingFormat(shards=_shard_count(len(batch)))
+    if not has_fast_bf16():
         return plain
-    candidates = [plain, TrainingFormat(channels_last=True, bf16=True)]
+    candidates = [plain, replace(plain, channels_last=True, bf16=True)]
     seconds = {form: _step_seconds(module, logits, batch, form) for form in candidates}
     best = min(candidates, key=lambda form: seconds[form])
     return best if seconds[best] < _WORTHWHILE * seconds[plain] else plain
+
+
+def _shard_count(samples: int) -> int:
+    """Return into how many parts a batch goes: a thread each, as long as they are large enough."""
+    return max(1, min(torch.get_num_threads(), samples // _LEAST_PART))
 
 
 def has_fast_bf16() -> bool:

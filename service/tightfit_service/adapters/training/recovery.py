@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tightfit_service.adapters.training.batch_shards import BatchShards, Figures, shards_of
 from tightfit_service.adapters.training.constraints import WeightConstraints
 from tightfit_service.adapters.training.features import FeatureGuide
 from tightfit_service.adapters.training.learner import Learner
 from tightfit_service.adapters.training.losses import DistillationLoss
 from tightfit_service.adapters.training.scoring import Score
-from tightfit_service.adapters.training.training_set import TrainingSet
+from tightfit_service.adapters.training.training_set import Batch, TrainingSet
 from tightfit_service.application.ports import ProgressCallback, RecoverySettings
 from tightfit_service.application.samples import IntArray, Samples
 
@@ -133,6 +134,10 @@ class RecoveryRun:
 
     def _train(self, peak: float) -> None:
         """Run the whole schedule once."""
+        with shards_of(self.learner) as shards:
+            self._run_schedule(peak, shards)
+
+    def _run_schedule(self, peak: float, shards: BatchShards) -> None:
         optimisers = _optimisers(self.learner, self.settings, peak)
         begun = time.monotonic()
         floor = self._collapse_level()
@@ -146,7 +151,7 @@ class RecoveryRun:
             rate = _one_cycle(progress, peak)
             for group in (g for optimiser in optimisers for g in optimiser.param_groups):
                 group["lr"] = _one_cycle(progress, group["peak"])
-            loss, uniform = self._step(optimisers, indices, view)
+            loss, uniform = self._step(shards, optimisers, self.data.batch(indices, view))
             self.steps_done += 1
             self.samples_seen += len(indices)
             if not math.isfinite(loss):
@@ -165,36 +170,35 @@ class RecoveryRun:
             self._report(progress, loss_average)
 
     def _step(
-        self, optimisers: list[torch.optim.Optimizer], indices: IntArray, view: int
-    ) -> tuple[float, float]:
+        self, shards: BatchShards, optimisers: list[torch.optim.Optimizer], batch: Batch
+    ) -> Figures:
         """Take one step and return its loss and the loss of uniform answers on the same batch."""
-        batch = self.data.batch(indices, view)
-        device = self.learner.form.device
+        trained = [p for o in optimisers for group in o.param_groups for p in group["params"]]
+        found = shards.gradients(batch, trained, self._losses)
+        self.constraints.project_gradients()
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), _MAX_GRADIENT_NORM)
+        for optimiser in optimisers:
+            optimiser.step()
+        self.constraints.project_weights()
+        return found
+
+    def _losses(self, learner: Learner, batch: Batch) -> tuple[torch.Tensor, Figures]:
+        """Return what is minimised over a batch, or a part of it; its loss and that of uniform answers."""
+        device = learner.form.device
         answers = [
             [torch.from_numpy(value).to(device) for value in of_teacher]
             for of_teacher in batch.answers
         ]
         labels = torch.from_numpy(batch.labels).to(device)
         features = () if self.guide is None else self.guide.names
-        found = self.learner.outputs(
-            batch.inputs, training=not self.learner.holds_statistics, also=features
-        )
+        found = learner.outputs(batch.inputs, training=not learner.holds_statistics, also=features)
         outputs, inner = found[: len(answers[0])], found[len(answers[0]) :]
-        loss = self.loss(outputs, answers, labels)
-        total = loss
+        loss = total = self.loss(outputs, answers, labels)
         if self.guide is not None:
             total = loss + self.settings.feature_weight * self.guide.loss(inner, batch.inputs)
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.constraints.project_gradients()
-        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), _MAX_GRADIENT_NORM)
-        for optimiser in optimisers:
-            optimiser.step()
-        self.constraints.project_weights()
         with torch.no_grad():
             uniform = self.loss([torch.zeros_like(output) for output in outputs], answers, labels)
-        return float(loss.detach()), float(uniform)
+        return total, (float(loss.detach()), float(uniform))
 
     def _batches(self) -> Iterator[tuple[IntArray, int]]:
         """Yield sample indices and view, epoch by epoch without end; the last short batch is left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,22 @@ class Batch:
     inputs: FloatArray
     answers: tuple[tuple[FloatArray, ...], ...]
     labels: IntArray
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.inputs)
+
+    def parts(self, count: int) -> tuple[Batch, ...]:
+        """Return so many parts of about the same size, fewer where there are fewer samples."""
+        ends = np.linspace(0, len(self), min(count, len(self)) + 1).astype(int)
+        return tuple(
+            Batch(
+                inputs=self.inputs[start:end],
+                answers=tuple(tuple(a[start:end] for a in of) for of in self.answers),
+                labels=self.labels[start:end],
+            )
+            for start, end in itertools.pairwise(ends)
+        )
 
 
 class TrainingSet:
