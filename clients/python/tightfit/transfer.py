@@ -14,7 +14,8 @@ from tightfit.errors import IntegrityError, InvalidInputError, TightfitError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
+"""Of a message: with 1 MiB uploads over loopback took a quarter longer; servers take 4 MiB at most."""
 ProgressCallback = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all; returns quickly."""
 
