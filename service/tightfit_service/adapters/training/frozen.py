@@ -39,6 +39,10 @@ class FrozenNode:
         self.input_names = tuple(dict.fromkeys(names_read(node)))
         self._sessions: dict[tuple[str, ...], onnxruntime.InferenceSession] = {}
 
+    def __deepcopy__(self, _memo: object) -> FrozenNode:
+        """Return itself: it has nothing that training changes, and sessions run in several threads."""
+        return self
+
     def run(self, view: NodeView, values: Mapping[str, Value]) -> tuple[Value, ...]:
         """Return all outputs, in order, by the names of the inputs.
 

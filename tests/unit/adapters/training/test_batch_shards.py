@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import ModelProto
 
-from fakes.networks import mlp, padded_shortcut, plain_cnn
+from fakes.networks import Builder, mlp, padded_shortcut, plain_cnn
 from fakes.recoveries import halved, samples_of
 from tightfit_service.adapters.training import session
 from tightfit_service.adapters.training.batch_shards import Figures, shards_of
@@ -105,6 +105,20 @@ def test_copies_share_parameters_but_no_statistics() -> None:
     ):
         torch.testing.assert_close(mean, old)
         assert not torch.equal(moved, old)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_nodes_without_gradient_run_in_all_parts() -> None:
+    b = Builder(0)
+    x = b.conv("before", b.input("input", (3, 8, 8)), 3, 8)
+    x = b.conv("behind", b.node("middle", "Hardmax", [x], axis=1), 8, 8)
+    model = b.model({b.head(x, 8): (5,)})
+    learner, batch = _learner(model, 2), _batch(model, 64)
+    learner.outputs(batch.inputs)  # opens the session of the node
+    assert list(learner.module.frozen_nodes) == ["middle"]
+    parted = _gradients(learner, batch)
+    assert parted[0] == pytest.approx(_gradients(_learner(model, 1), batch)[0], rel=1e-5)
+    assert parted[1]
 
 
 @pytest.mark.usefixtures("two_threads")

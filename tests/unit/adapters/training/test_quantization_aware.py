@@ -79,7 +79,7 @@ def test_training_gains_over_rounding_afterwards(
     result = _train(graph, settings, tmp_path)
     exported = _exported(result.graph, calibration, settings, result.ranges)
     aware = evaluator.evaluate(exported, test).value
-    assert afterwards < in_float - 0.05
+    assert afterwards < in_float - 0.1
     assert aware > afterwards + 0.05
     # what training saw is what the file does
     assert aware == pytest.approx(result.history[-1]["selection_accuracy"], abs=0.06)
