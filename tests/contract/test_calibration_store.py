@@ -13,6 +13,7 @@ from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationSto
 from tightfit_service.application.ports import CalibrationStore
 from tightfit_service.domain.calibration import Calibration, FitQuality, Observation
 from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.measurement import OperatorTime
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
 OPERATOR = Operator(
@@ -42,6 +43,7 @@ CALIBRATION = Calibration(
                 outputs=("y",),
             ),
             latency_ms=1.5,
+            operators=(OperatorTime(kind="Conv", latency_ms=1.25, output_elements=16),),
         ),
     ),
     quality=(

@@ -253,6 +253,7 @@ class _Line:
                 timeout_seconds=_seconds(offer.timeout),
                 min_runs=max(1, offer.min_run_count),
                 min_seconds=_seconds(offer.min_duration),
+                wants_operators=offer.wants_operators,
             )
             return self._backend.measure(order, cancelled)
 
@@ -315,6 +316,12 @@ def _fill(message: Any, result: Result) -> None:
     message.runtime.name = result.runtime
     message.runtime.version = result.runtime_version
     message.notes.extend(result.notes)
+    for item in result.operators:
+        message.operators.add(
+            kind=item.kind,
+            measured_latency_ms=item.latency_ms,
+            output_element_count=item.output_elements,
+        )
 
 
 def _fill_state(message: Any, state: State | None) -> None:

@@ -2,6 +2,7 @@
 
 It is given its order as JSON in its last argument and reports on stdout, one JSON object a line:
 `steady` after the warm-up, then, once the parent has answered with a line on stdin, `done`; or `failed`.
+Where the order wants operators, `operators` or `no operators` follows.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tightfit_runner import runtimes, steadiness
+from tightfit_runner import profilers, runtimes, steadiness
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 WARM_UP_SHARE = 0.25
 MEASURE_SHARE = 0.5
 """Of the time-out: a slow model is measured by fewer runs than asked for."""
+PROFILE_SHARE = 0.1
+"""Of the time-out, for runs that tell what operators take."""
 
 
 def main() -> int:
@@ -73,6 +76,26 @@ def _measure(order: dict[str, Any], channel: _Channel) -> None:
         model_peak_bytes=(
             None if peak_bytes is None or empty_bytes is None else max(0, peak_bytes - empty_bytes)
         ),
+    )
+    if order["wants_operators"]:
+        _profile(order, channel)
+
+
+def _profile(order: dict[str, Any], channel: _Channel) -> None:
+    """Tell what the operators take; a runtime that cannot has been measured all the same."""
+    try:
+        found = profilers.operator_times(
+            order["runtime"],
+            Path(order["path"]),
+            order["threads"],
+            most_seconds=order["timeout_seconds"] * PROFILE_SHARE,
+        )
+    except Exception as error:  # noqa: BLE001  # likewise
+        channel.say("no operators", message=f"{type(error).__name__}: {error}"[:200])
+        return
+    channel.say(
+        "operators",
+        operators=[(item.kind, item.latency_ms, item.output_elements) for item in found],
     )
 
 

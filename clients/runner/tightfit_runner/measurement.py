@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,6 +18,7 @@ from tightfit_runner import meters
 from tightfit_runner.failures import MeasurementError
 from tightfit_runner.fork_server import PROGRAM, ForkServer
 from tightfit_runner.meters import Meter, Reading
+from tightfit_runner.profilers import OperatorTime
 from tightfit_runner.sensors import Sensors, State, was_throttled
 
 POLL_SECONDS = 0.05
@@ -35,6 +36,7 @@ class Order:
     timeout_seconds: float
     min_runs: int
     min_seconds: float
+    wants_operators: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Result:
     throttled: bool = False
     runtime: str = ""
     runtime_version: str = ""
+    operators: tuple[OperatorTime, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
 
@@ -113,7 +116,35 @@ class LocalMachine:
                 reading = meters.end(meter, notes)
             after = self._sensors.state()
             done = self._expect(process, "done", end, cancelled)
-        return self._result(order, done, stopped, before, after, reading, idle, notes)
+            operators = self._operators(order, process, end, cancelled, notes)
+        result = self._result(order, done, stopped, before, after, reading, idle, notes)
+        return replace(result, operators=operators)
+
+    def _operators(
+        self,
+        order: Order,
+        process: _Watched,
+        end: float,
+        cancelled: threading.Event,
+        notes: list[str],
+    ) -> tuple[OperatorTime, ...]:
+        """Return what operators took, or note why the runtime does not tell; the rest was measured before.
+
+        Raises:
+            MeasurementError: The order was cancelled.
+        """
+        if not order.wants_operators:
+            return ()
+        try:
+            report = self._expect(process, "operators", end, cancelled, or_else="no operators")
+        except MeasurementError as error:
+            if error.kind == "CANCELLED":
+                raise
+            report = {"event": "no operators", "message": error.message}
+        if report["event"] != "operators":
+            notes.append(f"what operators take is not known: {report['message']}")
+            return ()
+        return tuple(OperatorTime(*found) for found in report["operators"])
 
     def _result(
         self,
@@ -170,9 +201,15 @@ class LocalMachine:
         return server
 
     def _expect(
-        self, process: _Watched, event: str, end: float, cancelled: threading.Event
+        self,
+        process: _Watched,
+        event: str,
+        end: float,
+        cancelled: threading.Event,
+        *,
+        or_else: str = "",
     ) -> dict[str, Any]:
-        """Return the next report, which must be of that kind."""
+        """Return the next report, which must be of that kind, or of the other where there is one."""
         while True:
             if cancelled.is_set():
                 raise MeasurementError("CANCELLED", "the server took the order back")
@@ -183,7 +220,7 @@ class LocalMachine:
                 continue
             if report["event"] == "failed":
                 raise MeasurementError(report["kind"], report["message"])
-            if report["event"] != event:
+            if report["event"] not in (event, or_else):
                 raise MeasurementError("INTERNAL", f"{report['event']} came before {event}")
             return report
 
@@ -206,6 +243,7 @@ def _facts(order: Order) -> str:
         "timeout_seconds": order.timeout_seconds,
         "min_runs": order.min_runs,
         "min_seconds": order.min_seconds,
+        "wants_operators": order.wants_operators,
     }
     return json.dumps(facts)
 

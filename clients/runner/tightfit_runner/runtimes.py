@@ -8,9 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable
 
-import numpy as np
+from tightfit_runner.made_up import made_up
 
-SEED = 20
 _MODULES = (
     # runtime, module, distribution, format
     ("litert", "ai_edge_litert", "ai-edge-litert", "tflite"),
@@ -80,21 +79,24 @@ def load(runtime: str) -> None:
         import onnxruntime  # noqa: F401
 
 
-def made_up(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
-    """Return seeded random numbers: standard normal floats, integers over the range of small types."""
-    random = np.random.default_rng(SEED)
-    sizes = [size if isinstance(size, int) and size > 0 else 1 for size in shape]
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return random.standard_normal(sizes).astype(kind)
-    if kind.kind == "b":
-        return random.integers(0, 2, sizes).astype(kind)
-    if kind.kind in "iu":
-        # Wide integers are indices or lengths more often than not.
-        span = np.iinfo(kind) if kind.itemsize < 4 else None
-        low, high = (span.min, span.max + 1) if span is not None else (0, 2)
-        return random.integers(low, high, sizes).astype(kind)
-    raise ValueError(f"inputs of type {kind} cannot be made up")
+def onnxruntime_options(threads: int) -> Any:
+    """Return how a session runs a model: on so many threads, operator by operator."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return options
+
+
+def onnxruntime_feeds(session: Any) -> dict[str, Any]:
+    """Return made-up inputs of a session by name. Raises ValueError for a type that cannot be made up."""
+    feeds = {}
+    for value in session.get_inputs():
+        if value.type not in _ONNX_TYPES:
+            raise ValueError(f"input {value.name!r} has the type {value.type}")
+        feeds[value.name] = made_up(value.shape, _ONNX_TYPES[value.type])
+    return feeds
 
 
 def _litert() -> Any:
@@ -117,17 +119,10 @@ def _open_litert(path: Path, threads: int) -> Run:
 def _open_onnxruntime(path: Path, threads: int) -> Run:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        str(path), sess_options=onnxruntime_options(threads), providers=["CPUExecutionProvider"]
     )
-    feeds = {}
-    for value in session.get_inputs():
-        if value.type not in _ONNX_TYPES:
-            raise ValueError(f"input {value.name!r} has the type {value.type}")
-        feeds[value.name] = made_up(value.shape, _ONNX_TYPES[value.type])
+    feeds = onnxruntime_feeds(session)
 
     def run() -> object:
         return session.run(None, feeds)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.measurement import OperatorTime
 from tightfit_service.domain.network import NetworkProfile
 
 
@@ -18,12 +19,14 @@ class Observation:
         number_format: That it was computed in.
         profile: Its work, in that number format.
         latency_ms: Of a run that nobody else on the device disturbed.
+        operators: What the runtime says that each operator took; none where it does not tell.
     """
 
     label: str
     number_format: NumberFormat
     profile: NetworkProfile
     latency_ms: float
+    operators: tuple[OperatorTime, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ MIN_LATENCY_MS = 1e-4
 """100 ns: calling any runtime takes longer."""
 CLOCK_TOLERANCE_RATIO = 0.15
 """Within which a device's clock may differ from that of the target it stands for."""
+MOST_PROFILED_RATIO = 10.0
+"""Of what an operator takes to what the whole network takes in other runs: profiling slows down, and runs may
+be disturbed."""
 TIME_SLACK_SECONDS = 1.0
 """By which a runner's clock and the server's may disagree over one measurement."""
 
@@ -121,6 +124,21 @@ class DeviceState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorTime:
+    """What one operator of a model took on a device.
+
+    Attributes:
+        kind: In the runtime's own words.
+        latency_ms: Mean over undisturbed runs.
+        output_elements: Of its output; 0 where the runtime does not tell.
+    """
+
+    kind: str
+    latency_ms: float
+    output_elements: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What a runner measured of one model file; `measured_*` figures never share a field with estimates.
 
@@ -132,6 +150,8 @@ class Measurement:
         noise_ratio: Spread of the medians of successive parts, relative to the median.
         measured_peak_ram_bytes: What the model added to its process; None where unknown.
         runner: Id of the runner.
+        operators: What each took, in the order in which the runtime ran them; none where it was not
+            asked for, or the runtime does not tell.
     """
 
     measured_latency_ms_p50: float
@@ -153,6 +173,7 @@ class Measurement:
     runtime_version: str = ""
     notes: tuple[str, ...] = ()
     runner: str = ""
+    operators: tuple[OperatorTime, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -216,6 +237,15 @@ class Measurement:
         for name, value in not_negative.items():
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise _implausible(name, f"{name} is {value}, not a number from zero up")
+        for item in self.operators:
+            if not (math.isfinite(item.latency_ms) and item.latency_ms > 0):
+                raise _implausible("operators", f"{item.kind} takes {item.latency_ms} ms")
+            if item.latency_ms > MOST_PROFILED_RATIO * self.measured_latency_ms_p90:
+                raise _implausible(
+                    "operators", f"{item.kind} takes {item.latency_ms} ms, longer than all of it"
+                )
+            if item.output_elements < 0:
+                raise _implausible("operators", f"{item.kind} has {item.output_elements} elements")
         for name, state in (("before", self.before), ("after", self.after)):
             value = state.temperature_c
             if value is not None and not math.isfinite(value):

@@ -16,7 +16,7 @@ from tightfit.v1 import hardware_pb2, runner_pb2
 from tightfit.v1.runner_pb2_grpc import RunnerServiceStub
 from tightfit_service.api import runner_servicer
 from tightfit_service.domain.errors import MeasurementFailedError
-from tightfit_service.domain.measurement import Measurement
+from tightfit_service.domain.measurement import Measurement, OperatorTime
 
 NAME = "projects/default/runners/bench"
 
@@ -71,6 +71,12 @@ def make_measurement(order_id: str, **changes: Any) -> runner_pb2.ConnectRunnerR
         "throttled": True,
         "runtime": hardware_pb2.Runtime(name="litert", version="2.3.0"),
         "notes": ["warm"],
+        "operators": [
+            runner_pb2.OperatorTime(
+                kind="Conv" * 40, measured_latency_ms=1.5, output_element_count=64
+            ),
+            runner_pb2.OperatorTime(kind="Add (ND)", measured_latency_ms=0.5),
+        ],
     }
     return runner_pb2.ConnectRunnerRequest(
         measurement=runner_pb2.Measurement(order_id=order_id, **(values | changes))
@@ -120,9 +126,10 @@ async def test_a_measurement_comes_back_with_all_that_was_sent(
     welcome = await agent.connected()
     assert welcome.server_version == "0.1.0"
     assert welcome.heartbeat_interval.seconds == 10
-    task = asyncio.create_task(service.runners.measure(make_order()))
+    task = asyncio.create_task(service.runners.measure(make_order(wants_operators=True)))
     offer = (await agent.hear()).offer
 
+    assert offer.wants_operators
     assert offer.model_artifact == f"projects/default/artifacts/{'0' * 64}"
     assert (offer.format, offer.runtime) == (hardware_pb2.MODEL_FORMAT_TFLITE, "litert")
     assert (offer.timeout.seconds, offer.min_run_count, offer.min_duration.seconds) == (60, 100, 3)
@@ -150,6 +157,10 @@ async def test_a_measurement_comes_back_with_all_that_was_sent(
     assert (measured.runtime_name, measured.runtime_version) == ("litert", "2.3.0")
     assert (measured.notes, measured.runner) == (("warm",), "bench")
     assert measured.measured_latency_ms_p10 == 1.9
+    assert measured.operators == (
+        OperatorTime(kind="Conv" * 16, latency_ms=1.5, output_elements=64),
+        OperatorTime(kind="Add (ND)", latency_ms=0.5),
+    )
 
 
 async def test_what_a_device_cannot_tell_is_absent(service: Service, agent: Agent) -> None:
@@ -166,6 +177,8 @@ async def test_what_a_device_cannot_tell_is_absent(service: Service, agent: Agen
     await agent.say(runner_pb2.ConnectRunnerRequest(measurement=bare))
     measured = await asyncio.wait_for(task, 10)
 
+    assert not offer.wants_operators
+    assert measured.operators == ()
     assert measured.measured_latency_ms_p10 is None
     assert measured.measured_latency_ms_p99 is None
     assert measured.measured_peak_ram_bytes is None

@@ -651,6 +651,7 @@ class WorkOffer(_message.Message):
     MIN_RUN_COUNT_FIELD_NUMBER: _builtins.int
     MIN_DURATION_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    WANTS_OPERATORS_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """Identifies the offer; never used twice."""
     model_artifact: _builtins.str
@@ -665,6 +666,10 @@ class WorkOffer(_message.Message):
     """Least number of inferences to measure; at least 1."""
     target: _builtins.str
     """Short name of the target that is measured for; chooses the board where the agent has several."""
+    wants_operators: _builtins.bool
+    """Whether to tell, besides, what each operator takes, where the runtime says so. Agents that do not
+    know the field leave it out, and runtimes without a profiler have nothing to tell.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """After this the agent kills the work and reports KIND_TIMED_OUT."""
@@ -685,10 +690,11 @@ class WorkOffer(_message.Message):
         min_run_count: _builtins.int = ...,
         min_duration: _duration_pb2.Duration | None = ...,
         target: _builtins.str = ...,
+        wants_operators: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["min_duration", b"min_duration", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "min_duration", b"min_duration", "min_run_count", b"min_run_count", "model_artifact", b"model_artifact", "order_id", b"order_id", "runtime", b"runtime", "target", b"target", "thread_count", b"thread_count", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "min_duration", b"min_duration", "min_run_count", b"min_run_count", "model_artifact", b"model_artifact", "order_id", b"order_id", "runtime", b"runtime", "target", b"target", "thread_count", b"thread_count", "timeout", b"timeout", "wants_operators", b"wants_operators"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,6 +746,7 @@ class Measurement(_message.Message):
     RUNTIME_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     MEASURED_LATENCY_MS_P10_FIELD_NUMBER: _builtins.int
+    OPERATORS_FIELD_NUMBER: _builtins.int
     order_id: _builtins.str
     """The offer that it answers."""
     measured_latency_ms_p50: _builtins.float
@@ -792,6 +799,12 @@ class Measurement(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What else the reader should know."""
 
+    @_builtins.property
+    def operators(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorTime]:
+        """What each operator took, in the order in which the runtime ran them, where the offer asked for it and
+        the runtime has a profiler. Of runs of their own, which are not among those of the percentiles.
+        """
+
     def __init__(
         self,
         *,
@@ -813,10 +826,11 @@ class Measurement(_message.Message):
         runtime: _hardware_pb2.Runtime | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         measured_latency_ms_p10: _builtins.float = ...,
+        operators: _abc.Iterable[Global___OperatorTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "process_peak_ram_bytes", b"process_peak_ram_bytes", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p10", b"measured_latency_ms_p10", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "measured_throughput_per_s", b"measured_throughput_per_s", "noise_ratio", b"noise_ratio", "notes", b"notes", "order_id", b"order_id", "process_peak_ram_bytes", b"process_peak_ram_bytes", "run_count", b"run_count", "runtime", b"runtime", "settled", b"settled", "throttled", b"throttled", "warm_up_count", b"warm_up_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99", "_measured_peak_ram_bytes", b"_measured_peak_ram_bytes", "_process_peak_ram_bytes", b"_process_peak_ram_bytes", "after", b"after", "before", b"before", "energy", b"energy", "measured_latency_ms_p10", b"measured_latency_ms_p10", "measured_latency_ms_p50", b"measured_latency_ms_p50", "measured_latency_ms_p90", b"measured_latency_ms_p90", "measured_latency_ms_p99", b"measured_latency_ms_p99", "measured_peak_ram_bytes", b"measured_peak_ram_bytes", "measured_throughput_per_s", b"measured_throughput_per_s", "noise_ratio", b"noise_ratio", "notes", b"notes", "operators", b"operators", "order_id", b"order_id", "process_peak_ram_bytes", b"process_peak_ram_bytes", "run_count", b"run_count", "runtime", b"runtime", "settled", b"settled", "throttled", b"throttled", "warm_up_count", b"warm_up_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["measured_latency_ms_p99"]  # noqa: Y015
     _WhichOneofArgType__measured_latency_ms_p99: _TypeAlias = _typing.Literal["_measured_latency_ms_p99", b"_measured_latency_ms_p99"]  # noqa: Y015
@@ -832,6 +846,36 @@ class Measurement(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__process_peak_ram_bytes) -> _WhichOneofReturnType__process_peak_ram_bytes | None: ...
 
 Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+
+@_typing.final
+class OperatorTime(_message.Message):
+    """OperatorTime is what one operator of a model took on the device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MEASURED_LATENCY_MS_FIELD_NUMBER: _builtins.int
+    OUTPUT_ELEMENT_COUNT_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Kind of the operator in the runtime's own words, such as `Convolution (NHWC, QS8) IGEMM`."""
+    measured_latency_ms: _builtins.float
+    """Mean latency of the operator over undisturbed runs, in milliseconds."""
+    output_element_count: _builtins.int
+    """Elements of its output; 0 where the runtime does not tell."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        measured_latency_ms: _builtins.float = ...,
+        output_element_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "measured_latency_ms", b"measured_latency_ms", "output_element_count", b"output_element_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatorTime: _TypeAlias = OperatorTime  # noqa: Y015
 
 @_typing.final
 class EnergyReading(_message.Message):

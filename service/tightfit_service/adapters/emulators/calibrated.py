@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from tightfit_service.adapters.emulators.correctable import correctable
-from tightfit_service.adapters.emulators.format_fit import FormatFit, Prediction
+from tightfit_service.adapters.emulators.format_fit import FormatFit, Prediction, ProfiledWork
 from tightfit_service.adapters.emulators.operator_process import START
 from tightfit_service.adapters.emulators.operator_work import (
     Kind,
@@ -20,8 +20,9 @@ from tightfit_service.adapters.emulators.operator_work import (
     kind_name,
     kind_of,
     network_bits,
-    spelled_activations,
+    operators_together,
 )
+from tightfit_service.adapters.emulators.profiled_operators import profiled_products
 from tightfit_service.application.ports import Emulator
 from tightfit_service.domain.calibration import FitExamination, FitQuality, Observation
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
@@ -36,7 +37,7 @@ LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 3.0
+LEARNED_FORM = 4.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
@@ -101,10 +102,21 @@ class CalibratedEmulator:
         """Return a fit to observations of one format, from what an earlier one has learned if any."""
         works = [self._work_of.network(item.profile) for item in observations]
         latencies = [item.latency_ms for item in observations]
+        profiled = [
+            ProfiledWork(place, self._work_of.operator(operator), latency_ms)
+            for place, item in enumerate(observations)
+            for operator, latency_ms in profiled_products(item.profile, item.operators)
+        ]
         if learned is None:
-            return FormatFit(works, latencies)
+            return FormatFit(works, latencies, profiled=profiled)
         *parameters, stretch = learned
-        return FormatFit(works, latencies, parameters=np.array(parameters), stretch=stretch)
+        return FormatFit(
+            works,
+            latencies,
+            profiled=profiled,
+            parameters=np.array(parameters),
+            stretch=stretch,
+        )
 
     @property
     def learned(self) -> tuple[float, ...]:
@@ -173,8 +185,8 @@ class CalibratedEmulator:
 
     def _layers(self, network: NetworkProfile) -> tuple[OperatorCost, ...]:
         costs = {op.node: self.operator_cost(op, self._target) for op in network.operators}
-        for item in spelled_activations(network):
-            together = self._work_of.spelled(item)
+        for item in operators_together(network):
+            together = self._work_of.together(item)
             members = [costs[op.node] for op in item.operators]
             share = self._work_ms(together) / sum(member.latency_ms for member in members)
             source = MEASURED if self._is_measured(together[0].kind) else NOT_MEASURED

@@ -33,6 +33,8 @@ LEAST_PRIOR_MS = 1e-6
 """Of a piece of work: a nanosecond, so that its logarithm is finite."""
 FOLDS = 8
 """Into which networks are parted whose kinds of work no network of another label has."""
+TICK_DEVIATION_MS = 3e-4
+"""Of what a profiler says that counts whole microseconds: the deviation of a uniform number in one."""
 RATIO_FIT_DEVIATION = 0.2
 """Of the logarithm of a network's latency, from what ratios per kind alone can say."""
 KIND_DEVIATION = 0.6
@@ -104,6 +106,26 @@ class Unmeasured:
         return self.ratios.get(family_of(kind), self.ratio)
 
 
+@dataclass(frozen=True)
+class ProfiledWork:
+    """What a profiler says of a part of a measured network.
+
+    Attributes:
+        place: Of the network.
+        works: The part: an operator, and beginning it.
+        latency_ms: That it took.
+    """
+
+    place: int
+    works: Sequence[Work]
+    latency_ms: float
+
+    @property
+    def deviation(self) -> float:
+        """Of the logarithm of the latency, for the ticks that profilers count in."""
+        return TICK_DEVIATION_MS / self.latency_ms
+
+
 class FormatFit:
     """Priors and process of a set of measured networks of one number format."""
 
@@ -112,27 +134,32 @@ class FormatFit:
         works: Sequence[Sequence[Work]],
         latencies_ms: Sequence[float],
         *,
+        profiled: Sequence[ProfiledWork] = (),
         parameters: FloatArray | None = None,
         stretch: float = 1.0,
         covariance: Covariance | None = None,
     ) -> None:
-        """Fit; takes a second or two, or a minute without `parameters`.
+        """Fit; takes a few seconds, or a minute without `parameters`.
 
         Args:
             works: Of each network.
             latencies_ms: Their measurements.
+            profiled: Parts of networks that were measured besides.
             parameters: Of the process, from an earlier fit.
             stretch: Of the intervals, from an earlier fit.
             covariance: Of a process of more networks by the same parameters.
         """
-        self._works, self._latencies = works, latencies_ms
+        self._works, self._latencies, self._profiled = works, latencies_ms, profiled
         self.stretch = stretch
         sums = [sum(work.base_ms for work in network) for network in works]
         typical = float(np.median(np.asarray(latencies_ms) / np.asarray(sums)))
-        self._ratios = _ratios(works, latencies_ms, typical=typical)
-        terms = [[self.term(work) for work in network] for network in works]
+        rows = [*works, *(part.works for part in profiled)]
+        measured = [*latencies_ms, *(part.latency_ms for part in profiled)]
+        deviations = [0.0] * len(works) + [part.deviation for part in profiled]
+        self._ratios = _ratios(rows, measured, deviations, typical=typical)
+        terms = [[self.term(work) for work in row] for row in rows]
         self.process = OperatorProcess(
-            terms, latencies_ms, parameters=parameters, covariance=covariance
+            terms, measured, deviations=deviations, parameters=parameters, covariance=covariance
         )
 
     @property
@@ -234,6 +261,7 @@ class FormatFit:
             fit = FormatFit(
                 [self._works[place] for place in kept],
                 [self._latencies[place] for place in kept],
+                profiled=[part for part in self._profiled if part.place not in absent],
                 parameters=self.process.parameters,
                 covariance=covariance,
             )
@@ -271,7 +299,11 @@ class FormatFit:
 
 
 def _ratios(
-    works: Sequence[Sequence[Work]], latencies_ms: Sequence[float], *, typical: float
+    works: Sequence[Sequence[Work]],
+    latencies_ms: Sequence[float],
+    deviations: Sequence[float],
+    *,
+    typical: float,
 ) -> dict[Kind, float]:
     """Return per kind what the measurements take over the other emulator's figures.
 
@@ -294,17 +326,18 @@ def _ratios(
     for place, kind in enumerate(kinds):
         combine[place, place] = combine[place, len(kinds) + families.index(family_of(kind))] = 1
     scale = np.repeat([KIND_DEVIATION, FAMILY_DEVIATION], [len(kinds), len(families)])
+    spread = np.hypot(RATIO_FIT_DEVIATION, deviations)
 
     def ratios_of(unknowns: FloatArray) -> FloatArray:
         return typical * np.exp(combine @ unknowns)
 
     def residuals(unknowns: FloatArray) -> FloatArray:
-        missed = (np.log(sums @ ratios_of(unknowns)) - logs) / RATIO_FIT_DEVIATION
+        missed = (np.log(sums @ ratios_of(unknowns)) - logs) / spread
         return np.concatenate([missed, unknowns / scale])
 
     def slopes(unknowns: FloatArray) -> FloatArray:
         times = sums * ratios_of(unknowns)
-        shares = times / times.sum(axis=1, keepdims=True) / RATIO_FIT_DEVIATION
+        shares = times / times.sum(axis=1, keepdims=True) / spread[:, None]
         return np.concatenate([shares @ combine, np.diag(1 / scale)])
 
     found = least_squares(residuals, np.zeros(len(scale)), jac=slopes, loss="soft_l1")

@@ -98,8 +98,10 @@ class OperatorProcess:
     """A fitted process: predicts terms and networks.
 
     Args:
-        networks: Terms of each measured network.
+        networks: Terms of each measured network, or of a part of one.
         latencies_ms: Their measurements.
+        deviations: Of the logarithm of each measurement, besides the noise that all have; none where
+            absent.
         parameters: Of the process, as `parameters` has them; found by their evidence where absent.
         covariance: Of all terms by these parameters, from someone who has it.
     """
@@ -109,12 +111,13 @@ class OperatorProcess:
         networks: Sequence[Sequence[Term]],
         latencies_ms: Sequence[float],
         *,
+        deviations: Sequence[float] | None = None,
         parameters: FloatArray | None = None,
         covariance: Covariance | None = None,
     ) -> None:
-        self._observed = _Observed.of(networks, latencies_ms)
+        self._observed = _Observed.of(networks, latencies_ms, deviations)
         if parameters is None:
-            parameters = _tuned(networks, latencies_ms)
+            parameters = _tuned(networks, latencies_ms, deviations)
         self._parameters = parameters
         terms = self._observed.terms
         kernel = (
@@ -169,15 +172,22 @@ class _Observed:
         members: How often each network (row) has each term (column).
         prior_ms: Of each term.
         logs: Logarithms of the measurements in ms.
+        variances: Of each of them, besides the noise that all have.
     """
 
     terms: list[Term]
     members: Any
     prior_ms: FloatArray
     logs: FloatArray
+    variances: FloatArray
 
     @classmethod
-    def of(cls, networks: Sequence[Sequence[Term]], latencies_ms: Sequence[float]) -> _Observed:
+    def of(
+        cls,
+        networks: Sequence[Sequence[Term]],
+        latencies_ms: Sequence[float],
+        deviations: Sequence[float] | None = None,
+    ) -> _Observed:
         """Return networks with their measurements."""
         numbers: dict[Term, int] = {}
         for network in networks:
@@ -195,6 +205,7 @@ class _Observed:
             members=members,
             prior_ms=np.array([term.prior_ms for term in terms]),
             logs=np.log(np.asarray(latencies_ms, dtype=np.float64)),
+            variances=np.square(np.zeros(len(networks)) if deviations is None else deviations),
         )
 
     def shares(self, gain: FloatArray) -> tuple[FloatArray, Any]:
@@ -216,7 +227,7 @@ class _Observed:
         # linear around the present gain: log t = log total + shares (g - gain)
         residual = self.logs - np.log(totals) + shares @ gain
         noise = math.exp(2 * parameters[-1]) + JITTER
-        covariance = shares @ kernel @ shares.T + noise * np.eye(len(totals))
+        covariance = shares @ kernel @ shares.T + np.diag(noise + self.variances)
         factor = cholesky(covariance, lower=True)
         weights = cho_solve((factor, True), residual)
         evidence = -0.5 * float(residual @ weights) - float(np.log(np.diag(factor)).sum())
@@ -270,10 +281,18 @@ def _of_family(parameters: FloatArray, *, is_product: bool) -> tuple[float, floa
     return single, common, np.array(LENGTHS) * np.exp([scales[group] for group in _GROUPS])
 
 
-def _tuned(networks: Sequence[Sequence[Term]], latencies_ms: Sequence[float]) -> FloatArray:
+def _tuned(
+    networks: Sequence[Sequence[Term]],
+    latencies_ms: Sequence[float],
+    deviations: Sequence[float] | None,
+) -> FloatArray:
     """Return the parameters of greatest evidence, at the shares that those at the start give."""
     chosen = np.random.default_rng(0).permutation(len(networks))[:TUNED_NETWORKS]
-    observed = _Observed.of([networks[n] for n in chosen], [latencies_ms[n] for n in chosen])
+    observed = _Observed.of(
+        [networks[n] for n in chosen],
+        [latencies_ms[n] for n in chosen],
+        None if deviations is None else [deviations[n] for n in chosen],
+    )
     start = np.array(START)
     kernel = covariance_of(observed.terms, observed.terms, start)
     gain = observed.settled(kernel, start).gain(kernel)

@@ -64,8 +64,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Spelled:
-    """An activation that exporters spell out and runtimes may run as one operator."""
+class Together:
+    """Operators that cost otherwise together, or where they stand, than each by itself."""
 
     name: str
     operators: tuple[Operator, ...]
@@ -105,8 +105,8 @@ class WorkOf:
         step = Work((STEP, operator.op_type, operator.activation_bits), _NOWHERE, steps_ms)
         return work, step, self._begin(kind)
 
-    def spelled(self, found: Spelled) -> tuple[Work, Work]:
-        """Return the work of an activation in several operators: a kind of its own, begun once."""
+    def together(self, found: Together) -> tuple[Work, Work]:
+        """Return the work of operators that belong together: a kind of its own, begun once."""
         last = found.operators[-1]
         base_ms = sum(
             self.base.operator_cost(operator, self.target).latency_ms
@@ -118,9 +118,9 @@ class WorkOf:
 
     def network(self, network: NetworkProfile) -> list[Work]:
         """Return all that a network does."""
-        found = spelled_activations(network)
+        found = operators_together(network)
         members = {op.node for item in found for op in item.operators}
-        works = [part for item in found for part in self.spelled(item)]
+        works = [part for item in found for part in self.together(item)]
         works += [
             part for op in network.operators if op.node not in members for part in self.operator(op)
         ]
@@ -155,7 +155,7 @@ def kind_of(operator: Operator) -> Kind:
         return (name, len(operator.out_size), *bits)
     if operator.kind in _ALIKE:
         return (str(operator.kind), *bits)
-    return (operator.op_type, *bits)
+    return (_moved_name(operator), *bits)
 
 
 def family_of(kind: Kind) -> Kind:
@@ -179,11 +179,13 @@ def kind_name(kind: Kind) -> str:
     return f"{kind[0]} ({bits})"
 
 
-def spelled_activations(network: NetworkProfile) -> list[Spelled]:
-    """Return the GELUs and hard swishes of a network that are several operators each.
+def operators_together(network: NetworkProfile) -> list[Together]:
+    """Return the GELUs and hard swishes of a network that are several operators each, and residual sums.
 
-    They are x / 2 * (1 + erf(x / sqrt(2))), x * clip(x + 3, 0, 6) / 6, with constant factors before or
-    behind the product, and x * hardsigmoid(x); inner tensors have one reader.
+    A sum behind a convolution costs next to nothing where the runtime lets the convolution add (ONNX
+    Runtime does in float32). The activations are x / 2 * (1 + erf(x / sqrt(2))),
+    x * clip(x + 3, 0, 6) / 6, with constant factors before or behind the product, and
+    x * hardsigmoid(x). Inner tensors have one reader.
     """
     return list(_Chains(network).all())
 
@@ -201,7 +203,7 @@ class _Chains:
                 readers.setdefault(name, []).append(op)
         self._readers: Mapping[str, Sequence[Operator]] = readers
 
-    def all(self) -> Iterator[Spelled]:
+    def all(self) -> Iterator[Together]:
         for operator in self._operators:
             if operator.op_type == "Erf":
                 scaled = self._makers.get(operator.inputs[0])
@@ -210,18 +212,30 @@ class _Chains:
                     continue
                 found = self._product(plus, scaled.inputs[0])
                 if found is not None:
-                    yield Spelled("spelled Gelu", (scaled, operator, plus, *found))
+                    yield Together("spelled Gelu", (scaled, operator, plus, *found))
             elif operator.op_type == "HardSigmoid":
                 product = self._reader(operator, "Mul")
                 if product is not None and set(product.inputs) == {
                     operator.inputs[0],
                     operator.outputs[0],
                 }:
-                    yield Spelled("gated HardSigmoid", (operator, product))
+                    yield Together("gated HardSigmoid", (operator, product))
             elif operator.op_type == "Add" and operator.fused and len(operator.inputs) == 1:
                 found = self._product(operator, operator.inputs[0])
                 if found is not None:
-                    yield Spelled("spelled HardSwish", (operator, *found))
+                    yield Together("spelled HardSwish", (operator, *found))
+            elif operator.op_type == "Add" and any(map(self._ends_in, operator.inputs)):
+                yield Together(f"{_moved_name(operator)} behind a convolution", (operator,))
+
+    def _ends_in(self, name: str) -> bool:
+        """Whether a tensor is what a convolution makes for one reader alone."""
+        maker = self._makers.get(name)
+        return (
+            maker is not None
+            and maker.kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV)
+            and len(self._readers[name]) == 1
+            and name not in self._outputs
+        )
 
     def _product(self, gate: Operator, source: str) -> tuple[Operator, ...] | None:
         """Return what multiplies a gate by the source, with a constant factor anywhere around."""
@@ -249,6 +263,11 @@ class _Chains:
         if len(readers) != 1 or name in self._outputs or readers[0].op_type not in op_types:
             return None
         return readers[0]
+
+
+def _moved_name(operator: Operator) -> str:
+    """Return the name of what moves data: an activation behind it is one more pass in some runtimes."""
+    return f"{operator.op_type} with activation" if operator.fused else operator.op_type
 
 
 def _conv_name(operator: Operator) -> str:

@@ -20,7 +20,12 @@ from tightfit_service.domain.measurement import (
     EnergyReading,
     FailureKind,
     Measurement,
+    OperatorTime,
 )
+
+MOST_OPERATORS = 4_096
+"""Of one model; what an agent tells of more is left out, as are the ends of long names."""
+MOST_KIND_CHARACTERS = 64
 
 
 def runner_to_proto(runner: Runner) -> runner_pb2.Runner:
@@ -138,6 +143,14 @@ def measurement_from_proto(message: runner_pb2.Measurement) -> Measurement:
         runtime_name=message.runtime.name,
         runtime_version=message.runtime.version,
         notes=tuple(note[:256] for note in message.notes[:16]),
+        operators=tuple(
+            OperatorTime(
+                kind=item.kind[:MOST_KIND_CHARACTERS],
+                latency_ms=item.measured_latency_ms,
+                output_elements=item.output_element_count,
+            )
+            for item in message.operators[:MOST_OPERATORS]
+        ),
     )
 
 
@@ -164,6 +177,7 @@ def command_to_proto(command: Command) -> runner_pb2.ConnectRunnerResponse:
                 min_run_count=command.min_run_count,
                 min_duration=duration_to_proto(command.min_seconds),
                 target=command.target,
+                wants_operators=command.wants_operators,
             )
         )
     return runner_pb2.ConnectRunnerResponse(

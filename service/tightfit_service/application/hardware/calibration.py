@@ -36,6 +36,7 @@ from tightfit_service.domain.errors import (
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.measurement import OperatorTime
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +91,8 @@ class _Course:
     planned: list[_Planned] = field(default_factory=list)
     latencies: dict[str, list[float]] = field(default_factory=dict)
     """Of each network that was measured, in ms, round by round."""
+    operators: dict[str, tuple[OperatorTime, ...]] = field(default_factory=dict)
+    """Of each network whose runtime tells what they take."""
     skipped: list[str] = field(default_factory=list)
     """Networks without a measurement, each with the reason."""
     runtime: str = ""
@@ -112,7 +115,7 @@ class _Course:
     def observations(self) -> list[Observation]:
         """What the measurements tell the fit: of each network the least disturbed one."""
         return [
-            _observation(item, min(self.latencies[item.name]))
+            _observation(item, min(self.latencies[item.name]), self.operators.get(item.name, ()))
             for item in self.planned
             if item.name in self.latencies
         ]
@@ -274,6 +277,8 @@ class DeviceCalibrator:
         # an emulator cannot know who else computes on the device
         undisturbed = measurement.measured_latency_ms_p10 or measurement.measured_latency_ms_p50
         course.latencies.setdefault(item.name, []).append(undisturbed)
+        if measurement.operators:
+            course.operators[item.name] = measurement.operators
 
     async def _order(self, course: _Course) -> MeasurementOrder:
         """Return what is asked of the runner; each network has its own file besides.
@@ -296,6 +301,7 @@ class DeviceCalibrator:
             min_seconds=MIN_SECONDS,
             wait_seconds=RUNNER_WAIT_SECONDS,
             occasion="" if last is None else f"after {last.isoformat()}",
+            wants_operators=True,
         )
 
     async def _fit(self, emulator: Emulator, course: _Course) -> Calibration:
@@ -366,7 +372,9 @@ def _in_round(order: MeasurementOrder, number: int) -> MeasurementOrder:
     """Return an order whose measurements are not those of an earlier round."""
     if number == 1:
         return order
-    return replace(order, occasion=f"{order.occasion} round {number}".strip())
+    return replace(
+        order, occasion=f"{order.occasion} round {number}".strip(), wants_operators=False
+    )
 
 
 def rounds_agree(latencies_ms: Sequence[float]) -> bool:
@@ -377,8 +385,10 @@ def rounds_agree(latencies_ms: Sequence[float]) -> bool:
     return following <= least * (1 + AGREEMENT)
 
 
-def _observation(item: _Planned, latency_ms: float) -> Observation:
-    """Return what a network tells the fit: its work, and its undisturbed latency."""
+def _observation(
+    item: _Planned, latency_ms: float, operators: tuple[OperatorTime, ...]
+) -> Observation:
+    """Return what a network tells the fit: its work, its undisturbed latency, and its operators'."""
     profile = item.file.profile
     assert profile is not None
     number_format = item.file.number_format
@@ -388,6 +398,7 @@ def _observation(item: _Planned, latency_ms: float) -> Observation:
         number_format=number_format,
         profile=profile.at_precision(weight_bits=weight_bits, activation_bits=activation_bits),
         latency_ms=latency_ms,
+        operators=operators,
     )
 
 

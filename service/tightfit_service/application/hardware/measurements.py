@@ -142,8 +142,10 @@ def order_digest(order: MeasurementOrder) -> str:
         "min_run_count": order.min_run_count,
         "min_seconds": order.min_seconds,
     }
+    # only where there are any, so that what was measured without keeps its digest
     if order.occasion:
-        # only then, so that what was measured for none keeps its digest
         identity["occasion"] = order.occasion
+    if order.wants_operators:
+        identity["operators"] = True
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

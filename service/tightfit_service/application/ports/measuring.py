@@ -31,6 +31,7 @@ class MeasurementOrder:
         timeout_seconds: After which a runner gives up on the file.
         wait_seconds: How long to wait for a runner of the target while none is connected.
         occasion: What it is measured for; measurements of another occasion are not taken for it.
+        wants_operators: Whether to ask besides what each operator takes.
     """
 
     project: str
@@ -46,6 +47,7 @@ class MeasurementOrder:
     timeout_seconds: float = 300.0
     wait_seconds: float = 0.0
     occasion: str = ""
+    wants_operators: bool = False
 
 
 class DeviceMeasurer(Protocol):

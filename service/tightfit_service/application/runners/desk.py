@@ -281,6 +281,7 @@ class RunnerDesk:
                 min_run_count=order.min_run_count,
                 min_seconds=order.min_seconds,
                 target=order.target.name,
+                wants_operators=order.wants_operators,
             )
         )
         work.on_note(f"measured on {session.runner_id}")

@@ -158,6 +158,7 @@ class Offer:
     min_run_count: int
     min_seconds: float
     target: str
+    wants_operators: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

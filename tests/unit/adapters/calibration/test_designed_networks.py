@@ -12,7 +12,7 @@ from tightfit_service.adapters.calibration.designed_networks import (
     MOST_MACS,
     DesignedNetworks,
 )
-from tightfit_service.adapters.emulators.operator_work import kind_of, spelled_activations
+from tightfit_service.adapters.emulators.operator_work import kind_of, operators_together
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.application.hardware.calibration import DEFAULT_NETWORK_COUNT
 from tightfit_service.application.work.calibration import DESIGN
@@ -51,7 +51,7 @@ def test_all_kinds_of_operators_that_networks_have_are_in_several_networks() -> 
     for index in range(DEFAULT_NETWORK_COUNT // 2):
         profile = inspector.profile(networks.graph(index).graph)
         names = {str(kind_of(operator)[0]) for operator in profile.operators}
-        names |= {item.name for item in spelled_activations(profile)}
+        names |= {item.name for item in operators_together(profile)}
         for name in names:
             found.setdefault(name, set()).add(index)
     wanted = {*KINDS.split(), "spelled Gelu", "spelled HardSwish", "gated HardSigmoid"}

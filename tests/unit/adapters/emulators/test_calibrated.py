@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from statistics import NormalDist
 
@@ -23,13 +24,14 @@ from tightfit_service.adapters.emulators.operator_process import START, Operator
 from tightfit_service.adapters.emulators.operator_work import (
     Work,
     kind_of,
-    spelled_activations,
+    operators_together,
 )
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.bootstrap import catalogue
 from tightfit_service.domain.calibration import Observation
 from tightfit_service.domain.errors import InvalidRequestError
 from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.measurement import OperatorTime
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 from tightfit_service.graph.profile import OnnxGraphInspector
 
@@ -239,12 +241,12 @@ def test_networks_of_unseen_families_are_what_intervals_are_stretched_for() -> N
     assert stretches[0] > 1.3 * stretches[1]
 
 
-def test_spelled_activations_are_one_piece_of_work(fitted: CalibratedEmulator) -> None:
+def test_operators_together_are_one_piece_of_work(fitted: CalibratedEmulator) -> None:
     builder = GraphBuilder((16, 8, 8), seed=0)
     for kind in ("SpelledGelu", "SpelledHardSwish", "GatedHardSigmoid"):
         builder.activation(builder.conv(builder.top, 16), kind)
     profile = OnnxGraphInspector().profile(builder.build())
-    found = {item.name: item.operators for item in spelled_activations(profile)}
+    found = {item.name: item.operators for item in operators_together(profile)}
     assert list(found) == ["spelled Gelu", "spelled HardSwish", "gated HardSigmoid"]
     # the clip is in the sum: a runtime fuses it
     assert [len(operators) for operators in found.values()] == [5, 3, 2]
@@ -271,3 +273,45 @@ def test_a_process_finds_what_terms_take_from_sums_alone() -> None:
     predicted, deviation = process.network(networks[0])
     assert predicted == pytest.approx(latencies[0], rel=0.05)
     assert 0 < deviation < 0.2
+
+
+def test_a_process_trusts_a_part_that_was_measured_as_far_as_it_is_sure() -> None:
+    parts = [Term(kind, "one", (0.0,) * 8, 1.0) for kind in "ab"]
+    gains = []
+    for deviation in (0.01, 3.0):
+        process = OperatorProcess(
+            [parts] * 20 + [parts[:1]],
+            [2.0] * 20 + [1.2],
+            deviations=[0.0] * 20 + [deviation],
+            parameters=np.array(START),
+        )
+        gains.append(process.gains(parts))
+    assert gains[0] == pytest.approx([1.2, 0.8], rel=0.03)
+    assert gains[1] == pytest.approx([1.0, 1.0], rel=0.03)
+
+
+def test_what_products_take_is_found_where_networks_alone_cannot_tell() -> None:
+    """Convolutions and sums of one width in turn: only their total is seen, or what each takes."""
+    observations = measured()[:SEEN]
+    truth = [
+        tuple(
+            OperatorTime(kind=op.op_type, latency_ms=device_ms(op)) for op in item.profile.operators
+        )
+        for item in observations
+    ]
+    profiled = [
+        replace(item, operators=operators)
+        for item, operators in zip(observations, truth, strict=True)
+    ]
+    errors = []
+    for items in (observations, profiled):
+        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, items, LEARNED)
+        unseen = [
+            operator
+            for item in measured()[SEEN:]
+            for operator in item.profile.operators
+            if operator.macs and kind_of(operator)[0] in ("conv", "pointwise", "depthwise_conv")
+        ]
+        ratios = [fit.operator_cost(op, TARGET).latency_ms / device_ms(op) for op in unseen]
+        errors.append(float(np.median(np.abs(np.log(ratios)))))
+    assert errors[1] < 0.7 * errors[0]

@@ -63,3 +63,12 @@ def test_beginning_a_product_and_moving_data_are_told_apart() -> None:
     builder.activation(builder.conv(builder.top, 4), "Tanh")
     begins = {work.kind for work in works(builder) if work.kind[0] == "begin"}
     assert begins == {("begin", "products", 32), ("begin", "moved", 32)}
+
+
+def test_a_sum_that_a_convolution_may_take_over_is_a_kind_of_its_own() -> None:
+    builder = GraphBuilder((8, 16, 16), seed=0)
+    source = builder.activation(builder.conv(builder.top, 8), "Relu")
+    builder.activation(builder.add(builder.conv(source, 8), source), "Relu")
+    builder.add(builder.activation(builder.top, "Tanh"), source)
+    kinds = [work.kind[0] for work in works(builder) if str(work.kind[0]).startswith("Add")]
+    assert kinds == ["Add with activation behind a convolution", "Add"]

@@ -51,7 +51,7 @@ from tightfit_service.domain.errors import (
     WorkFailedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
-from tightfit_service.domain.measurement import Measurement
+from tightfit_service.domain.measurement import Measurement, OperatorTime
 from tightfit_service.domain.network import NetworkProfile
 
 PROFILE = NetworkProfile(operators=(), tensors={}, inputs=(), outputs=())
@@ -119,6 +119,9 @@ class Writer:
         return WorkResult(payload={"files": [to_plain(file) for file in files]}, outputs=outputs)
 
 
+OPERATORS = (OperatorTime(kind="Conv", latency_ms=1.2), OperatorTime(kind="Add", latency_ms=0.2))
+
+
 class Device:
     """A device measurer; the first `failures` orders cannot be measured.
 
@@ -156,6 +159,7 @@ class Device:
             runtime_name="litert",
             runtime_version="2.3",
             runner=order.runner_id,
+            operators=OPERATORS if order.wants_operators else (),
         )
 
 
@@ -256,6 +260,7 @@ async def test_a_calibration_measures_on_the_runner_and_is_used_by_its_project_o
     assert {order.runner_id for order in bench.device.orders} == {"bench-1"}
     formats = {(o.number_format, o.latency_ms) for o in found.observations}
     # undisturbed where the runner says so, else the median
+    assert {o.operators for o in found.observations} == {OPERATORS}
     taken = {1.5, 2.0}
     assert formats == {(f, ms) for f in (NumberFormat.INT8, NumberFormat.FLOAT32) for ms in taken}
     corrected = await bench.costs.of_project("p", BOARD)

@@ -59,6 +59,7 @@ from tightfit_service.domain.measurement import (
     FailureKind,
     ImplausibleReportError,
     Measurement,
+    OperatorTime,
 )
 
 NPU = Accelerator(kind=AcceleratorKind.NPU, tops={NumberFormat.INT8: 4.0})
@@ -417,6 +418,10 @@ LIES: list[dict[str, Any]] = [
     {"run_count": 0},
     {"run_count": 100_000},  # 200 s of inferences in a moment
     {"measured_peak_ram_bytes": -1},
+    {"operators": (OperatorTime(kind="Conv", latency_ms=math.nan),)},
+    {"operators": (OperatorTime(kind="Conv", latency_ms=-1.0),)},
+    {"operators": (OperatorTime(kind="Conv", latency_ms=23.0),)},  # all of it takes 2.2
+    {"operators": (OperatorTime(kind="Conv", latency_ms=1.0, output_elements=-1),)},
     {"before": DeviceState(temperature_c=math.nan)},
     {"after": DeviceState(temperature_c=math.inf)},
     {"energy": EnergyReading(energy_mj=math.nan, mean_power_mw=1.0, source="a meter")},

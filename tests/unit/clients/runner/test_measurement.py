@@ -7,12 +7,17 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fakes.networks import plain_cnn
 from tightfit_runner.failures import MeasurementError
 from tightfit_runner.measurement import LocalMachine, Order
 from tightfit_runner.meters import Reading
+from tightfit_service.adapters.formats.tflite_export import TfliteExporter
+from tightfit_service.application.ports import QuantizationSettings
+from tightfit_service.application.samples import Samples
+from tightfit_service.domain.hardware import NumberFormat
 
 STEADY = 'print(\'{"event": "steady"}\', flush=True); sys.stdin.readline()\n'
 STOPPED = 'print(\'{"event": "stopped", "seconds": 2.0, "run_count": 100}\', flush=True)\n'
@@ -40,6 +45,17 @@ def machine(folder: Path, script: str, **changes: object) -> LocalMachine:
     program = folder / "program.py"
     program.write_text(f"import os, signal, subprocess, sys, time\n{script}")
     return LocalMachine(versions={}, program=program, **changes)  # type: ignore[arg-type]  # likewise
+
+
+def as_tflite(graph: bytes) -> bytes:
+    samples = Samples(
+        stored=np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32),
+        labels=None,
+        input_name="input",
+    )
+    settings = QuantizationSettings(number_format=NumberFormat.FLOAT32)
+    exporter = TfliteExporter()
+    return exporter.export(graph, calibration=samples, settings=settings, metadata={}).data
 
 
 class Meter:
@@ -74,6 +90,69 @@ def test_a_model_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert result.model_peak_bytes is not None
     assert 0 < result.model_peak_bytes < result.process_peak_bytes
     assert (result.runtime, result.runtime_version) == ("onnxruntime", "1.2.3")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_a_runtime_tells_what_its_operators_take(tmp_path: Path, runtime: str) -> None:
+    graph = plain_cnn().SerializeToString()
+    path = tmp_path / "model"
+    path.write_bytes(as_tflite(graph) if runtime == "litert" else graph)
+    result = LocalMachine(versions={}).measure(
+        order(path, runtime=runtime, wants_operators=True), threading.Event()
+    )
+    kinds = [item.kind for item in result.operators]
+    assert sum(kind.startswith("Conv") for kind in kinds) == 2
+    assert all(item.latency_ms > 0 for item in result.operators)
+    # those of other runs, on a machine that others may use
+    assert sum(item.latency_ms for item in result.operators) < 20 * result.p90_ms
+    assert not [note for note in result.notes if "operators" in note]
+    if runtime == "onnxruntime":
+        # LiteRT does not tell
+        assert all(item.output_elements > 0 for item in result.operators)
+
+
+def test_operators_are_told_where_they_are_wanted_only(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(plain_cnn().SerializeToString())
+    measured = LocalMachine(versions={}).measure(
+        order(path, runtime="onnxruntime"), threading.Event()
+    )
+    assert measured.operators == ()
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ('print(\'{"event": "no operators", "message": "too old"}\', flush=True)', "too old"),
+    ],
+    ids=["crash", "unknown"],
+)
+def test_a_profiler_that_breaks_costs_the_operators_only(
+    tmp_path: Path, script: str, words: str
+) -> None:
+    result = machine(tmp_path, STEADY + STOPPED + DONE + script).measure(
+        order(tmp_path, wants_operators=True), threading.Event()
+    )
+    assert (result.p50_ms, result.operators) == (20.0, ())
+    assert any("operators" in note and words in note for note in result.notes)
+
+
+def test_an_order_taken_back_while_operators_are_timed_ends(tmp_path: Path) -> None:
+    cancelled = threading.Event()
+    ready = tmp_path / "ready"
+    script = f"open({str(ready)!r}, 'w').close()\ntime.sleep(600)"
+
+    def clock() -> float:
+        if ready.exists():
+            cancelled.set()
+        return 0.0
+
+    with pytest.raises(MeasurementError) as caught:
+        machine(tmp_path, STEADY + STOPPED + DONE + script, clock=clock).measure(
+            order(tmp_path, wants_operators=True), cancelled
+        )
+    assert caught.value.kind == "CANCELLED"
 
 
 def test_every_process_begins_as_if_it_were_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""What profilers say is told by the network's own operators, or not taken at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
+from tightfit_service.adapters.emulators.profiled_operators import profiled_products
+from tightfit_service.domain.measurement import OperatorTime
+from tightfit_service.domain.network import NetworkProfile
+from tightfit_service.graph.profile import OnnxGraphInspector
+
+XNNPACK = (
+    "Convert (NC, F32, QS8)",
+    "Convolution (NHWC, QC8) IGEMM",
+    "Add (ND)",
+    "Depthwise Convolution (NHWC, QC8) UniPass",
+    "Deconvolution (NHWC, QS8) IGEMM",
+    "Fully Connected (NC, QS8, QC8W) GEMM",
+)
+ONNXRUNTIME = ("QuantizeLinear", "QLinearConv", "QLinearAdd", "Conv", "ConvTranspose", "MatMul")
+PRODUCTS = (1, 3, 4, 5)
+
+
+def network() -> NetworkProfile:
+    """Return a convolution, a sum, a depthwise and a transposed convolution, and a dense layer."""
+    builder = GraphBuilder((4, 8, 8), seed=0)
+    source = builder.top
+    builder.add(builder.conv(source, 4), source)
+    builder.depthwise(builder.top)
+    builder.transposed_conv(builder.top, 6, kernel=2)
+    builder.dense(builder.flatten(builder.top), 3)
+    return OnnxGraphInspector().profile(builder.build())
+
+
+def times(kinds: tuple[str, ...]) -> list[OperatorTime]:
+    return [
+        OperatorTime(kind=kind, latency_ms=float(place))
+        for place, kind in enumerate(kinds, start=1)
+    ]
+
+
+@pytest.mark.parametrize("kinds", [XNNPACK, ONNXRUNTIME], ids=["xnnpack", "onnxruntime"])
+def test_products_are_told_in_the_order_of_the_run(kinds: tuple[str, ...]) -> None:
+    found = profiled_products(network(), times(kinds))
+    assert [operator.op_type for operator, _ in found] == ["Conv", "Conv", "ConvTranspose", "Gemm"]
+    assert [latency_ms for _, latency_ms in found] == [place + 1.0 for place in PRODUCTS]
+
+
+def test_a_runtime_that_ran_another_number_of_products_tells_nothing() -> None:
+    assert profiled_products(network(), times(XNNPACK[:-1])) == []
+    assert profiled_products(network(), times((*XNNPACK, XNNPACK[-1]))) == []
+    assert profiled_products(network(), []) == []
+
+
+def test_a_runtime_that_ran_other_products_tells_nothing() -> None:
+    others = (*XNNPACK[:3], *XNNPACK[4:], XNNPACK[4])
+    assert profiled_products(network(), times(others)) == []
+
+
+def test_operators_that_ran_in_another_order_are_told_by_their_outputs() -> None:
+    builder = GraphBuilder((4, 8, 8), seed=0)
+    source = builder.top
+    narrow = builder.conv(source, 2)
+    wide = builder.conv(source, 16, kernel=1)
+    builder.concat([narrow, wide])
+    profile = OnnxGraphInspector().profile(builder.build())
+    run = [
+        OperatorTime(kind="Conv", latency_ms=7.0, output_elements=16 * 64),
+        OperatorTime(kind="Conv", latency_ms=2.0, output_elements=2 * 64),
+    ]
+    found = {
+        operator.out_channels: latency_ms
+        for operator, latency_ms in profiled_products(profile, run)
+    }
+    assert found == {16: 7.0, 2: 2.0}
