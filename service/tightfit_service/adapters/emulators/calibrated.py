@@ -35,6 +35,8 @@ LEAST_OBSERVATIONS = 24
 """In all formats together; of fewer nothing is learned at all."""
 LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
+LEAST_PROFILED_MS = 2e-3
+"""Of an operator that a profiler tells; what takes a tick or less is hardly told."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
 LEARNED_FORM = 4.0
@@ -103,9 +105,9 @@ class CalibratedEmulator:
         works = [self._work_of.network(item.profile) for item in observations]
         latencies = [item.latency_ms for item in observations]
         profiled = [
-            ProfiledWork(place, self._work_of.operator(operator), latency_ms)
+            part
             for place, item in enumerate(observations)
-            for operator, latency_ms in profiled_products(item.profile, item.operators)
+            for part in profiled_works(place, item, self._work_of)
         ]
         if learned is None:
             return FormatFit(works, latencies, profiled=profiled)
@@ -279,6 +281,19 @@ class ProcessFitter:
             for number_format, places in of_format.items()
         )
         return FitExamination(quality=quality, learned=fitted.learned)
+
+
+def profiled_works(place: int, item: Observation, work_of: WorkOf) -> list[ProfiledWork]:
+    """Return what the profile of a network says of its products: of those alike the mean."""
+    latencies: defaultdict[tuple[Work, ...], list[float]] = defaultdict(list)
+    for operator, latency_ms in profiled_products(item.profile, item.operators):
+        latencies[work_of.operator(operator)].append(latency_ms)
+    means = {works: float(np.mean(own)) for works, own in latencies.items()}
+    return [
+        ProfiledWork(place, works, latency_ms)
+        for works, latency_ms in means.items()
+        if latency_ms >= LEAST_PROFILED_MS
+    ]
 
 
 def _places_by_bits(observations: Sequence[Observation]) -> dict[int, list[int]]:

@@ -28,6 +28,10 @@ FloatArray = npt.NDArray[np.float64]
 
 ROUNDS = 8
 """Of Gauss-Newton: as many settle the shares."""
+FIRST_STEP, STEP_RATIO = 1.5, 0.7
+"""Most that the logarithm of a factor may change by in the first round, and from a round to the next. Where one
+kind of operator goes two ways through a runtime, one of them fifty times as slow, whole steps overshoot from
+round to round and never settle."""
 JITTER = 1e-8
 """Added to the variance of the noise, so that the covariance can always be factored."""
 MOST_EVALUATIONS = 250
@@ -117,7 +121,9 @@ class OperatorProcess:
     ) -> None:
         self._observed = _Observed.of(networks, latencies_ms, deviations)
         if parameters is None:
-            parameters = _tuned(networks, latencies_ms, deviations)
+            # parts are of few kinds, and would have all the say
+            whole = [n for n in range(len(networks)) if not deviations or not deviations[n]]
+            parameters = _tuned([networks[n] for n in whole], [latencies_ms[n] for n in whole])
         self._parameters = parameters
         terms = self._observed.terms
         kernel = (
@@ -216,9 +222,11 @@ class _Observed:
 
     def settled(self, kernel: FloatArray, parameters: FloatArray) -> _State:
         """Return the posterior whose shares agree with its own factors."""
-        gain = np.zeros(len(self.terms))
+        gain, most = np.zeros(len(self.terms)), FIRST_STEP
         for _ in range(ROUNDS):
-            gain = self.posterior(kernel, parameters, gain).gain(kernel)
+            step = self.posterior(kernel, parameters, gain).gain(kernel) - gain
+            gain = gain + np.clip(step, -most, most)
+            most *= STEP_RATIO
         return self.posterior(kernel, parameters, gain)
 
     def posterior(self, kernel: FloatArray, parameters: FloatArray, gain: FloatArray) -> _State:
@@ -281,18 +289,10 @@ def _of_family(parameters: FloatArray, *, is_product: bool) -> tuple[float, floa
     return single, common, np.array(LENGTHS) * np.exp([scales[group] for group in _GROUPS])
 
 
-def _tuned(
-    networks: Sequence[Sequence[Term]],
-    latencies_ms: Sequence[float],
-    deviations: Sequence[float] | None,
-) -> FloatArray:
+def _tuned(networks: Sequence[Sequence[Term]], latencies_ms: Sequence[float]) -> FloatArray:
     """Return the parameters of greatest evidence, at the shares that those at the start give."""
     chosen = np.random.default_rng(0).permutation(len(networks))[:TUNED_NETWORKS]
-    observed = _Observed.of(
-        [networks[n] for n in chosen],
-        [latencies_ms[n] for n in chosen],
-        None if deviations is None else [deviations[n] for n in chosen],
-    )
+    observed = _Observed.of([networks[n] for n in chosen], [latencies_ms[n] for n in chosen])
     start = np.array(START)
     kernel = covariance_of(observed.terms, observed.terms, start)
     gain = observed.settled(kernel, start).gain(kernel)
