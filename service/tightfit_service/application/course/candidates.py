@@ -92,18 +92,21 @@ class CandidateTrials:
             self._learn(trial, candidate)
 
     async def finalists(self) -> None:
-        """Train the best candidates long; go on while the budget is missed and time is left."""
-        life = self._life
+        """Train the best candidates long; go on while the budget is missed and time is left.
+
+        Where accuracy is the objective and the budget is met, rivals follow that screening could not
+        tell from the winner, while there is time to train them as long.
+        """
+        life, portfolio = self._life, self._portfolio
         tried: list[Trial] = []
         wants_accuracy = life.spec.objective.quantity is Quantity.ACCURACY
+        find = portfolio.finalist
         # Where accuracy is the objective, the first finalist takes all the time there is.
         shares = 1 if wants_accuracy else MAX_FINALISTS
         while len(tried) < MAX_FINALISTS and (
             not tried or life.time.may_start_trial(life.book.trials, keep_for_final=0)
         ):
-            candidate = await asyncio.to_thread(
-                self._portfolio.finalist, tuple(tried), tuple(life.book.trials)
-            )
+            candidate = await asyncio.to_thread(find, tuple(tried), tuple(life.book.trials))
             if candidate is None:
                 break
             await life.stages.enter(
@@ -124,6 +127,8 @@ class CandidateTrials:
             tried.append(trial)
             self._learn(trial, candidate)
             if trial.fits_unpacked and wants_accuracy:
+                find = portfolio.rival
+            if find == portfolio.rival and not life.time.has_as_much_as(trial, life.book.trials):
                 break
 
     async def _tried(

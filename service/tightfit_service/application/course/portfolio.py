@@ -12,7 +12,7 @@ from tightfit_service.application.recipes.attribution import ChangeLosses
 from tightfit_service.domain.budget import Objective, Quantity
 from tightfit_service.domain.quantities import Accuracy
 from tightfit_service.domain.trial import Metrics, Trial, TrialRole
-from tightfit_service.search.early_stopping import Screened, SuccessiveHalving
+from tightfit_service.search.early_stopping import Screened, SuccessiveHalving, is_worse
 
 FORM_LOSS_LEFT = 0.3
 """What training is assumed to leave of the accuracy that a form of the network loses by itself. It
@@ -90,6 +90,19 @@ class Portfolio:
         proposal = best.proposer.finalist(own)
         return None if proposal is None else Candidate(form=best.form, proposal=proposal)
 
+    def rival(self, tried: Sequence[Trial], trials: Sequence[Trial]) -> Candidate | None:
+        """Return the best screened candidate that could not be told from the very best of them.
+
+        A short training says which candidates recover quickly, not quite which recover furthest. None where
+        those that were trained long already were better beyond the error of screening.
+        """
+        left = self._screened(tried, trials).values()
+        if not left:
+            return None
+        best, _ = max(self._screened((), trials).values(), key=_accuracy)
+        accuracy, candidate = max(left, key=_accuracy)
+        return None if is_worse(accuracy, best) else candidate
+
     def smallest(self) -> Candidate:
         """Return the narrowest network of the form that comes nearest to the budget."""
         nearest = self._nearest()
@@ -160,6 +173,10 @@ class Portfolio:
             return self.prepared_of(max(searched, key=_selected))
         within = [p for p in self.prepared if not p.proposer.out_of_reach()]
         return (within or self.prepared)[0]
+
+
+def _accuracy(screened: tuple[Accuracy, Candidate]) -> float:
+    return screened[0].value
 
 
 def _selected(trial: Trial) -> float:

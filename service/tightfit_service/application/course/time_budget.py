@@ -78,6 +78,11 @@ class TimeBudget:
         left = self._spec.search_limits.max_seconds - self._kept_seconds - self.elapsed
         return max(1.0, round(left / shared_by - overhead, 1))
 
+    def has_as_much_as(self, trial: Trial, trials: Sequence[Trial]) -> bool:
+        """Whether another training may take as long as that of a trial, if it was trained, took."""
+        seconds = trial.stage_seconds.get("recover", 0.0)
+        return seconds > 0 and self.left(trials, shared_by=1) >= seconds
+
     def short_training(self) -> RecoverySettings:
         """Return the training of a candidate that is only compared with others."""
         return RecoverySettings(

@@ -11,12 +11,14 @@ import pytest
 from fakes import search_bench
 from fakes.scripted_work import BASELINE_ACCURACY, ScriptedExecutor
 from fakes.search_bench import WHOLE_LATENCY_MS, Bench, latency
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import WorkResult, WorkUnit
 from tightfit_service.domain.budget import Constraint, Quantity
 from tightfit_service.domain.errors import UnavailableError, WorkFailedError
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.domain.job import Job, JobState
-from tightfit_service.domain.trial import TrialRole, TrialState
+from tightfit_service.domain.quantities import wilson_accuracy
+from tightfit_service.domain.trial import Trial, TrialRole, TrialState
 
 
 def max_drop(drop: float) -> Constraint:
@@ -43,6 +45,63 @@ async def test_half_the_latency_is_met_by_the_upper_end_of_the_estimate() -> Non
         assert layer.predicted_alone is not None
         assert layer.accuracy_cost is not None
         assert layer.predicted_alone > layer.accuracy_cost, "training regains some of it"
+
+
+def finalists(bench: Bench) -> list[Trial]:
+    return [trial for trial in bench.trials() if trial.role is TrialRole.FINALIST]
+
+
+async def test_rivals_that_screening_cannot_tell_from_the_winner_are_trained_as_long() -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), max_trials=12)
+    job = await bench.run()
+    first, *rivals = finalists(bench)
+    assert rivals
+    assert first.fits_unpacked
+    screened = [
+        trial.recipe.step("structured_pruning")
+        for trial in bench.trials()
+        if trial.role is TrialRole.SCREENING
+    ]
+    for rival in rivals:
+        assert rival.stage_seconds["recover"] == first.stage_seconds["recover"]
+        assert rival.recipe.step("structured_pruning") in screened
+    assert job.result.best_trial is not None
+    selected = {
+        trial.index: trial.metrics.selection_accuracy.value
+        for trial in (first, *rivals)
+        if trial.metrics is not None and trial.metrics.selection_accuracy is not None
+    }
+    assert selected[job.result.best_trial] == max(selected.values())
+
+
+@pytest.mark.parametrize(
+    ("max_seconds", "clear_winner"), [(25, False), (600, True)], ids=["no time", "no rival"]
+)
+async def test_no_rival_is_trained_without_need_or_time(
+    max_seconds: float, clear_winner: bool
+) -> None:
+    bench = Bench(latency(WHOLE_LATENCY_MS / 2), max_trials=12, max_seconds=max_seconds)
+    if clear_winner:
+        bench.executor = _FirstScreenedIsBest()
+    await bench.run()
+    (only,) = finalists(bench)
+    assert only.fits_unpacked
+
+
+class _FirstScreenedIsBest(ScriptedExecutor):
+    """Every trial but the first is worse than it by more than the error of screening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = 0
+
+    def _trial(self, unit: WorkUnit) -> WorkResult:
+        result = super()._trial(unit)
+        self._seen += 1
+        if self._seen <= 2:  # the first is only quantized
+            return result
+        worse = to_plain(wilson_accuracy(300, 1000))
+        return replace(result, payload={**result.payload, "selection_accuracy": worse})
 
 
 class _NothingMeasuredAlone(ScriptedExecutor):
