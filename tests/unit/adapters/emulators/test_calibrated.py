@@ -18,11 +18,13 @@ from tightfit_service.adapters.emulators.calibrated import (
     LEARNED_FORM,
     CalibratedEmulator,
     ProcessFitter,
+    profiled_works,
 )
-from tightfit_service.adapters.emulators.format_fit import FormatFit
+from tightfit_service.adapters.emulators.format_fit import FormatFit, ProfiledWork
 from tightfit_service.adapters.emulators.operator_process import START, OperatorProcess, Term
 from tightfit_service.adapters.emulators.operator_work import (
     Work,
+    WorkOf,
     kind_of,
     operators_together,
 )
@@ -315,3 +317,38 @@ def test_what_products_take_is_found_where_networks_alone_cannot_tell() -> None:
         ratios = [fit.operator_cost(op, TARGET).latency_ms / device_ms(op) for op in unseen]
         errors.append(float(np.median(np.abs(np.log(ratios)))))
     assert errors[1] < 0.7 * errors[0]
+
+
+def profiled_dense(network_ms: float, *operators_ms: float) -> list[ProfiledWork]:
+    """Return what is taken of a profile of dense layers one behind the other."""
+    builder = GraphBuilder((64,), seed=0)
+    for width in range(len(operators_ms)):
+        builder.dense(builder.top, 64 + width)
+    item = Observation(
+        label="dense",
+        number_format=NumberFormat.FLOAT32,
+        profile=OnnxGraphInspector().profile(builder.build()),
+        latency_ms=network_ms,
+        operators=tuple(OperatorTime(kind="Gemm", latency_ms=own) for own in operators_ms),
+    )
+    base = RooflineEmulator()
+    return profiled_works(7, item, WorkOf(base=base, target=TARGET, least_ms=1e-3))
+
+
+def test_what_profiling_takes_is_taken_off_evenly() -> None:
+    found = profiled_dense(1.0, 0.3, 0.5, 0.25)
+    assert {part.place for part in found} == {7}
+    off = 0.05 / 3
+    assert [part.latency_ms for part in found] == pytest.approx([0.3 - off, 0.5 - off, 0.25 - off])
+
+
+def test_nothing_is_taken_off_where_a_network_does_more_than_its_operators() -> None:
+    assert [part.latency_ms for part in profiled_dense(1.0, 0.25, 0.5)] == [0.25, 0.5]
+
+
+def test_a_profile_that_takes_much_itself_is_not_believed() -> None:
+    assert profiled_dense(1.0, 0.6, 0.55) == []
+
+
+def test_an_operator_of_a_tick_is_not_told() -> None:
+    assert [part.latency_ms for part in profiled_dense(1.0, 0.0015, 0.5)] == [0.5]
