@@ -155,7 +155,7 @@ def kind_of(operator: Operator) -> Kind:
         return (name, len(operator.out_size), *bits)
     if operator.kind in _ALIKE:
         return (str(operator.kind), *bits)
-    return (_moved_name(operator), *bits)
+    return (operator.op_type, *bits)
 
 
 def family_of(kind: Kind) -> Kind:
@@ -225,7 +225,9 @@ class _Chains:
                 if found is not None:
                     yield Together("spelled HardSwish", (operator, *found))
             elif operator.op_type == "Add" and any(map(self._ends_in, operator.inputs)):
-                yield Together(f"{_moved_name(operator)} behind a convolution", (operator,))
+                # an activation behind it is one more pass in some runtimes
+                activation = " and activation" if operator.fused else ""
+                yield Together(f"Add{activation} behind a convolution", (operator,))
 
     def _ends_in(self, name: str) -> bool:
         """Whether a tensor is what a convolution makes for one reader alone."""
@@ -263,11 +265,6 @@ class _Chains:
         if len(readers) != 1 or name in self._outputs or readers[0].op_type not in op_types:
             return None
         return readers[0]
-
-
-def _moved_name(operator: Operator) -> str:
-    """Return the name of what moves data: an activation behind it is one more pass in some runtimes."""
-    return f"{operator.op_type} with activation" if operator.fused else operator.op_type
 
 
 def _conv_name(operator: Operator) -> str:

@@ -71,4 +71,4 @@ def test_a_sum_that_a_convolution_may_take_over_is_a_kind_of_its_own() -> None:
     builder.activation(builder.add(builder.conv(source, 8), source), "Relu")
     builder.add(builder.activation(builder.top, "Tanh"), source)
     kinds = [work.kind[0] for work in works(builder) if str(work.kind[0]).startswith("Add")]
-    assert kinds == ["Add with activation behind a convolution", "Add"]
+    assert kinds == ["Add and activation behind a convolution", "Add"]
