@@ -100,12 +100,13 @@ class CandidateTrials:
         life, portfolio = self._life, self._portfolio
         tried: list[Trial] = []
         wants_accuracy = life.spec.objective.quantity is Quantity.ACCURACY
-        find = portfolio.finalist
+        is_met = False
         # Where accuracy is the objective, the first finalist takes all the time there is.
         shares = 1 if wants_accuracy else MAX_FINALISTS
         while len(tried) < MAX_FINALISTS and (
             not tried or life.time.may_start_trial(life.book.trials, keep_for_final=0)
         ):
+            find = portfolio.rival if is_met else portfolio.finalist
             candidate = await asyncio.to_thread(find, tuple(tried), tuple(life.book.trials))
             if candidate is None:
                 break
@@ -126,9 +127,8 @@ class CandidateTrials:
             await self._after_trial()
             tried.append(trial)
             self._learn(trial, candidate)
-            if trial.fits_unpacked and wants_accuracy:
-                find = portfolio.rival
-            if find == portfolio.rival and not life.time.has_as_much_as(trial, life.book.trials):
+            is_met = is_met or (trial.fits_unpacked and wants_accuracy)
+            if is_met and not life.time.has_as_much_as(trial, life.book.trials):
                 break
 
     async def _tried(
