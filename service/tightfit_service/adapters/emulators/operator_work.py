@@ -93,7 +93,7 @@ class WorkOf:
         if operator.kind is OperatorKind.RESHAPE:
             if math.prod(operator.in_size) <= 1:
                 return ()
-            base_ms = _elements(operator.in_channels, operator.in_size) * ELEMENT_MS
+            base_ms = elements_of(operator.in_channels, operator.in_size) * ELEMENT_MS
             return (Work(kind_of(operator), _moved_position(operator), base_ms),)
         base_ms = self.base.operator_cost(operator, self.target).latency_ms
         kind = kind_of(operator)
@@ -313,8 +313,8 @@ def _features(operator: Operator) -> float:
 
 def _moved_position(operator: Operator) -> tuple[float, ...]:
     """Return the position of what is touched once: how much goes in and comes out, in what windows."""
-    read = _elements(operator.in_channels, operator.in_size)
-    written = _elements(operator.out_channels, operator.out_size)
+    read = elements_of(operator.in_channels, operator.in_size)
+    written = elements_of(operator.out_channels, operator.out_size)
     return _touched(
         max(read, written),
         share=written / read,
@@ -323,7 +323,8 @@ def _moved_position(operator: Operator) -> tuple[float, ...]:
     )
 
 
-def _elements(channels: int, size: Sequence[int]) -> int:
+def elements_of(channels: int, size: Sequence[int]) -> int:
+    """Return the elements of a tensor; what a profile does not know counts as 1."""
     return max(channels, 1) * max(math.prod(size), 1)
 
 

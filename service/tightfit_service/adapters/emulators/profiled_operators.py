@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tightfit_service.adapters.emulators.operator_work import elements_of
 from tightfit_service.domain.measurement import OperatorTime
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
@@ -61,11 +62,4 @@ def _word(kind: str) -> str | None:
 def _corresponds(operator: Operator, word: str, item: OperatorTime) -> bool:
     if word not in _MEANINGS[operator.kind]:
         return False
-    return item.output_elements in (0, _output_elements(operator))
-
-
-def _output_elements(operator: Operator) -> int:
-    count = max(operator.out_channels, 1)
-    for size in operator.out_size:
-        count *= max(size, 1)
-    return count
+    return item.output_elements in (0, elements_of(operator.out_channels, operator.out_size))
