@@ -38,8 +38,8 @@ LEAST_OF_FORMAT = 8
 LEAST_PROFILED_MS = 2e-3
 """Of an operator that a profiler tells; what takes a tick or less is hardly told."""
 MOST_PROFILING_RATIO = 0.1
-"""Of the time that profiling takes to that of the network. ONNX Runtime's takes 2 to 3 microseconds per operator,
-LiteRT's a tenth of one; left-out networks of the designed set are predicted worse where it counts all the same."""
+"""Of the time that profiling takes to that of the network. Some profilers take microseconds per operator, as long as
+many operators do."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
 LEARNED_FORM = 4.0

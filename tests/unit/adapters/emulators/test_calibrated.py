@@ -292,6 +292,25 @@ def test_a_process_trusts_a_part_that_was_measured_as_far_as_it_is_sure() -> Non
     assert gains[1] == pytest.approx([1.0, 1.0], rel=0.03)
 
 
+def test_a_kind_that_goes_two_ways_through_a_runtime_does_not_unsettle_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    networks, latencies = [], []
+    for number in range(120):
+        places = [(kind, float(rng.uniform(4, 18))) for kind in rng.choice(list("abcd"), size=4)]
+        terms = [Term(kind, "one", (x, *(0.0,) * 7), 2**x / 1e6) for kind, x in places]
+        slow = 50 if number % 6 == 0 else 1
+        networks.append(terms)
+        latencies.append(sum(t.prior_ms * (slow if t.kind == "a" else 1) for t in terms))
+    # a process that takes its kinds for wild and its measurements for exact
+    wild = np.add(START, (0.4, 0, 1.3, 1.4, 1.0, 0.7, 0.8, -0.4, -0.2, -0.3, -0.7))
+    process = OperatorProcess(networks[:90], latencies[:90], parameters=wild)
+    ratios = [
+        process.network(terms)[0] / latency_ms
+        for terms, latency_ms in zip(networks[90:], latencies[90:], strict=True)
+    ]
+    assert np.median(np.abs(np.log(ratios))) < 0.5
+
+
 def test_what_products_take_is_found_where_networks_alone_cannot_tell() -> None:
     """Convolutions and sums of one width in turn: only their total is seen, or what each takes."""
     observations = measured()[:SEEN]
