@@ -175,7 +175,8 @@ def test_what_starts_processes_is_started_again_where_it_died(tmp_path: Path) ->
     kill = f"if not os.path.exists({str(tmp_path / 'killed')!r}):\n"
     kill += f"    open({str(tmp_path / 'killed')!r}, 'w').close()\n"
     kill += "    os.kill(os.getppid(), signal.SIGKILL)\n    sys.exit()\n"
-    tried = machine(tmp_path, kill + STEADY + STOPPED + DONE)
+    # behind the first answer, by when it has surely told which process it started
+    tried = machine(tmp_path, STEADY + kill + STOPPED + DONE)
     with pytest.raises(MeasurementError) as caught:
         tried.measure(order(tmp_path), threading.Event())
     assert caught.value.kind == "CRASHED"
