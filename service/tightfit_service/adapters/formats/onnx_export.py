@@ -11,6 +11,7 @@ from onnx import GraphProto, ModelProto
 
 from tightfit_service.adapters.formats.metadata import affordable
 from tightfit_service.adapters.formats.onnx_execution import LIBRARY_ERRORS, run_feeds
+from tightfit_service.adapters.formats.onnx_unsigned import with_unsigned_activations
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import FloatArray, Samples
 from tightfit_service.application.work.file_parity import (
@@ -96,7 +97,8 @@ class OnnxExporter:
         quantized = self._quantizer.quantize(
             graph, calibration=calibration, settings=settings, ranges=ranges
         )
-        data = save_model(_finished(load_model(quantized.graph), metadata))
+        unsigned = with_unsigned_activations(load_model(quantized.graph))
+        data = save_model(_finished(unsigned, metadata))
         expected = run_feeds(graph, feeds)
         try:
             exported = run_feeds(data, feeds)

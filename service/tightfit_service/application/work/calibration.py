@@ -23,9 +23,9 @@ from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.network import NetworkProfile
 
-DESIGN = 2
-"""Version of the designed set; it rises with every change to its networks, so that files of an earlier
-one are not taken for its own."""
+DESIGN = 3
+"""Version of the designed set; it rises with every change to its networks or to how they are written, so
+that files of an earlier one are not taken for its own."""
 SAMPLE_COUNT = 8
 """Random inputs that activation ranges are taken from; only the speed of the files matters."""
 MOST_PROBLEM_CHARACTERS = 200

@@ -18,7 +18,7 @@ from tightfit_service.application.hardware.calibration import DEFAULT_NETWORK_CO
 from tightfit_service.application.work.calibration import DESIGN
 from tightfit_service.graph.profile import OnnxGraphInspector
 
-STRUCTURE = (2, "9b3f679ee64cb94f")
+STRUCTURE = (3, "9b3f679ee64cb94f")
 """Version of the set, and the digest of what its first networks are made of."""
 KINDS = """
     conv pointwise grouped_conv dilated_conv depthwise_conv transposed_conv dense matmul LSTM GRU RNN

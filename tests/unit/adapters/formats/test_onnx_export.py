@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from fakes.networks import NETWORKS, Builder
@@ -31,6 +34,51 @@ def graph_and_samples(name: str) -> tuple[bytes, Samples]:
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
     stored = np.random.default_rng(0).normal(size=(48, *shape)).astype(np.float32)
     return model.SerializeToString(), Samples(stored=stored, labels=None)
+
+
+def executed(data: bytes, folder: Path) -> Counter[str]:
+    """Return the operators that onnxruntime runs of a file, by kind."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "executed.onnx")
+    options.log_severity_level = 3  # it warns that such a file is for this machine
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    model = onnx.load(folder / "executed.onnx")
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def test_every_convolution_of_an_int8_file_is_run_in_integers(tmp_path: Path) -> None:
+    graph, samples = graph_and_samples("residual")
+    count = Counter(node.op_type for node in onnx.load_from_string(graph).graph.node)["Conv"]
+    exported = EXPORTER.export(graph, calibration=samples, settings=INT8, metadata={})
+    kinds = executed(exported.data, tmp_path)
+    assert (kinds["QLinearConv"], kinds["Conv"], kinds["FusedConv"]) == (count, 0, 0)
+
+
+def test_activations_without_a_sign_are_the_same_numbers() -> None:
+    graph, samples = graph_and_samples("residual")
+    quantizer = StaticQuantizationPass()
+    signed = quantizer.quantize(graph, calibration=samples, settings=INT8).graph
+    exported = EXPORTER.export(graph, calibration=samples, settings=INT8, metadata={})
+    feeds = {"input": samples.stored[:4]}
+    for expected, found in zip(
+        run_exactly(signed, feeds), run_exactly(exported.data, feeds), strict=True
+    ):
+        np.testing.assert_array_equal(expected, found)
+    types = {tensor.data_type for tensor in onnx.load_from_string(exported.data).graph.initializer}
+    assert types == {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.INT32,
+    }
+
+
+def run_exactly(data: bytes, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a file as it is written, no operators merged."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return [np.asarray(values) for values in session.run(None, dict(feeds))]
 
 
 @pytest.mark.parametrize("name", ["plain_cnn", "residual", "depthwise", "mlp", "squeeze_excite"])
