@@ -5,22 +5,30 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tightfit_service.adapters.emulators.correctable import correctable
-from tightfit_service.adapters.emulators.format_fit import FormatFit, Prediction, ProfiledWork
+from tightfit_service.adapters.emulators.format_fit import (
+    FloatArray,
+    FormatFit,
+    Prediction,
+    ProfiledWork,
+    misfit,
+)
+from tightfit_service.adapters.emulators.onnxruntime_graph import absorbed
+from tightfit_service.adapters.emulators.operator_chains import operators_together
 from tightfit_service.adapters.emulators.operator_process import START
 from tightfit_service.adapters.emulators.operator_work import (
     Kind,
     Work,
     WorkOf,
     is_operator,
+    is_product,
     kind_name,
-    kind_of,
+    nearest,
     network_bits,
-    operators_together,
 )
 from tightfit_service.adapters.emulators.profiled_operators import profiled_products
 from tightfit_service.application.ports import Emulator
@@ -37,12 +45,14 @@ LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 LEAST_PROFILED_MS = 2e-3
 """Of an operator that a profiler tells; what takes a tick or less is hardly told."""
-MOST_PROFILING_RATIO = 0.1
-"""Of the time that profiling takes to that of the network. Some profilers take microseconds per operator, as long as
-many operators do."""
+OWN_DEVIATION = 0.5
+"""Of what profiling itself takes per operator, which is known of all of them together only. Some profilers take
+microseconds, as long as many operators do; what takes less than its own profiling is not believed."""
+LANES = (1, 4, 8, 16, 32)
+"""Output channels that matrix kernels may compute at a time, tried in turn: one vector or several."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 4.0
+LEARNED_FORM = 5.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
@@ -50,9 +60,10 @@ MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 class CalibratedEmulator:
     """Corrects the latency of another emulator (port `Emulator`); energy follows, memory stays.
 
-    An operator takes what beginning it takes and what its work takes. The prior of its work is the other
-    emulator's figure beyond that of the least operator, times a ratio per kind and number format that
-    least squares on the networks find; a Gaussian process over operators (`operator_process`) corrects
+    An operator takes what beginning it takes and what its work takes. The prior of a product is a sum over
+    what its matrices need, in vectors as wide as explains the measurements best; that of other work is the
+    other emulator's figure beyond that of the least operator. Least squares on the networks find ratios to
+    these first guesses per kind and number format; a Gaussian process over operators (`operator_process`) corrects
     it by shape, and says how sure it is. Kinds that no measured network has take what measured kinds
     typically do, with an interval as wide as leaving out measured kinds shows (`format_fit`).
     """
@@ -86,50 +97,41 @@ class CalibratedEmulator:
         self._base = base
         self._target = target
         self._count = sum(len(places) for places in used.values())
-        least_ms = _least_ms(base, target, observations)
-        self._work_of = WorkOf(base=base, target=target, least_ms=least_ms)
         self._fits: dict[int, FormatFit] = {}
         self.left_out: dict[int, Interval] = {}
         """By place, what a fit without an observation and its like says of it, in ms; none with `learned`."""
         self._times: dict[Work, float] = {}
-        known = _by_format(learned, len(used))
-        for number, (bits, places) in enumerate(used.items()):
-            own = [observations[place] for place in places]
-            self._fits[bits] = fit = self._fitted(own, known[number] if known else None)
-            if not known:
-                found = fit.left_out([item.label for item in own])
-                intervals = [_interval(item, fit.stretch) for item in found]
-                self.left_out.update(zip(places, intervals, strict=True))
-
-    def _fitted(
-        self, observations: Sequence[Observation], learned: Sequence[float] | None
-    ) -> FormatFit:
-        """Return a fit to observations of one format, from what an earlier one has learned if any."""
-        works = [self._work_of.network(item.profile) for item in observations]
-        latencies = [item.latency_ms for item in observations]
-        profiled = [
-            part
-            for place, item in enumerate(observations)
-            for part in profiled_works(place, item, self._work_of)
-        ]
-        if learned is None:
-            return FormatFit(works, latencies, profiled=profiled)
-        *parameters, stretch = learned
-        return FormatFit(
-            works,
-            latencies,
-            profiled=profiled,
-            parameters=np.array(parameters),
-            stretch=stretch,
+        known = _by_format(learned, tuple(used))
+        grouped = {bits: [observations[place] for place in places] for bits, places in used.items()}
+        unknown_lanes = WorkOf(
+            base=base,
+            target=target,
+            least_ms=_least_ms(base, target, observations),
+            mac_ms=_mac_ms(base, target, observations),
+            lanes={},
         )
+        self._lanes = {
+            bits: known[bits].lanes if known else _lanes(own, unknown_lanes)
+            for bits, own in grouped.items()
+        }
+        self._work_of = replace(unknown_lanes, lanes=self._lanes)
+        for bits, own in grouped.items():
+            seen = _Seen.of(own, self._work_of)
+            if known:
+                self._fits[bits] = seen.fit(known[bits])
+                continue
+            self._fits[bits] = fit = seen.fit()
+            found = fit.left_out([item.label for item in own])
+            intervals = [_interval(item, fit.stretch) for item in found]
+            self.left_out.update(zip(used[bits], intervals, strict=True))
 
     @property
     def learned(self) -> tuple[float, ...]:
-        """What takes long to find: its form, then per format parameters of the process and stretch."""
+        """What takes long to find: its form, then per format lanes, parameters of the process and stretch."""
         values = (
             value
-            for fit in self._fits.values()
-            for value in (*fit.process.parameters.tolist(), fit.stretch)
+            for bits, fit in self._fits.items()
+            for value in (self._lanes[bits], *fit.process.parameters.tolist(), fit.stretch)
         )
         return LEARNED_FORM, *values
 
@@ -149,7 +151,7 @@ class CalibratedEmulator:
         if not works:
             return replace(cost, latency_ms=0.0, energy_mj=0.0)
         latency_ms = self._work_ms(works)
-        source = MEASURED if self._is_measured(kind_of(operator)) else NOT_MEASURED
+        source = MEASURED if self._is_measured(self._work_of.kind(operator)) else NOT_MEASURED
         return replace(_at_latency(cost, latency_ms), provenance=source)
 
     def memory_points(
@@ -198,6 +200,8 @@ class CalibratedEmulator:
             for member in members:
                 own = _at_latency(member, member.latency_ms * share)
                 costs[member.node] = replace(own, provenance=source)
+        for node in absorbed(network, self._target):
+            costs[node] = replace(_at_latency(costs[node], 0.0), provenance=MEASURED)
         return tuple(costs[op.node] for op in network.operators)
 
     def _predict(self, works: Sequence[Work]) -> Prediction:
@@ -221,7 +225,7 @@ class CalibratedEmulator:
 
     def _fit_of(self, bits: int) -> FormatFit:
         """Return the fit of activations of so many bits, or of the nearest number of them."""
-        return self._fits[min(self._fits, key=lambda own: abs(math.log2(own / bits)))]
+        return nearest(self._fits, bits)
 
     def _is_measured(self, kind: Kind) -> bool:
         return kind in self._fit_of(int(kind[-1])).kinds
@@ -246,6 +250,54 @@ class CalibratedEmulator:
             f"{found.other_low_ms / found.other_ms:.2g} to "
             f"{found.other_high_ms / found.other_ms:.2g} times as much"
         )
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What an earlier fit of one number format has found; see `CalibratedEmulator.learned`."""
+
+    lanes: int
+    parameters: FloatArray
+    stretch: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Measured networks of one number format as work: wholes, and what profiles say of their products."""
+
+    works: Sequence[Sequence[Work]]
+    latencies_ms: Sequence[float]
+    profiled: Sequence[ProfiledWork]
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], work_of: WorkOf) -> _Seen:
+        """Return the work of observed networks."""
+        return cls(
+            works=[work_of.network(item.profile) for item in observations],
+            latencies_ms=[item.latency_ms for item in observations],
+            profiled=[
+                part
+                for place, item in enumerate(observations)
+                for part in profiled_works(place, item, work_of)
+            ],
+        )
+
+    def fit(self, known: _Learned | None = None) -> FormatFit:
+        """Return a fit, from what an earlier one has learned if any."""
+        if known is None:
+            return FormatFit(self.works, self.latencies_ms, profiled=self.profiled)
+        return FormatFit(
+            self.works,
+            self.latencies_ms,
+            profiled=self.profiled,
+            parameters=known.parameters,
+            stretch=known.stretch,
+        )
+
+    @property
+    def misfit(self) -> float:
+        """How badly ratios to its first guesses explain it."""
+        return misfit(self.works, self.latencies_ms, self.profiled)
 
 
 class ProcessFitter:
@@ -290,20 +342,18 @@ def profiled_works(place: int, item: Observation, work_of: WorkOf) -> list[Profi
     """Return what the profile of a network says of its products: of those alike the mean.
 
     What all operators take beyond the network in other runs is the profiler's own time, which is taken
-    off each of them evenly; where it is more than a little, nothing is believed.
+    off each of them evenly, and leaves each in doubt.
     """
     latencies: defaultdict[tuple[Work, ...], list[float]] = defaultdict(list)
     beyond_ms = sum(found.latency_ms for found in item.operators) - item.latency_ms
-    if beyond_ms > MOST_PROFILING_RATIO * item.latency_ms:
-        return []
     own_ms = max(beyond_ms, 0.0) / max(len(item.operators), 1)
     for operator, latency_ms in profiled_products(item.profile, item.operators):
         latencies[work_of.operator(operator)].append(latency_ms - own_ms)
     means = {works: float(np.mean(own)) for works, own in latencies.items()}
     return [
-        ProfiledWork(place, works, latency_ms)
+        ProfiledWork(place, works, latency_ms, OWN_DEVIATION * own_ms)
         for works, latency_ms in means.items()
-        if latency_ms >= LEAST_PROFILED_MS
+        if latency_ms >= max(LEAST_PROFILED_MS, own_ms)
     ]
 
 
@@ -325,12 +375,38 @@ def _least_ms(base: Emulator, target: HardwareSpec, observations: Sequence[Obser
     )
 
 
-def _by_format(learned: Sequence[float], count: int) -> list[Sequence[float]]:
-    """Return `CalibratedEmulator.learned` in its parts, one per format; none if it has another form."""
-    size = len(START) + 1
-    if len(learned) != 1 + size * count or learned[0] != LEARNED_FORM:
-        return []
-    return [learned[first : first + size] for first in range(1, len(learned), size)]
+def _mac_ms(base: Emulator, target: HardwareSpec, observations: Sequence[Observation]) -> float:
+    """Return what an emulator says of a multiply-accumulate where it is cheapest; without any, of the least work."""
+    return min(
+        (
+            base.operator_cost(operator, target).latency_ms / operator.macs
+            for item in observations
+            for operator in item.profile.operators
+            if is_product(operator)
+        ),
+        default=_least_ms(base, target, observations),
+    )
+
+
+def _lanes(observations: Sequence[Observation], work_of: WorkOf) -> int:
+    """Return the width of vectors that explains networks of one number format best."""
+    bits = network_bits(observations[0].profile)
+    return min(
+        LANES,
+        key=lambda lanes: _Seen.of(observations, replace(work_of, lanes={bits: lanes})).misfit,
+    )
+
+
+def _by_format(learned: Sequence[float], formats: Sequence[int]) -> dict[int, _Learned]:
+    """Return `CalibratedEmulator.learned` in its parts, by bits; nothing if it has another form."""
+    size = len(START) + 2
+    if len(learned) != 1 + size * len(formats) or learned[0] != LEARNED_FORM:
+        return {}
+    found = {}
+    for number, bits in enumerate(formats):
+        lanes, *parameters, stretch = learned[1 + size * number : 1 + size * (number + 1)]
+        found[bits] = _Learned(round(lanes), np.array(parameters), stretch)
+    return found
 
 
 def _at_latency(cost: OperatorCost, latency_ms: float) -> OperatorCost:

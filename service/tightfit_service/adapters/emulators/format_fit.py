@@ -116,16 +116,18 @@ class ProfiledWork:
         place: Of the network.
         works: The part: an operator, and beginning it.
         latency_ms: That it took.
+        doubt_ms: Deviation of that, besides the ticks that profilers count in.
     """
 
     place: int
     works: Sequence[Work]
     latency_ms: float
+    doubt_ms: float = 0.0
 
     @property
     def deviation(self) -> float:
-        """Of the logarithm of the latency, for the ticks that profilers count in."""
-        return TICK_DEVIATION_MS / self.latency_ms
+        """Of the logarithm of the latency."""
+        return math.hypot(TICK_DEVIATION_MS, self.doubt_ms) / self.latency_ms
 
 
 class FormatFit:
@@ -153,12 +155,8 @@ class FormatFit:
         """
         self._works, self._latencies, self._profiled = works, latencies_ms, profiled
         self.stretch = stretch
-        sums = [sum(work.base_ms for work in network) for network in works]
-        typical = float(np.median(np.asarray(latencies_ms) / np.asarray(sums)))
-        rows = [*works, *(part.works for part in profiled)]
-        measured = [*latencies_ms, *(part.latency_ms for part in profiled)]
-        deviations = [0.0] * len(works) + [part.deviation for part in profiled]
-        self._ratios = _ratios(rows, measured, deviations, typical=typical)
+        rows, measured, deviations = _rows(works, latencies_ms, profiled)
+        self._ratios, _ = _ratios(rows, measured, deviations, typical=_typical(works, latencies_ms))
         terms = [[self.term(work) for work in row] for row in rows]
         self.process = OperatorProcess(
             terms, measured, deviations=deviations, parameters=parameters, covariance=covariance
@@ -171,7 +169,8 @@ class FormatFit:
 
     def term(self, work: Work) -> Term:
         """Return a piece of work of a measured kind with its prior."""
-        prior_ms = max(work.base_ms * self._ratios[work.kind], LEAST_PRIOR_MS)
+        prior_ms = sum(guess_ms * self._ratios[part] for part, guess_ms in work.parts)
+        prior_ms = max(prior_ms, LEAST_PRIOR_MS)
         return Term(
             kind=work.kind,
             family=family_of(work.kind),
@@ -300,14 +299,43 @@ class FormatFit:
         return folds
 
 
+def misfit(
+    works: Sequence[Sequence[Work]],
+    latencies_ms: Sequence[float],
+    profiled: Sequence[ProfiledWork] = (),
+) -> float:
+    """Return how badly ratios to first guesses alone explain measurements; for comparing first guesses."""
+    rows, measured, deviations = _rows(works, latencies_ms, profiled)
+    return _ratios(rows, measured, deviations, typical=_typical(works, latencies_ms))[1]
+
+
+def _rows(
+    works: Sequence[Sequence[Work]],
+    latencies_ms: Sequence[float],
+    profiled: Sequence[ProfiledWork],
+) -> tuple[list[Sequence[Work]], list[float], list[float]]:
+    """Return networks and parts of them: works, latencies, and deviations of these besides the noise."""
+    return (
+        [*works, *(part.works for part in profiled)],
+        [*latencies_ms, *(part.latency_ms for part in profiled)],
+        [0.0] * len(works) + [part.deviation for part in profiled],
+    )
+
+
+def _typical(works: Sequence[Sequence[Work]], latencies_ms: Sequence[float]) -> float:
+    """Return the median ratio of measurements to first guesses."""
+    sums = [sum(work.base_ms for work in network) for network in works]
+    return float(np.median(np.asarray(latencies_ms) / np.asarray(sums)))
+
+
 def _ratios(
     works: Sequence[Sequence[Work]],
     latencies_ms: Sequence[float],
     deviations: Sequence[float],
     *,
     typical: float,
-) -> dict[Kind, float]:
-    """Return per kind what the measurements take over the other emulator's figures.
+) -> tuple[dict[Kind, float], float]:
+    """Return per kind what the measurements take over the first guesses, and how badly that explains them.
 
     Logarithms of ratios are fitted to those of the latencies. Kinds are drawn towards their family and
     families towards the typical ratio (A. Gelman, J. Hill, "Data Analysis Using Regression and
@@ -315,12 +343,15 @@ def _ratios(
     few networks have is not taken for a product where it moves data. Networks far off do not pull
     (P. J. Huber, "Robust estimation of a location parameter", 1964, in SciPy's soft form).
     """
-    kinds = list(dict.fromkeys(work.kind for network in works for work in network))
+    kinds = list(
+        dict.fromkeys(kind for network in works for work in network for kind, _ in work.parts)
+    )
     places = {kind: place for place, kind in enumerate(kinds)}
     sums = np.zeros((len(works), len(kinds)))
     for row, network in enumerate(works):
         for work in network:
-            sums[row, places[work.kind]] += work.base_ms
+            for kind, guess_ms in work.parts:
+                sums[row, places[kind]] += guess_ms
     logs = np.log(np.asarray(latencies_ms))
     families = list(dict.fromkeys(family_of(kind) for kind in kinds))
     # unknowns: of each kind how far it is from its family, of each family how far from the typical ratio
@@ -345,7 +376,7 @@ def _ratios(
     found = least_squares(
         residuals, np.zeros(len(scale)), jac=slopes, loss="soft_l1", tr_solver="lsmr"
     )
-    return dict(zip(kinds, ratios_of(found.x).tolist(), strict=True))
+    return dict(zip(kinds, ratios_of(found.x).tolist(), strict=True)), float(found.cost)
 
 
 def _weighted_quantiles(

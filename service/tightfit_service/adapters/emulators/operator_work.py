@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from tightfit_service.adapters.emulators.onnxruntime_graph import (
+    absorbed,
+    block_of,
+    channels_in,
+    is_blocked,
+    reads_blocks,
+    reorders,
+)
+from tightfit_service.adapters.emulators.operator_chains import Together, operators_together
 from tightfit_service.adapters.emulators.operator_process import LENGTHS
 from tightfit_service.application.ports import Emulator
 from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
+Value = TypeVar("Value")
 Kind = tuple[str | int, ...]
 """Name, further marks, and the bits of activations last. Terms of one kind share their prior."""
 
@@ -40,6 +51,12 @@ PRODUCTS = frozenset(
 MOST_TAPS = 25
 """Of depthwise kernels that runtimes have code of their own for: up to 5x5 in XNNPACK (its microkernels
 `dwconv-3p` to `dwconv-25p`). What is wider goes another way, 25 to 50 times as slow where it was measured."""
+DOT_MACS = 4
+"""Products of 8 bits that one instruction adds up, in all of its lanes (SDOT of Armv8.2, VPDPBUSD of AVX-512)."""
+TOUCH_MACS = 4.0
+"""First guess of what a value that is read or written takes, in products of full vectors."""
+_PARTS = frozenset({"macs", "weights", "inputs", "outputs"})
+"""Of a product, beside whole vectors: what is truly multiplied, and what is moved."""
 CALL, BEGIN, STEP, INPUT, OUTPUT = "call", "begin", "step", "input", "output"
 _BESIDES = frozenset({CALL, BEGIN, STEP, INPUT, OUTPUT})
 _NOWHERE = (0.0,) * len(LENGTHS)
@@ -56,19 +73,25 @@ _ALIKE = frozenset(
 
 @dataclass(frozen=True)
 class Work:
-    """An operator, a border of the network or the call itself, with another emulator's figure."""
+    """An operator, a border of the network or the call itself, with first guesses of what it takes.
+
+    Attributes:
+        kind: Works of one kind share the ratios to these guesses.
+        position: Shape in octaves, as `operator_process.LENGTHS` has it.
+        base_ms: First guess, most often another emulator's.
+        besides_ms: Of what it takes besides, by name: its time is a sum, and each part has its own ratio.
+    """
 
     kind: Kind
     position: tuple[float, ...]
     base_ms: float
+    besides_ms: tuple[tuple[str, float], ...] = ()
 
-
-@dataclass(frozen=True)
-class Together:
-    """Operators that cost otherwise together, or where they stand, than each by itself."""
-
-    name: str
-    operators: tuple[Operator, ...]
+    @property
+    def parts(self) -> tuple[tuple[Kind, float], ...]:
+        """What its time is a sum of, each with the kind that shares the ratio to its first guess."""
+        besides = (((name, *self.kind), guess_ms) for name, guess_ms in self.besides_ms)
+        return ((self.kind, self.base_ms), *besides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +102,15 @@ class WorkOf:
         base: The emulator whose figures come first.
         target: What is predicted.
         least_ms: What `base` says of the least operator: most of it is no work.
+        mac_ms: What `base` says of a multiply-accumulate where it is cheapest.
+        lanes: Output channels that matrix kernels compute at a time, by bits of activations.
     """
 
     base: Emulator
     target: HardwareSpec
     least_ms: float
+    mac_ms: float
+    lanes: Mapping[int, int]
 
     def operator(self, operator: Operator) -> tuple[Work, ...]:
         """Return the work of an operator, and what beginning it takes whatever it computes.
@@ -95,15 +122,30 @@ class WorkOf:
                 return ()
             base_ms = elements_of(operator.in_channels, operator.in_size) * ELEMENT_MS
             return (Work(kind_of(operator), _moved_position(operator), base_ms),)
-        base_ms = self.base.operator_cost(operator, self.target).latency_ms
-        kind = kind_of(operator)
-        work = Work(kind, _position(operator), self._beyond_least(base_ms))
+        kind = self.kind(operator)
+        if is_product(operator):
+            work = self._product(operator, kind)
+        else:
+            base_ms = self.base.operator_cost(operator, self.target).latency_ms
+            work = Work(kind, _moved_position(operator), self._beyond_least(base_ms))
         if operator.op_type not in RECURRENT:
             return work, self._begin(kind)
         # every step begins anew: files have a copy of the layer per step, or runtimes a loop
         steps_ms = _steps(operator) * self.least_ms
         step = Work((STEP, operator.op_type, operator.activation_bits), _NOWHERE, steps_ms)
         return work, step, self._begin(kind)
+
+    def kind(self, operator: Operator) -> Kind:
+        """Return `kind_of` an operator, told apart by how its runtime lays its data out."""
+        kind = kind_of(operator)
+        if not is_blocked(operator, self._block):
+            return kind
+        layout = "blocks" if reads_blocks(operator, self._block) else "into blocks"
+        return (kind[0], layout, *kind[1:])
+
+    @property
+    def _block(self) -> int:
+        return block_of(self.target)
 
     def together(self, found: Together) -> tuple[Work, Work]:
         """Return the work of operators that belong together: a kind of its own, begun once."""
@@ -118,8 +160,9 @@ class WorkOf:
 
     def network(self, network: NetworkProfile) -> list[Work]:
         """Return all that a network does."""
+        inside = absorbed(network, self.target)
         found = operators_together(network)
-        members = {op.node for item in found for op in item.operators}
+        members = {op.node for item in found for op in item.operators} | inside
         works = [part for item in found for part in self.together(item)]
         works += [
             part for op in network.operators if op.node not in members for part in self.operator(op)
@@ -128,8 +171,43 @@ class WorkOf:
         for kind, names in ((INPUT, network.inputs), (OUTPUT, network.outputs)):
             count = sum(math.prod(network.tensors[name]) for name in names)
             works.append(Work((kind, bits), _touched(count), count * ELEMENT_MS))
+        for item in reorders(network, self.target):
+            moved: Kind = (item.name, bits, bits)
+            works.append(Work(moved, _touched(item.elements), item.elements * ELEMENT_MS))
+            works.append(self._begin(moved))
         works.append(Work((CALL, bits), _NOWHERE, CALL_MS))
         return works
+
+    def _product(self, operator: Operator, kind: Kind) -> Work:
+        """Return the work of a product: kernels compute whole vectors of output channels, whatever is in them.
+
+        A tile reads its part of both matrices for each of these vectors, and writes what comes out (K. Goto,
+        R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008). Its shape
+        says more of its time than what `base` says of it.
+        """
+        found = _Matrix.of(operator)
+        is_in_blocks = is_blocked(operator, self._block)
+        lanes = self._block if is_in_blocks else nearest(self.lanes, operator.activation_bits)
+        touch_ms = TOUCH_MACS * self.mac_ms
+        if operator.kind is OperatorKind.DEPTHWISE_CONV:
+            # vectors of channels, each of which is a matrix of its own
+            outputs = found.rows * _up(found.groups, lanes)
+            base_ms = self.mac_ms * outputs * found.depth
+            besides = {"outputs": touch_ms * outputs}
+        else:
+            columns = found.groups * _up(found.columns, lanes)
+            is_dot = operator.activation_bits <= 8
+            depth = _up(math.ceil(found.depth), DOT_MACS) if is_dot else found.depth
+            if reads_blocks(operator, self._block):
+                depth *= _up(channels_in(operator), self._block) / channels_in(operator)
+            base_ms = self.mac_ms * found.rows * columns * depth
+            besides = {
+                "macs": self.mac_ms * operator.macs,
+                "weights": touch_ms * columns * depth,
+                "inputs": touch_ms * found.groups * found.rows * depth,
+                "outputs": touch_ms * found.groups * found.rows * found.columns,
+            }
+        return Work(kind, _product_position(operator, found), base_ms, tuple(besides.items()))
 
     def _begin(self, kind: Kind) -> Work:
         """Return what beginning an operator takes: products often run in a library that does it faster."""
@@ -137,6 +215,11 @@ class WorkOf:
 
     def _beyond_least(self, base_ms: float) -> float:
         return max(base_ms - self.least_ms, LEAST_WORK_SHARE * base_ms)
+
+
+def nearest(by_bits: Mapping[int, Value], bits: int) -> Value:
+    """Return what is known of so many bits, or of the nearest number of them."""
+    return by_bits[min(by_bits, key=lambda own: abs(math.log2(own / bits)))]
 
 
 def network_bits(network: NetworkProfile) -> int:
@@ -158,8 +241,15 @@ def kind_of(operator: Operator) -> Kind:
     return (operator.op_type, *bits)
 
 
+def is_product(operator: Operator) -> bool:
+    """Whether it multiplies and accumulates as a matrix does."""
+    return kind_of(operator)[0] in PRODUCTS and operator.macs > 0
+
+
 def family_of(kind: Kind) -> Kind:
-    """Return what a kind is akin to: products, or data that is moved and touched once, per format."""
+    """Return what a kind, or a part of one, is akin to: products, or data that is touched once, per format."""
+    if kind[0] in _PARTS:
+        return (kind[0], kind[-1])
     if not is_operator(kind):
         return kind
     return ("products" if kind[0] in PRODUCTS else "moved", kind[-1])
@@ -179,94 +269,6 @@ def kind_name(kind: Kind) -> str:
     return f"{kind[0]} ({bits})"
 
 
-def operators_together(network: NetworkProfile) -> list[Together]:
-    """Return the GELUs and hard swishes of a network that are several operators each, and residual sums.
-
-    A sum behind a convolution costs next to nothing where the runtime lets the convolution add (ONNX
-    Runtime does in float32). The activations are x / 2 * (1 + erf(x / sqrt(2))),
-    x * clip(x + 3, 0, 6) / 6, with constant factors before or behind the product, and
-    x * hardsigmoid(x). Inner tensors have one reader.
-    """
-    return list(_Chains(network).all())
-
-
-class _Chains:
-    """Look-ups along the tensors of a network."""
-
-    def __init__(self, network: NetworkProfile) -> None:
-        self._operators = network.operators
-        self._outputs = frozenset(network.outputs)
-        self._makers = {name: op for op in network.operators for name in op.outputs}
-        readers: dict[str, list[Operator]] = {}
-        for op in network.operators:
-            for name in op.inputs:
-                readers.setdefault(name, []).append(op)
-        self._readers: Mapping[str, Sequence[Operator]] = readers
-
-    def all(self) -> Iterator[Together]:
-        for operator in self._operators:
-            if operator.op_type == "Erf":
-                scaled = self._makers.get(operator.inputs[0])
-                plus = self._reader(operator, "Add")
-                if scaled is None or plus is None or len(scaled.inputs) != 1:
-                    continue
-                found = self._product(plus, scaled.inputs[0])
-                if found is not None:
-                    yield Together("spelled Gelu", (scaled, operator, plus, *found))
-            elif operator.op_type == "HardSigmoid":
-                product = self._reader(operator, "Mul")
-                if product is not None and set(product.inputs) == {
-                    operator.inputs[0],
-                    operator.outputs[0],
-                }:
-                    yield Together("gated HardSigmoid", (operator, product))
-            elif operator.op_type == "Add" and operator.fused and len(operator.inputs) == 1:
-                found = self._product(operator, operator.inputs[0])
-                if found is not None:
-                    yield Together("spelled HardSwish", (operator, *found))
-            elif operator.op_type == "Add" and any(map(self._ends_in, operator.inputs)):
-                # an activation behind it is one more pass in some runtimes
-                activation = " and activation" if operator.fused else ""
-                yield Together(f"Add{activation} behind a convolution", (operator,))
-
-    def _ends_in(self, name: str) -> bool:
-        """Whether a tensor is what a convolution makes for one reader alone."""
-        maker = self._makers.get(name)
-        return (
-            maker is not None
-            and maker.kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV)
-            and len(self._readers[name]) == 1
-            and name not in self._outputs
-        )
-
-    def _product(self, gate: Operator, source: str) -> tuple[Operator, ...] | None:
-        """Return what multiplies a gate by the source, with a constant factor anywhere around."""
-        factors: list[Operator] = []
-        following = self._reader(gate, "Mul", "Div")
-        if following is not None and len(following.inputs) == 1:
-            factors.append(following)
-            gate, following = following, self._reader(following, "Mul")
-        if following is None or len(following.inputs) != 2:
-            return None
-        other = next(name for name in following.inputs if name not in gate.outputs)
-        if other != source:
-            before = self._makers.get(other)
-            if before is None or before.inputs != (source,) or before.op_type not in ("Mul", "Div"):
-                return None
-            factors.append(before)
-        behind = self._reader(following, "Mul", "Div")
-        if not factors and behind is not None and len(behind.inputs) == 1:
-            return (following, behind)
-        return (*factors, following) if factors else None
-
-    def _reader(self, operator: Operator, *op_types: str) -> Operator | None:
-        name = operator.outputs[0]
-        readers = self._readers.get(name, ())
-        if len(readers) != 1 or name in self._outputs or readers[0].op_type not in op_types:
-            return None
-        return readers[0]
-
-
 def _conv_name(operator: Operator) -> str:
     if operator.groups > 1:
         return "grouped_conv"
@@ -275,29 +277,51 @@ def _conv_name(operator: Operator) -> str:
     return "dilated_conv" if max(operator.dilation, default=1) > 1 else "conv"
 
 
-def _position(operator: Operator) -> tuple[float, ...]:
-    """Return the shape of an operator in octaves, as `operator_process.LENGTHS` has it."""
-    if kind_of(operator)[0] not in PRODUCTS:
-        return _moved_position(operator)
-    outs, pixels = max(operator.out_channels, 1), max(math.prod(operator.out_size or (1,)), 1)
-    area = math.prod(operator.kernel or (1,))
-    of_group = max(operator.in_channels / max(operator.groups, 1), 1.0)
-    if operator.op_type in RECURRENT:
-        of_group, pixels = _features(operator), round(_steps(operator))
-    elif operator.kind in (OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV):
+@dataclass(frozen=True)
+class _Matrix:
+    """A product as matrix kernels see it: `groups` times (rows x depth) times (depth x columns)."""
+
+    rows: int
+    depth: float
+    columns: int
+    groups: int
+
+    @classmethod
+    def of(cls, operator: Operator) -> _Matrix:
+        """Return the matrices of an operator that multiplies and accumulates."""
+        rows, columns = math.prod(operator.out_size or (1,)), operator.out_channels
+        if operator.op_type in RECURRENT:
+            rows, columns = round(_steps(operator)), columns * RECURRENT[operator.op_type]
+        elif operator.kind is OperatorKind.MATMUL and operator.out_size:
+            columns = operator.out_size[-1]
+            rows = operator.out_channels * math.prod(operator.out_size[:-1])
+        groups = max(operator.groups, 1)
+        rows, columns = max(rows, 1), max(columns // groups, 1)
         # by the products: a profile may not know which axis of a network's input has the channels
-        of_group = max(operator.macs / (outs * pixels * area), 1.0)
-    ins = round(of_group * max(operator.groups, 1))
+        depth = max(operator.macs / (rows * columns * groups), 1.0)
+        return cls(rows=rows, depth=depth, columns=columns, groups=groups)
+
+
+def _product_position(operator: Operator, matrix: _Matrix) -> tuple[float, ...]:
+    """Return the shape of a product in octaves, as `operator_process.LENGTHS` has it."""
+    area = math.prod(operator.kernel or (1,))
+    ins = max(round(matrix.depth / area * matrix.groups), 1)
+    outs = matrix.columns * matrix.groups
     return (
         math.log2(max(operator.macs, 1)),
-        math.log2(of_group),
+        math.log2(max(matrix.depth / area, 1.0)),
         math.log2(outs),
-        math.log2(pixels),
+        math.log2(matrix.rows),
         math.log2(area),
         math.log2(math.prod(operator.stride or (1,))),
-        math.log2(-(-ins // 8) * 8 / ins),
-        math.log2(-(-outs // 16) * 16 / outs),
+        math.log2(_up(ins, 8) / ins),
+        math.log2(_up(outs, 16) / outs),
     )
+
+
+def _up(count: int, step: int) -> int:
+    """Return the least multiple of a step that is no less."""
+    return -(-count // step) * step
 
 
 def _steps(operator: Operator) -> float:

@@ -8,6 +8,7 @@ than the network has, nothing is taken from its profile: layers were merged, or 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from tightfit_service.adapters.emulators.operator_work import elements_of
@@ -32,6 +33,18 @@ _MEANINGS = {
 }
 
 
+_WORDS = {
+    OperatorKind.TRANSPOSED_CONV: "transposed",
+    OperatorKind.DEPTHWISE_CONV: "conv",
+    OperatorKind.CONV: "conv",
+    OperatorKind.DENSE: "matmul",
+    OperatorKind.MATMUL: "matmul",
+}
+"""In the words of ONNX, whose profiler tells the sizes of outputs."""
+_BLOCKS = (8, 16)
+"""Channels that outputs may be filled up to a multiple of (`onnxruntime_graph`)."""
+
+
 def profiled_products(
     network: NetworkProfile, operators: Sequence[OperatorTime]
 ) -> list[tuple[Operator, float]]:
@@ -41,25 +54,47 @@ def profiled_products(
         network: What was run.
         operators: Of the profile, in the order of the run.
     """
-    waiting = [op for op in network.operators if op.kind in _MEANINGS and op.macs]
+    products = [op for op in network.operators if op.kind in _MEANINGS and op.macs]
     events = [(word, item) for item in operators if (word := _word(item.kind)) is not None]
-    if len(events) != len(waiting):
+    if len(events) != len(products):
+        return []
+    if all(item.output_elements for _, item in events):
+        return _by_outputs(products, events)
+    if all(word in _MEANINGS[op.kind] for op, (word, _) in zip(products, events, strict=True)):
+        return [(op, item.latency_ms) for op, (_, item) in zip(products, events, strict=True)]
+    return []
+
+
+def _by_outputs(
+    products: Sequence[Operator], events: Sequence[tuple[str, OperatorTime]]
+) -> list[tuple[Operator, float]]:
+    """Return products with what took them, by the sizes of their outputs; the order may be another one.
+
+    Of those with outputs of one size, such as a convolution and the shortcut beside it, the one with more
+    multiply-accumulates is taken to have taken longer.
+    """
+    waiting: dict[tuple[str, int], list[Operator]] = defaultdict(list)
+    padded: dict[tuple[str, int], tuple[str, int]] = {}
+    for op in products:
+        key = (_WORDS[op.kind], elements_of(op.out_channels, op.out_size))
+        waiting[key].append(op)
+        for block in _BLOCKS:
+            channels = -(-op.out_channels // block) * block
+            padded[key[0], elements_of(channels, op.out_size)] = key
+    told: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for word, item in events:
+        key = (word, item.output_elements)
+        told[key if key in waiting else padded.get(key, key)].append(item.latency_ms)
+    if {key: len(own) for key, own in waiting.items()} != {
+        key: len(own) for key, own in told.items()
+    }:
         return []
     found = []
-    for word, item in events:
-        own = next((op for op in waiting if _corresponds(op, word, item)), None)
-        if own is None:
-            return []
-        waiting.remove(own)
-        found.append((own, item.latency_ms))
+    for key, own in waiting.items():
+        in_order = sorted(own, key=lambda op: op.macs)
+        found += list(zip(in_order, sorted(told[key]), strict=True))
     return found
 
 
 def _word(kind: str) -> str | None:
     return next((word for pattern, word in _PATTERNS if pattern.search(kind)), None)
-
-
-def _corresponds(operator: Operator, word: str, item: OperatorTime) -> bool:
-    if word not in _MEANINGS[operator.kind]:
-        return False
-    return item.output_elements in (0, elements_of(operator.out_channels, operator.out_size))

@@ -12,7 +12,8 @@ from tightfit_service.adapters.calibration.designed_networks import (
     MOST_MACS,
     DesignedNetworks,
 )
-from tightfit_service.adapters.emulators.operator_work import kind_of, operators_together
+from tightfit_service.adapters.emulators.operator_chains import operators_together
+from tightfit_service.adapters.emulators.operator_work import kind_of
 from tightfit_service.adapters.formats.onnx_import import OnnxImporter
 from tightfit_service.application.hardware.calibration import DEFAULT_NETWORK_COUNT
 from tightfit_service.application.work.calibration import DESIGN

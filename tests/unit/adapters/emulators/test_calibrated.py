@@ -21,12 +21,12 @@ from tightfit_service.adapters.emulators.calibrated import (
     profiled_works,
 )
 from tightfit_service.adapters.emulators.format_fit import FormatFit, ProfiledWork
+from tightfit_service.adapters.emulators.operator_chains import operators_together
 from tightfit_service.adapters.emulators.operator_process import START, OperatorProcess, Term
 from tightfit_service.adapters.emulators.operator_work import (
     Work,
     WorkOf,
     kind_of,
-    operators_together,
 )
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.bootstrap import catalogue
@@ -40,8 +40,8 @@ from tightfit_service.graph.profile import OnnxGraphInspector
 TARGET = catalogue().complete({"name": "made-up", "core": "cortex-a72", "core_count": 1})
 NOISE = 0.01
 SEEN = 64
-LEARNED = (LEARNED_FORM, *START, 1.5)
-"""Form, parameters of the process that it starts from, and a stretch of intervals: spares the search."""
+LEARNED = (LEARNED_FORM, 8, *START, 1.5)
+"""Form, lanes, parameters of the process that it starts from, and a stretch of intervals: spares the search."""
 
 
 @cache
@@ -122,6 +122,13 @@ def test_intervals_cover_networks_that_it_has_not_seen(fitted: CalibratedEmulato
         covered.append(interval.low <= observation.latency_ms <= interval.high)
     # of 50 networks; at a coverage of 90 % fewer than this are seen once in 100 times
     assert np.mean(covered) >= 0.8
+
+
+def test_vectors_are_found_to_be_as_wide_as_the_device_has_them(
+    fitted: CalibratedEmulator,
+) -> None:
+    _, lanes, *_ = fitted.learned
+    assert lanes == 8
 
 
 def test_operators_add_up_to_the_network(fitted: CalibratedEmulator) -> None:
@@ -351,7 +358,8 @@ def profiled_dense(network_ms: float, *operators_ms: float) -> list[ProfiledWork
         operators=tuple(OperatorTime(kind="Gemm", latency_ms=own) for own in operators_ms),
     )
     base = RooflineEmulator()
-    return profiled_works(7, item, WorkOf(base=base, target=TARGET, least_ms=1e-3))
+    work_of = WorkOf(base=base, target=TARGET, least_ms=1e-3, mac_ms=1e-7, lanes={32: 4})
+    return profiled_works(7, item, work_of)
 
 
 def test_what_profiling_takes_is_taken_off_evenly() -> None:
@@ -365,8 +373,11 @@ def test_nothing_is_taken_off_where_a_network_does_more_than_its_operators() -> 
     assert [part.latency_ms for part in profiled_dense(1.0, 0.25, 0.5)] == [0.25, 0.5]
 
 
-def test_a_profile_that_takes_much_itself_is_not_believed() -> None:
-    assert profiled_dense(1.0, 0.6, 0.55) == []
+def test_what_takes_less_than_its_own_profiling_is_not_believed() -> None:
+    (only,) = profiled_dense(1.0, 0.9, 0.3, 0.4)
+    assert only.latency_ms == pytest.approx(0.7)
+    (single,) = profiled_dense(1.0, 1.0)
+    assert only.deviation > 10 * single.deviation
 
 
 def test_an_operator_of_a_tick_is_not_told() -> None:

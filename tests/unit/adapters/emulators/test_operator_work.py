@@ -7,23 +7,34 @@ import math
 import pytest
 
 from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
-from tightfit_service.adapters.emulators.operator_work import STEP, Work, WorkOf, kind_of
+from tightfit_service.adapters.emulators.operator_work import (
+    STEP,
+    TOUCH_MACS,
+    Work,
+    WorkOf,
+    kind_of,
+)
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
 from tightfit_service.bootstrap import catalogue
+from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.network import NetworkProfile
 from tightfit_service.graph.profile import OnnxGraphInspector
 
 TARGET = catalogue().complete({"name": "made-up", "core": "cortex-a72", "core_count": 1})
 LEAST_MS = 0.002
+MAC_MS = 1e-6
 
 
 def profile(builder: GraphBuilder) -> NetworkProfile:
     return OnnxGraphInspector().profile(builder.build())
 
 
-def works(builder: GraphBuilder) -> list[Work]:
-    work_of = WorkOf(base=RooflineEmulator(), target=TARGET, least_ms=LEAST_MS)
-    return work_of.network(profile(builder))
+def works(builder: GraphBuilder, *, target: HardwareSpec = TARGET, bits: int = 32) -> list[Work]:
+    work_of = WorkOf(
+        base=RooflineEmulator(), target=target, least_ms=LEAST_MS, mac_ms=MAC_MS, lanes={bits: 16}
+    )
+    network = profile(builder).at_precision(weight_bits=bits, activation_bits=bits)
+    return work_of.network(network)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -54,7 +65,8 @@ def test_a_recurrent_layer_begins_anew_with_every_step(kind: str, both_ways: boo
     (layer,) = (work for work in found if work.kind[0] == kind)
     _, entering, outputs, pixels, *_ = layer.position
     assert entering == pytest.approx(math.log2(7 + hidden))
-    assert outputs == pytest.approx(math.log2(hidden))
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    assert outputs == pytest.approx(math.log2(gates * hidden))
     assert pixels == pytest.approx(math.log2(directions * steps))
 
 
@@ -72,3 +84,34 @@ def test_a_sum_that_a_convolution_may_take_over_is_a_kind_of_its_own() -> None:
     builder.add(builder.activation(builder.top, "Tanh"), source)
     kinds = [work.kind[0] for work in works(builder) if str(work.kind[0]).startswith("Add")]
     assert kinds == ["Add and activation behind a convolution", "Add"]
+
+
+def product(builder: GraphBuilder, **settings: int) -> tuple[float, dict[str, float]]:
+    """Return what the one product of a network is guessed to take, in products and in values touched."""
+    (found,) = (work for work in works(builder, **settings) if work.besides_ms)  # type: ignore[arg-type]  # bits only
+    touched = {name: ms / MAC_MS for name, ms in found.besides_ms}
+    return found.base_ms / MAC_MS, touched
+
+
+@pytest.mark.parametrize(("bits", "depth"), [(32, 27), (8, 28)])
+def test_a_convolution_computes_whole_vectors(bits: int, depth: int) -> None:
+    builder = GraphBuilder((3, 10, 10), seed=0)
+    builder.conv(builder.top, 20, kernel=3)
+    macs, touched = product(builder, bits=bits)
+    assert macs == pytest.approx(100 * 32 * depth)
+    assert touched == pytest.approx(
+        {
+            "macs": 100 * 20 * 27,
+            "weights": TOUCH_MACS * 32 * depth,
+            "inputs": TOUCH_MACS * 100 * depth,
+            "outputs": TOUCH_MACS * 100 * 20,
+        }
+    )
+
+
+def test_a_depthwise_convolution_computes_vectors_of_channels() -> None:
+    builder = GraphBuilder((20, 10, 10), seed=0)
+    builder.depthwise(builder.top, kernel=3)
+    macs, touched = product(builder)
+    assert macs == pytest.approx(100 * 32 * 9)
+    assert touched == pytest.approx({"outputs": TOUCH_MACS * 100 * 32})

@@ -74,3 +74,26 @@ def test_operators_that_ran_in_another_order_are_told_by_their_outputs() -> None
         for operator, latency_ms in profiled_products(profile, run)
     }
     assert found == {16: 7.0, 2: 2.0}
+
+
+def test_a_shortcut_is_told_from_the_convolution_beside_it_by_its_work() -> None:
+    builder = GraphBuilder((4, 8, 8), seed=0)
+    source = builder.top
+    main = builder.conv(source, 8, kernel=3)
+    builder.add(main, builder.conv(source, 8, kernel=1))
+    profile = OnnxGraphInspector().profile(builder.build())
+    run = [
+        OperatorTime(kind="Conv", latency_ms=1.0, output_elements=8 * 64),
+        OperatorTime(kind="Conv", latency_ms=6.0, output_elements=8 * 64),
+    ]
+    found = {operator.kernel: ms for operator, ms in profiled_products(profile, run)}
+    assert found == {(3, 3): 6.0, (1, 1): 1.0}
+
+
+@pytest.mark.parametrize(("channels", "is_known"), [(16, True), (8, True), (20, False)])
+def test_outputs_that_are_filled_up_to_blocks_are_recognised(channels: int, is_known: bool) -> None:
+    builder = GraphBuilder((4, 8, 8), seed=0)
+    builder.conv(builder.top, 6)
+    profile = OnnxGraphInspector().profile(builder.build())
+    run = [OperatorTime(kind="Conv", latency_ms=1.0, output_elements=channels * 64)]
+    assert [ms for _, ms in profiled_products(profile, run)] == ([1.0] if is_known else [])

@@ -1,0 +1,125 @@
+"""What ONNX Runtime makes of a network in float32 before it runs it.
+
+Its layout optimizer runs a convolution on blocks as wide as a vector register where the channels allow,
+and any other as a product of matrices; between both it inserts operators that lay the data out anew
+(`onnxruntime/core/optimizer/nchwc_transformer.cc`, x86 only). Activations behind a convolution are computed
+with it (`conv_activation_fusion.cc`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tightfit_service.domain.hardware import HardwareSpec
+from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
+
+RUNTIME = "ONNX Runtime"
+ALIGNMENT = 4
+"""Channels of blocked convolutions are a multiple of it (`channel_alignment` there)."""
+_CONVOLUTIONS = frozenset({OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV})
+_TAKES_BLOCKS = frozenset({OperatorKind.POOL, OperatorKind.GLOBAL_POOL, OperatorKind.RESIZE})
+_JOINS_BLOCKS = frozenset(
+    {"Add", "Mul", "Sum", "Concat", "BatchNormalization", "Relu", "Sigmoid", "Tanh", "HardSigmoid"}
+)
+"""Operators that pass blocks on where all that they read are blocks."""
+_ABSORBED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """A tensor of so many elements that is laid out anew by an operator of this name."""
+
+    name: str
+    elements: int
+
+
+def block_of(target: HardwareSpec) -> int:
+    """Return the channels in a block on a target, 0 where its runtime has no blocks (`MlasNchwcGetBlockSize`)."""
+    if target.runtime.name != RUNTIME or target.core != "x86-64":
+        return 0
+    return 16 if any(name.startswith("avx512") for name in target.isa_features) else 8
+
+
+def is_blocked(operator: Operator, block: int) -> bool:
+    """Whether a convolution is computed in blocks."""
+    is_candidate = operator.kind in _CONVOLUTIONS and len(operator.out_size) == 2
+    if not block or not is_candidate or operator.activation_bits != 32:
+        return False
+    ins, outs, groups = channels_in(operator), operator.out_channels, operator.groups
+    if groups == 1:
+        return ins < block or ins % ALIGNMENT == 0
+    if ins == 1 and outs == groups:
+        return outs % ALIGNMENT == 0
+    return ins % block == 0 and (outs // groups) % block == 0
+
+
+def reads_blocks(operator: Operator, block: int) -> bool:
+    """Whether it is, and its input is in blocks too: one of few channels is read as it comes."""
+    is_direct = operator.groups == 1 and channels_in(operator) < block
+    return is_blocked(operator, block) and not is_direct
+
+
+def channels_in(operator: Operator) -> int:
+    """Return the input channels of each group, by the products: a profile may not know a network's axes."""
+    window = math.prod(operator.kernel or (1,)) * math.prod(operator.out_size or (1,))
+    return max(round(operator.macs / (window * max(operator.out_channels, 1))), 1)
+
+
+def absorbed(network: NetworkProfile, target: HardwareSpec) -> frozenset[str]:
+    """Return the nodes of activations that are computed with the convolution before them."""
+    if target.runtime.name != RUNTIME:
+        return frozenset()
+    readers = Counter(name for operator in network.operators for name in operator.inputs)
+    readers.update(network.outputs)
+    makers = {
+        operator.outputs[0]
+        for operator in network.operators
+        if operator.kind in _CONVOLUTIONS and operator.activation_bits == 32
+    }
+    return frozenset(
+        operator.node
+        for operator in network.operators
+        if operator.op_type in _ABSORBED
+        and operator.inputs[0] in makers
+        and readers[operator.inputs[0]] == 1
+    )
+
+
+def reorders(network: NetworkProfile, target: HardwareSpec) -> Iterator[Reorder]:
+    """Yield what is laid out anew between operators in blocks and others, each tensor once either way."""
+    block, inside = block_of(target), absorbed(network, target)
+    in_blocks: set[str] = set()
+    done: set[tuple[str, str]] = set()
+
+    def once(name: str, tensor: str) -> Iterator[Reorder]:
+        if (name, tensor) not in done:
+            done.add((name, tensor))
+            yield Reorder(name, math.prod(network.tensors[tensor]))
+
+    for operator in network.operators:
+        sources = [name for name in operator.inputs if name in in_blocks]
+        if is_blocked(operator, block):
+            in_blocks.update(operator.outputs)
+            if reads_blocks(operator, block):
+                missing = [name for name in operator.inputs[:1] if name not in in_blocks]
+                for tensor in missing:
+                    yield from once("ReorderInput", tensor)
+                continue
+        elif sources and (
+            operator.node in inside
+            or _passes_on(operator, all_in_blocks=len(sources) == len(operator.inputs))
+        ):
+            in_blocks.update(operator.outputs)
+            continue
+        for tensor in sources:
+            yield from once("ReorderOutput", tensor)
+    for tensor in network.outputs:
+        if tensor in in_blocks:
+            yield from once("ReorderOutput", tensor)
+
+
+def _passes_on(operator: Operator, *, all_in_blocks: bool) -> bool:
+    return operator.kind in _TAKES_BLOCKS or (all_in_blocks and operator.op_type in _JOINS_BLOCKS)
