@@ -344,6 +344,7 @@ def _moved_position(operator: Operator) -> tuple[float, ...]:
         share=written / read,
         kernel=math.prod(operator.kernel or (1,)),
         stride=math.prod(operator.stride or (1,)),
+        pixels=max(math.prod(operator.in_size), 1),
     )
 
 
@@ -353,13 +354,13 @@ def elements_of(channels: int, size: Sequence[int]) -> int:
 
 
 def _touched(
-    elements: int, *, share: float = 1.0, kernel: int = 1, stride: int = 1
+    elements: int, *, share: float = 1.0, kernel: int = 1, stride: int = 1, pixels: int = 1
 ) -> tuple[float, ...]:
     return (
         math.log2(elements + 1),
         math.log2(share),
         0.0,
-        0.0,
+        math.log2(pixels),
         math.log2(kernel),
         math.log2(stride),
         0.0,

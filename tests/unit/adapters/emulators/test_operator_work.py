@@ -115,3 +115,15 @@ def test_a_depthwise_convolution_computes_vectors_of_channels() -> None:
     macs, touched = product(builder)
     assert macs == pytest.approx(100 * 32 * 9)
     assert touched == pytest.approx({"outputs": TOUCH_MACS * 100 * 32})
+
+
+def test_moved_data_are_told_apart_by_their_pixels() -> None:
+    positions = []
+    for shape in ((64, 4, 4), (4, 16, 16)):
+        builder = GraphBuilder(shape, seed=0)
+        builder.activation(builder.top, "Tanh")
+        (found,) = (work for work in works(builder) if work.kind[0] == "Tanh")
+        positions.append(found.position)
+    (elements, _, _, few, *_), (same, _, _, many, *_) = positions
+    assert elements == same
+    assert (few, many) == (4.0, 8.0)
