@@ -162,7 +162,7 @@ class UploadModelRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The next bytes; 1 MiB a message is a good size, 4 MiB the most."""
+    """The next bytes; 2 MiB a message is a good size, 4 MiB the most."""
     @_builtins.property
     def header(self) -> _transfer_pb2.UploadHeader:
         """Which upload, and from where on. The first message of the stream, and only that."""
