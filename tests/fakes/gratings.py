@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from fakes.networks import Builder
+from tightfit_service.adapters.training import number_format
 from tightfit_service.adapters.training.torch_trainer import TorchTrainer
 from tightfit_service.application.ports import (
     RecoverySettings,
@@ -37,14 +39,18 @@ def gratings(count: int, seed: int) -> Samples:
 
 @functools.cache
 def trained_depthwise() -> bytes:
-    """A network of depthwise and pointwise convolutions that knows the task; takes some seconds."""
+    """A network of depthwise and pointwise convolutions that knows the task; takes some seconds.
+
+    It is the same on every machine: whether bfloat16 is faster would be decided by the clock.
+    """
     b = Builder(1)
     x = b.conv("stem", b.input("input", (1, 8, 8)), 1, _CHANNELS)
     for number in range(2):
         x = b.conv(f"dw{number}", x, _CHANNELS, _CHANNELS, groups=_CHANNELS)
         x = b.conv(f"pw{number}", x, _CHANNELS, _CHANNELS, kernel=1)
     graph = b.model({b.head(x, _CHANNELS, CLASSES): (CLASSES,)}).SerializeToString()
-    with tempfile.TemporaryDirectory() as folder:
+    in_float = mock.patch.object(number_format, "has_fast_bf16", return_value=False)
+    with in_float, tempfile.TemporaryDirectory() as folder:
         return (
             TorchTrainer(threads=1)
             .recover(
