@@ -73,6 +73,22 @@ def test_activations_without_a_sign_are_the_same_numbers() -> None:
     }
 
 
+@pytest.mark.parametrize("zero_point", [None, np.int8(3)], ids=["left out", "signed"])
+def test_what_a_graph_quantizes_itself_stays_as_it_is(zero_point: np.int8 | None) -> None:
+    b = Builder(0)
+    pair = [b.constant("scale", np.float32(0.05))]
+    if zero_point is not None:
+        pair.append(b.constant("zero", zero_point))
+    rounded = b.node("quantize", "QuantizeLinear", [b.input("input", (3, 4, 4)), *pair])
+    flat = b.node("flatten", "Flatten", [rounded])
+    graph = b.model({b.node("back", "DequantizeLinear", [flat, *pair]): (48,)})
+    exported = EXPORTER.export(
+        graph.SerializeToString(), calibration=None, settings=FLOAT, metadata={}
+    )
+    nodes = onnx.load_from_string(exported.data).graph.node
+    assert [node.op_type for node in nodes] == ["QuantizeLinear", "Flatten", "DequantizeLinear"]
+
+
 def run_exactly(data: bytes, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Run a file as it is written, no operators merged."""
     options = onnxruntime.SessionOptions()
