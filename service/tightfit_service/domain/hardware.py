@@ -357,6 +357,11 @@ class HardwareSpec:
                 remedy="give at least one, such as [int8]",
             )
 
+    @property
+    def has_avx512(self) -> bool:
+        """Whether its vector registers have 512 bits."""
+        return any("avx512" in feature for feature in self.isa_features)
+
     def placement(self, kind: OperatorKind, number_format: NumberFormat) -> Placement:
         """Return where an operator of that kind runs in that number format, looked at alone."""
         if self.accelerator is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from tightfit_service.adapters.emulators import flash, memory_plan
 from tightfit_service.adapters.emulators.mcu import McuEmulator
+from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.adapters.emulators.partitions import (
     Partition,
     computed_format,
@@ -239,7 +240,7 @@ class AcceleratedEmulator:
         channels = operator.in_channels // max(operator.groups, 1)
         if operator.kind is OperatorKind.DEPTHWISE_CONV or channels < 1:
             return 1.0
-        return -(-channels // multiple) * multiple / channels
+        return next_multiple(channels, multiple) / channels
 
     def moved_ms(self, operator: Operator, target: HardwareSpec) -> float:
         """Return the milliseconds for reading inputs and writing outputs once."""

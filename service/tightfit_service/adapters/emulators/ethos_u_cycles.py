@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.domain.hardware import Accelerator, AcceleratorKind, NumberFormat
 from tightfit_service.domain.network import Operator, OperatorKind
 
@@ -116,8 +117,8 @@ def by_kernel(operator: Operator) -> bool:
         return True
     is_wide = operator.activation_bits > 8
     elements = math.prod(operator.kernel)
-    by_elements = _up(channels, 8) * _up(elements, 2 if is_wide else 4)
-    return elements * _up(channels, 16 if is_wide else 32) >= by_elements
+    by_elements = next_multiple(channels, 8) * next_multiple(elements, 2 if is_wide else 4)
+    return elements * next_multiple(channels, 16 if is_wide else 32) >= by_elements
 
 
 def _product_cycles(operator: Operator, unit: EthosUnit) -> float:
@@ -147,7 +148,7 @@ def _convolution_steps(operator: Operator) -> int:
     kernels = _sub_kernels(operator.kernel)
     if not by_kernel(operator):
         return sum(kernels) * _over(channels, 16 if is_wide else 32)
-    rounded = _up(channels, 8 if channels <= BRICK // 2 else BRICK)
+    rounded = next_multiple(channels, 8 if channels <= BRICK // 2 else BRICK)
     return sum(_over(elements, 2 if is_wide else 4) for elements in kernels) * rounded // 8
 
 
@@ -162,7 +163,7 @@ def _elementwise_cycles(operator: Operator, unit: EthosUnit) -> float:
         # looked up in a table
         per_element = max(per_element, 1 / unit.cores)
     channels = max(operator.out_channels, 1)
-    return per_element * _elements(operator) / channels * _up(channels, BRICK)
+    return per_element * _elements(operator) / channels * next_multiple(channels, BRICK)
 
 
 def _softmax_cycles(operator: Operator, unit: EthosUnit) -> float:
@@ -206,7 +207,3 @@ def _elements(operator: Operator) -> int:
 
 def _over(count: int, size: int) -> int:
     return -(-count // size)
-
-
-def _up(count: int, multiple: int) -> int:
-    return _over(count, multiple) * multiple

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.domain.network import Operator, OperatorKind
 
 FLASH = "flash"
@@ -77,7 +78,7 @@ def work_of(operator: Operator, channel_multiple: int = 1) -> dict[str, float]:
     if kind in (OperatorKind.CONV, OperatorKind.TRANSPOSED_CONV):
         amounts = _convolution(operator, pixels, channel_multiple)
     elif kind is OperatorKind.DEPTHWISE_CONV:
-        outputs = float(pixels * _rounded(operator.out_channels, channel_multiple))
+        outputs = float(pixels * next_multiple(operator.out_channels, channel_multiple))
         amounts = {
             "depthwise_mac": outputs * math.prod(operator.kernel),
             "depthwise_output": outputs,
@@ -101,8 +102,8 @@ def work_of(operator: Operator, channel_multiple: int = 1) -> dict[str, float]:
 def _convolution(operator: Operator, pixels: int, channel_multiple: int) -> dict[str, float]:
     groups = max(operator.groups, 1)
     taps = max(math.prod(operator.kernel), 1) * max(operator.in_channels // groups, 1)
-    outputs = float(pixels * _rounded(operator.out_channels, channel_multiple))
-    products = outputs * _rounded(taps, SIMD_TAPS)
+    outputs = float(pixels * next_multiple(operator.out_channels, channel_multiple))
+    products = outputs * next_multiple(taps, SIMD_TAPS)
     if operator.kind is OperatorKind.TRANSPOSED_CONV:
         products = max(products, float(operator.macs))
     amounts = {"conv_output": outputs, "weight_byte": operator.weight_bytes}
@@ -118,7 +119,7 @@ def _convolution(operator: Operator, pixels: int, channel_multiple: int) -> dict
 def _dense(operator: Operator, channel_multiple: int) -> dict[str, float]:
     rounding = 1.0
     if operator.out_channels:
-        rounding = _rounded(operator.out_channels, channel_multiple) / operator.out_channels
+        rounding = next_multiple(operator.out_channels, channel_multiple) / operator.out_channels
     return {"dense_mac": operator.macs * rounding, "weight_byte": operator.weight_bytes}
 
 
@@ -130,7 +131,3 @@ def _elementwise_term(operator: Operator) -> str:
     if operator.kind in _COPIES:
         return "copy"
     return "elementwise"
-
-
-def _rounded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

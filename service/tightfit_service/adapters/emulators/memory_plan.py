@@ -14,6 +14,7 @@ from tightfit_service.adapters.emulators.kernel_scratch import (
     ScratchRule,
     scratch_of,
 )
+from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.domain.cost import MemoryPoint
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
@@ -270,7 +271,7 @@ def _stored(name: str, shape: Sequence[int], style: ArenaStyle) -> Sequence[int]
     multiple = style.channel_multiple
     if multiple == 1 or len(shape) < 2 or name in style.unrounded:
         return shape
-    return (shape[0], -(-shape[1] // multiple) * multiple, *shape[2:])
+    return (shape[0], next_multiple(shape[1], multiple), *shape[2:])
 
 
 def _pad_input(

@@ -17,6 +17,8 @@ from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
 RUNTIME = "ONNX Runtime"
+BLOCKS = (8, 16)
+"""Channels in a block: as many as a vector register has numbers, without AVX-512 and with it."""
 ALIGNMENT = 4
 """Channels of blocked convolutions are a multiple of it (`channel_alignment` there)."""
 _CONVOLUTIONS = frozenset({OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV})
@@ -40,7 +42,8 @@ def block_of(target: HardwareSpec) -> int:
     """Return the channels in a block on a target, 0 where its runtime has no blocks (`MlasNchwcGetBlockSize`)."""
     if target.runtime.name != RUNTIME or target.core != "x86-64":
         return 0
-    return 16 if any(name.startswith("avx512") for name in target.isa_features) else 8
+    narrow, wide = BLOCKS
+    return wide if target.has_avx512 else narrow
 
 
 def is_blocked(operator: Operator, block: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.adapters.emulators.onnxruntime_graph import (
     absorbed,
     block_of,
@@ -191,15 +192,15 @@ class WorkOf:
         touch_ms = TOUCH_MACS * self.mac_ms
         if operator.kind is OperatorKind.DEPTHWISE_CONV:
             # vectors of channels, each of which is a matrix of its own
-            outputs = found.rows * _up(found.groups, lanes)
+            outputs = found.rows * next_multiple(found.groups, lanes)
             base_ms = self.mac_ms * outputs * found.depth
             besides = {"outputs": touch_ms * outputs}
         else:
-            columns = found.groups * _up(found.columns, lanes)
+            columns = found.groups * next_multiple(found.columns, lanes)
             is_dot = operator.activation_bits <= 8
-            depth = _up(math.ceil(found.depth), DOT_MACS) if is_dot else found.depth
+            depth = next_multiple(math.ceil(found.depth), DOT_MACS) if is_dot else found.depth
             if reads_blocks(operator, self._block):
-                depth *= _up(channels_in(operator), self._block) / channels_in(operator)
+                depth *= next_multiple(channels_in(operator), self._block) / channels_in(operator)
             base_ms = self.mac_ms * found.rows * columns * depth
             besides = {
                 "macs": self.mac_ms * operator.macs,
@@ -314,14 +315,9 @@ def _product_position(operator: Operator, matrix: _Matrix) -> tuple[float, ...]:
         math.log2(matrix.rows),
         math.log2(area),
         math.log2(math.prod(operator.stride or (1,))),
-        math.log2(_up(ins, 8) / ins),
-        math.log2(_up(outs, 16) / outs),
+        math.log2(next_multiple(ins, 8) / ins),
+        math.log2(next_multiple(outs, 16) / outs),
     )
-
-
-def _up(count: int, step: int) -> int:
-    """Return the least multiple of a step that is no less."""
-    return -(-count // step) * step
 
 
 def _steps(operator: Operator) -> float:

@@ -11,6 +11,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from tightfit_service.adapters.emulators.multiples import next_multiple
+from tightfit_service.adapters.emulators.onnxruntime_graph import BLOCKS
 from tightfit_service.adapters.emulators.operator_work import elements_of
 from tightfit_service.domain.measurement import OperatorTime
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
@@ -41,8 +43,6 @@ _WORDS = {
     OperatorKind.MATMUL: "matmul",
 }
 """In the words of ONNX, whose profiler tells the sizes of outputs."""
-_BLOCKS = (8, 16)
-"""Channels that outputs may be filled up to a multiple of (`onnxruntime_graph`)."""
 
 
 def profiled_products(
@@ -78,9 +78,9 @@ def _by_outputs(
     for op in products:
         key = (_WORDS[op.kind], elements_of(op.out_channels, op.out_size))
         waiting[key].append(op)
-        for block in _BLOCKS:
-            channels = -(-op.out_channels // block) * block
-            padded[key[0], elements_of(channels, op.out_size)] = key
+        for block in BLOCKS:
+            filled_up = elements_of(next_multiple(op.out_channels, block), op.out_size)
+            padded[key[0], filled_up] = key
     told: dict[tuple[str, int], list[float]] = defaultdict(list)
     for word, item in events:
         key = (word, item.output_elements)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tightfit_service.adapters.emulators import flash, memory_plan
+from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
@@ -352,7 +353,7 @@ class RooflineEmulator:
             # SSE: vectors of half the width, a product and a sum being two instructions.
             return (core.float_macs if is_float else core.int8_macs) / 4
         if is_float:
-            wide = target.core == "x86-64" and any("avx512" in f for f in target.isa_features)
+            wide = target.core == "x86-64" and target.has_avx512
             return core.float_macs * (2 if wide else 1)
         return core.dot_macs if VECTOR_FEATURES & set(target.isa_features) else core.int8_macs
 
@@ -361,8 +362,7 @@ class RooflineEmulator:
         """Return the products of an operator with its channels rounded up as the kernels do."""
         if not operator.out_channels or not operator.macs:
             return float(operator.macs)
-        multiple = target.channel_multiple
-        rounded = -(-operator.out_channels // multiple) * multiple
+        rounded = next_multiple(operator.out_channels, target.channel_multiple)
         return operator.macs * rounded / operator.out_channels
 
     @staticmethod

@@ -124,7 +124,7 @@ def test_an_activation_behind_a_convolution_is_computed_with_it() -> None:
     builder.activation(builder.top, "HardSwish")
     builder.conv(builder.top, 16)
     network = profile(builder)
-    first, second = (op.node for op in network.operators if op.op_type == "HardSwish")
+    first, _ = (op.node for op in network.operators if op.op_type == "HardSwish")
     assert absorbed(network, target()) == {first}
     assert absorbed(network, target(runtime={"name": "LiteRT"})) == frozenset()
     # the second is no part of a convolution, and takes data as they come
@@ -133,7 +133,6 @@ def test_an_activation_behind_a_convolution_is_computed_with_it() -> None:
         ("ReorderInput", 16 * 64),
         ("ReorderOutput", 16 * 64),
     ]
-    assert second not in absorbed(network, target())
 
 
 def test_an_activation_of_what_others_read_too_is_not() -> None:

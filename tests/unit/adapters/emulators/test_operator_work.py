@@ -21,6 +21,16 @@ from tightfit_service.domain.network import NetworkProfile
 from tightfit_service.graph.profile import OnnxGraphInspector
 
 TARGET = catalogue().complete({"name": "made-up", "core": "cortex-a72", "core_count": 1})
+BLOCKED = catalogue().complete(
+    {
+        "name": "made-up",
+        "core": "x86-64",
+        "core_count": 1,
+        "runtime": {"name": "ONNX Runtime"},
+        "isa_features": ["avx2"],
+    }
+)
+"""A target whose runtime computes convolutions on blocks of eight channels."""
 LEAST_MS = 0.002
 MAC_MS = 1e-6
 
@@ -86,9 +96,11 @@ def test_a_sum_that_a_convolution_may_take_over_is_a_kind_of_its_own() -> None:
     assert kinds == ["Add and activation behind a convolution", "Add"]
 
 
-def product(builder: GraphBuilder, **settings: int) -> tuple[float, dict[str, float]]:
+def product(
+    builder: GraphBuilder, *, target: HardwareSpec = TARGET, bits: int = 32
+) -> tuple[float, dict[str, float]]:
     """Return what the one product of a network is guessed to take, in products and in values touched."""
-    (found,) = (work for work in works(builder, **settings) if work.besides_ms)  # type: ignore[arg-type]  # bits only
+    (found,) = (work for work in works(builder, target=target, bits=bits) if work.besides_ms)
     touched = {name: ms / MAC_MS for name, ms in found.besides_ms}
     return found.base_ms / MAC_MS, touched
 
@@ -127,3 +139,21 @@ def test_moved_data_are_told_apart_by_their_pixels() -> None:
     (elements, _, _, few, *_), (same, _, _, many, *_) = positions
     assert elements == same
     assert (few, many) == (4.0, 8.0)
+
+
+def test_blocks_of_channels_are_filled_up_on_both_sides() -> None:
+    builder = GraphBuilder((12, 10, 10), seed=0)
+    builder.conv(builder.top, 20, kernel=3)
+    macs, _ = product(builder, target=BLOCKED)
+    assert macs == pytest.approx(100 * (3 * 8) * (9 * 2 * 8))
+
+
+def test_what_a_runtime_adds_and_leaves_out_is_work_or_none() -> None:
+    builder = GraphBuilder((3, 10, 10), seed=0)
+    builder.activation(builder.conv(builder.top, 8), "HardSwish")
+    operators = [work.kind[:2] for work in works(builder, target=BLOCKED) if not is_besides(work)]
+    assert operators == [("conv", "into blocks"), ("ReorderOutput", 32)]
+
+
+def is_besides(work: Work) -> bool:
+    return work.kind[0] in ("begin", "call", "input", "output")
