@@ -74,6 +74,8 @@ class ForkServer:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         self._replies = self._line.makefile("r")
+        self.fork_count = 0
+        """Processes that it was asked for."""
         self._end = weakref.finalize(self, _ended, self._line, self._replies, self._process)
 
     @property
@@ -91,6 +93,7 @@ class ForkServer:
         Raises:
             MeasurementError: The server is gone.
         """
+        self.fork_count += 1
         own_read, their_write = os.pipe()
         their_read, own_write = os.pipe()
         answers, reports = os.fdopen(own_write, "w"), os.fdopen(own_read)

@@ -23,6 +23,9 @@ from tightfit_runner.sensors import Sensors, State, was_throttled
 
 POLL_SECONDS = 0.05
 IDLE_SECONDS = 0.5
+MOST_FORKS = 50
+"""Of one process that has a runtime loaded. Where it lies in memory is the same in all of its forks, and some
+networks of many small operators take up to half as long again in one such process as in the next."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,10 @@ class LocalMachine:
         )
 
     def _server(self, runtime: str) -> ForkServer:
-        """Return what starts processes with a runtime, anew if the one that did is gone."""
+        """Return what starts processes with a runtime, anew if the one that did is gone or has started many."""
         server = self._servers.get(runtime)
+        if server is not None and server.fork_count >= MOST_FORKS:
+            server.close()
         if server is None or not server.is_alive:
             server = self._servers[runtime] = ForkServer(runtime, self._program)
         return server

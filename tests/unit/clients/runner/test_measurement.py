@@ -170,6 +170,18 @@ def test_every_process_begins_as_if_it_were_the_first(tmp_path: Path) -> None:
     assert len({own for _, own in pids}) == 3
 
 
+def test_what_starts_processes_is_started_again_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tightfit_runner.measurement.MOST_FORKS", 2)
+    script = f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getppid()}}\\n')\n"
+    tried = machine(tmp_path, script + STEADY + STOPPED + DONE)
+    for _ in range(5):
+        tried.measure(order(tmp_path), threading.Event())
+    servers = (tmp_path / "pids").read_text().splitlines()
+    assert servers[0] == servers[1] != servers[2] == servers[3] != servers[4]
+
+
 def test_what_starts_processes_is_started_again_where_it_died(tmp_path: Path) -> None:
     # a kernel that is short of memory may choose it
     kill = f"if not os.path.exists({str(tmp_path / 'killed')!r}):\n"
