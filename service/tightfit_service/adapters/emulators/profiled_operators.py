@@ -60,9 +60,37 @@ def profiled_products(
         return []
     if all(item.output_elements for _, item in events):
         return _by_outputs(products, events)
-    if all(word in _MEANINGS[op.kind] for op, (word, _) in zip(products, events, strict=True)):
-        return [(op, item.latency_ms) for op, (_, item) in zip(products, events, strict=True)]
-    return []
+    is_certain = _have_certain_places(network, products)
+    pairs = zip(products, events, strict=True)
+    certain = [pair for pair, is_sure in zip(pairs, is_certain, strict=True) if is_sure]
+    if any(word not in _MEANINGS[op.kind] for op, (word, _) in certain):
+        return []
+    return [(op, item.latency_ms) for op, (_, item) in certain]
+
+
+def _have_certain_places(network: NetworkProfile, products: Sequence[Operator]) -> list[bool]:
+    """Return of each product whether it has its place in any order that a runtime may run them in.
+
+    XNNPACK runs branches in another order than the network and the file have them. What is alike may change
+    places.
+    """
+    behind: dict[str, frozenset[str]] = {}
+    """By tensor, the operators that it depends on."""
+    for op in network.operators:
+        before = frozenset[str]().union(*(behind.get(name, frozenset()) for name in op.inputs))
+        behind.update(dict.fromkeys(op.outputs, before | {op.node}))
+
+    def is_settled(one: Operator, other: Operator) -> bool:
+        is_alike = _shape(one) == _shape(other)
+        return (
+            is_alike or one.node in behind[other.outputs[0]] or other.node in behind[one.outputs[0]]
+        )
+
+    return [all(is_settled(one, other) for other in products) for one in products]
+
+
+def _shape(operator: Operator) -> tuple[object, ...]:
+    return (operator.macs, operator.out_channels, operator.out_size, operator.kernel)
 
 
 def _by_outputs(

@@ -58,6 +58,21 @@ def test_a_runtime_that_ran_other_products_tells_nothing() -> None:
     assert profiled_products(network(), times(others)) == []
 
 
+def test_only_what_branches_cannot_move_is_told_where_outputs_are_not() -> None:
+    builder = GraphBuilder((4, 8, 8), seed=0)
+    first = builder.conv(builder.top, 8)
+    inner = builder.conv(builder.conv(first, 8), 16)
+    builder.add(inner, builder.conv(first, 16, kernel=1))
+    twins = [builder.conv(builder.top, 6) for _ in range(2)]
+    builder.dense(builder.global_pool(builder.concat(twins)), 3)
+    profile = OnnxGraphInspector().profile(builder.build())
+    kinds = ("Convolution (NHWC, F32) IGEMM",) * 6 + ("Fully Connected (NC, F32) GEMM",)
+    found = profiled_products(profile, times(kinds))
+    # the second and third run before, between or behind the fourth; the fifth and sixth are alike
+    assert [latency_ms for _, latency_ms in found] == [1.0, 5.0, 6.0, 7.0]
+    assert [operator.out_channels for operator, _ in found] == [8, 6, 6, 3]
+
+
 def test_operators_that_ran_in_another_order_are_told_by_their_outputs() -> None:
     builder = GraphBuilder((4, 8, 8), seed=0)
     source = builder.top
