@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from onnx import NodeProto
+
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 from tightfit_service.graph.architecture import architecture
 from tightfit_service.graph.fusion import FusedGraph, FusedOperator, fused_graph
@@ -210,7 +212,7 @@ def _operator(
         in_size=source[2:],
         out_size=out[2:],
         kernel=kernel,
-        stride=tuple(attribute(node, "strides", [])) or (1,) * len(kernel),
+        stride=_stride(node, fused) or (1,) * len(kernel),
         dilation=tuple(attribute(node, "dilations", [])),
         groups=int(attribute(node, "group", 1)),
         weight_count=weights,
@@ -219,6 +221,14 @@ def _operator(
         activation_bits=32,
         fused=item.fused,
     )
+
+
+def _stride(node: NodeProto, fused: FusedGraph) -> tuple[int, ...]:
+    """Return the steps between what windows begin with, or of what a slice takes; () where it has none."""
+    steps = node.input[4] if node.op_type == "Slice" and len(node.input) > 4 else ""
+    if steps in fused.constants:
+        return tuple(abs(int(step)) for step in fused.constants[steps].ravel())
+    return tuple(attribute(node, "strides", []))
 
 
 def _kind(item: FusedOperator, fused: FusedGraph, state: Propagation) -> OperatorKind:

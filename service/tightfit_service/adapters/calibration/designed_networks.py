@@ -7,7 +7,14 @@ set covers the space evenly and a longer one contains the shorter.
 
 from __future__ import annotations
 
-from tightfit_service.adapters.calibration import chains, families, image_steps, single_operators
+from tightfit_service.adapters.calibration import (
+    blocks,
+    chains,
+    dense_outputs,
+    families,
+    image_steps,
+    single_operators,
+)
 from tightfit_service.adapters.calibration.chains import Maker
 from tightfit_service.adapters.calibration.points import Point
 from tightfit_service.application.ports import DesignedNetwork
@@ -51,13 +58,23 @@ _MAKERS: dict[str, Maker] = {
     "pooling": chains.pool_chain,
     "concatenation": chains.concat_chain,
     "plain network": families.plain,
-    "residual network": families.residual,
-    "separable network": families.separable,
+    "residual network": families.residual_network,
+    "separable network": families.separable_network,
     "channels last": families.channels_last,
-    "inverted residuals": families.inverted,
+    "inverted residuals": families.inverted_network,
+    "joined branches": families.of_blocks(blocks.JOINED),
+    "gated network": families.of_blocks(blocks.GATED),
+    "normalized network": families.of_blocks(blocks.NORMED),
+    "patch network": families.of_blocks((blocks.patch_block,)),
+    "convolutions and tokens": families.of_blocks((blocks.token_block,)),
+    "mixed network": families.of_mixed_blocks(blocks.MIXED),
+    "detector": dense_outputs.detector,
+    "encoder and decoder": dense_outputs.encoder_decoder,
     "sequence network": families.sequence,
     "transformer": families.transformer,
     "recurrent network": families.recurrent,
+    "causal network": families.causal,
+    "read lines": families.read_lines,
     "hard activations": chains.activation_chain(
         "HardSwish", "SpelledHardSwish", "HardSigmoid", "GatedHardSigmoid", "Relu6"
     ),
@@ -96,6 +113,7 @@ _MAKERS: dict[str, Maker] = {
         image_steps.shuffled,
         image_steps.split,
         image_steps.sliced,
+        image_steps.focused,
         image_steps.gathered,
         image_steps.padded,
         image_steps.depth_to_space,
@@ -127,6 +145,9 @@ _FIRST = (
 """What most networks are made of; twice in a cycle."""
 CYCLE = (
     *_FIRST,
+    "mixed network",
+    "joined branches",
+    "detector",
     "conv 3x3 stride 2",
     "recurrent network",
     "movement",
@@ -136,6 +157,8 @@ CYCLE = (
     "pooling",
     "gelu",
     "concatenation",
+    "gated network",
+    "mixed network",
     "wide depthwise",
     "smooth activations",
     "wide conv",
@@ -144,6 +167,11 @@ CYCLE = (
     "arithmetic",
     "resizing",
     *_FIRST,
+    "mixed network",
+    "joined branches",
+    "detector",
+    "patch network",
+    "encoder and decoder",
     "movement",
     "recurrent network",
     "normalization",
@@ -152,6 +180,11 @@ CYCLE = (
     "leaky activations",
     "transposed conv",
     "dilated conv",
+    "mixed network",
+    "normalized network",
+    "convolutions and tokens",
+    "causal network",
+    "read lines",
     "token products",
     "long softmax",
     "rarer activations",

@@ -35,8 +35,10 @@ class GraphBuilder:
         self.shapes: dict[str, tuple[int, ...]] = {"input": tuple(shape)}
         self.top = "input"
         """Output of the layer that was added last."""
+        self.outputs: list[str] = []
+        """Of the network; without any it is the top."""
         self.macs = 0
-        """Multiply-accumulates of all layers with weights so far; products of tokens are left out."""
+        """Multiply-accumulates of all layers with weights and of attention so far."""
 
     def conv(
         self,
@@ -47,12 +49,16 @@ class GraphBuilder:
         stride: int = 1,
         groups: int = 1,
         dilation: int = 1,
+        is_causal: bool = False,
     ) -> str:
-        """Add a convolution with a bias over the spatial axes of the source, one or two."""
+        """Add a convolution with a bias over the spatial axes of the source, one or two.
+
+        A causal one reads nothing that comes after its output.
+        """
         width, *size = self.shapes[source]
         kernels = [min(kernel, extent) for extent in size]
         covered = [(extent - 1) * dilation for extent in kernels]
-        before = [extent // 2 for extent in covered]
+        before = covered if is_causal else [extent // 2 for extent in covered]
         after = [extent - left for extent, left in zip(covered, before, strict=True)]
         shape = (channels, width // groups, *kernels)
         out_size = tuple((extent - 1) // stride + 1 for extent in size)
@@ -192,18 +198,19 @@ class GraphBuilder:
         )
 
     def tokens_dense(self, source: str, channels: int) -> str:
-        """Add a dense layer over the last axis of tokens of shape (tokens, width)."""
-        count, width = self.shapes[source]
-        self.macs += count * width * channels
-        product = self.node(
-            "MatMul", [source, self.weight((width, channels), fan_in=width)], (count, channels)
-        )
-        return self.node("Add", [product, self.bias(channels)], (count, channels))
+        """Add a dense layer over the last axis of tokens, which lie along the others."""
+        *counts, width = self.shapes[source]
+        shape = (*counts, channels)
+        self.macs += int(np.prod(shape)) * width
+        weight = self.weight((width, channels), fan_in=width)
+        product = self.node("MatMul", [source, weight], shape)
+        return self.node("Add", [product, self.bias(channels)], shape)
 
     def attention(self, source: str, *, heads: int) -> str:
         """Add self-attention over tokens, with dense layers before and behind."""
         count, width = self.shapes[source]
         part = width // heads
+        self.macs += 2 * count * count * width
         parts = []
         for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
             split = self.reshape(self.tokens_dense(source, width), (count, heads, part))
@@ -246,13 +253,12 @@ class GraphBuilder:
         return self.node("ReduceMean", [source], self.shapes[source][1:], axes=[1], keepdims=0)
 
     def build(self) -> bytes:
-        """Return the serialized model whose output is the layer that was added last."""
-        shape = self.shapes[self.top]
+        """Return the serialized model."""
         graph = helper.make_graph(
             self._nodes,
             "designed",
             [self._input],
-            [self._value(self.top, shape)],
+            [self._value(name, self.shapes[name]) for name in self.outputs or [self.top]],
             [numpy_helper.from_array(v, name) for name, v in self._constants.items()],
         )
         model = helper.make_model(

@@ -172,6 +172,33 @@ def sliced(builder: GraphBuilder, source: str) -> str:
     return builder.node("Concat", [total, parts[0]], shape, axis=3)
 
 
+def focused(builder: GraphBuilder, source: str) -> str:
+    """Add a pointwise layer over every other pixel of both axes, and doublings of it (the stem of YOLOv5)."""
+    width = builder.shapes[source][0]
+    return builder.upsample(builder.conv(quartered(builder, source), width, kernel=1))
+
+
+def quartered(builder: GraphBuilder, source: str) -> str:
+    """Add four images of every other pixel, as channels."""
+    width, height, columns = builder.shapes[source]
+    shape = (width, height // 2, columns // 2)
+    parts = [
+        builder.node(
+            "Slice",
+            [
+                source,
+                builder.integers(*start),
+                builder.integers(height, columns),
+                builder.integers(2, 3),
+                builder.integers(2, 2),
+            ],
+            shape,
+        )
+        for start in ((0, 0), (1, 0), (0, 1), (1, 1))
+    ]
+    return builder.concat(parts)
+
+
 def gathered(builder: GraphBuilder, source: str) -> str:
     """Add a choice of channels, here all of them backwards."""
     width = builder.shapes[source][0]
