@@ -52,7 +52,7 @@ LANES = (1, 4, 8, 16, 32)
 """Output channels that matrix kernels may compute at a time, tried in turn: one vector or several."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 5.0
+LEARNED_FORM = 6.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 

@@ -54,10 +54,13 @@ MOST_TAPS = 25
 `dwconv-3p` to `dwconv-25p`). What is wider goes another way, 25 to 50 times as slow where it was measured."""
 DOT_MACS = 4
 """Products of 8 bits that one instruction adds up, in all of its lanes (SDOT of Armv8.2, VPDPBUSD of AVX-512)."""
+END = 4
+"""Output channels in the last, narrow vector of a pixel; what is left of them is written value by value
+(`MlasRequantizeOutput` in ONNX Runtime's `mlas/lib/quantize.cpp`)."""
 TOUCH_MACS = 4.0
 """First guess of what a value that is read or written takes, in products of full vectors."""
-_PARTS = frozenset({"macs", "weights", "inputs", "outputs"})
-"""Of a product, beside whole vectors: what is truly multiplied, and what is moved."""
+_PARTS = frozenset({"macs", "weights", "inputs", "outputs", "taps", "ends"})
+"""Of a product, beside whole vectors: what is truly multiplied, what is moved, and what is done one by one."""
 CALL, BEGIN, STEP, INPUT, OUTPUT = "call", "begin", "step", "input", "output"
 _BESIDES = frozenset({CALL, BEGIN, STEP, INPUT, OUTPUT})
 _NOWHERE = (0.0,) * len(LENGTHS)
@@ -127,8 +130,7 @@ class WorkOf:
         if is_product(operator):
             work = self._product(operator, kind)
         else:
-            base_ms = self.base.operator_cost(operator, self.target).latency_ms
-            work = Work(kind, _moved_position(operator), self._beyond_least(base_ms))
+            work = Work(kind, _moved_position(operator), self._moved_ms(operator))
         if operator.op_type not in RECURRENT:
             return work, self._begin(kind)
         # every step begins anew: files have a copy of the layer per step, or runtimes a loop
@@ -151,13 +153,9 @@ class WorkOf:
     def together(self, found: Together) -> tuple[Work, Work]:
         """Return the work of operators that belong together: a kind of its own, begun once."""
         last = found.operators[-1]
-        base_ms = sum(
-            self.base.operator_cost(operator, self.target).latency_ms
-            for operator in found.operators
-        )
         kind: Kind = (found.name, last.weight_bits, last.activation_bits)
-        work = Work(kind, _moved_position(last), self._beyond_least(base_ms))
-        return work, self._begin(kind)
+        base_ms = sum(self._moved_ms(operator) for operator in found.operators)
+        return Work(kind, _moved_position(last), base_ms), self._begin(kind)
 
     def network(self, network: NetworkProfile) -> list[Work]:
         """Return all that a network does."""
@@ -183,22 +181,27 @@ class WorkOf:
         """Return the work of a product: kernels compute whole vectors of output channels, whatever is in them.
 
         A tile reads its part of both matrices for each of these vectors, and writes what comes out (K. Goto,
-        R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008). Its shape
-        says more of its time than what `base` says of it.
+        R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008). Convolutions
+        fetch the input of every tap of their kernel by itself (M. Dukhan, "The indirect convolution
+        algorithm", arXiv:1907.02129). Its shape says more of its time than what `base` says of it.
         """
         found = _Matrix.of(operator)
         is_in_blocks = is_blocked(operator, self._block)
         lanes = self._block if is_in_blocks else nearest(self.lanes, operator.activation_bits)
         touch_ms = TOUCH_MACS * self.mac_ms
+        area = math.prod(operator.kernel or (1,))
+        taps_ms = touch_ms * found.groups * found.rows * area if area > 1 else 0.0
         if operator.kind is OperatorKind.DEPTHWISE_CONV:
             # vectors of channels, each of which is a matrix of its own
             outputs = found.rows * next_multiple(found.groups, lanes)
             base_ms = self.mac_ms * outputs * found.depth
-            besides = {"outputs": touch_ms * outputs}
+            besides = {"outputs": touch_ms * outputs, "taps": taps_ms / found.groups}
         else:
             columns = found.groups * next_multiple(found.columns, lanes)
             is_dot = operator.activation_bits <= 8
-            depth = next_multiple(math.ceil(found.depth), DOT_MACS) if is_dot else found.depth
+            depth = found.depth
+            if is_dot:
+                depth = area * next_multiple(math.ceil(depth / area), DOT_MACS)
             if reads_blocks(operator, self._block):
                 depth *= next_multiple(channels_in(operator), self._block) / channels_in(operator)
             base_ms = self.mac_ms * found.rows * columns * depth
@@ -207,6 +210,8 @@ class WorkOf:
                 "weights": touch_ms * columns * depth,
                 "inputs": touch_ms * found.groups * found.rows * depth,
                 "outputs": touch_ms * found.groups * found.rows * found.columns,
+                "taps": taps_ms,
+                "ends": touch_ms * found.groups * found.rows * (found.columns % END),
             }
         return Work(kind, _product_position(operator, found), base_ms, tuple(besides.items()))
 
@@ -214,7 +219,9 @@ class WorkOf:
         """Return what beginning an operator takes: products often run in a library that does it faster."""
         return Work((BEGIN, *family_of(kind)), _NOWHERE, self.least_ms)
 
-    def _beyond_least(self, base_ms: float) -> float:
+    def _moved_ms(self, operator: Operator) -> float:
+        """Return what `base` says of an operator beyond the least one."""
+        base_ms = self.base.operator_cost(operator, self.target).latency_ms
         return max(base_ms - self.least_ms, LEAST_WORK_SHARE * base_ms)
 
 
@@ -239,6 +246,9 @@ def kind_of(operator: Operator) -> Kind:
         return (name, len(operator.out_size), *bits)
     if operator.kind in _ALIKE:
         return (str(operator.kind), *bits)
+    if operator.op_type == "Slice" and max(operator.stride, default=1) > 1:
+        # single values apart from one another, for which few runtimes have a fast kernel
+        return ("Slice with steps", *bits)
     return (operator.op_type, *bits)
 
 

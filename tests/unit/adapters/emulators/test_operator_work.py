@@ -7,6 +7,7 @@ import math
 import pytest
 
 from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
+from tightfit_service.adapters.calibration.image_steps import quartered, sliced
 from tightfit_service.adapters.emulators.operator_work import (
     STEP,
     TOUCH_MACS,
@@ -39,9 +40,15 @@ def profile(builder: GraphBuilder) -> NetworkProfile:
     return OnnxGraphInspector().profile(builder.build())
 
 
-def works(builder: GraphBuilder, *, target: HardwareSpec = TARGET, bits: int = 32) -> list[Work]:
+def works(
+    builder: GraphBuilder,
+    *,
+    target: HardwareSpec = TARGET,
+    bits: int = 32,
+    least_ms: float = LEAST_MS,
+) -> list[Work]:
     work_of = WorkOf(
-        base=RooflineEmulator(), target=target, least_ms=LEAST_MS, mac_ms=MAC_MS, lanes={bits: 16}
+        base=RooflineEmulator(), target=target, least_ms=least_ms, mac_ms=MAC_MS, lanes={bits: 16}
     )
     network = profile(builder).at_precision(weight_bits=bits, activation_bits=bits)
     return work_of.network(network)
@@ -96,6 +103,35 @@ def test_a_sum_that_a_convolution_may_take_over_is_a_kind_of_its_own() -> None:
     assert kinds == ["Add and activation behind a convolution", "Add"]
 
 
+@pytest.mark.parametrize("spelling", ["SpelledHardSwish", "GatedHardSigmoid", "SpelledGelu"])
+def test_what_operators_take_together_beyond_their_beginning_grows_with_the_image(
+    spelling: str,
+) -> None:
+    least = GraphBuilder((1, 1, 1), seed=0)
+    least.activation(least.top, "Tanh")
+    (operator,) = profile(least).operators
+    least_ms = RooflineEmulator().operator_cost(operator, TARGET).latency_ms
+    taken = []
+    for side in (16, 64):
+        builder = GraphBuilder((8, side, side), seed=0)
+        builder.activation(builder.top, spelling)
+        found = [work for work in works(builder, least_ms=least_ms) if not is_besides(work)]
+        assert len(found) == 1
+        taken.append(found[0].base_ms)
+    small, large = taken
+    assert large / small == pytest.approx(16, rel=0.05)
+
+
+def test_slices_of_every_other_pixel_are_a_kind_of_their_own() -> None:
+    builder = GraphBuilder((4, 16, 16), seed=0)
+    quartered(builder, sliced(builder, builder.top))
+    slices = [op for op in profile(builder).operators if op.op_type == "Slice"]
+    assert [(kind_of(op)[0], op.stride) for op in slices] == [
+        *[("Slice", ())] * 2,
+        *[("Slice with steps", (2, 2))] * 4,
+    ]
+
+
 def product(
     builder: GraphBuilder, *, target: HardwareSpec = TARGET, bits: int = 32
 ) -> tuple[float, dict[str, float]]:
@@ -105,20 +141,29 @@ def product(
     return found.base_ms / MAC_MS, touched
 
 
-@pytest.mark.parametrize(("bits", "depth"), [(32, 27), (8, 28)])
+@pytest.mark.parametrize(("bits", "depth"), [(32, 9 * 3), (8, 9 * 4)])
 def test_a_convolution_computes_whole_vectors(bits: int, depth: int) -> None:
     builder = GraphBuilder((3, 10, 10), seed=0)
-    builder.conv(builder.top, 20, kernel=3)
+    builder.conv(builder.top, 18, kernel=3)
     macs, touched = product(builder, bits=bits)
     assert macs == pytest.approx(100 * 32 * depth)
     assert touched == pytest.approx(
         {
-            "macs": 100 * 20 * 27,
+            "macs": 100 * 18 * 27,
             "weights": TOUCH_MACS * 32 * depth,
             "inputs": TOUCH_MACS * 100 * depth,
-            "outputs": TOUCH_MACS * 100 * 20,
+            "outputs": TOUCH_MACS * 100 * 18,
+            "taps": TOUCH_MACS * 100 * 9,
+            "ends": TOUCH_MACS * 100 * 2,
         }
     )
+
+
+def test_a_product_of_one_tap_fetches_none_by_itself() -> None:
+    builder = GraphBuilder((3, 10, 10), seed=0)
+    builder.conv(builder.top, 16, kernel=1)
+    _, touched = product(builder)
+    assert (touched["taps"], touched["ends"]) == (0.0, 0.0)
 
 
 def test_a_depthwise_convolution_computes_vectors_of_channels() -> None:
@@ -126,7 +171,9 @@ def test_a_depthwise_convolution_computes_vectors_of_channels() -> None:
     builder.depthwise(builder.top, kernel=3)
     macs, touched = product(builder)
     assert macs == pytest.approx(100 * 32 * 9)
-    assert touched == pytest.approx({"outputs": TOUCH_MACS * 100 * 32})
+    assert touched == pytest.approx(
+        {"outputs": TOUCH_MACS * 100 * 32, "taps": TOUCH_MACS * 100 * 9}
+    )
 
 
 def test_moved_data_are_told_apart_by_their_pixels() -> None:
