@@ -23,7 +23,7 @@ class Form:
     """What a block is to make of an image.
 
     Attributes:
-        width: Channels of its output, a multiple of `GROUPS`.
+        width: Channels of its output; a multiple of `image_steps.GROUPS` where the block parts them.
         stride: By which it shrinks the image, 1 or 2.
         activation: As `GraphBuilder.activation` names them.
         kernel: Of its largest convolution, where the block leaves that open.
@@ -64,11 +64,15 @@ def plain(builder: GraphBuilder, source: str, form: Form) -> str:
     return builder.activation(made, form.activation)
 
 
+def _pointwise(builder: GraphBuilder, source: str, width: int, activation: str) -> str:
+    return builder.activation(builder.conv(source, width, kernel=1), activation)
+
+
 def separable(builder: GraphBuilder, source: str, form: Form) -> str:
     """Add a depthwise separable convolution (A. Howard et al., 2017)."""
     inner = builder.depthwise(source, kernel=form.kernel, stride=form.stride)
     inner = builder.activation(inner, form.activation)
-    return builder.activation(builder.conv(inner, form.width, kernel=1), form.activation)
+    return _pointwise(builder, inner, form.width, form.activation)
 
 
 def residual(builder: GraphBuilder, source: str, form: Form) -> str:
@@ -79,7 +83,7 @@ def residual(builder: GraphBuilder, source: str, form: Form) -> str:
 
 def bottleneck(builder: GraphBuilder, source: str, form: Form) -> str:
     """Add a residual block whose wide convolution has few channels (the same)."""
-    inner = builder.activation(builder.conv(source, form.narrow, kernel=1), form.activation)
+    inner = _pointwise(builder, source, form.narrow, form.activation)
     inner = builder.conv(inner, form.narrow, stride=form.stride)
     inner = builder.activation(inner, form.activation)
     return _rejoined(builder, source, builder.conv(inner, form.width, kernel=1), form)
@@ -102,7 +106,7 @@ def group_normed(builder: GraphBuilder, source: str, form: Form) -> str:
 def inverted(builder: GraphBuilder, source: str, form: Form, *, gate: Gate | None = None) -> str:
     """Add an inverted residual (M. Sandler et al., CVPR 2018), with a gate inside or none."""
     wide = builder.shapes[source][0] * form.expansion
-    inner = builder.activation(builder.conv(source, wide, kernel=1), form.activation)
+    inner = _pointwise(builder, source, wide, form.activation)
     inner = builder.depthwise(inner, kernel=form.kernel, stride=form.stride)
     inner = builder.activation(inner, form.activation)
     if gate:
@@ -121,7 +125,7 @@ def gated_inverted(builder: GraphBuilder, source: str, form: Form) -> str:
 def fire(builder: GraphBuilder, source: str, form: Form) -> str:
     """Add a squeezing layer and two widening ones side by side (F. Iandola et al., 2016)."""
     source = _shrunk(builder, source, form)
-    inner = builder.activation(builder.conv(source, form.narrow, kernel=1), form.activation)
+    inner = _pointwise(builder, source, form.narrow, form.activation)
     sides = (
         builder.activation(builder.conv(inner, form.width // 2, kernel=kernel), form.activation)
         for kernel in (1, 3)
@@ -135,7 +139,7 @@ def inception(builder: GraphBuilder, source: str, form: Form) -> str:
     quarter = form.width // 4
 
     def pointwise(from_: str) -> str:
-        return builder.activation(builder.conv(from_, quarter, kernel=1), form.activation)
+        return _pointwise(builder, from_, quarter, form.activation)
 
     branches = [pointwise(source)]
     for kernel in (3, 5):
@@ -158,7 +162,7 @@ def densely_joined(builder: GraphBuilder, source: str, form: Form) -> str:
     for _ in range(3):
         made = plain(builder, found, Form(width=form.narrow, activation=form.activation))
         found = builder.concat([found, made])
-    made = builder.activation(builder.conv(found, form.width, kernel=1), form.activation)
+    made = _pointwise(builder, found, form.width, form.activation)
     return _shrunk(builder, made, form)
 
 
@@ -167,9 +171,9 @@ def shuffle_unit(builder: GraphBuilder, source: str, form: Form) -> str:
     half = form.width // 2
 
     def worked(from_: str) -> str:
-        inner = builder.activation(builder.conv(from_, half, kernel=1), form.activation)
+        inner = _pointwise(builder, from_, half, form.activation)
         inner = builder.depthwise(inner, kernel=form.kernel, stride=form.stride)
-        return builder.activation(builder.conv(inner, half, kernel=1), form.activation)
+        return _pointwise(builder, inner, half, form.activation)
 
     width, *size = builder.shapes[source]
     if form.stride == 1 and width == form.width:
@@ -177,7 +181,7 @@ def shuffle_unit(builder: GraphBuilder, source: str, form: Form) -> str:
         kept, own = builder.nodes("Split", [source, sizes], [(half, *size)] * 2, axis=1)
         return shuffled(builder, builder.concat([kept, worked(own)]))
     beside = builder.depthwise(source, kernel=form.kernel, stride=form.stride)
-    beside = builder.activation(builder.conv(beside, half, kernel=1), form.activation)
+    beside = _pointwise(builder, beside, half, form.activation)
     return shuffled(builder, builder.concat([beside, worked(source)]))
 
 
@@ -192,10 +196,7 @@ def cross_stage(builder: GraphBuilder, source: str, form: Form) -> str:
     """Add a stage that only half of the channels go through (C.-Y. Wang et al., CVPR Workshops 2020)."""
     source = plain(builder, source, form)
     half = Form(width=form.width // 2, activation=form.activation)
-    kept, own = (
-        builder.activation(builder.conv(source, half.width, kernel=1), half.activation)
-        for _ in range(2)
-    )
+    kept, own = (_pointwise(builder, source, half.width, half.activation) for _ in range(2))
     own = builder.add(plain(builder, plain(builder, own, half), half), own)
     made = builder.conv(builder.concat([own, kept]), form.width, kernel=1)
     return builder.activation(made, form.activation)
@@ -204,14 +205,12 @@ def cross_stage(builder: GraphBuilder, source: str, form: Form) -> str:
 def patch_block(builder: GraphBuilder, source: str, form: Form) -> str:
     """Add a large depthwise layer and dense ones whose channels come last (Z. Liu et al., CVPR 2022)."""
     source = _widened(builder, source, form)
-    width, height, columns = shape = builder.shapes[source]
-    inner = builder.depthwise(source, kernel=7)
-    turned = builder.node("Transpose", [inner], (height, columns, width), perm=[0, 2, 3, 1])
+    width = builder.shapes[source][0]
+    turned = builder.channels_last(builder.depthwise(source, kernel=7))
     inner = builder.tokens_dense(builder.layer_norm(turned), form.expansion * width)
     inner = builder.tokens_dense(builder.activation(inner, "SpelledGelu"), width)
     inner = builder.multiply(inner, builder.weight((width,), fan_in=2))
-    back = builder.node("Transpose", [inner], shape, perm=[0, 3, 1, 2])
-    return builder.add(source, back)
+    return builder.add(source, builder.channels_first(inner))
 
 
 def normed_first(builder: GraphBuilder, source: str, form: Form) -> str:

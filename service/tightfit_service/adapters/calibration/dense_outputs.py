@@ -14,9 +14,9 @@ from tightfit_service.adapters.calibration.blocks import (
     residual,
     separable,
 )
-from tightfit_service.adapters.calibration.families import ACTIVATIONS, WIDTH_STEP
+from tightfit_service.adapters.calibration.families import ACTIVATIONS
 from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
-from tightfit_service.adapters.calibration.image_steps import quartered
+from tightfit_service.adapters.calibration.image_steps import GROUPS, quartered
 from tightfit_service.adapters.calibration.points import Point
 
 SCALES = 3
@@ -33,7 +33,7 @@ def detector(point: Point, seed: int) -> GraphBuilder:
     """
     builder, scales = _scales(point, seed, side=32 * point.size(0, 1, 4))
     form = Form(
-        width=WIDTH_STEP * point.size(2, 3, 16),
+        width=GROUPS * point.size(2, 3, 16),
         activation=point.turn(ACTIVATIONS),
     )
     scales = scales[-point.choice(3, (2, 3)) :]
@@ -79,7 +79,7 @@ def _scales(point: Point, seed: int, *, side: int) -> tuple[GraphBuilder, list[s
 
     Every fifth begins with slices of every other pixel in place of a convolution with a stride.
     """
-    width = WIDTH_STEP * point.size(1, 2, 8)
+    width = GROUPS * point.size(1, 2, 8)
     block = point.turn((separable, residual, inverted, plain, cross_stage))
     activation = point.turn(ACTIVATIONS)
     builder = GraphBuilder((3, side, side), seed=seed)
@@ -108,8 +108,8 @@ def _listed(builder: GraphBuilder, maps: Sequence[str], width: int) -> str:
     """Return what maps say as one list of rows of a width."""
     lists = []
     for item in maps:
-        channels, height, columns = builder.shapes[item]
-        turned = builder.node("Transpose", [item], (height, columns, channels), perm=[0, 2, 3, 1])
+        turned = builder.channels_last(item)
+        height, columns, channels = builder.shapes[turned]
         lists.append(builder.reshape(turned, (height * columns * channels // width, width)))
     count = sum(builder.shapes[item][0] for item in lists)
     return builder.node("Concat", lists, (count, width), axis=1)

@@ -15,6 +15,7 @@ from tightfit_service.adapters.calibration.blocks import (
 )
 from tightfit_service.adapters.calibration.chains import Maker
 from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
+from tightfit_service.adapters.calibration.image_steps import GROUPS
 from tightfit_service.adapters.calibration.points import Point
 
 ACTIVATIONS = (
@@ -27,8 +28,6 @@ ACTIVATIONS = (
     "LeakyRelu",
 )
 """What networks of blocks have between their convolutions, in turn."""
-WIDTH_STEP = 4
-"""Channels of networks of blocks are a multiple of it: blocks part them."""
 MOST_UNSHRUNK = 40
 """Pixels along the side of images whose size the stem of a network of blocks keeps."""
 
@@ -73,8 +72,7 @@ def channels_last(point: Point, seed: int) -> GraphBuilder:
     """Return the same with an input whose channels come last, as some exporters write it."""
     side, width = point.size(0, 16, 96), point.channels(1, 8, 48)
     builder = GraphBuilder((side, side, 3), seed=seed)
-    turned = builder.node("Transpose", ["input"], (3, side, side), perm=[0, 3, 1, 2])
-    return _separated(builder, point, turned, width)
+    return _separated(builder, point, builder.channels_first(builder.top), width)
 
 
 def _separated(builder: GraphBuilder, point: Point, source: str, width: int) -> GraphBuilder:
@@ -131,7 +129,7 @@ def of_mixed_blocks(blocks: Sequence[Block]) -> Maker:
 
 def _in_stages(point: Point, seed: int, stages: Sequence[Block]) -> GraphBuilder:
     """Return a stem, a stage of each block, the first at the stem's size, and a classifier."""
-    side, width = 4 * point.size(0, 4, 24), WIDTH_STEP * point.size(1, 2, 12)
+    side, width = 4 * point.size(0, 4, 24), GROUPS * point.size(1, 2, 12)
     activation = point.turn(ACTIVATIONS)
     builder = GraphBuilder((3, side, side), seed=seed)
     stem = builder.conv(builder.top, width, stride=2 if side > MOST_UNSHRUNK else 1)

@@ -241,6 +241,16 @@ class GraphBuilder:
         """Add a softmax over the last axis."""
         return self.node("Softmax", [source], self.shapes[source], axis=-1)
 
+    def channels_last(self, source: str) -> str:
+        """Turn an image so that its channels come last."""
+        width, height, columns = self.shapes[source]
+        return self.node("Transpose", [source], (height, columns, width), perm=[0, 2, 3, 1])
+
+    def channels_first(self, source: str) -> str:
+        """Turn an image whose channels come last back."""
+        height, columns, width = self.shapes[source]
+        return self.node("Transpose", [source], (width, height, columns), perm=[0, 3, 1, 2])
+
     def to_tokens(self, source: str) -> str:
         """Turn an image of shape (width, height, columns) into tokens."""
         width, *size = self.shapes[source]

@@ -111,10 +111,7 @@ def group_norm(builder: GraphBuilder, source: str) -> str:
 
 def last_axis_norm(builder: GraphBuilder, source: str) -> str:
     """Add LayerNormalization over channels that are last meanwhile (Z. Liu et al., CVPR 2022)."""
-    width, height, columns = builder.shapes[source]
-    turned = builder.node("Transpose", [source], (height, columns, width), perm=[0, 2, 3, 1])
-    normed = builder.layer_norm(turned)
-    return builder.node("Transpose", [normed], (width, height, columns), perm=[0, 3, 1, 2])
+    return builder.channels_first(builder.layer_norm(builder.channels_last(source)))
 
 
 def spelled_norm(axis: int) -> Step:
