@@ -75,10 +75,11 @@ def _have_certain_places(network: NetworkProfile, products: Sequence[Operator]) 
     places.
     """
     behind: dict[str, frozenset[str]] = {}
-    """By tensor, the operators that it depends on."""
+    """By tensor, the products that it depends on."""
+    nodes = {op.node for op in products}
     for op in network.operators:
         before = frozenset[str]().union(*(behind.get(name, frozenset()) for name in op.inputs))
-        behind.update(dict.fromkeys(op.outputs, before | {op.node}))
+        behind.update(dict.fromkeys(op.outputs, before | ({op.node} & nodes)))
 
     def is_settled(one: Operator, other: Operator) -> bool:
         is_alike = _shape(one) == _shape(other)
