@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tightfit_service.adapters.emulators.correctable import correctable
 from tightfit_service.adapters.emulators.format_fit import (
-    FloatArray,
     FormatFit,
     Prediction,
     ProfiledWork,
-    misfit,
 )
+from tightfit_service.adapters.emulators.kernel_tiles import Tile
+from tightfit_service.adapters.emulators.learned_fit import LearnedFit, kinds_of
 from tightfit_service.adapters.emulators.onnxruntime_graph import absorbed
 from tightfit_service.adapters.emulators.operator_chains import operators_together
-from tightfit_service.adapters.emulators.operator_process import START
 from tightfit_service.adapters.emulators.operator_work import (
+    TILED,
     Kind,
     Work,
     WorkOf,
@@ -30,7 +30,8 @@ from tightfit_service.adapters.emulators.operator_work import (
     nearest,
     network_bits,
 )
-from tightfit_service.adapters.emulators.profiled_operators import profiled_products
+from tightfit_service.adapters.emulators.tile_search import find_tiles
+from tightfit_service.adapters.emulators.timed_products import timed_products
 from tightfit_service.application.ports import Emulator
 from tightfit_service.domain.calibration import FitExamination, FitQuality, Observation
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
@@ -43,16 +44,9 @@ LEAST_OBSERVATIONS = 24
 """In all formats together; of fewer nothing is learned at all."""
 LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
-LEAST_PROFILED_MS = 2e-3
-"""Of an operator that a profiler tells; what takes a tick or less is hardly told."""
-OWN_DEVIATION = 0.5
-"""Of what profiling itself takes per operator, which is known of all of them together only. Some profilers take
-microseconds, as long as many operators do; what takes less than its own profiling is not believed."""
-LANES = (1, 4, 8, 16, 32)
-"""Output channels that matrix kernels may compute at a time, tried in turn: one vector or several."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 6.0
+LEARNED_FORM = 7.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
@@ -61,8 +55,8 @@ class CalibratedEmulator:
     """Corrects the latency of another emulator (port `Emulator`); energy follows, memory stays.
 
     An operator takes what beginning it takes and what its work takes. The prior of a product is a sum over
-    what its matrices need, in vectors as wide as explains the measurements best; that of other work is the
-    other emulator's figure beyond that of the least operator. Least squares on the networks find ratios to
+    what its matrices need, in the tiles that explain the measurements best (`tile_search`); that of other work
+    is the other emulator's figure beyond that of the least operator. Least squares on the networks find ratios to
     these first guesses per kind and number format; a Gaussian process over operators (`operator_process`) corrects
     it by shape, and says how sure it is. Kinds that no measured network has take what measured kinds
     typically do, with an interval as wide as leaving out measured kinds shows (`format_fit`).
@@ -101,20 +95,20 @@ class CalibratedEmulator:
         self.left_out: dict[int, Interval] = {}
         """By place, what a fit without an observation and its like says of it, in ms; none with `learned`."""
         self._times: dict[Work, float] = {}
-        known = _by_format(learned, tuple(used))
         grouped = {bits: [observations[place] for place in places] for bits, places in used.items()}
-        unknown_lanes = WorkOf(
+        untiled = WorkOf(
             base=base,
             target=target,
             least_ms=_least_ms(base, target, observations),
             mac_ms=_mac_ms(base, target, observations),
-            lanes={},
+            tiles={bits: dict.fromkeys(TILED, Tile()) for bits in used},
         )
-        self._lanes = {
-            bits: known[bits].lanes if known else _lanes(own, unknown_lanes)
+        known = _known(learned, grouped, untiled)
+        tiles = {
+            bits: known[bits].tiles if known else find_tiles(own, untiled, bits)
             for bits, own in grouped.items()
         }
-        self._work_of = replace(unknown_lanes, lanes=self._lanes)
+        self._work_of = replace(untiled, tiles=tiles)
         for bits, own in grouped.items():
             seen = _Seen.of(own, self._work_of)
             if known:
@@ -127,13 +121,14 @@ class CalibratedEmulator:
 
     @property
     def learned(self) -> tuple[float, ...]:
-        """What takes long to find: its form, then per format lanes, parameters of the process and stretch."""
-        values = (
+        """What takes long to find: its form, then per format what `LearnedFit` has."""
+        return LEARNED_FORM, *(
             value
             for bits, fit in self._fits.items()
-            for value in (self._lanes[bits], *fit.process.parameters.tolist(), fit.stretch)
+            for value in LearnedFit(
+                self._work_of.tiles[bits], fit.process.parameters, fit.stretch
+            ).values(kinds_of(fit.works))
         )
-        return LEARNED_FORM, *values
 
     @property
     def name(self) -> str:
@@ -253,15 +248,6 @@ class CalibratedEmulator:
 
 
 @dataclass(frozen=True)
-class _Learned:
-    """What an earlier fit of one number format has found; see `CalibratedEmulator.learned`."""
-
-    lanes: int
-    parameters: FloatArray
-    stretch: float
-
-
-@dataclass(frozen=True)
 class _Seen:
     """Measured networks of one number format as work: wholes, and what profiles say of their products."""
 
@@ -276,13 +262,17 @@ class _Seen:
             works=[work_of.network(item.profile) for item in observations],
             latencies_ms=[item.latency_ms for item in observations],
             profiled=[
-                part
-                for place, item in enumerate(observations)
-                for part in profiled_works(place, item, work_of)
+                ProfiledWork(
+                    place=product.place,
+                    works=work_of.operator(product.operator),
+                    latency_ms=product.latency_ms,
+                    deviation=product.deviation,
+                )
+                for product in timed_products(observations, work_of)
             ],
         )
 
-    def fit(self, known: _Learned | None = None) -> FormatFit:
+    def fit(self, known: LearnedFit | None = None) -> FormatFit:
         """Return a fit, from what an earlier one has learned if any."""
         if known is None:
             return FormatFit(self.works, self.latencies_ms, profiled=self.profiled)
@@ -293,11 +283,6 @@ class _Seen:
             parameters=known.parameters,
             stretch=known.stretch,
         )
-
-    @property
-    def misfit(self) -> float:
-        """How badly ratios to its first guesses explain it."""
-        return misfit(self.works, self.latencies_ms, self.profiled)
 
 
 class ProcessFitter:
@@ -338,25 +323,6 @@ class ProcessFitter:
         return FitExamination(quality=quality, learned=fitted.learned)
 
 
-def profiled_works(place: int, item: Observation, work_of: WorkOf) -> list[ProfiledWork]:
-    """Return what the profile of a network says of its products: of those alike the mean.
-
-    What all operators take beyond the network in other runs is the profiler's own time, which is taken
-    off each of them evenly, and leaves each in doubt.
-    """
-    latencies: defaultdict[tuple[Work, ...], list[float]] = defaultdict(list)
-    beyond_ms = sum(found.latency_ms for found in item.operators) - item.latency_ms
-    own_ms = max(beyond_ms, 0.0) / max(len(item.operators), 1)
-    for operator, latency_ms in profiled_products(item.profile, item.operators):
-        latencies[work_of.operator(operator)].append(latency_ms - own_ms)
-    means = {works: float(np.mean(own)) for works, own in latencies.items()}
-    return [
-        ProfiledWork(place, works, latency_ms, OWN_DEVIATION * own_ms)
-        for works, latency_ms in means.items()
-        if latency_ms >= max(LEAST_PROFILED_MS, own_ms)
-    ]
-
-
 def _places_by_bits(observations: Sequence[Observation]) -> dict[int, list[int]]:
     """Return the places of networks by the bits of their activations, where there are enough."""
     places: defaultdict[int, list[int]] = defaultdict(list)
@@ -388,25 +354,20 @@ def _mac_ms(base: Emulator, target: HardwareSpec, observations: Sequence[Observa
     )
 
 
-def _lanes(observations: Sequence[Observation], work_of: WorkOf) -> int:
-    """Return the width of vectors that explains networks of one number format best."""
-    bits = network_bits(observations[0].profile)
-    return min(
-        LANES,
-        key=lambda lanes: _Seen.of(observations, replace(work_of, lanes={bits: lanes})).misfit,
-    )
-
-
-def _by_format(learned: Sequence[float], formats: Sequence[int]) -> dict[int, _Learned]:
+def _known(
+    learned: Sequence[float], grouped: Mapping[int, Sequence[Observation]], work_of: WorkOf
+) -> dict[int, LearnedFit]:
     """Return `CalibratedEmulator.learned` in its parts, by bits; nothing if it has another form."""
-    size = len(START) + 2
-    if len(learned) != 1 + size * len(formats) or learned[0] != LEARNED_FORM:
+    if not learned or learned[0] != LEARNED_FORM:
         return {}
-    found = {}
-    for number, bits in enumerate(formats):
-        lanes, *parameters, stretch = learned[1 + size * number : 1 + size * (number + 1)]
-        found[bits] = _Learned(round(lanes), np.array(parameters), stretch)
-    return found
+    found, rest = {}, learned[1:]
+    for bits, own in grouped.items():
+        kinds = kinds_of([work_of.network(item.profile) for item in own])
+        size = LearnedFit.size(kinds)
+        if len(rest) < size:
+            return {}
+        found[bits], rest = LearnedFit.of(rest[:size], kinds), rest[size:]
+    return {} if rest else found
 
 
 def _at_latency(cost: OperatorCost, latency_ms: float) -> OperatorCost:

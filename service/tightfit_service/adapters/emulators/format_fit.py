@@ -14,7 +14,9 @@ from scipy.optimize import least_squares
 
 from tightfit_service.adapters.emulators.operator_process import (
     Covariance,
+    Observed,
     OperatorProcess,
+    Parameters,
     Term,
 )
 from tightfit_service.adapters.emulators.operator_work import (
@@ -24,6 +26,7 @@ from tightfit_service.adapters.emulators.operator_work import (
     family_of,
     is_operator,
 )
+from tightfit_service.adapters.emulators.process_tuning import tuned
 
 CONFIDENCE = 0.9
 """Share of measurements that intervals are to hold."""
@@ -33,11 +36,7 @@ LEAST_PRIOR_MS = 1e-6
 """Of a piece of work: a nanosecond, so that its logarithm is finite."""
 FOLDS = 8
 """Into which networks are parted whose kinds of work no network of another label has."""
-TICK_DEVIATION_MS = 1e-3
-"""Of what a profiler says that counts whole microseconds, cut off. A uniform number in one would deviate by 0.3,
-and left-out networks of the designed set were predicted worse by it: a kernel ends in the same part of a
-microsecond run after run."""
-RATIO_FIT_DEVIATION = 0.2
+RATIO_FIT_DEVIATION = 0.1
 """Of the logarithm of a network's latency, from what ratios per kind alone can say."""
 KIND_DEVIATION = 0.6
 """Of the logarithm of a kind's ratio around that of its family."""
@@ -116,18 +115,13 @@ class ProfiledWork:
         place: Of the network.
         works: The part: an operator, and beginning it.
         latency_ms: That it took.
-        doubt_ms: Deviation of that, besides the ticks that profilers count in.
+        deviation: Of the logarithm of that, besides the noise that all measurements have.
     """
 
     place: int
     works: Sequence[Work]
     latency_ms: float
-    doubt_ms: float = 0.0
-
-    @property
-    def deviation(self) -> float:
-        """Of the logarithm of the latency."""
-        return math.hypot(TICK_DEVIATION_MS, self.doubt_ms) / self.latency_ms
+    deviation: float
 
 
 class FormatFit:
@@ -139,7 +133,7 @@ class FormatFit:
         latencies_ms: Sequence[float],
         *,
         profiled: Sequence[ProfiledWork] = (),
-        parameters: FloatArray | None = None,
+        parameters: Parameters | None = None,
         stretch: float = 1.0,
         covariance: Covariance | None = None,
     ) -> None:
@@ -153,13 +147,17 @@ class FormatFit:
             stretch: Of the intervals, from an earlier fit.
             covariance: Of a process of more networks by the same parameters.
         """
-        self._works, self._latencies, self._profiled = works, latencies_ms, profiled
+        self.works, self._latencies, self._profiled = works, latencies_ms, profiled
         self.stretch = stretch
-        rows, measured, deviations = _rows(works, latencies_ms, profiled)
+        rows = [*works, *(part.works for part in profiled)]
+        measured = [*latencies_ms, *(part.latency_ms for part in profiled)]
+        deviations = [0.0] * len(works) + [part.deviation for part in profiled]
         self._ratios, _ = _ratios(rows, measured, deviations, typical=_typical(works, latencies_ms))
-        terms = [[self.term(work) for work in row] for row in rows]
+        observed = Observed.of(
+            [[self.term(work) for work in row] for row in rows], measured, deviations
+        )
         self.process = OperatorProcess(
-            terms, measured, deviations=deviations, parameters=parameters, covariance=covariance
+            observed, tuned(observed) if parameters is None else parameters, covariance=covariance
         )
 
     @property
@@ -236,7 +234,7 @@ class FormatFit:
         """Return per kind of operator what each distinct one takes over the other emulator's figure."""
         works = list(
             dict.fromkeys(
-                work for network in self._works for work in network if is_operator(work.kind)
+                work for network in self.works for work in network if is_operator(work.kind)
             )
         )
         terms = [self.term(work) for work in works]
@@ -258,16 +256,16 @@ class FormatFit:
         predictions: dict[int, Prediction] = {}
         covariance = self.process.covariance()
         for places, absent in self._folds(labels):
-            kept = [place for place in range(len(self._works)) if place not in absent]
+            kept = [place for place in range(len(self.works)) if place not in absent]
             fit = FormatFit(
-                [self._works[place] for place in kept],
+                [self.works[place] for place in kept],
                 [self._latencies[place] for place in kept],
                 profiled=[part for part in self._profiled if part.place not in absent],
                 parameters=self.process.parameters,
                 covariance=covariance,
             )
             for place in places:
-                predictions[place] = fit.predict(self._works[place])
+                predictions[place] = fit.predict(self.works[place])
         scores = np.sort(
             [
                 found.score(self._latencies[place])
@@ -278,11 +276,11 @@ class FormatFit:
         if len(scores):
             rank = min(math.ceil(CONFIDENCE * (len(scores) + 1)), len(scores)) - 1
             self.stretch = max(float(scores[rank]) / Z, 1.0)
-        return [predictions[place] for place in range(len(self._works))]
+        return [predictions[place] for place in range(len(self.works))]
 
     def _folds(self, labels: Sequence[str]) -> list[tuple[list[int], frozenset[int]]]:
         """Return which networks are predicted together, and which are left out for that."""
-        kinds = [{work.kind for work in network} for network in self._works]
+        kinds = [{work.kind for work in network} for network in self.works]
         folds = []
         rest = []
         for label in dict.fromkeys(labels):
@@ -302,24 +300,17 @@ class FormatFit:
 def misfit(
     works: Sequence[Sequence[Work]],
     latencies_ms: Sequence[float],
-    profiled: Sequence[ProfiledWork] = (),
+    deviations: Sequence[float] | None = None,
 ) -> float:
-    """Return how badly ratios to first guesses alone explain measurements; for comparing first guesses."""
-    rows, measured, deviations = _rows(works, latencies_ms, profiled)
-    return _ratios(rows, measured, deviations, typical=_typical(works, latencies_ms))[1]
+    """Return how badly ratios to first guesses alone explain measurements; for comparing first guesses.
 
-
-def _rows(
-    works: Sequence[Sequence[Work]],
-    latencies_ms: Sequence[float],
-    profiled: Sequence[ProfiledWork],
-) -> tuple[list[Sequence[Work]], list[float], list[float]]:
-    """Return networks and parts of them: works, latencies, and deviations of these besides the noise."""
-    return (
-        [*works, *(part.works for part in profiled)],
-        [*latencies_ms, *(part.latency_ms for part in profiled)],
-        [0.0] * len(works) + [part.deviation for part in profiled],
-    )
+    Args:
+        works: Of each network, or of a part of one.
+        latencies_ms: Their measurements.
+        deviations: Of the logarithms of these, besides the noise that all have; none where absent.
+    """
+    known = np.zeros(len(works)) if deviations is None else deviations
+    return _ratios(works, latencies_ms, known, typical=_typical(works, latencies_ms))[1]
 
 
 def _typical(works: Sequence[Sequence[Work]], latencies_ms: Sequence[float]) -> float:
@@ -331,7 +322,7 @@ def _typical(works: Sequence[Sequence[Work]], latencies_ms: Sequence[float]) -> 
 def _ratios(
     works: Sequence[Sequence[Work]],
     latencies_ms: Sequence[float],
-    deviations: Sequence[float],
+    deviations: Sequence[float] | FloatArray,
     *,
     typical: float,
 ) -> tuple[dict[Kind, float], float]:

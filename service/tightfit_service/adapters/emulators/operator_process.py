@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.linalg import cho_solve, cholesky
-from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
 FloatArray = npt.NDArray[np.float64]
@@ -34,30 +33,28 @@ kind of operator goes two ways through a runtime, one of them fifty times as slo
 round to round and never settle."""
 JITTER = 1e-8
 """Added to the variance of the noise, so that the covariance can always be factored."""
-MOST_EVALUATIONS = 250
-TUNED_NETWORKS = 200
-"""Parameters are found on at most so many networks, spread evenly over all: so few numbers take no more."""
-SIMPLEX_STEP = 0.5
-"""First step of each logarithm in search of the parameters."""
+FAR_OFF = 2.5
+"""Deviations of a measurement from what the others say of it, beyond which it is believed less. Some processes
+are slower than others by half, and some networks meet such a one in all of their rounds."""
+AGAIN_ROUNDS = 3
+"""Of Gauss-Newton, once measurements far off are believed less."""
 FAMILY_SHARE = 0.6
 """Of their variance that terms of one family have in common."""
 LENGTHS = (3.0, 1.5, 1.5, 2.0, 1.0, 1.0, 0.6, 0.6)
 """Typical distances, in octaves, over which efficiency changes: the amount of work, input and output channels,
 pixels, kernel area, stride, and the waste of channels that vectors leave empty. Fitting scales them in four
 groups."""
-_GROUPS = (3, 0, 0, 1, 2, 2, 2, 2)
+GROUPS = (3, 0, 0, 1, 2, 2, 2, 2)
+"""Of the coordinates: products have all four, all else the last two."""
 START = (
     *(math.log(0.5), math.log(0.1), 0.0, 0.0, 0.0, 0.0),
     *(math.log(0.5), math.log(0.1), 0.0, 0.0),
     math.log(0.03),
 )
 """Logarithms of: of products, the deviation per operator, that common to a kind, and length scales; the same
-of all else, whose positions have fewer coordinates; and the noise. What moves data goes other ways through a
-runtime from one shape to the next, so it deviates twice as much as products where it was measured."""
-_PRODUCTS, _OTHERS = slice(0, 6), slice(6, 10)
-
-PARAMETER_DEVIATION = 0.5
-"""Of those logarithms around `START`."""
+of all else, whose positions have fewer coordinates; and the noise."""
+PRODUCTS, OTHERS = slice(0, 6), slice(6, 10)
+"""Where those of products and of all else are."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,35 @@ class Term:
     is_product: bool = False
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """Of a process.
+
+    Attributes:
+        shared: Logarithms, in the order of `START`.
+        scales: Logarithms of factors on the deviations of a kind; none where absent. What a runtime has one
+            way for is predicted within a few per cent by its first guess, what goes several ways is not (R. M.
+            Neal, "Bayesian Learning for Neural Networks", Springer 1996, section 1.2.2: automatic relevance).
+    """
+
+    shared: FloatArray
+    scales: Mapping[Hashable, float] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> float:
+        """Variance of the logarithm of any measurement."""
+        return math.exp(2 * self.shared[-1]) + JITTER
+
+
 class Covariance:
     """How much terms have in common before anything was measured.
 
     Args:
         terms: Distinct ones.
-        parameters: Of the process, in the order of `START`.
+        parameters: Of the process.
     """
 
-    def __init__(self, terms: Sequence[Term], parameters: FloatArray) -> None:
+    def __init__(self, terms: Sequence[Term], parameters: Parameters) -> None:
         self._places = {_place_of(term): number for number, term in enumerate(terms)}
         self._matrix = covariance_of(terms, terms, parameters)
 
@@ -102,45 +119,36 @@ class OperatorProcess:
     """A fitted process: predicts terms and networks.
 
     Args:
-        networks: Terms of each measured network, or of a part of one.
-        latencies_ms: Their measurements.
-        deviations: Of the logarithm of each measurement, besides the noise that all have; none where
-            absent.
-        parameters: Of the process, as `parameters` has them; found by their evidence where absent.
+        observed: Measured networks, or parts of some.
+        parameters: Of the process.
         covariance: Of all terms by these parameters, from someone who has it.
     """
 
     def __init__(
         self,
-        networks: Sequence[Sequence[Term]],
-        latencies_ms: Sequence[float],
+        observed: Observed,
+        parameters: Parameters,
         *,
-        deviations: Sequence[float] | None = None,
-        parameters: FloatArray | None = None,
         covariance: Covariance | None = None,
     ) -> None:
-        self._observed = _Observed.of(networks, latencies_ms, deviations)
-        if parameters is None:
-            # parts are of few kinds, and would have all the say
-            whole = [n for n in range(len(networks)) if not deviations or not deviations[n]]
-            parameters = _tuned([networks[n] for n in whole], [latencies_ms[n] for n in whole])
+        self._terms = observed.terms
         self._parameters = parameters
-        terms = self._observed.terms
         kernel = (
-            covariance_of(terms, terms, parameters)
+            covariance_of(self._terms, self._terms, parameters)
             if covariance is None
-            else covariance.among(terms)
+            else covariance.among(self._terms)
         )
-        self._state = self._observed.settled(kernel, parameters)
+        state = observed.settled(kernel, parameters)
+        self._state = observed.doubted(state).settled(kernel, parameters, state.gain(kernel))
 
     @property
-    def parameters(self) -> FloatArray:
-        """Logarithms of deviations, length scales and noise, in the order of `START`."""
+    def parameters(self) -> Parameters:
+        """Deviations, length scales and noise."""
         return self._parameters
 
     def covariance(self) -> Covariance:
         """Return what its terms have in common, for processes of some of its networks."""
-        return Covariance(self._observed.terms, self._parameters)
+        return Covariance(self._terms, self._parameters)
 
     def gains(self, terms: Sequence[Term]) -> FloatArray:
         """Return the factors on the prior times of terms."""
@@ -151,26 +159,26 @@ class OperatorProcess:
 
         The deviation is that of a measurement of the network, noise included.
         """
-        one = _Observed.of([terms], [1.0])
+        one = Observed.of([terms], [1.0])
         across = self._across(one.terms)
         own = covariance_of(one.terms, one.terms, self._parameters)
         totals, shares = one.shares(across @ self._state.weights)
         known = shares @ across
         variance = (shares @ own @ shares.T).item()
         variance -= (known @ cho_solve((self._state.factor, True), known.T)).item()
-        variance += math.exp(2 * self._parameters[-1])
+        variance += self._parameters.noise
         return float(totals[0]), math.sqrt(max(variance, 0.0))
 
     def _across(self, terms: Sequence[Term]) -> FloatArray:
         """Return the covariance of terms with the logarithms of the measured networks."""
         across: FloatArray = (
-            covariance_of(terms, self._observed.terms, self._parameters) @ self._state.shares.T
+            covariance_of(terms, self._terms, self._parameters) @ self._state.shares.T
         )
         return across
 
 
 @dataclass(frozen=True)
-class _Observed:
+class Observed:
     """Measured networks as sums of terms.
 
     Attributes:
@@ -193,8 +201,15 @@ class _Observed:
         networks: Sequence[Sequence[Term]],
         latencies_ms: Sequence[float],
         deviations: Sequence[float] | None = None,
-    ) -> _Observed:
-        """Return networks with their measurements."""
+    ) -> Observed:
+        """Return networks with their measurements.
+
+        Args:
+            networks: Terms of each measured network, or of a part of one.
+            latencies_ms: Their measurements.
+            deviations: Of the logarithm of each measurement, besides the noise that all have; none where
+                absent.
+        """
         numbers: dict[Term, int] = {}
         for network in networks:
             for term in network:
@@ -220,30 +235,49 @@ class _Observed:
         totals = np.asarray(times.sum(axis=1)).ravel()
         return totals, sparse.csr_array(times.multiply((1 / totals)[:, None]))
 
-    def settled(self, kernel: FloatArray, parameters: FloatArray) -> _State:
-        """Return the posterior whose shares agree with its own factors."""
+    def settled(
+        self, kernel: FloatArray, parameters: Parameters, start: FloatArray | None = None
+    ) -> State:
+        """Return the posterior whose shares agree with its own factors, which may be known nearly."""
         gain, most = np.zeros(len(self.terms)), FIRST_STEP
-        for _ in range(ROUNDS):
+        if start is not None:
+            gain = start
+        for _ in range(ROUNDS if start is None else AGAIN_ROUNDS):
             step = self.posterior(kernel, parameters, gain).gain(kernel) - gain
             gain = gain + np.clip(step, -most, most)
             most *= STEP_RATIO
         return self.posterior(kernel, parameters, gain)
 
-    def posterior(self, kernel: FloatArray, parameters: FloatArray, gain: FloatArray) -> _State:
-        """Return the posterior by the shares that some factors give."""
+    def posterior(self, kernel: FloatArray, parameters: Parameters, gain: FloatArray) -> State:
+        """Return the posterior by the shares that some factors give.
+
+        Raises:
+            numpy.linalg.LinAlgError: The parameters give no covariance that can be factored.
+        """
         totals, shares = self.shares(gain)
         # linear around the present gain: log t = log total + shares (g - gain)
         residual = self.logs - np.log(totals) + shares @ gain
-        noise = math.exp(2 * parameters[-1]) + JITTER
-        covariance = shares @ kernel @ shares.T + np.diag(noise + self.variances)
+        covariance = shares @ kernel @ shares.T + np.diag(parameters.noise + self.variances)
         factor = cholesky(covariance, lower=True)
         weights = cho_solve((factor, True), residual)
         evidence = -0.5 * float(residual @ weights) - float(np.log(np.diag(factor)).sum())
-        return _State(shares=shares, factor=factor, weights=weights, evidence=evidence)
+        return State(shares=shares, factor=factor, weights=weights, evidence=evidence)
+
+    def doubted(self, state: State) -> Observed:
+        """Return these networks, those believed less that the others predict otherwise.
+
+        Their variance becomes what makes them likely, as that of a measurement from another state of the
+        device would (A. Gelman et al., "Bayesian Data Analysis", 3rd edition, section 17.2).
+        """
+        missed, variances = state.left_out()
+        is_far = np.abs(missed) > FAR_OFF * np.sqrt(variances)
+        return replace(
+            self, variances=self.variances + np.where(is_far, missed**2 - variances, 0.0)
+        )
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """A posterior: shares of terms in networks, the factor of their covariance, weights, evidence."""
 
     shares: Any
@@ -256,74 +290,83 @@ class _State:
         gain: FloatArray = kernel @ (self.shares.T @ self.weights)
         return gain
 
+    def inverse(self) -> FloatArray:
+        """Return the inverse of the covariance of the measurements."""
+        inverse: FloatArray = cho_solve((self.factor, True), np.eye(len(self.weights)))
+        return inverse
+
+    def left_out(self) -> tuple[FloatArray, FloatArray]:
+        """Return by how much the others miss the logarithm of each measurement, and the variance of that.
+
+        See Rasmussen and Williams, section 5.4.2.
+        """
+        precisions = np.diag(self.inverse())
+        return self.weights / precisions, 1 / precisions
+
 
 def covariance_of(
-    terms: Sequence[Term], others: Sequence[Term], parameters: FloatArray
+    terms: Sequence[Term], others: Sequence[Term], parameters: Parameters
 ) -> FloatArray:
     """Return what terms (rows) and others (columns) have in common; nothing across families."""
     covariance = np.zeros((len(terms), len(others)))
-    columns = _by_family(others)
-    for family, rows in _by_family(terms).items():
+    columns = by_family(others)
+    for family, rows in by_family(terms).items():
         if family not in columns:
             continue
-        single, common, lengths = _of_family(parameters, is_product=terms[rows[0]].is_product)
+        single, common, lengths = of_family(parameters.shared, is_product=terms[rows[0]].is_product)
         left = np.array([terms[row].position for row in rows]) / lengths
         right = np.array([others[column].position for column in columns[family]]) / lengths
-        # Matern's covariance with nu = 3/2: kernels of a runtime change with a step, not smoothly
-        distances = math.sqrt(3.0) * cdist(left, right)
-        rough = (1.0 + distances) * np.exp(2 * single - distances)
-        is_same = _equal(
-            [terms[row].kind for row in rows], [others[c].kind for c in columns[family]]
-        )
-        shared = FAMILY_SHARE + (1 - FAMILY_SHARE) * is_same
+        rough, _ = rough_covariance(left, right, single)
+        kinds = [terms[row].kind for row in rows]
+        other_kinds = [others[column].kind for column in columns[family]]
+        shared = shared_of(kinds, other_kinds, parameters.scales)
         covariance[np.ix_(rows, columns[family])] = shared * (rough + math.exp(2 * common))
     return covariance
 
 
-def _of_family(parameters: FloatArray, *, is_product: bool) -> tuple[float, float, FloatArray]:
+def rough_covariance(
+    left: FloatArray, right: FloatArray, single: float
+) -> tuple[FloatArray, FloatArray]:
+    """Return Matern's covariance with nu = 3/2 of positions in lengths, and its decay with the distance.
+
+    Kernels of a runtime change with a step, not smoothly.
+    """
+    distances = math.sqrt(3.0) * cdist(left, right)
+    decay = np.exp(2 * single - distances)
+    return (1.0 + distances) * decay, decay
+
+
+def shared_of(
+    kinds: Sequence[Hashable], others: Sequence[Hashable], scales: Mapping[Hashable, float]
+) -> FloatArray:
+    """Return the share of their covariance that kinds of one family have in common, by their scales."""
+    shared = FAMILY_SHARE + (1 - FAMILY_SHARE) * _equal(kinds, others)
+    left = np.exp([scales.get(kind, 0.0) for kind in kinds])
+    right = np.exp([scales.get(kind, 0.0) for kind in others])
+    found: FloatArray = left[:, None] * shared * right[None, :]
+    return found
+
+
+def of_family(shared: FloatArray, *, is_product: bool) -> tuple[float, float, FloatArray]:
     """Return a family's logarithms of deviations, per operator and common to a kind, and its lengths."""
-    single, common, *scales = parameters[_PRODUCTS if is_product else _OTHERS]
+    single, common, *scales = shared[PRODUCTS if is_product else OTHERS]
     if not is_product:
         # what is touched once has no channels and pixels of its own
         scales = [0.0, 0.0, *scales]
-    return single, common, np.array(LENGTHS) * np.exp([scales[group] for group in _GROUPS])
+    return single, common, np.array(LENGTHS) * np.exp([scales[group] for group in GROUPS])
 
 
-def _tuned(networks: Sequence[Sequence[Term]], latencies_ms: Sequence[float]) -> FloatArray:
-    """Return the parameters of greatest evidence, at the shares that those at the start give."""
-    chosen = np.random.default_rng(0).permutation(len(networks))[:TUNED_NETWORKS]
-    observed = _Observed.of([networks[n] for n in chosen], [latencies_ms[n] for n in chosen])
-    start = np.array(START)
-    kernel = covariance_of(observed.terms, observed.terms, start)
-    gain = observed.settled(kernel, start).gain(kernel)
-
-    def loss(parameters: FloatArray) -> float:
-        trial = covariance_of(observed.terms, observed.terms, parameters)
-        try:
-            evidence = observed.posterior(trial, parameters, gain).evidence
-        except np.linalg.LinAlgError:
-            return 1e12
-        # a prior keeps what few networks cannot tell where it was
-        strangeness = (parameters - start) / PARAMETER_DEVIATION
-        return -evidence + 0.5 * float(np.sum(strangeness**2))
-
-    corners = np.vstack([start, start + SIMPLEX_STEP * np.eye(len(start))])
-    options = {"maxfev": MOST_EVALUATIONS, "initial_simplex": corners}
-    found = minimize(loss, start, method="Nelder-Mead", options=options)
-    return np.asarray(found.x, dtype=np.float64)
-
-
-def _place_of(term: Term) -> tuple[Hashable, tuple[float, ...]]:
-    """Return what of a term its covariance depends on; a kind has one family."""
-    return term.kind, term.position
-
-
-def _by_family(terms: Sequence[Term]) -> dict[Hashable, list[int]]:
+def by_family(terms: Sequence[Term]) -> dict[Hashable, list[int]]:
     """Return the numbers of terms by family."""
     found: defaultdict[Hashable, list[int]] = defaultdict(list)
     for number, term in enumerate(terms):
         found[term.family].append(number)
     return found
+
+
+def _place_of(term: Term) -> tuple[Hashable, tuple[float, ...]]:
+    """Return what of a term its covariance depends on; a kind has one family."""
+    return term.kind, term.position
 
 
 def _equal(kinds: Sequence[Hashable], others: Sequence[Hashable]) -> npt.NDArray[np.bool_]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from tightfit_service.adapters.emulators.kernel_tiles import Tile, Tiles
 from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.adapters.emulators.onnxruntime_graph import (
     absorbed,
@@ -49,18 +50,22 @@ PRODUCTS = frozenset(
         *RECURRENT,
     }
 )
+TILED = tuple(sorted(PRODUCTS))
+"""Products, in an order that does not change."""
 MOST_TAPS = 25
 """Of depthwise kernels that runtimes have code of their own for: up to 5x5 in XNNPACK (its microkernels
 `dwconv-3p` to `dwconv-25p`). What is wider goes another way, 25 to 50 times as slow where it was measured."""
-DOT_MACS = 4
-"""Products of 8 bits that one instruction adds up, in all of its lanes (SDOT of Armv8.2, VPDPBUSD of AVX-512)."""
 END = 4
 """Output channels in the last, narrow vector of a pixel; what is left of them is written value by value
 (`MlasRequantizeOutput` in ONNX Runtime's `mlas/lib/quantize.cpp`)."""
 TOUCH_MACS = 4.0
 """First guess of what a value that is read or written takes, in products of full vectors."""
-_PARTS = frozenset({"macs", "weights", "inputs", "outputs", "taps", "ends"})
-"""Of a product, beside whole vectors: what is truly multiplied, what is moved, and what is done one by one."""
+RUN_MACS = 120.0
+"""First guess of what beginning a run of neighbouring values takes (pointers, the ends of loops), in products of
+full vectors."""
+_PARTS = frozenset({"macs", "weights", "inputs", "outputs", "taps", "ends", "pixels", "lines"})
+"""Of a product, beside whole tiles: what is truly multiplied, what is moved, and what is done one by one; of data
+that is moved, the runs of neighbouring values that it consists of."""
 CALL, BEGIN, STEP, INPUT, OUTPUT = "call", "begin", "step", "input", "output"
 _BESIDES = frozenset({CALL, BEGIN, STEP, INPUT, OUTPUT})
 _NOWHERE = (0.0,) * len(LENGTHS)
@@ -73,6 +78,8 @@ _ALIKE = frozenset(
     }
 )
 """Kinds of operators that cost alike, whatever their ONNX name."""
+_WITHOUT_RUNS = frozenset({OperatorKind.ELEMENTWISE, OperatorKind.ACTIVATION})
+"""Kinds whose kernels go through a tensor as one long run."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +114,14 @@ class WorkOf:
         target: What is predicted.
         least_ms: What `base` says of the least operator: most of it is no work.
         mac_ms: What `base` says of a multiply-accumulate where it is cheapest.
-        lanes: Output channels that matrix kernels compute at a time, by bits of activations.
+        tiles: What matrix kernels compute at a time, by bits of activations and the name of the kind.
     """
 
     base: Emulator
     target: HardwareSpec
     least_ms: float
     mac_ms: float
-    lanes: Mapping[int, int]
+    tiles: Mapping[int, Tiles]
 
     def operator(self, operator: Operator) -> tuple[Work, ...]:
         """Return the work of an operator, and what beginning it takes whatever it computes.
@@ -130,7 +137,8 @@ class WorkOf:
         if is_product(operator):
             work = self._product(operator, kind)
         else:
-            work = Work(kind, _moved_position(operator), self._moved_ms(operator))
+            besides = self._runs(operator)
+            work = Work(kind, _moved_position(operator), self._moved_ms(operator), besides)
         if operator.op_type not in RECURRENT:
             return work, self._begin(kind)
         # every step begins anew: files have a copy of the layer per step, or runtimes a loop
@@ -178,33 +186,30 @@ class WorkOf:
         return works
 
     def _product(self, operator: Operator, kind: Kind) -> Work:
-        """Return the work of a product: kernels compute whole vectors of output channels, whatever is in them.
+        """Return the work of a product: kernels compute whole tiles, whatever is in them.
 
-        A tile reads its part of both matrices for each of these vectors, and writes what comes out (K. Goto,
-        R. van de Geijn, "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008). Convolutions
-        fetch the input of every tap of their kernel by itself (M. Dukhan, "The indirect convolution
-        algorithm", arXiv:1907.02129). Its shape says more of its time than what `base` says of it.
+        A tile reads its part of both matrices, and writes what comes out (K. Goto, R. van de Geijn,
+        "Anatomy of high-performance matrix multiplication", ACM TOMS 34, 2008). Convolutions fetch the
+        input of every tap of their kernel by itself (M. Dukhan, "The indirect convolution algorithm",
+        arXiv:1907.02129). Its shape says more of its time than what `base` says of it.
         """
         found = _Matrix.of(operator)
-        is_in_blocks = is_blocked(operator, self._block)
-        lanes = self._block if is_in_blocks else nearest(self.lanes, operator.activation_bits)
+        tile = self._tile(operator)
         touch_ms = TOUCH_MACS * self.mac_ms
         area = math.prod(operator.kernel or (1,))
         taps_ms = touch_ms * found.groups * found.rows * area if area > 1 else 0.0
+        rows = tile.whole_rows(found.rows)
         if operator.kind is OperatorKind.DEPTHWISE_CONV:
             # vectors of channels, each of which is a matrix of its own
-            outputs = found.rows * next_multiple(found.groups, lanes)
+            outputs = rows * tile.whole_columns(found.groups)
             base_ms = self.mac_ms * outputs * found.depth
             besides = {"outputs": touch_ms * outputs, "taps": taps_ms / found.groups}
         else:
-            columns = found.groups * next_multiple(found.columns, lanes)
-            is_dot = operator.activation_bits <= 8
-            depth = found.depth
-            if is_dot:
-                depth = area * next_multiple(math.ceil(depth / area), DOT_MACS)
+            columns = found.groups * tile.whole_columns(found.columns)
+            depth = float(tile.whole_depth(found.depth, area))
             if reads_blocks(operator, self._block):
                 depth *= next_multiple(channels_in(operator), self._block) / channels_in(operator)
-            base_ms = self.mac_ms * found.rows * columns * depth
+            base_ms = self.mac_ms * rows * columns * depth
             besides = {
                 "macs": self.mac_ms * operator.macs,
                 "weights": touch_ms * columns * depth,
@@ -214,6 +219,33 @@ class WorkOf:
                 "ends": touch_ms * found.groups * found.rows * (found.columns % END),
             }
         return Work(kind, _product_position(operator, found), base_ms, tuple(besides.items()))
+
+    def _tile(self, operator: Operator) -> Tile:
+        """Return what the kernel of a product computes at a time."""
+        name = str(kind_of(operator)[0])
+        tile = nearest(self.tiles, operator.activation_bits)[name]
+        if is_blocked(operator, self._block):
+            return replace(tile, columns=self._block, narrow=self._block)
+        return tile
+
+    def _runs(self, operator: Operator) -> tuple[tuple[str, float], ...]:
+        """Return what beginning the runs of values takes that moved data consists of.
+
+        Runtimes with the channels last go through an image pixel by pixel, others line by line, and what
+        works along an axis does so for each of its lines.
+        """
+        if operator.kind in _WITHOUT_RUNS:
+            return ()
+        tensors = (
+            (operator.in_channels, operator.in_size),
+            (operator.out_channels, operator.out_size),
+        )
+        pixels = max(math.prod(size) for _, size in tensors)
+        lines = max(
+            max(channels, 1) * math.prod(size[:-1]) if size else 1 for channels, size in tensors
+        )
+        run_ms = RUN_MACS * self.mac_ms
+        return (("pixels", run_ms * max(pixels, 1)), ("lines", run_ms * max(lines, 1)))
 
     def _begin(self, kind: Kind) -> Work:
         """Return what beginning an operator takes: products often run in a library that does it faster."""

@@ -18,12 +18,14 @@ from tightfit_service.adapters.emulators.calibrated import (
     LEARNED_FORM,
     CalibratedEmulator,
     ProcessFitter,
-    profiled_works,
 )
-from tightfit_service.adapters.emulators.format_fit import FormatFit, ProfiledWork
+from tightfit_service.adapters.emulators.format_fit import FormatFit
+from tightfit_service.adapters.emulators.kernel_tiles import Tile
+from tightfit_service.adapters.emulators.learned_fit import LearnedFit, kinds_of
 from tightfit_service.adapters.emulators.operator_chains import operators_together
-from tightfit_service.adapters.emulators.operator_process import START, OperatorProcess, Term
+from tightfit_service.adapters.emulators.operator_process import START, Parameters
 from tightfit_service.adapters.emulators.operator_work import (
+    TILED,
     Work,
     WorkOf,
     kind_of,
@@ -40,8 +42,7 @@ from tightfit_service.graph.profile import OnnxGraphInspector
 TARGET = catalogue().complete({"name": "made-up", "core": "cortex-a72", "core_count": 1})
 NOISE = 0.01
 SEEN = 64
-LEARNED = (LEARNED_FORM, 8, *START, 1.5)
-"""Form, lanes, parameters of the process that it starts from, and a stretch of intervals: spares the search."""
+TILES = dict.fromkeys(TILED, Tile(columns=8, narrow=8))
 
 
 @cache
@@ -95,6 +96,16 @@ def without(observations: Sequence[Observation], op_type: str) -> list[Observati
     ]
 
 
+def learned(observations: Sequence[Observation]) -> tuple[float, ...]:
+    """Return what spares the search: tiles, the parameters that it starts from, and a stretch of intervals."""
+    work_of = WorkOf(
+        base=RooflineEmulator(), target=TARGET, least_ms=1e-3, mac_ms=1e-7, tiles={8: TILES}
+    )
+    kinds = kinds_of([work_of.network(item.profile) for item in observations])
+    known = LearnedFit(TILES, Parameters(np.array(START)), 1.5)
+    return LEARNED_FORM, *known.values(kinds)
+
+
 @pytest.fixture(scope="module")
 def fitted() -> CalibratedEmulator:
     return ProcessFitter().fit(RooflineEmulator(), TARGET, measured()[:SEEN])
@@ -127,8 +138,8 @@ def test_intervals_cover_networks_that_it_has_not_seen(fitted: CalibratedEmulato
 def test_vectors_are_found_to_be_as_wide_as_the_device_has_them(
     fitted: CalibratedEmulator,
 ) -> None:
-    _, lanes, *_ = fitted.learned
-    assert lanes == 8
+    _, rows, columns, *_ = fitted.learned
+    assert (rows, columns) == (1, 8)
 
 
 def test_operators_add_up_to_the_network(fitted: CalibratedEmulator) -> None:
@@ -175,7 +186,7 @@ def test_intervals_cover_kinds_that_were_never_measured() -> None:
     covered: list[bool] = []
     for op_type in RARE:
         known = without(observations, op_type)
-        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, known, LEARNED)
+        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, known, learned(known))
         strangers = [item for item in observations if item not in known]
         for item in strangers:
             latency = fit.estimate(item.profile, TARGET).latency_ms
@@ -188,7 +199,7 @@ def test_an_estimate_names_the_kinds_that_were_never_measured() -> None:
     observations = measured(kinds_at_odds_ms)
     strange = next(item for item in observations if item.label == "grid sampling")
     everything, others = (
-        ProcessFitter().fit(RooflineEmulator(), TARGET, items, LEARNED)
+        ProcessFitter().fit(RooflineEmulator(), TARGET, items, learned(items))
         for items in (observations, without(observations, "GridSample"))
     )
     known, unknown = (fit.estimate(strange.profile, TARGET) for fit in (everything, others))
@@ -207,11 +218,13 @@ def test_an_estimate_names_the_kinds_that_were_never_measured() -> None:
 
 
 def test_kinds_that_were_never_measured_are_as_uncertain_as_measured_kinds_differ() -> None:
-    strange = next(p for p in profiles() if any(o.op_type == "GridSample" for o in p.operators))
+    network = next(p for p in profiles() if any(o.op_type == "GridSample" for o in p.operators))
+    alone = tuple(op for op in network.operators if op.op_type == "GridSample")
+    strange = replace(network, operators=alone)
     widths = []
     for latency in (device_ms, kinds_at_odds_ms):
         known = without(measured(latency), "GridSample")
-        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, known, LEARNED)
+        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, known, learned(known))
         interval = fit.estimate(strange, TARGET).latency_ms
         widths.append(interval.high / interval.low)
     assert widths[1] > 1.5 * widths[0]
@@ -244,7 +257,7 @@ def test_networks_of_unseen_families_are_what_intervals_are_stretched_for() -> N
             labels.append(f"family {family}")
     stretches = []
     for items in (labels, [str(place) for place in range(len(works))]):
-        fit = FormatFit(works, latencies, parameters=np.array(START))
+        fit = FormatFit(works, latencies, parameters=Parameters(np.array(START)))
         fit.left_out(items)
         stretches.append(fit.stretch)
     assert stretches[0] > 1.3 * stretches[1]
@@ -268,56 +281,6 @@ def test_too_few_measurements_are_refused() -> None:
         ProcessFitter().fit(RooflineEmulator(), TARGET, measured()[:8])
 
 
-def test_a_process_finds_what_terms_take_from_sums_alone() -> None:
-    rng = np.random.default_rng(0)
-    terms = [Term(kind, kind, (float(x), *(0.0,) * 7), 1.0) for kind in "ab" for x in range(6)]
-    truth = {
-        term: math.exp(0.4 * math.sin(term.position[0]) + (term.kind == "b")) for term in terms
-    }
-    networks = [[terms[i] for i in rng.integers(0, len(terms), 5)] for _ in range(60)]
-    latencies = [sum(truth[term] for term in network) for network in networks]
-    process = OperatorProcess(networks, latencies)
-    gains = process.gains(terms)
-    assert np.allclose(gains, [truth[term] for term in terms], rtol=0.1)
-    predicted, deviation = process.network(networks[0])
-    assert predicted == pytest.approx(latencies[0], rel=0.05)
-    assert 0 < deviation < 0.2
-
-
-def test_a_process_trusts_a_part_that_was_measured_as_far_as_it_is_sure() -> None:
-    parts = [Term(kind, "one", (0.0,) * 8, 1.0) for kind in "ab"]
-    gains = []
-    for deviation in (0.01, 3.0):
-        process = OperatorProcess(
-            [parts] * 20 + [parts[:1]],
-            [2.0] * 20 + [1.2],
-            deviations=[0.0] * 20 + [deviation],
-            parameters=np.array(START),
-        )
-        gains.append(process.gains(parts))
-    assert gains[0] == pytest.approx([1.2, 0.8], rel=0.03)
-    assert gains[1] == pytest.approx([1.0, 1.0], rel=0.03)
-
-
-def test_a_kind_that_goes_two_ways_through_a_runtime_does_not_unsettle_the_rest() -> None:
-    rng = np.random.default_rng(0)
-    networks, latencies = [], []
-    for number in range(120):
-        places = [(kind, float(rng.uniform(4, 18))) for kind in rng.choice(list("abcd"), size=4)]
-        terms = [Term(kind, "one", (x, *(0.0,) * 7), 2**x / 1e6) for kind, x in places]
-        slow = 50 if number % 6 == 0 else 1
-        networks.append(terms)
-        latencies.append(sum(t.prior_ms * (slow if t.kind == "a" else 1) for t in terms))
-    # a process that takes its kinds for wild and its measurements for exact
-    wild = np.add(START, (0.4, 0, 1.3, 1.4, 1.0, 0.7, 0.8, -0.4, -0.2, -0.3, -0.7))
-    process = OperatorProcess(networks[:90], latencies[:90], parameters=wild)
-    ratios = [
-        process.network(terms)[0] / latency_ms
-        for terms, latency_ms in zip(networks[90:], latencies[90:], strict=True)
-    ]
-    assert np.median(np.abs(np.log(ratios))) < 0.5
-
-
 def test_what_products_take_is_found_where_networks_alone_cannot_tell() -> None:
     """Convolutions and sums of one width in turn: only their total is seen, or what each takes."""
     observations = measured()[:SEEN]
@@ -333,7 +296,7 @@ def test_what_products_take_is_found_where_networks_alone_cannot_tell() -> None:
     ]
     errors = []
     for items in (observations, profiled):
-        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, items, LEARNED)
+        fit = ProcessFitter().fit(RooflineEmulator(), TARGET, items, learned(items))
         unseen = [
             operator
             for item in measured()[SEEN:]
@@ -343,42 +306,3 @@ def test_what_products_take_is_found_where_networks_alone_cannot_tell() -> None:
         ratios = [fit.operator_cost(op, TARGET).latency_ms / device_ms(op) for op in unseen]
         errors.append(float(np.median(np.abs(np.log(ratios)))))
     assert errors[1] < 0.7 * errors[0]
-
-
-def profiled_dense(network_ms: float, *operators_ms: float) -> list[ProfiledWork]:
-    """Return what is taken of a profile of dense layers one behind the other."""
-    builder = GraphBuilder((64,), seed=0)
-    for width in range(len(operators_ms)):
-        builder.dense(builder.top, 64 + width)
-    item = Observation(
-        label="dense",
-        number_format=NumberFormat.FLOAT32,
-        profile=OnnxGraphInspector().profile(builder.build()),
-        latency_ms=network_ms,
-        operators=tuple(OperatorTime(kind="Gemm", latency_ms=own) for own in operators_ms),
-    )
-    base = RooflineEmulator()
-    work_of = WorkOf(base=base, target=TARGET, least_ms=1e-3, mac_ms=1e-7, lanes={32: 4})
-    return profiled_works(7, item, work_of)
-
-
-def test_what_profiling_takes_is_taken_off_evenly() -> None:
-    found = profiled_dense(1.0, 0.3, 0.5, 0.25)
-    assert {part.place for part in found} == {7}
-    off = 0.05 / 3
-    assert [part.latency_ms for part in found] == pytest.approx([0.3 - off, 0.5 - off, 0.25 - off])
-
-
-def test_nothing_is_taken_off_where_a_network_does_more_than_its_operators() -> None:
-    assert [part.latency_ms for part in profiled_dense(1.0, 0.25, 0.5)] == [0.25, 0.5]
-
-
-def test_what_takes_less_than_its_own_profiling_is_not_believed() -> None:
-    (only,) = profiled_dense(1.0, 0.9, 0.3, 0.4)
-    assert only.latency_ms == pytest.approx(0.7)
-    (single,) = profiled_dense(1.0, 1.0)
-    assert only.deviation > 10 * single.deviation
-
-
-def test_an_operator_of_a_tick_is_not_told() -> None:
-    assert [part.latency_ms for part in profiled_dense(1.0, 0.0015, 0.5)] == [0.5]

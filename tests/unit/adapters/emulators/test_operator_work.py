@@ -8,8 +8,11 @@ import pytest
 
 from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
 from tightfit_service.adapters.calibration.image_steps import quartered, sliced
+from tightfit_service.adapters.emulators.kernel_tiles import Tile
 from tightfit_service.adapters.emulators.operator_work import (
+    RUN_MACS,
     STEP,
+    TILED,
     TOUCH_MACS,
     Work,
     WorkOf,
@@ -34,6 +37,7 @@ BLOCKED = catalogue().complete(
 """A target whose runtime computes convolutions on blocks of eight channels."""
 LEAST_MS = 0.002
 MAC_MS = 1e-6
+TILE = Tile(rows=7, columns=16, narrow=16, depth=4)
 
 
 def profile(builder: GraphBuilder) -> NetworkProfile:
@@ -48,7 +52,11 @@ def works(
     least_ms: float = LEAST_MS,
 ) -> list[Work]:
     work_of = WorkOf(
-        base=RooflineEmulator(), target=target, least_ms=least_ms, mac_ms=MAC_MS, lanes={bits: 16}
+        base=RooflineEmulator(),
+        target=target,
+        least_ms=least_ms,
+        mac_ms=MAC_MS,
+        tiles={bits: dict.fromkeys(TILED, TILE)},
     )
     network = profile(builder).at_precision(weight_bits=bits, activation_bits=bits)
     return work_of.network(network)
@@ -141,12 +149,12 @@ def product(
     return found.base_ms / MAC_MS, touched
 
 
-@pytest.mark.parametrize(("bits", "depth"), [(32, 9 * 3), (8, 9 * 4)])
-def test_a_convolution_computes_whole_vectors(bits: int, depth: int) -> None:
+def test_a_convolution_computes_whole_tiles() -> None:
     builder = GraphBuilder((3, 10, 10), seed=0)
     builder.conv(builder.top, 18, kernel=3)
-    macs, touched = product(builder, bits=bits)
-    assert macs == pytest.approx(100 * 32 * depth)
+    macs, touched = product(builder)
+    depth = 9 * 4
+    assert macs == pytest.approx(105 * 32 * depth)
     assert touched == pytest.approx(
         {
             "macs": 100 * 18 * 27,
@@ -170,9 +178,9 @@ def test_a_depthwise_convolution_computes_vectors_of_channels() -> None:
     builder = GraphBuilder((20, 10, 10), seed=0)
     builder.depthwise(builder.top, kernel=3)
     macs, touched = product(builder)
-    assert macs == pytest.approx(100 * 32 * 9)
+    assert macs == pytest.approx(105 * 32 * 9)
     assert touched == pytest.approx(
-        {"outputs": TOUCH_MACS * 100 * 32, "taps": TOUCH_MACS * 100 * 9}
+        {"outputs": TOUCH_MACS * 105 * 32, "taps": TOUCH_MACS * 100 * 9}
     )
 
 
@@ -188,11 +196,26 @@ def test_moved_data_are_told_apart_by_their_pixels() -> None:
     assert (few, many) == (4.0, 8.0)
 
 
+def test_moved_data_consist_of_runs_of_neighbouring_values() -> None:
+    builder = GraphBuilder((5, 8, 8), seed=0)
+    builder.pool(builder.top)
+    runs = [dict(work.besides_ms) for work in works(builder) if work.kind[0] == "MaxPool"]
+    assert runs == [
+        {
+            "pixels": pytest.approx(RUN_MACS * MAC_MS * 64),
+            "lines": pytest.approx(RUN_MACS * MAC_MS * 40),
+        }
+    ]
+    builder = GraphBuilder((5, 8, 8), seed=0)
+    builder.activation(builder.top, "Tanh")
+    assert [work.besides_ms for work in works(builder) if work.kind[0] == "Tanh"] == [()]
+
+
 def test_blocks_of_channels_are_filled_up_on_both_sides() -> None:
     builder = GraphBuilder((12, 10, 10), seed=0)
     builder.conv(builder.top, 20, kernel=3)
     macs, _ = product(builder, target=BLOCKED)
-    assert macs == pytest.approx(100 * (3 * 8) * (9 * 2 * 8))
+    assert macs == pytest.approx(105 * (3 * 8) * (9 * 2 * 8))
 
 
 def test_what_a_runtime_adds_and_leaves_out_is_work_or_none() -> None:
