@@ -33,7 +33,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +389,7 @@ def refitted(runtime: str, work: Path, earlier: dict[str, Any]) -> dict[str, Any
     report = calibration_to_proto(step, hardware_pb2.CalibrateHardwareTargetRequest()).report
     return {
         "calibration": {**earlier["calibration"], "left_out": left_out(report)},
+        "tiles": tiles_of(runtime, work),
         **all_scores(rows()),
         "by_networks_per_format": by_count,
     }
@@ -437,6 +438,17 @@ def fitted(target: HardwareSpec, calibration: Calibration) -> Calibration:
     base = next(item for item in emulators() if item.supports(target))
     found = ProcessFitter().examine(base, target, calibration.observations)
     return replace(calibration, quality=found.quality, learned=found.learned)
+
+
+def tiles_of(runtime: str, work: Path) -> dict[str, dict[str, list[int]]]:
+    """Return rows, columns, columns of the narrow kernel and depth of the tiles found, by bits and kind."""
+    with stored_calibration(target_name(runtime), work) as (target, calibration, _):
+        base = next(item for item in emulators() if item.supports(target))
+        known = ProcessFitter().fit(base, target, calibration.observations, calibration.learned)
+    return {
+        str(bits): {name: list(astuple(tile)) for name, tile in tiles.items()}
+        for bits, tiles in known.tiles.items()
+    }
 
 
 def first_observations(calibration: Calibration, count: int) -> tuple[Observation, ...]:
@@ -503,7 +515,7 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
         )
         if first.undisturbed_ms and second.undisturbed_ms
     ]
-    return {"calibration": calibration, **all_scores(rows)}
+    return {"calibration": calibration, "tiles": tiles_of(runtime, work), **all_scores(rows)}
 
 
 def all_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,7 @@ def calibrations(found: dict[str, Any]) -> str:
                 f"{score['repeated_singles_within_10_percent']:.0%} | "
                 f"{score['repeated_medians_within_10_percent']:.0%} |"
             )
-    return "\n".join([*lines, "", *by_networks_measured(found)])
+    return "\n".join([*lines, "", *by_networks_measured(found), "", *tiles_found(found)])
 
 
 def by_networks_measured(found: dict[str, Any]) -> list[str]:
@@ -271,6 +272,24 @@ def by_networks_measured(found: dict[str, Any]) -> list[str]:
             f"{score['median']:.1%} | {score['p90']:.1%} | {score['coverage']:.0%} |"
             for which, score in rows
         ]
+    return lines
+
+
+def tiles_found(found: dict[str, Any]) -> list[str]:
+    """Return the table of the tiles of kernels that calibrations found, those of the most kinds as one row."""
+    lines = [
+        "| runtime | activations | product | rows | columns | narrow kernel | depth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for runtime in sorted(found.keys() - {"processor"}):
+        for bits, tiles in found[runtime].get("tiles", {}).items():
+            usual = Counter(map(tuple, tiles.values())).most_common(1)[0][0]
+            own = {name: tuple(tile) for name, tile in tiles.items() if tuple(tile) != usual}
+            lines += [
+                f"| {found[runtime]['calibration']['runtime']} | {bits} bits | {name} | "
+                f"{' | '.join(map(str, tile))} |"
+                for name, tile in [*own.items(), ("all others", usual)]
+            ]
     return lines
 
 

@@ -15,7 +15,7 @@ from tightfit_service.adapters.emulators.format_fit import (
     Prediction,
     ProfiledWork,
 )
-from tightfit_service.adapters.emulators.kernel_tiles import Tile
+from tightfit_service.adapters.emulators.kernel_tiles import Tile, Tiles
 from tightfit_service.adapters.emulators.learned_fit import LearnedFit, kinds_of
 from tightfit_service.adapters.emulators.onnxruntime_graph import absorbed
 from tightfit_service.adapters.emulators.operator_chains import operators_together
@@ -129,6 +129,11 @@ class CalibratedEmulator:
                 self._work_of.tiles[bits], fit.process.parameters, fit.stretch
             ).values(kinds_of(fit.works))
         )
+
+    @property
+    def tiles(self) -> Mapping[int, Tiles]:
+        """What matrix kernels were found to compute at a time, by bits of activations."""
+        return self._work_of.tiles
 
     @property
     def name(self) -> str:

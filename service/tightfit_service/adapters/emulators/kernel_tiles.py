@@ -13,8 +13,9 @@ from tightfit_service.adapters.emulators.multiples import next_multiple
 class Tile:
     """What a matrix kernel computes at a time; what does not fill it takes as long as if it did.
 
-    XNNPACK's `f32-igemm-7x32` computes 7 pixels of 32 channels, and has a narrow one of 16 channels for
-    convolutions of fewer than 32; its `qs8-gemm-7x16c8` adds up 8 products at once.
+    XNNPACK's `xnn_f32_igemm_minmax_ukernel_7x32__avx512f_broadcast` computes 7 pixels of 32 channels at a time,
+    its kernels named `7x16c8` add up 8 products of 8 bits at once, and convolutions of fewer channels than a
+    kernel computes go to a narrower one (`gemm_nr2` in its `src/operators/convolution-nhwc.c`).
 
     Attributes:
         rows: Of the output. One alone has a kernel of its own in every library.

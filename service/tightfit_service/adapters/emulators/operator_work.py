@@ -198,7 +198,10 @@ class WorkOf:
         touch_ms = TOUCH_MACS * self.mac_ms
         area = math.prod(operator.kernel or (1,))
         taps_ms = touch_ms * found.groups * found.rows * area if area > 1 else 0.0
-        rows = tile.whole_rows(found.rows)
+        # a recurrent layer computes a row at a time, and reads its weights for each
+        is_stepwise = operator.op_type in RECURRENT
+        rows = found.rows if is_stepwise else tile.whole_rows(found.rows)
+        readings = rows if is_stepwise else 1
         if operator.kind is OperatorKind.DEPTHWISE_CONV:
             # vectors of channels, each of which is a matrix of its own
             outputs = rows * tile.whole_columns(found.groups)
@@ -212,7 +215,7 @@ class WorkOf:
             base_ms = self.mac_ms * rows * columns * depth
             besides = {
                 "macs": self.mac_ms * operator.macs,
-                "weights": touch_ms * columns * depth,
+                "weights": touch_ms * readings * columns * depth,
                 "inputs": touch_ms * found.groups * found.rows * depth,
                 "outputs": touch_ms * found.groups * found.rows * found.columns,
                 "taps": taps_ms,

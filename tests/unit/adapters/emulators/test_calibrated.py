@@ -31,6 +31,7 @@ from tightfit_service.adapters.emulators.operator_work import (
     kind_of,
 )
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
+from tightfit_service.adapters.emulators.tile_search import DOT_MACS
 from tightfit_service.bootstrap import catalogue
 from tightfit_service.domain.calibration import Observation
 from tightfit_service.domain.errors import InvalidRequestError
@@ -138,8 +139,7 @@ def test_intervals_cover_networks_that_it_has_not_seen(fitted: CalibratedEmulato
 def test_vectors_are_found_to_be_as_wide_as_the_device_has_them(
     fitted: CalibratedEmulator,
 ) -> None:
-    _, rows, columns, *_ = fitted.learned
-    assert (rows, columns) == (1, 8)
+    assert set(fitted.tiles[8].values()) == {Tile(columns=8, narrow=8, depth=DOT_MACS)}
 
 
 def test_operators_add_up_to_the_network(fitted: CalibratedEmulator) -> None:
