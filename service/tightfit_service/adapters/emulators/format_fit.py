@@ -125,7 +125,12 @@ class ProfiledWork:
 
 
 class FormatFit:
-    """Priors and process of a set of measured networks of one number format."""
+    """Priors and process of a set of measured networks of one number format.
+
+    Attributes:
+        works: Of each network.
+        stretch: Of the intervals.
+    """
 
     def __init__(
         self,
@@ -167,7 +172,9 @@ class FormatFit:
 
     def term(self, work: Work) -> Term:
         """Return a piece of work of a measured kind with its prior."""
-        prior_ms = sum(guess_ms * self._ratios[part] for part, guess_ms in work.parts)
+        # kinds such as Einsum may have parts in one network that they had in none that was measured
+        own = self._ratios[work.kind]
+        prior_ms = sum(guess_ms * self._ratios.get(part, own) for part, guess_ms in work.parts)
         prior_ms = max(prior_ms, LEAST_PRIOR_MS)
         return Term(
             kind=work.kind,

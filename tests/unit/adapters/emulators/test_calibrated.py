@@ -263,6 +263,15 @@ def test_networks_of_unseen_families_are_what_intervals_are_stretched_for() -> N
     assert stretches[0] > 1.3 * stretches[1]
 
 
+def test_a_kind_may_have_parts_that_it_had_in_no_measured_network() -> None:
+    """An Einsum of one network is elementwise, that of another moves its pixels."""
+    kind, place = ("Einsum", 8, 8), (10.0, *(0.0,) * 7)
+    works = [[Work(kind, place, 1e-3)]] * 12
+    fit = FormatFit(works, [2e-3] * 12, parameters=Parameters(np.array(START)))
+    found = fit.predict([Work(kind, place, 1e-3, (("pixels", 1e-3),))])
+    assert found.measured_ms == pytest.approx(4e-3, rel=0.05)
+
+
 def test_operators_together_are_one_piece_of_work(fitted: CalibratedEmulator) -> None:
     builder = GraphBuilder((16, 8, 8), seed=0)
     for kind in ("SpelledGelu", "SpelledHardSwish", "GatedHardSigmoid"):
