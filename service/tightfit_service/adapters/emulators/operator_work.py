@@ -372,8 +372,11 @@ def _steps(operator: Operator) -> float:
 
 
 def _features(operator: Operator) -> float:
-    """Return how many values enter each gate of a recurrent layer in a step: the input and the state."""
-    return float((operator.in_size or (1,))[-1] + operator.out_channels)
+    """Return how many values enter each gate of a recurrent layer in a step: the input and the state.
+
+    The input of a step is a vector, whose axis a profile may take for the channels or for the last.
+    """
+    return float(elements_of(operator.in_channels, operator.in_size) + operator.out_channels)
 
 
 def _moved_position(operator: Operator) -> tuple[float, ...]:

@@ -95,6 +95,14 @@ def test_a_recurrent_layer_begins_anew_with_every_step(kind: str, both_ways: boo
     assert pixels == pytest.approx(math.log2(directions * steps))
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_recurrent_layer_behind_another_takes_as_many_steps(kind: str) -> None:
+    builder = GraphBuilder((12, 7), seed=0)
+    builder.recurrent(builder.recurrent(builder.top, kind, 20), kind, 20)
+    steps_ms = [work.base_ms for work in works(builder) if work.kind[0] == STEP]
+    assert steps_ms == pytest.approx([12 * LEAST_MS] * 2)
+
+
 def test_beginning_a_product_and_moving_data_are_told_apart() -> None:
     builder = GraphBuilder((8, 16, 16), seed=0)
     builder.activation(builder.conv(builder.top, 4), "Tanh")
