@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -110,11 +110,9 @@ class CalibratedEmulator:
         }
         self._work_of = replace(untiled, tiles=tiles)
         for bits, own in grouped.items():
-            seen = _Seen.of(own, self._work_of)
+            self._fits[bits] = fit = _fit(own, self._work_of, known.get(bits))
             if known:
-                self._fits[bits] = seen.fit(known[bits])
                 continue
-            self._fits[bits] = fit = seen.fit()
             found = fit.left_out([item.label for item in own])
             intervals = [_interval(item, fit.stretch) for item in found]
             self.left_out.update(zip(used[bits], intervals, strict=True))
@@ -252,44 +250,6 @@ class CalibratedEmulator:
         )
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Measured networks of one number format as work: wholes, and what profiles say of their products."""
-
-    works: Sequence[Sequence[Work]]
-    latencies_ms: Sequence[float]
-    profiled: Sequence[ProfiledWork]
-
-    @classmethod
-    def of(cls, observations: Sequence[Observation], work_of: WorkOf) -> _Seen:
-        """Return the work of observed networks."""
-        return cls(
-            works=[work_of.network(item.profile) for item in observations],
-            latencies_ms=[item.latency_ms for item in observations],
-            profiled=[
-                ProfiledWork(
-                    place=product.place,
-                    works=work_of.operator(product.operator),
-                    latency_ms=product.latency_ms,
-                    deviation=product.deviation,
-                )
-                for product in timed_products(observations, work_of)
-            ],
-        )
-
-    def fit(self, known: LearnedFit | None = None) -> FormatFit:
-        """Return a fit, from what an earlier one has learned if any."""
-        if known is None:
-            return FormatFit(self.works, self.latencies_ms, profiled=self.profiled)
-        return FormatFit(
-            self.works,
-            self.latencies_ms,
-            profiled=self.profiled,
-            parameters=known.parameters,
-            stretch=known.stretch,
-        )
-
-
 class ProcessFitter:
     """Implements `EmulatorFitter` with `CalibratedEmulator`."""
 
@@ -356,6 +316,27 @@ def _mac_ms(base: Emulator, target: HardwareSpec, observations: Sequence[Observa
             if is_product(operator)
         ),
         default=_least_ms(base, target, observations),
+    )
+
+
+def _fit(
+    observations: Sequence[Observation], work_of: WorkOf, known: LearnedFit | None
+) -> FormatFit:
+    """Return a fit to measured networks of one number format, from what an earlier one has learned if any."""
+    return FormatFit(
+        [work_of.network(item.profile) for item in observations],
+        [item.latency_ms for item in observations],
+        profiled=[
+            ProfiledWork(
+                place=product.place,
+                works=work_of.operator(product.operator),
+                latency_ms=product.latency_ms,
+                deviation=product.deviation,
+            )
+            for product in timed_products(observations, work_of)
+        ],
+        parameters=known.parameters if known else None,
+        stretch=known.stretch if known else 1.0,
     )
 
 

@@ -98,29 +98,21 @@ class Tuning:
 
     def climbed(self, observed: Observed, start: Parameters, gain: FloatArray) -> Parameters:
         """Return the parameters of greatest evidence by the shares that some factors give."""
-        first = np.array(START)
         origin = np.concatenate([start.shared, [start.scales.get(k, 0.0) for k in self.kinds]])
+        middle = np.concatenate([START, np.zeros(len(self.kinds))])
+        spread = np.repeat([PARAMETER_DEVIATION, SCALE_DEVIATION], [len(START), len(self.kinds)])
 
         def loss(values: FloatArray) -> tuple[float, FloatArray]:
-            parameters = self.parameters(values)
-            strangeness = np.concatenate(
-                [
-                    (parameters.shared - first) / PARAMETER_DEVIATION,
-                    values[len(first) :] / SCALE_DEVIATION,
-                ]
-            )
-            evidence, slopes = self.evidence(observed, parameters, gain)
-            slopes[: len(first)] -= strangeness[: len(first)] / PARAMETER_DEVIATION
-            slopes[len(first) :] -= strangeness[len(first) :] / SCALE_DEVIATION
-            return 0.5 * float(strangeness @ strangeness) - evidence, -slopes
+            evidence, slopes = self.evidence(observed, self.parameters(values), gain)
+            strangeness = (values - middle) / spread
+            return 0.5 * float(strangeness @ strangeness) - evidence, strangeness / spread - slopes
 
-        middles = [*START, *(0.0 for _ in self.kinds)]
         found = minimize(
             loss,
             origin,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(middle - FARTHEST, middle + FARTHEST) for middle in middles],
+            bounds=list(zip(middle - FARTHEST, middle + FARTHEST, strict=True)),
             options={"maxiter": MOST_STEPS},
         )
         return self.parameters(np.asarray(found.x, dtype=np.float64))
