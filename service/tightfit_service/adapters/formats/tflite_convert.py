@@ -61,7 +61,7 @@ def convert(model: ModelProto) -> TfliteFile:
     names = graph_inputs(model)
     shapes = [input_shape(model, name) for name in names]
     turned = [place for place, name in enumerate(names) if is_channels_last(model, name)]
-    simple = with_gelus(_norms_as_products(fold_batch_norms(model)))
+    simple = with_gelus(_copies_beside_images(_norms_as_products(fold_batch_norms(model))))
     with _CONVERTING:
         data = _converted(save_model(simple), tuple(shapes), tuple(turned))
     file = TfliteFile(data)
@@ -105,6 +105,43 @@ def _norms_as_products(model: ModelProto) -> ModelProto:
     replace_nodes(result.graph, nodes)
     for name, value in added.items():
         set_initializer(result, name, value.astype(np.float32))
+    return result
+
+
+def _copies_beside_images(model: ModelProto) -> ModelProto:
+    """Return the graph with each Expand and Tile of an image as Concat, and as an Expand of five axes.
+
+    litert_torch 0.10 turns images to channels last around both and leaves their sizes as they are, so
+    that it repeats along channels what was to be repeated along columns. Five axes it leaves alone.
+    """
+    shapes = tensor_shapes(model)
+    result = copy_model(model)
+    nodes: list[NodeProto] = []
+    for node in result.graph.node:
+        if node.op_type not in ("Expand", "Tile"):
+            nodes.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        before, after = shapes.get(source, ()), shapes.get(target, ())
+        if len(before) != len(_TO_NCHW) or len(after) != len(_TO_NCHW):
+            nodes.append(node)
+            continue
+        for axis, (old, new) in enumerate(zip(before, after, strict=True)):
+            if 1 < old < new:
+                joined = f"{target}.axis{axis}"
+                copies = [source] * (new // old)
+                nodes.append(helper.make_node("Concat", copies, [joined], axis=axis))
+                source = joined
+        single = [old if old == 1 else new for old, new in zip(before, after, strict=True)]
+        for step, op_type, sizes in (
+            (f"{target}.wide", "Reshape", (1, *single)),
+            (f"{target}.copied", "Expand", (1, *after)),
+            (target, "Reshape", after),
+        ):
+            set_initializer(result, f"{step}.sizes", np.array(sizes, dtype=np.int64))
+            nodes.append(helper.make_node(op_type, [source, f"{step}.sizes"], [step]))
+            source = step
+    replace_nodes(result.graph, nodes)
     return result
 
 

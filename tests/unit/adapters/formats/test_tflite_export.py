@@ -120,6 +120,27 @@ def test_padded_max_pools_keep_a_finite_range() -> None:
     assert found.parity["noise_ratio"] < 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("op_type", "sizes", "shape"),
+    [
+        ("Tile", (1, 1, 5, 6), (4, 5, 6)),
+        ("Expand", (1, 4, 5, 6), (4, 5, 6)),
+        ("Tile", (1, 2, 5, 1), (8, 5, 1)),
+    ],
+)
+def test_images_are_repeated_along_their_own_axes(
+    op_type: str, sizes: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    builder = Builder(0)
+    image = builder.conv("first", builder.input("image", (3, 5, 6)), 3, 4)
+    mean = builder.node("mean", "GlobalAveragePool", [image])
+    copies = builder.node("copies", op_type, [mean, builder.ints("sizes", sizes)])
+    last = builder.conv("last", copies, shape[0], 2)
+    model = builder.model({last: (2, *shape[1:])})
+    assert exported(model, FLOAT).parity["noise_ratio"] < 1e-4
+
+
 def test_settings_that_no_file_expresses() -> None:
     model = NETWORKS["mlp"](0)
     with pytest.raises(UnsupportedError, match="bfloat16"):
