@@ -15,8 +15,10 @@ their medians is told, too.
     refit     fits anew to what was measured and scores again, after a change of the emulator; and to the
               first of the designed networks only
 
+With `--keep`, a calibration measures only networks that the last one in the same folder did not.
+
 Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--runtimes litert,onnxruntime]
-           [--networks 400] [--json FILE]
+           [--networks 400] [--keep] [--json FILE]
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ SECONDS = 0.1
 """Of measuring per network, at least."""
 RUNS = 50
 """Per network, at least."""
-FIRST_COUNTS = (50, 100, 200, 400)
+FIRST_COUNTS = (50, 100, 200, 400, 800)
 """Of the designed networks per number format that a refit tries, where more were measured."""
 PROJECT = "default"
 KEPT_SHARE = 0.5
@@ -215,9 +217,18 @@ def target_of(runtime: str, *, name: str) -> hardware_pb2.HardwareSpec:
 
 
 def calibrate(
-    server: RunningServer, client: Client, runtime: str, networks: int, *, is_writing: bool
+    server: RunningServer,
+    client: Client,
+    runtime: str,
+    networks: int,
+    *,
+    is_writing: bool,
+    is_keeping: bool,
 ) -> dict[str, Any]:
-    """Run a calibration to its end, or only until all files are written."""
+    """Run a calibration to its end, or only until all files are written.
+
+    Where it is keeping, only networks that the last one did not measure are written and measured.
+    """
     target = target_name(runtime)
     agent = subprocess.Popen(
         [
@@ -233,8 +244,10 @@ def calibrate(
     )
     start = time.monotonic()
     try:
-        for step in client.calibrate_target(target, "bench", network_count=networks):
-            if is_writing and step.message.startswith("measuring"):
+        for step in client.calibrate_target(
+            target, "bench", network_count=networks, keep_measurements=is_keeping
+        ):
+            if is_writing and step.message.startswith(("keeping", "measuring")):
                 return {}
             if step.HasField("report"):
                 return {
@@ -477,7 +490,9 @@ def left_out(report: hardware_pb2.CalibrationReport) -> dict[str, Any]:
     }
 
 
-def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[str, Any]:
+def run(
+    runtime: str, work: Path, stages: Sequence[str], networks: int, *, is_keeping: bool
+) -> dict[str, Any]:
     """Run the stages for one runtime and return what was found."""
     target = target_name(runtime)
     unseen = write_unseen(work / runtime, runtime)
@@ -489,11 +504,13 @@ def run(runtime: str, work: Path, stages: Sequence[str], networks: int) -> dict[
                 # one of an earlier stage stays, though the machine may tell another clock now
                 client.create_target(target_of(runtime, name=target))
             if "write" in stages:
-                calibrate(server, client, runtime, networks, is_writing=True)
+                calibrate(server, client, runtime, networks, is_writing=True, is_keeping=is_keeping)
             if "measure" not in stages:
                 return {}
             before = estimated_before(client, unseen, runtime)
-            calibration = calibrate(server, client, runtime, networks, is_writing=False)
+            calibration = calibrate(
+                server, client, runtime, networks, is_writing=False, is_keeping=is_keeping
+            )
             after = estimated(client, unseen, target)
     finally:
         server.stop()
@@ -536,6 +553,7 @@ def main() -> None:
     parser.add_argument("--stage", default="write,measure")
     parser.add_argument("--runtimes", default="litert,onnxruntime")
     parser.add_argument("--networks", type=int, default=400)
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -548,7 +566,7 @@ def main() -> None:
         if "refit" in stages:
             found = refitted(runtime, work, results[runtime])
         else:
-            found = run(runtime, work, stages, arguments.networks)
+            found = run(runtime, work, stages, arguments.networks, is_keeping=arguments.keep)
         if not found:
             continue
         results[runtime] = found

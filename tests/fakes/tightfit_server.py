@@ -104,6 +104,7 @@ class State:
     """Keeps watches open after the stored events until it is set."""
     created: list[compression_pb2.CreateJobRequest] = field(default_factory=list)
     estimated: list[hardware_pb2.EstimateModelRequest] = field(default_factory=list)
+    calibrated: list[hardware_pb2.CalibrateHardwareTargetRequest] = field(default_factory=list)
     checked: list[compression_pb2.CheckJobRequest] = field(default_factory=list)
     check_response: compression_pb2.CheckJobResponse = field(
         default_factory=compression_pb2.CheckJobResponse
@@ -348,6 +349,7 @@ class _Hardware(hardware_pb2_grpc.HardwareServiceServicer):
 
     def CalibrateHardwareTarget(self, request: Any, context: Any) -> Any:
         self._state.fail("CalibrateHardwareTarget", context)
+        self._state.calibrated.append(request)
         yield hardware_pb2.CalibrateHardwareTargetResponse(fraction=0.5, message="measuring")
         quality = hardware_pb2.CalibrationQuality(
             number_format=hardware_pb2.NUMBER_FORMAT_INT8,

@@ -326,10 +326,17 @@ class InMemoryHardware:
         return [await self.get_target(project, name) for name in names[: page.size]]
 
     async def calibrate(
-        self, project: str, target_name: str, *, runner_id: str, network_count: int
+        self,
+        project: str,
+        target_name: str,
+        *,
+        runner_id: str,
+        network_count: int,
+        keep_measurements: bool,
     ) -> AsyncIterator[CalibrationProgress]:
         target = await self.get_target(project, target_name)
-        yield CalibrationProgress(fraction=0.5, message="measuring")
+        message = "keeping" if keep_measurements else "measuring"
+        yield CalibrationProgress(fraction=0.5, message=message)
         quality = FitQuality(
             number_format=NumberFormat.INT8,
             count=network_count,

@@ -285,16 +285,26 @@ class AsyncClient:
         await self._call(calls.delete_target(target, project=self.project))
 
     def calibrate_target(
-        self, target: str, runner: str, *, network_count: int = 0
+        self,
+        target: str,
+        runner: str,
+        *,
+        network_count: int = 0,
+        keep_measurements: bool = False,
     ) -> AsyncIterator[hardware_pb2.CalibrateHardwareTargetResponse]:
         """Correct a target's emulator by what a runner measures; takes minutes.
 
         Yields how far it is; the last message has the report. Repeating a call that broke off goes on
-        where it stopped.
+        where it stopped. With `keep_measurements`, networks that the last calibration of the target by the
+        same runner measured are not measured again.
         """
         return self._stream(
             calls.calibrate_target(
-                target, runner, project=self.project, network_count=network_count
+                target,
+                runner,
+                project=self.project,
+                network_count=network_count,
+                keep_measurements=keep_measurements,
             )
         )
 

@@ -261,7 +261,7 @@ def get_runner(runner: str, *, project: str) -> Call[runner_pb2.Runner]:
 
 
 def calibrate_target(
-    target: str, runner: str, *, project: str, network_count: int
+    target: str, runner: str, *, project: str, network_count: int, keep_measurements: bool
 ) -> Stream[hardware_pb2.CalibrateHardwareTargetResponse]:
     """Correct a target's emulator by what a runner measures."""
     request = hardware_pb2.CalibrateHardwareTargetRequest(
@@ -269,6 +269,7 @@ def calibrate_target(
         hardware_target=target_name(target, project=project),
         runner=runner_name(runner, project=project),
         network_count=network_count,
+        keep_measurements=keep_measurements,
     )
     return Stream(_HARDWARE, "CalibrateHardwareTarget", request)
 

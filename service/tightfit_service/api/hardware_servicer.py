@@ -117,6 +117,7 @@ class HardwareServicer(hardware_pb2_grpc.HardwareServiceServicer):
             target_id,
             runner_id=runner_id,
             network_count=request.network_count or DEFAULT_NETWORK_COUNT,
+            keep_measurements=request.keep_measurements,
         )
         async with aclosing(course) as steps:
             async for step in steps:

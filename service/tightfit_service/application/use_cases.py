@@ -287,15 +287,23 @@ class Calibrations(Protocol):
     """Correcting emulators by what devices measure."""
 
     def calibrate(
-        self, project: str, target_name: str, *, runner_id: str, network_count: int
+        self,
+        project: str,
+        target_name: str,
+        *,
+        runner_id: str,
+        network_count: int,
+        keep_measurements: bool,
     ) -> AsyncIterator[CalibrationProgress]:
         """Measure the designed set on a runner and correct the target's emulator for the project.
 
-        Yields how far it is; the last one has the result.
+        Yields how far it is; the last one has the result. With `keep_measurements`, networks that the last
+        calibration measured are not measured again.
 
         Raises:
             NotFoundError: No such target.
-            InvalidRequestError: A count out of range.
+            InvalidRequestError: A count out of range, or measurements of another runner are to be kept.
+            PreconditionError: Measurements are to be kept that another version of the runtime made.
             UnsupportedError: No emulator covers the target, or its files cannot be measured.
             NoRunnerError: The runner is not connected.
             MeasurementFailedError: Too many networks could not be measured.

@@ -254,6 +254,22 @@ async def test_a_calibration_tells_its_course_and_ends_with_a_report(service: Se
     assert quality.within_10_percent_ratio == pytest.approx(0.93)
 
 
+async def test_measurements_are_kept_where_that_is_asked_for(service: Service) -> None:
+    stub = HardwareServiceStub(service.channel)
+    messages = []
+    for keep in (False, True):
+        request = hardware_pb2.CalibrateHardwareTargetRequest(
+            parent="projects/p",
+            hardware_target="hardwareTargets/board-a",
+            runner="projects/p/runners/bench-1",
+            keep_measurements=keep,
+        )
+        steps = [step async for step in stub.CalibrateHardwareTarget(request)]
+        messages.append(steps[0].message)
+
+    assert messages == ["measuring", "keeping"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -119,6 +119,10 @@ def test_a_device_is_calibrated_by_a_runner(
     assert report["runner"] == "projects/default/runners/pi"
     assert report["quality"][0]["network_count"] == 64
 
+    assert main([*arguments, "--keep-measurements"]) == 0
+    asked = [request.keep_measurements for request in runners.state.calibrated]
+    assert asked == [False, False, True]
+
 
 def test_a_calibration_without_a_runner_is_a_usage_error(runners: FakeTightfit) -> None:
     assert main(["targets", "calibrate", "raspberry-pi-5"]) == 2
@@ -141,4 +145,8 @@ def test_a_calibration_by_a_runner_that_cannot_measure_is_refused_at_once(
 async def test_the_asyncio_client_calibrates_as_well(runners: FakeTightfit) -> None:
     async with AsyncClient(runners.address) as client:
         steps = [step async for step in client.calibrate_target("raspberry-pi-5", "pi")]
+        async for _ in client.calibrate_target("raspberry-pi-5", "pi", keep_measurements=True):
+            pass
     assert [step.HasField("report") for step in steps] == [False, True]
+    asked = [request.keep_measurements for request in runners.state.calibrated]
+    assert asked == [False, True]

@@ -173,6 +173,14 @@ def calibrate_target(
             "--networks", metavar="N", min=32, max=1024, help="Networks per number format."
         ),
     ] = 400,
+    keep_measurements: Annotated[
+        bool,
+        typer.Option(
+            "--keep-measurements",
+            help="Measure only networks that the device's last calibration did not, and keep its "
+            "measurements.",
+        ),
+    ] = False,
     service: Service,
     json_: options.Json = False,
 ) -> None:
@@ -180,14 +188,18 @@ def calibrate_target(
 
     A designed set of small networks is written, measured and fitted; from then on estimates and jobs
     of your project use the corrected emulator. Takes a second or two per network and number format.
-    A call that breaks off goes on where it stopped when it is repeated.
+    A call that breaks off goes on where it stopped when it is repeated. To measure more networks, or
+    those that a newer version of tightfit has, add `--keep-measurements`: with the same runner and the
+    same version of its runtime, nothing is measured twice.
     """
     report = None
     with service.connected() as client:
         _check_runner(client.get_runner(runner))
         with Progress(console=Console(stderr=True), disable=json_) as progress:
             task = progress.add_task("calibrating", total=1.0)
-            for step in client.calibrate_target(name, runner, network_count=networks):
+            for step in client.calibrate_target(
+                name, runner, network_count=networks, keep_measurements=keep_measurements
+            ):
                 progress.update(task, completed=step.fraction, description=escape(step.message))
                 if step.HasField("report"):
                     report = step.report

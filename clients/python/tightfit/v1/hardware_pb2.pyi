@@ -917,6 +917,7 @@ class CalibrateHardwareTargetRequest(_message.Message):
     HARDWARE_TARGET_FIELD_NUMBER: _builtins.int
     RUNNER_FIELD_NUMBER: _builtins.int
     NETWORK_COUNT_FIELD_NUMBER: _builtins.int
+    KEEP_MEASUREMENTS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Project whose runner measures and whose estimates are corrected: `projects/{project}`."""
     hardware_target: _builtins.str
@@ -925,6 +926,12 @@ class CalibrateHardwareTargetRequest(_message.Message):
     """Runner that measures: `projects/{project}/runners/{runner}`, of the same project."""
     network_count: _builtins.int
     """Networks per number format, 32 to 1024; 0 takes 400."""
+    keep_measurements: _builtins.bool
+    """Whether what the last calibration of the target measured is kept, and only networks are measured that it
+    did not: more of them than then, those of a newer version of tightfit, or those that had failed. It must
+    have been made by the same runner with the same version of the runtime; where there is none, all networks
+    are measured.
+    """
     def __init__(
         self,
         *,
@@ -932,10 +939,11 @@ class CalibrateHardwareTargetRequest(_message.Message):
         hardware_target: _builtins.str = ...,
         runner: _builtins.str = ...,
         network_count: _builtins.int = ...,
+        keep_measurements: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_target", b"hardware_target", "network_count", b"network_count", "parent", b"parent", "runner", b"runner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware_target", b"hardware_target", "keep_measurements", b"keep_measurements", "network_count", b"network_count", "parent", b"parent", "runner", b"runner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,9 +80,10 @@ class HardwareServiceStub:
     tells how far it is; its last message has the result. A call that breaks off finds its files and
     measurements again when it is repeated.
 
-    Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
-    UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
-    runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
+    Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range, measurements of another runner are to
+    be kept); NOT_FOUND (target); FAILED_PRECONDITION (measurements of another version of the runtime are to
+    be kept); UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE
+    (the runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
     """
 
 @_typing.type_check_only
@@ -136,9 +137,10 @@ class HardwareServiceAsyncStub(HardwareServiceStub):
     tells how far it is; its last message has the result. A call that breaks off finds its files and
     measurements again when it is repeated.
 
-    Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
-    UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
-    runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
+    Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range, measurements of another runner are to
+    be kept); NOT_FOUND (target); FAILED_PRECONDITION (measurements of another version of the runtime are to
+    be kept); UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE
+    (the runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
     """
 
 class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -225,9 +227,10 @@ class HardwareServiceServicer(metaclass=_abc_1.ABCMeta):
         tells how far it is; its last message has the result. A call that breaks off finds its files and
         measurements again when it is repeated.
 
-        Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range); NOT_FOUND (target);
-        UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE (the
-        runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
+        Codes: OK; INVALID_ARGUMENT (malformed name, a count out of range, measurements of another runner are to
+        be kept); NOT_FOUND (target); FAILED_PRECONDITION (measurements of another version of the runtime are to
+        be kept); UNIMPLEMENTED (no emulator covers the target, or no runner can load its files); UNAVAILABLE
+        (the runner is not connected; retry); INTERNAL (too many networks could not be measured; says why).
         """
 
 def add_HardwareServiceServicer_to_server(servicer: HardwareServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

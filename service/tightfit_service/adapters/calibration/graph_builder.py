@@ -45,19 +45,24 @@ class GraphBuilder:
         source: str,
         channels: int,
         *,
-        kernel: int = 3,
+        kernel: int | tuple[int, int] = 3,
         stride: int = 1,
         groups: int = 1,
         dilation: int = 1,
         is_causal: bool = False,
+        is_padded: bool = True,
     ) -> str:
         """Add a convolution with a bias over the spatial axes of the source, one or two.
 
-        A causal one reads nothing that comes after its output.
+        A causal one reads nothing that comes after its output; one without padding only what there is.
         """
         width, *size = self.shapes[source]
-        kernels = [min(kernel, extent) for extent in size]
+        wanted = (kernel,) * len(size) if isinstance(kernel, int) else kernel
+        kernels = [min(own, extent) for own, extent in zip(wanted, size, strict=True)]
         covered = [(extent - 1) * dilation for extent in kernels]
+        if not is_padded:
+            size = [extent - lost for extent, lost in zip(size, covered, strict=True)]
+            covered = [0 for _ in covered]
         before = covered if is_causal else [extent // 2 for extent in covered]
         after = [extent - left for extent, left in zip(covered, before, strict=True)]
         shape = (channels, width // groups, *kernels)
@@ -136,14 +141,26 @@ class GraphBuilder:
             return self.node("PRelu", [source, slope], shape)
         return self.node(op_type, [source], shape)
 
-    def pool(self, source: str, *, kernel: int = 2, stride: int = 2, is_max: bool = True) -> str:
-        """Add a pooling layer without padding."""
+    def pool(
+        self,
+        source: str,
+        *,
+        kernel: int = 2,
+        stride: int = 2,
+        is_max: bool = True,
+        padding: int = 0,
+    ) -> str:
+        """Add a pooling layer, without padding unless it is given on each side."""
         width, *size = self.shapes[source]
         kernels = [min(kernel, extent) for extent in size]
-        out = tuple((e - k) // stride + 1 for e, k in zip(size, kernels, strict=True))
+        covered = [e + 2 * padding - k for e, k in zip(size, kernels, strict=True)]
+        out = tuple(extent // stride + 1 for extent in covered)
         op_type = "MaxPool" if is_max else "AveragePool"
         strides = [stride] * len(size)
-        return self.node(op_type, [source], (width, *out), kernel_shape=kernels, strides=strides)
+        around = {"pads": [padding] * 2 * len(size)} if padding else {}
+        return self.node(
+            op_type, [source], (width, *out), kernel_shape=kernels, strides=strides, **around
+        )
 
     def global_pool(self, source: str) -> str:
         """Add a mean over the spatial axes and drop them."""

@@ -5,7 +5,7 @@ They are elementwise arithmetic and functions, reductions, normalizations, movem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import TensorProto
@@ -177,23 +177,30 @@ def focused(builder: GraphBuilder, source: str) -> str:
 
 def quartered(builder: GraphBuilder, source: str) -> str:
     """Add four images of every other pixel, as channels."""
-    width, height, columns = builder.shapes[source]
-    shape = (width, height // 2, columns // 2)
-    parts = [
+    return builder.concat(quarters(builder, source, axes=(2, 3)))
+
+
+def quarters(builder: GraphBuilder, source: str, *, axes: tuple[int, int]) -> list[str]:
+    """Add four images of every other pixel; the axes are those of height and width, the batch being 0."""
+    sizes = [builder.shapes[source][axis - 1] for axis in axes]
+    shape = tuple(
+        size // 2 if place + 1 in axes else size
+        for place, size in enumerate(builder.shapes[source])
+    )
+    return [
         builder.node(
             "Slice",
             [
                 source,
                 builder.integers(*start),
-                builder.integers(height, columns),
-                builder.integers(2, 3),
+                builder.integers(*sizes),
+                builder.integers(*axes),
                 builder.integers(2, 2),
             ],
             shape,
         )
         for start in ((0, 0), (1, 0), (0, 1), (1, 1))
     ]
-    return builder.concat(parts)
 
 
 def gathered(builder: GraphBuilder, source: str) -> str:
@@ -257,3 +264,16 @@ def chosen(builder: GraphBuilder, source: str) -> str:
     number = builder.node("Cast", [place], kept, to=TensorProto.FLOAT)
     small = builder.node("Mul", [number, builder.scalar(1e-3)], kept)
     return builder.node("Add", [source, small], shape)
+
+
+MOVEMENTS: Sequence[Step] = (
+    shuffled,
+    split,
+    sliced,
+    focused,
+    gathered,
+    padded,
+    depth_to_space,
+    tiled,
+)
+"""Steps that move data."""

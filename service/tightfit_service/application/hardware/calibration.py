@@ -12,6 +12,7 @@ import structlog
 
 from tightfit_service.application.costs.costing import BITS
 from tightfit_service.application.costs.models import CostModels
+from tightfit_service.application.hardware.kept_measurements import KeptMeasurements
 from tightfit_service.application.hardware.library import HardwareLibrary
 from tightfit_service.application.hardware.measurements import DeviceMeasurements
 from tightfit_service.application.ports import (
@@ -88,7 +89,13 @@ class _Course:
     runner_id: str
     formats: Sequence[NumberFormat]
     network_count: int
+    earlier: KeptMeasurements | None = None
+    """What is not measured again."""
+    names: list[str] = field(default_factory=list)
+    """Of all that is measured or kept of the designed set, in its order."""
     planned: list[_Planned] = field(default_factory=list)
+    kept: dict[str, Observation] = field(default_factory=dict)
+    """What is known of networks of the designed set, by name."""
     latencies: dict[str, list[float]] = field(default_factory=dict)
     """Of each network that was measured, in ms, round by round."""
     operators: dict[str, tuple[OperatorTime, ...]] = field(default_factory=dict)
@@ -97,6 +104,20 @@ class _Course:
     """Networks without a measurement, each with the reason."""
     runtime: str = ""
     """Name and version of what ran the networks, as the runner says."""
+
+    def add(self, file: DesignedFile, digest: str) -> None:
+        """Note that a network has a file, which is to be measured."""
+        self.names.append(file.name)
+        self.planned.append(_Planned(file, digest))
+
+    def keep(self, file: DesignedFile) -> None:
+        """Note that a network was measured earlier; of two that are the same, each has its own measurement."""
+        assert self.earlier is not None
+        assert file.profile is not None
+        known = self.earlier.take(file.number_format, file.profile)
+        if known is not None:
+            self.names.append(file.name)
+            self.kept[file.name] = replace(known, label=file.label)
 
     def skip(self, file: DesignedFile, reason: str) -> None:
         """Note that a network has no measurement."""
@@ -114,11 +135,15 @@ class _Course:
     @property
     def observations(self) -> list[Observation]:
         """What the measurements tell the fit: of each network the least disturbed one."""
-        return [
-            _observation(item, min(self.latencies[item.name]), self.operators.get(item.name, ()))
+        measured = {
+            item.name: _observation(
+                item, min(self.latencies[item.name]), self.operators.get(item.name, ())
+            )
             for item in self.planned
             if item.name in self.latencies
-        ]
+        }
+        known = self.kept | measured
+        return [known[name] for name in self.names if name in known]
 
     @property
     def has_failed(self) -> bool:
@@ -159,14 +184,24 @@ class DeviceCalibrator:
         *,
         runner_id: str,
         network_count: int = DEFAULT_NETWORK_COUNT,
+        keep_measurements: bool = False,
     ) -> AsyncIterator[CalibrationProgress]:
         """Measure the designed set on a runner, correct the target's emulator, and tell how far it is.
 
         All files are written before the first is measured, for the device may be this very machine.
 
+        Args:
+            project: Whose estimates are corrected.
+            target_name: Of the catalogue or the project.
+            runner_id: Of the runner that measures.
+            network_count: Per number format.
+            keep_measurements: Measure only networks that the last calibration of the target did not; all
+                where there is none.
+
         Raises:
             NotFoundError: No such target.
-            InvalidRequestError: A count out of range.
+            InvalidRequestError: A count out of range, or measurements of another runner are to be kept.
+            PreconditionError: Measurements are to be kept that another version of the runtime made.
             UnsupportedError: No emulator covers the target, or its files cannot be measured.
             NoRunnerError: The runner is not connected.
             MeasurementFailedError: More than a quarter of the networks could not be written or measured.
@@ -180,17 +215,40 @@ class DeviceCalibrator:
             runner_id=runner_id,
             formats=_measurable_formats(target),
             network_count=network_count,
+            earlier=await self._earlier(project, target, runner_id) if keep_measurements else None,
         )
         async with aclosing(self._write_all(course)) as shares:
             async for share in shares:
                 yield CalibrationProgress(fraction=WRITTEN_AT * share, message="writing networks")
         _check_written(course)
+        if course.kept:
+            yield CalibrationProgress(
+                fraction=WRITTEN_AT, message=f"keeping {len(course.kept)} measurements"
+            )
         async with aclosing(self._measure_all(course)) as steps:
             async for step in steps:
                 yield step
         yield CalibrationProgress(fraction=MEASURED_AT, message="fitting")
         calibration = await self._fit(emulator, course)
         yield CalibrationProgress(fraction=1.0, message="calibrated", calibration=calibration)
+
+    async def _earlier(
+        self, project: str, target: HardwareSpec, runner_id: str
+    ) -> KeptMeasurements | None:
+        """Return what the last calibration measured; None where there is none.
+
+        Raises:
+            InvalidRequestError: Another runner measured it.
+            UnreadableRecordError: It is damaged, or was written by another version of tightfit.
+        """
+        last = await asyncio.to_thread(
+            self._calibrations.find_calibration, project, target.name, target.runtime.name
+        )
+        if last is None:
+            return None
+        earlier = await asyncio.to_thread(KeptMeasurements, last)
+        earlier.check_runner(runner_id)
+        return earlier
 
     async def _write_all(self, course: _Course) -> AsyncGenerator[float, None]:
         """Write all files, several units at a time; yields the share that is done."""
@@ -219,8 +277,10 @@ class DeviceCalibrator:
             for file in CALIBRATION_FILES.outcome(result).files:
                 if file.problem:
                     course.skip(file, file.problem)
+                elif file.is_measured:
+                    course.keep(file)
                 else:
-                    course.planned.append(_Planned(file, result.outputs[file.name]))
+                    course.add(file, result.outputs[file.name])
 
     async def _write(self, course: _Course, indices: range) -> WorkResult:
         return await self._units.run(
@@ -230,6 +290,7 @@ class DeviceCalibrator:
                     indices=tuple(indices),
                     format=course.target.output_format,
                     number_formats=tuple(course.formats),
+                    measured=() if course.earlier is None else course.earlier.digests,
                 ),
                 project=course.project,
                 inputs={},
@@ -244,6 +305,7 @@ class DeviceCalibrator:
         Raises:
             NoRunnerError: The runner is not connected.
             MeasurementFailedError: Too many networks could not be measured.
+            PreconditionError: Another version of the runtime measured what is kept.
         """
         order = await self._order(course)
         begin = WRITTEN_AT
@@ -274,6 +336,8 @@ class DeviceCalibrator:
                 raise
             return
         course.runtime = f"{measurement.runtime_name} {measurement.runtime_version}".strip()
+        if course.earlier is not None and course.kept:
+            course.earlier.check_runtime(course.runtime)
         # an emulator cannot know who else computes on the device
         undisturbed = measurement.measured_latency_ms_p10 or measurement.measured_latency_ms_p50
         course.latencies.setdefault(item.name, []).append(undisturbed)
@@ -305,7 +369,8 @@ class DeviceCalibrator:
         )
 
     async def _fit(self, emulator: Emulator, course: _Course) -> Calibration:
-        """Correct the emulator by what was measured, and store the calibration."""
+        """Correct the emulator by what was measured, now or earlier, and store the calibration."""
+        kept_runtime = "" if course.earlier is None else course.earlier.runtime
         found = await asyncio.to_thread(
             self._fitter.examine, emulator, course.target, course.observations
         )
@@ -314,7 +379,7 @@ class DeviceCalibrator:
             target_name=course.target.name,
             runner=course.runner_id,
             runtime_name=course.target.runtime.name,
-            runtime_version=course.runtime,
+            runtime_version=course.runtime or kept_runtime,
             create_time=self._clock.now(),
             observations=tuple(course.observations),
             quality=found.quality,

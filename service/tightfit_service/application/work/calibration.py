@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from textwrap import shorten
 
 import numpy as np
 
+from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     CalibrationNetworks,
     Exporter,
     GraphInspector,
+    ImportedModel,
     ModelImporter,
     QuantizationSettings,
     WorkHandler,
@@ -23,7 +27,7 @@ from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
 from tightfit_service.domain.network import NetworkProfile
 
-DESIGN = 4
+DESIGN = 5
 """Version of the designed set; it rises with every change to its networks or to how they are written, so
 that files of an earlier one are not taken for its own."""
 SAMPLE_COUNT = 8
@@ -42,17 +46,24 @@ class CalibrationFilesTask:
     indices: tuple[int, ...]
     format: ModelFormat
     number_formats: tuple[NumberFormat, ...]
+    measured: tuple[str, ...] = ()
+    """Digests (`network_digest`), in order, of networks whose measurements are kept: no files are written of
+    them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DesignedFile:
-    """A network of the designed set as written; `problem` says why there is no file."""
+    """A network of the designed set as written.
+
+    There is no file where it is measured already, nor where there is a problem, which says why.
+    """
 
     index: int
     number_format: NumberFormat
     label: str
     profile: NetworkProfile | None = None
     problem: str = ""
+    is_measured: bool = False
 
     @property
     def name(self) -> str:
@@ -86,6 +97,7 @@ class CalibrationWork:
     def write(self, task: CalibrationFilesTask, context: UnitContext) -> CalibrationFiles:
         """Write networks of the designed set; the outputs are the files, by `DesignedFile.name`."""
         exporter = self.exporters[task.format]
+        measured = frozenset(task.measured)
         written: list[DesignedFile] = []
         for done, index in enumerate(task.indices):
             designed = self.networks.graph(index)
@@ -94,7 +106,12 @@ class CalibrationWork:
             for number_format in task.number_formats:
                 found = DesignedFile(index=index, number_format=number_format, label=designed.label)
                 try:
-                    file, profile = self._file(designed.graph, exporter, number_format)
+                    model = self.importer.import_model(designed.graph)
+                    profile = self.inspector.profile(model.graph)
+                    if network_digest(number_format, profile) in measured:
+                        written.append(replace(found, profile=profile, is_measured=True))
+                        continue
+                    file = _file(model, exporter, number_format)
                 except (TightfitError, ValueError) as error:
                     # one that the converter or the runtime cannot take must not cost the whole set
                     written.append(replace(found, problem=_problem(error)))
@@ -103,26 +120,35 @@ class CalibrationWork:
                 written.append(replace(found, profile=profile))
         return CalibrationFiles(files=tuple(written))
 
-    def _file(
-        self, graph: bytes, exporter: Exporter, number_format: NumberFormat
-    ) -> tuple[bytes, NetworkProfile]:
-        model = self.importer.import_model(graph)
-        (signature,) = model.inputs
-        stored = np.random.default_rng(0).normal(size=(SAMPLE_COUNT, *signature.shape[1:]))
-        samples = Samples(
-            stored=stored.astype(np.float32),
-            labels=None,
-            layout=Layout.ANY,
-            model_layout=Layout.ANY,
-            input_name=signature.name,
-        )
-        exported = exporter.export(
-            model.graph,
-            calibration=samples,
-            settings=QuantizationSettings(number_format=number_format, method="minmax"),
-            metadata={},
-        )
-        return exported.data, self.inspector.profile(model.graph)
+
+def network_digest(number_format: NumberFormat, profile: NetworkProfile) -> str:
+    """Return what tells a network of the designed set from all others, in this version of the set or another.
+
+    That is its work and its number format, which says the bits of weights and activations: those of the
+    profile do not matter.
+    """
+    plain = to_plain(profile.at_precision(weight_bits=0, activation_bits=0))
+    text = json.dumps([number_format, plain], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file(model: ImportedModel, exporter: Exporter, number_format: NumberFormat) -> bytes:
+    (signature,) = model.inputs
+    stored = np.random.default_rng(0).normal(size=(SAMPLE_COUNT, *signature.shape[1:]))
+    samples = Samples(
+        stored=stored.astype(np.float32),
+        labels=None,
+        layout=Layout.ANY,
+        model_layout=Layout.ANY,
+        input_name=signature.name,
+    )
+    exported = exporter.export(
+        model.graph,
+        calibration=samples,
+        settings=QuantizationSettings(number_format=number_format, method="minmax"),
+        metadata={},
+    )
+    return exported.data
 
 
 def _problem(error: TightfitError | ValueError) -> str:

@@ -36,6 +36,7 @@ from tightfit_service.application.work.calibration import (
     CALIBRATION_FILES,
     DESIGN,
     DesignedFile,
+    network_digest,
 )
 from tightfit_service.domain.calibration import (
     Calibration,
@@ -48,6 +49,7 @@ from tightfit_service.domain.errors import (
     InvalidRequestError,
     MeasurementFailedError,
     NotFoundError,
+    PreconditionError,
     WorkFailedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
@@ -76,13 +78,23 @@ class Catalogue:
         raise AssertionError(partial)
 
 
+def profile_of(index: int) -> NetworkProfile:
+    """Return the work of a network of the set: each has another."""
+    return replace(PROFILE, constant_count=index)
+
+
 class Writer:
-    """An executor that writes every network but each tenth, or as `gap` says."""
+    """An executor that writes every network but each tenth, or as `gap` says.
+
+    Networks are called `label`; `profiles` has the work of those that differ from `profile_of`.
+    """
 
     def __init__(self) -> None:
         self.units: list[WorkUnit] = []
         self.failing = False
         self.gap = 10
+        self.label = "net"
+        self.profiles: dict[int, NetworkProfile] = {}
 
     async def start(self) -> None: ...
 
@@ -104,17 +116,20 @@ class Writer:
             raise WorkFailedError("the disk is full")
         files, outputs = [], {}
         for index in unit.payload["indices"]:
+            profile = self.profiles.get(index, profile_of(index))
             problem = "no kernel" if index % self.gap == self.gap - 1 else ""
             for name in unit.payload["number_formats"]:
+                digest = network_digest(NumberFormat(name), profile)
                 file = DesignedFile(
                     index=index,
                     number_format=NumberFormat(name),
-                    label="net",
-                    profile=None if problem else PROFILE,
+                    label=self.label,
+                    profile=None if problem else profile,
                     problem=problem,
+                    is_measured=digest in unit.payload.get("measured", ()),
                 )
                 files.append(file)
-                if not problem:
+                if not problem and not file.is_measured:
                     outputs[file.name] = f"{name}-{index}"
         return WorkResult(payload={"files": [to_plain(file) for file in files]}, outputs=outputs)
 
@@ -132,6 +147,7 @@ class Device:
     def __init__(self) -> None:
         self.orders: list[MeasurementOrder] = []
         self.failures = 0
+        self.version = "2.3"
         self.undisturbed_ms: dict[str, list[float | None]] = {}
 
     def _undisturbed_ms(self, artifact: str) -> float | None:
@@ -157,7 +173,7 @@ class Device:
             settled=True,
             noise_ratio=0.01,
             runtime_name="litert",
-            runtime_version="2.3",
+            runtime_version=self.version,
             runner=order.runner_id,
             operators=OPERATORS if order.wants_operators else (),
         )
@@ -242,9 +258,40 @@ class Bench:
             clock=FakeClock(),
         )
 
-    async def run(self, *, count: int = 40, target: str = "board") -> list[CalibrationProgress]:
-        course = self.calibrator.calibrate("p", target, runner_id="bench-1", network_count=count)
+    async def run(
+        self,
+        *,
+        count: int = 40,
+        target: str = "board",
+        runner: str = "bench-1",
+        keep: bool = False,
+    ) -> list[CalibrationProgress]:
+        course = self.calibrator.calibrate(
+            "p", target, runner_id=runner, network_count=count, keep_measurements=keep
+        )
         return [step async for step in course]
+
+    async def calibrated(self, *, count: int = 40, keep: bool = False) -> Calibration:
+        """Run a calibration and return what it ends with."""
+        found = (await self.run(count=count, keep=keep))[-1].calibration
+        assert found is not None
+        return found
+
+    def measured(self) -> set[str]:
+        """Return the files that were measured since the last call."""
+        found = {order.artifact_digest for order in self.device.orders}
+        self.device.orders.clear()
+        return found
+
+
+def networks_of(calibration: Calibration) -> list[tuple[int, str]]:
+    """Return index and number format of what a calibration is made from, in order."""
+    return [(o.profile.constant_count, str(o.number_format)) for o in calibration.observations]
+
+
+def designed(*indices: int) -> list[tuple[int, str]]:
+    """Return what can be measured of networks of the set, as `networks_of` does."""
+    return [(i, name) for i in indices if i % 10 != 9 for name in ("float32", "int8")]
 
 
 async def test_a_calibration_measures_on_the_runner_and_is_used_by_its_project_only() -> None:
@@ -380,3 +427,114 @@ async def test_what_cannot_be_calibrated_is_refused_before_anything_runs() -> No
             await bench.run(count=count)
         assert caught.value.field == "network_count"
     assert not bench.writer.units
+
+
+async def test_more_networks_are_measured_without_those_that_were() -> None:
+    bench = Bench()
+    bench.device.undisturbed_ms = {"int8-3": [7.0, 7.0]}
+    first = await bench.calibrated(count=32)
+    bench.measured()
+    bench.writer.units.clear()
+    bench.writer.label = "net of another version"
+    steps = await bench.run(keep=True)
+    assert bench.measured() == {f"{name}-{index}" for index, name in designed(*range(32, 40))}
+    found = steps[-1].calibration
+    assert found is not None
+    assert networks_of(found) == designed(*range(40))
+    assert {o.label for o in found.observations} == {"net of another version"}
+    kept = found.observations[: len(first.observations)]
+    assert [o.latency_ms for o in kept] == [o.latency_ms for o in first.observations]
+    assert 7.0 in {o.latency_ms for o in kept}
+    assert {o.operators for o in kept} == {OPERATORS}
+    assert len(found.skipped) == 8, "kept ones are not skipped, failed ones are tried again"
+    messages = [step.message for step in steps]
+    assert "keeping 58 measurements" in messages
+    assert "measuring 1 of 14: net of another version" in messages
+    assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
+    measured = [unit.payload["measured"] for unit in bench.writer.units]
+    assert all(item == sorted(set(item)) and len(item) == 58 for item in measured)
+
+
+async def test_a_new_network_in_the_midst_is_measured_and_the_one_it_replaces_is_dropped() -> None:
+    bench = Bench()
+    await bench.run()
+    bench.measured()
+    bench.writer.profiles = {4: profile_of(1_004)}
+    found = await bench.calibrated(keep=True)
+    assert bench.measured() == {"float32-4", "int8-4"}
+    assert networks_of(found) == designed(*range(4), 1_004, *range(5, 40))
+    found = await bench.calibrated(count=32, keep=True)
+    assert not bench.measured()
+    assert networks_of(found) == designed(*range(4), 1_004, *range(5, 32))
+
+
+async def test_where_all_is_kept_the_emulator_is_fitted_anew_and_nothing_is_measured() -> None:
+    bench = Bench()
+    first = await bench.calibrated()
+    bench.measured()
+    found = await bench.calibrated(keep=True)
+    assert not bench.measured()
+    assert found.observations == first.observations
+    assert found.skipped == first.skipped
+    assert found.runtime_version == "litert 2.3"
+    assert found.quality[0].count == 72
+
+
+async def test_networks_with_the_same_work_keep_a_measurement_each() -> None:
+    bench = Bench()
+    bench.writer.profiles = {6: profile_of(5), 36: profile_of(33)}
+    bench.device.undisturbed_ms = {"int8-5": [5.0, 5.0], "int8-6": [6.0, 6.0]}
+    first = await bench.calibrated()
+    found = await bench.calibrated(keep=True)
+    assert found.observations == first.observations
+
+
+async def test_without_an_earlier_calibration_all_is_measured() -> None:
+    bench = Bench()
+    found = await bench.calibrated(keep=True)
+    assert len(bench.measured()) == len(found.observations) == 72
+
+
+async def test_measurements_of_another_runner_are_not_kept() -> None:
+    bench = Bench()
+    await bench.run()
+    bench.writer.units.clear()
+    with pytest.raises(InvalidRequestError, match="bench-1") as caught:
+        await bench.run(runner="bench-2", keep=True)
+    assert caught.value.field == "keep_measurements"
+    assert "bench-1" in caught.value.remedy
+    assert not bench.writer.units
+    found = (await bench.run(runner="bench-2"))[-1].calibration
+    assert found is not None
+    assert found.runner == "bench-2"
+
+
+async def test_measurements_of_another_version_of_the_runtime_are_not_kept() -> None:
+    bench = Bench()
+    await bench.run(count=32)
+    bench.measured()
+    bench.device.version = "2.4"
+    with pytest.raises(PreconditionError, match=r"litert 2\.3.*litert 2\.4") as caught:
+        await bench.run(keep=True)
+    assert caught.value.field == "keep_measurements"
+    assert "without" in caught.value.remedy
+    assert len(bench.device.orders) == 1
+    (stored,) = bench.calibrations.saved.values()
+    assert stored.runtime_version == "litert 2.3"
+
+
+async def test_a_calibration_that_keeps_measurements_and_broke_off_goes_on() -> None:
+    bench = Bench()
+    await bench.run(count=32)
+    course: Any = bench.calibrator.calibrate(
+        "p", "board", runner_id="bench-1", network_count=40, keep_measurements=True
+    )
+    async with aclosing(course) as steps:
+        async for step in steps:
+            if step.message.startswith("measuring 3 of"):
+                break
+    units, begun = len(bench.writer.units), len(bench.device.orders)
+    await bench.calibrated(keep=True)
+    assert len(bench.writer.units) == units
+    orders = [(order.artifact_digest, order.occasion) for order in bench.device.orders]
+    assert len(orders) == len(set(orders)) > begun

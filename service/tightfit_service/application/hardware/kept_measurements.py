@@ -1,0 +1,66 @@
+"""What the last calibration of a target measured, found again by network."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tightfit_service.application.work.calibration import network_digest
+from tightfit_service.domain.calibration import Calibration, Observation
+from tightfit_service.domain.errors import InvalidRequestError, PreconditionError
+from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.network import NetworkProfile
+
+
+class KeptMeasurements:
+    """The measurements of an earlier calibration, each of which is taken once. Belongs to one calibration.
+
+    Computing the digests of what was measured takes a moment: construct it outside of the event loop.
+    """
+
+    def __init__(self, earlier: Calibration) -> None:
+        self._earlier = earlier
+        self._left: dict[str, deque[int]] = {}
+        for place, item in enumerate(earlier.observations):
+            digest = network_digest(item.number_format, item.profile)
+            self._left.setdefault(digest, deque()).append(place)
+        self.digests = tuple(sorted(self._left))
+        """Of the networks (`network_digest`)."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what ran the networks."""
+        return self._earlier.runtime_version
+
+    def take(self, number_format: NumberFormat, profile: NetworkProfile) -> Observation | None:
+        """Return the next measurement of a network, or None where no further one is kept."""
+        left = self._left.get(network_digest(number_format, profile))
+        return self._earlier.observations[left.popleft()] if left else None
+
+    def check_runner(self, runner_id: str) -> None:
+        """Refuse to mix the measurements of two devices.
+
+        Raises:
+            InvalidRequestError: Another runner made these.
+        """
+        if runner_id != self._earlier.runner:
+            raise InvalidRequestError(
+                f"{self._earlier.target_name} was last calibrated by the runner "
+                f"{self._earlier.runner}, and what it measured does not hold for {runner_id}",
+                field="keep_measurements",
+                remedy=f"calibrate with the runner {self._earlier.runner}, or without keeping "
+                "measurements",
+            )
+
+    def check_runtime(self, runtime: str) -> None:
+        """Refuse to mix the measurements of two versions of a runtime.
+
+        Raises:
+            PreconditionError: Another one ran these networks.
+        """
+        if runtime != self.runtime:
+            raise PreconditionError(
+                f"{self._earlier.target_name} was last calibrated with {self.runtime}, and its "
+                f"runner measures with {runtime} now",
+                field="keep_measurements",
+                remedy="calibrate without keeping measurements",
+            )
