@@ -13,7 +13,6 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from tightfit_service.adapters.emulators.operator_process import (
-    Covariance,
     Observed,
     OperatorProcess,
     Parameters,
@@ -34,6 +33,8 @@ Z = 1.645
 """Normal quantile of a two-sided 90 % interval."""
 LEAST_PRIOR_MS = 1e-6
 """Of a piece of work: a nanosecond, so that its logarithm is finite."""
+LABEL_FOLDS = 24
+"""Into which labels are parted, whose networks are left out together."""
 FOLDS = 8
 """Into which networks are parted whose kinds of work no network of another label has."""
 RATIO_FIT_DEVIATION = 0.1
@@ -124,6 +125,33 @@ class ProfiledWork:
     deviation: float
 
 
+@dataclass(frozen=True)
+class _Learned:
+    """What measurements say: ratios of kinds to first guesses, and how operators deviate from these."""
+
+    ratios: Mapping[Kind, float]
+    process: OperatorProcess
+
+    def measured(self, works: Sequence[Work]) -> tuple[float, float]:
+        """Return what the work of measured kinds takes together in ms, and the deviation of its logarithm."""
+        terms = [_term(work, self.ratios) for work in works if work.kind in self.ratios]
+        return self.process.network(terms) if terms else (0.0, 0.0)
+
+    def without(
+        self, rows: Sequence[int], ratios: Mapping[Kind, float], works: Sequence[Work]
+    ) -> _Learned:
+        """Return what other measurements say, whose ratios are given; `works` are those of the process's terms."""
+        shifts = np.array(
+            [
+                math.log(_term(work, ratios).prior_ms / term.prior_ms)
+                if work.kind in ratios
+                else 0.0
+                for work, term in zip(works, self.process.terms, strict=True)
+            ]
+        )
+        return _Learned(ratios, self.process.without(rows, shifts))
+
+
 class FormatFit:
     """Priors and process of a set of measured networks of one number format.
 
@@ -140,7 +168,6 @@ class FormatFit:
         profiled: Sequence[ProfiledWork] = (),
         parameters: Parameters | None = None,
         stretch: float = 1.0,
-        covariance: Covariance | None = None,
     ) -> None:
         """Fit; takes a few seconds, or a minute without `parameters`.
 
@@ -150,55 +177,43 @@ class FormatFit:
             profiled: Parts of networks that were measured besides.
             parameters: Of the process, from an earlier fit.
             stretch: Of the intervals, from an earlier fit.
-            covariance: Of a process of more networks by the same parameters.
         """
-        self.works, self._latencies, self._profiled = works, latencies_ms, profiled
+        self.works, self._latencies = works, latencies_ms
         self.stretch = stretch
-        rows = [*works, *(part.works for part in profiled)]
-        measured = [*latencies_ms, *(part.latency_ms for part in profiled)]
-        deviations = [0.0] * len(works) + [part.deviation for part in profiled]
-        self._ratios, _ = _ratios(rows, measured, deviations, typical=_typical(works, latencies_ms))
-        observed = Observed.of(
-            [[self.term(work) for work in row] for row in rows], measured, deviations
-        )
-        self.process = OperatorProcess(
-            observed, tuned(observed) if parameters is None else parameters, covariance=covariance
-        )
+        self._rows = _Rows.of(works, latencies_ms, profiled)
+        ratios = self._rows.ratios()
+        terms = [[_term(work, ratios) for work in row] for row in self._rows.works]
+        observed = Observed.of(terms, self._rows.measured_ms, self._rows.deviations)
+        process = OperatorProcess(observed, tuned(observed) if parameters is None else parameters)
+        self._learned = _Learned(ratios, process)
+
+    @property
+    def process(self) -> OperatorProcess:
+        """How operators deviate from the ratios of their kinds."""
+        return self._learned.process
 
     @property
     def kinds(self) -> frozenset[Kind]:
         """The kinds that were measured."""
-        return frozenset(self._ratios)
-
-    def term(self, work: Work) -> Term:
-        """Return a piece of work of a measured kind with its prior."""
-        # kinds such as Einsum may have parts in one network that they had in none that was measured
-        own = self._ratios[work.kind]
-        prior_ms = sum(guess_ms * self._ratios.get(part, own) for part, guess_ms in work.parts)
-        prior_ms = max(prior_ms, LEAST_PRIOR_MS)
-        return Term(
-            kind=work.kind,
-            family=family_of(work.kind),
-            position=work.position,
-            prior_ms=prior_ms,
-            is_product=work.kind[0] in PRODUCTS,
-        )
+        return frozenset(self._learned.ratios)
 
     def work_ms(self, work: Work) -> float:
         """Return what one piece of work takes."""
-        if work.kind not in self._ratios:
+        if work.kind not in self._learned.ratios:
             return work.base_ms * self.unmeasured.typical(work.kind)
-        term = self.term(work)
+        term = _term(work, self._learned.ratios)
         return term.prior_ms * float(self.process.gains([term])[0])
 
     def predict(self, works: Sequence[Work]) -> Prediction:
         """Return what pieces of work take together."""
-        terms = [self.term(work) for work in works if work.kind in self._ratios]
-        measured_ms, deviation = self.process.network(terms) if terms else (0.0, 0.0)
-        others = [work for work in works if work.kind not in self._ratios]
+        return self._predicted(works, self._learned)
+
+    def _predicted(self, works: Sequence[Work], learned: _Learned) -> Prediction:
+        measured_ms, deviation = learned.measured(works)
+        others = [work for work in works if work.kind not in learned.ratios]
         if not others:
             return Prediction(measured_ms=measured_ms, deviation=deviation)
-        other_ms = sum(self.work_ms(work) for work in others)
+        other_ms = sum(work.base_ms * self.unmeasured.typical(work.kind) for work in others)
         return Prediction(
             measured_ms=measured_ms,
             deviation=deviation,
@@ -244,7 +259,7 @@ class FormatFit:
                 work for network in self.works for work in network if is_operator(work.kind)
             )
         )
-        terms = [self.term(work) for work in works]
+        terms = [_term(work, self._learned.ratios) for work in works]
         gains = self.process.gains(terms)
         found: defaultdict[Kind, list[float]] = defaultdict(list)
         for work, term, gain in zip(works, terms, gains, strict=True):
@@ -254,25 +269,22 @@ class FormatFit:
     def left_out(self, labels: Sequence[str]) -> list[Prediction]:
         """Predict each network by a fit without it, and stretch intervals until they cover.
 
-        A network is predicted without any network of its label, for those of a user are of no label
-        that was measured; where that would leave no measurement of one of its kinds, without an
-        eighth of those. The parameters of the process stay those of all networks: a few numbers hardly
-        know a single one. Conformal: V. Vovk, "Cross-conformal predictors", Annals of Mathematics and
+        A network is predicted without any network of its label and a few other labels, for those of a user
+        are of no label that was measured; where that would leave no measurement of one of its kinds, without an
+        eighth of those. Parameters of the process and shares of operators stay those of all networks, which
+        hardly know a single one. Conformal: V. Vovk, "Cross-conformal predictors", Annals of Mathematics and
         Artificial Intelligence 74, 2015.
         """
         predictions: dict[int, Prediction] = {}
-        covariance = self.process.covariance()
+        by_term = {
+            _term(work, self._learned.ratios): work for row in self._rows.works for work in row
+        }
+        works = [by_term[term] for term in self.process.terms]
         for places, absent in self._folds(labels):
-            kept = [place for place in range(len(self.works)) if place not in absent]
-            fit = FormatFit(
-                [self.works[place] for place in kept],
-                [self._latencies[place] for place in kept],
-                profiled=[part for part in self._profiled if part.place not in absent],
-                parameters=self.process.parameters,
-                covariance=covariance,
-            )
+            rows = [row for row, place in enumerate(self._rows.places) if place in absent]
+            others = self._learned.without(rows, self._rows.ratios(without=rows), works)
             for place in places:
-                predictions[place] = fit.predict(self.works[place])
+                predictions[place] = self._predicted(self.works[place], others)
         scores = np.sort(
             [
                 found.score(self._latencies[place])
@@ -290,10 +302,12 @@ class FormatFit:
         kinds = [{work.kind for work in network} for network in self.works]
         folds = []
         rest = []
-        for label in dict.fromkeys(labels):
-            own = [place for place, other in enumerate(labels) if other == label]
+        names = list(dict.fromkeys(labels))
+        for first in range(min(LABEL_FOLDS, len(names))):
+            absent = set(names[first::LABEL_FOLDS])
+            own = [place for place, label in enumerate(labels) if label in absent]
             known: set[Kind] = set()
-            known.update(*(kinds[p] for p, other in enumerate(labels) if other != label))
+            known.update(*(kinds[p] for p, label in enumerate(labels) if label not in absent))
             covered = [place for place in own if kinds[place] <= known]
             rest += [place for place in own if place not in covered]
             if covered:
@@ -302,6 +316,66 @@ class FormatFit:
             part = sorted(rest)[first::FOLDS]
             folds.append((part, frozenset(part)))
         return folds
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Measurements of networks, and behind them of their parts.
+
+    Attributes:
+        places: Of the network of each.
+        works: What was measured.
+        measured_ms: What it took.
+        deviations: Of the logarithm of that, besides the noise that all have.
+        typical: Median ratio of measurements of networks to first guesses.
+    """
+
+    places: Sequence[int]
+    works: Sequence[Sequence[Work]]
+    measured_ms: Sequence[float]
+    deviations: Sequence[float]
+    typical: float
+
+    @classmethod
+    def of(
+        cls,
+        works: Sequence[Sequence[Work]],
+        latencies_ms: Sequence[float],
+        profiled: Sequence[ProfiledWork],
+    ) -> _Rows:
+        """Return networks with what profiles tell of their parts."""
+        return cls(
+            places=[*range(len(works)), *(part.place for part in profiled)],
+            works=[*works, *(part.works for part in profiled)],
+            measured_ms=[*latencies_ms, *(part.latency_ms for part in profiled)],
+            deviations=[0.0] * len(works) + [part.deviation for part in profiled],
+            typical=_typical(works, latencies_ms),
+        )
+
+    def ratios(self, *, without: Sequence[int] = ()) -> dict[Kind, float]:
+        """Return per kind what measurements take over first guesses, some left out."""
+        absent = frozenset(without)
+        kept = [row for row in range(len(self.works)) if row not in absent]
+        return _ratios(
+            [self.works[row] for row in kept],
+            [self.measured_ms[row] for row in kept],
+            [self.deviations[row] for row in kept],
+            typical=self.typical,
+        )[0]
+
+
+def _term(work: Work, ratios: Mapping[Kind, float]) -> Term:
+    """Return a piece of work of a measured kind with its prior."""
+    # kinds such as Einsum may have parts in one network that they had in none that was measured
+    own = ratios[work.kind]
+    prior_ms = sum(guess_ms * ratios.get(part, own) for part, guess_ms in work.parts)
+    return Term(
+        kind=work.kind,
+        family=family_of(work.kind),
+        position=work.position,
+        prior_ms=max(prior_ms, LEAST_PRIOR_MS),
+        is_product=work.kind[0] in PRODUCTS,
+    )
 
 
 def misfit(

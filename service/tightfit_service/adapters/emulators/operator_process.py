@@ -26,7 +26,9 @@ from scipy.spatial.distance import cdist
 FloatArray = npt.NDArray[np.float64]
 
 ROUNDS = 8
-"""Of Gauss-Newton: as many settle the shares."""
+"""Of Gauss-Newton at most: as many settle the shares."""
+SETTLED = 1e-3
+"""Change of the logarithm of any factor, below which the shares have settled."""
 FIRST_STEP, STEP_RATIO = 1.5, 0.7
 """Most that the logarithm of a factor may change by in the first round, and from a round to the next. Where one
 kind of operator goes two ways through a runtime, one of them fifty times as slow, whole steps overshoot from
@@ -96,59 +98,46 @@ class Parameters:
         return math.exp(2 * self.shared[-1]) + JITTER
 
 
-class Covariance:
-    """How much terms have in common before anything was measured.
-
-    Args:
-        terms: Distinct ones.
-        parameters: Of the process.
-    """
-
-    def __init__(self, terms: Sequence[Term], parameters: Parameters) -> None:
-        self._places = {_place_of(term): number for number, term in enumerate(terms)}
-        self._matrix = covariance_of(terms, terms, parameters)
-
-    def among(self, terms: Sequence[Term]) -> FloatArray:
-        """Return the part of some of the terms, whatever their priors."""
-        numbers = [self._places[_place_of(term)] for term in terms]
-        part: FloatArray = self._matrix[np.ix_(numbers, numbers)]
-        return part
-
-
 class OperatorProcess:
     """A fitted process: predicts terms and networks.
 
     Args:
         observed: Measured networks, or parts of some.
         parameters: Of the process.
-        covariance: Of all terms by these parameters, from someone who has it.
+        state: The posterior, from someone who has it.
     """
 
     def __init__(
-        self,
-        observed: Observed,
-        parameters: Parameters,
-        *,
-        covariance: Covariance | None = None,
+        self, observed: Observed, parameters: Parameters, *, state: State | None = None
     ) -> None:
+        self._observed = observed
         self._terms = observed.terms
         self._parameters = parameters
-        kernel = (
-            covariance_of(self._terms, self._terms, parameters)
-            if covariance is None
-            else covariance.among(self._terms)
-        )
-        state = observed.settled(kernel, parameters)
-        self._state = observed.doubted(state).settled(kernel, parameters, state.gain(kernel))
+        if state is None:
+            kernel = covariance_of(self._terms, self._terms, parameters)
+            state = observed.settled(kernel, parameters)
+            state = observed.doubted(state).settled(kernel, parameters, state.gain(kernel))
+        self._state = state
 
     @property
     def parameters(self) -> Parameters:
         """Deviations, length scales and noise."""
         return self._parameters
 
-    def covariance(self) -> Covariance:
-        """Return what its terms have in common, for processes of some of its networks."""
-        return Covariance(self._terms, self._parameters)
+    @property
+    def terms(self) -> Sequence[Term]:
+        """The distinct ones that were measured."""
+        return self._terms
+
+    def without(self, rows: Sequence[int], shifts: FloatArray) -> OperatorProcess:
+        """Return what the other measurements say, at the shares that all of them give.
+
+        Args:
+            rows: Numbers of measurements.
+            shifts: Of the logarithm of each term's prior, for priors that the others alone give.
+        """
+        state = self._state.without(rows, shifts)
+        return OperatorProcess(self._observed, self._parameters, state=state)
 
     def gains(self, terms: Sequence[Term]) -> FloatArray:
         """Return the factors on the prior times of terms."""
@@ -229,6 +218,22 @@ class Observed:
             variances=np.square(np.zeros(len(networks)) if deviations is None else deviations),
         )
 
+    def some(self, count: int) -> Observed:
+        """Return as many of these, drawn at random but always the same; all where there are no more."""
+        total = len(self.logs)
+        if count >= total:
+            return self
+        rows = np.sort(np.random.default_rng(0).permutation(total)[:count])
+        members = self.members[rows]
+        columns = np.unique(members.indices)
+        return Observed(
+            terms=[self.terms[column] for column in columns],
+            members=members[:, columns],
+            prior_ms=self.prior_ms[columns],
+            logs=self.logs[rows],
+            variances=self.variances[rows],
+        )
+
     def shares(self, gain: FloatArray) -> tuple[FloatArray, Any]:
         """Return the times of the networks in ms by factors of their terms, and the shares of these."""
         times = self.members.multiply(self.prior_ms * np.exp(gain))
@@ -243,7 +248,10 @@ class Observed:
         if start is not None:
             gain = start
         for _ in range(ROUNDS if start is None else AGAIN_ROUNDS):
-            step = self.posterior(kernel, parameters, gain).gain(kernel) - gain
+            state = self.posterior(kernel, parameters, gain)
+            step = state.gain(kernel) - gain
+            if np.abs(step).max() < SETTLED:
+                return state
             gain = gain + np.clip(step, -most, most)
             most *= STEP_RATIO
         return self.posterior(kernel, parameters, gain)
@@ -258,10 +266,7 @@ class Observed:
         # linear around the present gain: log t = log total + shares (g - gain)
         residual = self.logs - np.log(totals) + shares @ gain
         covariance = shares @ kernel @ shares.T + np.diag(parameters.noise + self.variances)
-        factor = cholesky(covariance, lower=True)
-        weights = cho_solve((factor, True), residual)
-        evidence = -0.5 * float(residual @ weights) - float(np.log(np.diag(factor)).sum())
-        return State(shares=shares, factor=factor, weights=weights, evidence=evidence)
+        return State.of(shares, residual, covariance)
 
     def doubted(self, state: State) -> Observed:
         """Return these networks, those believed less that the others predict otherwise.
@@ -278,12 +283,43 @@ class Observed:
 
 @dataclass(frozen=True)
 class State:
-    """A posterior: shares of terms in networks, the factor of their covariance, weights, evidence."""
+    """A posterior.
+
+    Attributes:
+        shares: Of terms in measurements.
+        residual: What the logarithms of measurements are beyond their priors.
+        covariance: Of measurements.
+        factor: Lower, of that.
+        weights: The residual over the covariance.
+    """
 
     shares: Any
+    residual: FloatArray
+    covariance: FloatArray
     factor: FloatArray
     weights: FloatArray
-    evidence: float
+
+    @classmethod
+    def of(cls, shares: Any, residual: FloatArray, covariance: FloatArray) -> State:
+        """Return the posterior of measurements.
+
+        Raises:
+            numpy.linalg.LinAlgError: The covariance cannot be factored.
+        """
+        factor = cholesky(covariance, lower=True)
+        return cls(shares, residual, covariance, factor, cho_solve((factor, True), residual))
+
+    @property
+    def evidence(self) -> float:
+        """Logarithm of the probability of the measurements, but for a constant."""
+        fit = -0.5 * float(self.residual @ self.weights)
+        return fit - float(np.log(np.diag(self.factor)).sum())
+
+    def without(self, rows: Sequence[int], shifts: FloatArray) -> State:
+        """Return the posterior without some measurements; see `OperatorProcess.without`."""
+        kept = np.setdiff1d(np.arange(len(self.residual)), rows)
+        residual = self.residual - self.shares @ shifts
+        return State.of(self.shares[kept], residual[kept], self.covariance[np.ix_(kept, kept)])
 
     def gain(self, kernel: FloatArray) -> FloatArray:
         """Return the logarithms of the factors of the terms."""
@@ -362,11 +398,6 @@ def by_family(terms: Sequence[Term]) -> dict[Hashable, list[int]]:
     for number, term in enumerate(terms):
         found[term.family].append(number)
     return found
-
-
-def _place_of(term: Term) -> tuple[Hashable, tuple[float, ...]]:
-    """Return what of a term its covariance depends on; a kind has one family."""
-    return term.kind, term.position
 
 
 def _equal(kinds: Sequence[Hashable], others: Sequence[Hashable]) -> npt.NDArray[np.bool_]:

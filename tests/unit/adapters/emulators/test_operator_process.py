@@ -77,7 +77,7 @@ def test_a_measurement_that_the_others_deny_is_hardly_believed() -> None:
     assert process.gains([term]) == pytest.approx([2.0], rel=0.01)
 
 
-def wild_and_tame(count: int = 60) -> Observed:
+def wild_and_tame(count: int = 60, *, wildness: float = 0.8) -> Observed:
     """Return networks of a kind that is as its first guess says, and of one that is not."""
     rng = np.random.default_rng(1)
     networks, latencies = [], []
@@ -86,7 +86,7 @@ def wild_and_tame(count: int = 60) -> Observed:
             Term(kind, "one", (float(rng.uniform(0, 12)), *NOWHERE[1:]), 1.0, kind == "product")
             for kind in ("tame", "wild")
         ]
-        wild = math.exp(0.8 * math.sin(3 * terms[1].position[0]))
+        wild = math.exp(wildness * math.sin(3 * terms[1].position[0]))
         networks.append(terms[: int(rng.integers(1, 3))])
         latencies.append(1.0 + (wild if len(networks[-1]) > 1 else 0.0))
     return Observed.of(networks, latencies)
@@ -95,6 +95,51 @@ def wild_and_tame(count: int = 60) -> Observed:
 def test_kinds_deviate_as_much_as_they_were_seen_to() -> None:
     scales = tuned(wild_and_tame()).scales
     assert scales["wild"] > scales["tame"] + 1.0
+
+
+def test_a_process_without_some_measurements_says_what_the_others_do() -> None:
+    observed = wild_and_tame(wildness=0.3)
+    parameters = Parameters(np.array(START))
+    left_out = range(0, 60, 7)
+    kept = [row for row in range(60) if row not in left_out]
+    process = OperatorProcess(observed, parameters).without(left_out, np.zeros(len(observed.terms)))
+    networks = [
+        [observed.terms[column] for column in observed.members[row : row + 1].indices]
+        for row in range(60)
+    ]
+    others = OperatorProcess(
+        Observed.of([networks[row] for row in kept], np.exp(observed.logs[kept]).tolist()),
+        parameters,
+    )
+    for row in left_out:
+        value, deviation = process.network(networks[row])
+        expected, expected_deviation = others.network(networks[row])
+        assert value == pytest.approx(expected, rel=0.05)
+        assert deviation == pytest.approx(expected_deviation, rel=0.1)
+
+
+def test_priors_of_the_others_are_where_a_process_without_some_begins() -> None:
+    near, far = Term("a", "one", NOWHERE, 1.0), Term("b", "other", NOWHERE, 1.0)
+    observed = Observed.of([[near]] * 3 + [[near, far]] * 3, [2.0] * 3 + [5.0] * 3)
+    process = OperatorProcess(observed, Parameters(np.array(START)))
+    # of the second kind nothing is left but its prior
+    found = process.without([3, 4, 5], np.zeros(2))
+    assert found.gains([near, far]) == pytest.approx([2.0, 1.0], rel=0.05)
+    # where the prior of the first was twice as high, it would deviate by half as much
+    found = process.without([3, 4, 5], np.log([2.0, 1.0]))
+    assert found.gains([near]) == pytest.approx([1.0], rel=0.05)
+
+
+def test_some_measurements_are_always_the_same_and_have_their_own_terms_only() -> None:
+    observed = wild_and_tame()
+    assert observed.some(60) is observed
+    some = observed.some(20)
+    assert some.logs.tolist() == observed.some(20).logs.tolist()
+    assert set(some.logs) < set(observed.logs)
+    assert some.members.shape == (20, len(some.terms))
+    assert set(some.terms) < set(observed.terms)
+    totals, _ = some.shares(np.zeros(len(some.terms)))
+    assert totals == pytest.approx(np.asarray(some.members.sum(axis=1)).ravel())
 
 
 def test_slopes_of_the_evidence_are_its_differences() -> None:
