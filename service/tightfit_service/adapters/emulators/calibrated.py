@@ -32,6 +32,7 @@ from tightfit_service.adapters.emulators.operator_work import (
 )
 from tightfit_service.adapters.emulators.tile_search import find_tiles
 from tightfit_service.adapters.emulators.timed_products import timed_products
+from tightfit_service.adapters.emulators.timed_units import timed_units
 from tightfit_service.application.ports import Emulator
 from tightfit_service.domain.calibration import FitExamination, FitQuality, Observation
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
@@ -46,7 +47,7 @@ LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 7.0
+LEARNED_FORM = 8.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
@@ -334,7 +335,8 @@ def _fit(
                 deviation=product.deviation,
             )
             for product in timed_products(observations, work_of)
-        ],
+        ]
+        + timed_units(observations, work_of),
         parameters=known.parameters if known else None,
         stretch=known.stretch if known else 1.0,
     )

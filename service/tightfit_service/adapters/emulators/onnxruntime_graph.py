@@ -1,6 +1,6 @@
-"""What ONNX Runtime makes of a network in float32 before it runs it.
+"""What ONNX Runtime makes of a network before it runs it.
 
-Its layout optimizer runs a convolution on blocks as wide as a vector register where the channels allow,
+In float32, its layout optimizer runs a convolution on blocks as wide as a vector register where the channels allow,
 and any other as a product of matrices; between both it inserts operators that lay the data out anew
 (`onnxruntime/core/optimizer/nchwc_transformer.cc`, x86 only). Activations behind a convolution are computed
 with it (`conv_activation_fusion.cc`).
@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tightfit_service.adapters.emulators.kernel_tiles import Tile
 from tightfit_service.domain.hardware import HardwareSpec
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 
 RUNTIME = "ONNX Runtime"
 BLOCKS = (8, 16)
 """Channels in a block: as many as a vector register has numbers, without AVX-512 and with it."""
+SYMMETRIC = Tile(rows=6, columns=16, narrow=16, depth=4)
+"""Of convolutions of symmetric weights with AVX-512: `MlasConvSymDispatchAvx512Vnni`."""
+NARROW_ROWS = 4
+"""Of the same without AVX-512: `MlasConvSymDispatchAvx2`."""
 ALIGNMENT = 4
 """Channels of blocked convolutions are a multiple of it (`channel_alignment` there)."""
 _CONVOLUTIONS = frozenset({OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV})
@@ -27,6 +32,19 @@ _JOINS_BLOCKS = frozenset(
     {"Add", "Mul", "Sum", "Concat", "BatchNormalization", "Relu", "Sigmoid", "Tanh", "HardSigmoid"}
 )
 """Operators that pass blocks on where all that they read are blocks."""
+_MINDS_NOT = frozenset(
+    {
+        OperatorKind.POOL,
+        OperatorKind.GLOBAL_POOL,
+        OperatorKind.ELEMENTWISE,
+        OperatorKind.ACTIVATION,
+        OperatorKind.PAD,
+        OperatorKind.CONCAT,
+        OperatorKind.SLICE,
+        OperatorKind.RESIZE,
+    }
+)
+"""Operators that compute on channels wherever they come."""
 _ABSORBED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
 
 
@@ -40,7 +58,7 @@ class Reorder:
 
 def block_of(target: HardwareSpec) -> int:
     """Return the channels in a block on a target, 0 where its runtime has no blocks (`MlasNchwcGetBlockSize`)."""
-    if target.runtime.name != RUNTIME or target.core != "x86-64":
+    if not _is_on_x86(target):
         return 0
     narrow, wide = BLOCKS
     return wide if target.has_avx512 else narrow
@@ -69,6 +87,50 @@ def channels_in(operator: Operator) -> int:
     """Return the input channels of each group, by the products: a profile may not know a network's axes."""
     window = math.prod(operator.kernel or (1,)) * math.prod(operator.out_size or (1,))
     return max(round(operator.macs / (window * max(operator.out_channels, 1))), 1)
+
+
+def symmetric_tile(operator: Operator, target: HardwareSpec) -> Tile | None:
+    """Return the tile of an int8 convolution that is computed without a matrix made of its input first, or None.
+
+    `MlasConvSymPackWSize` in `mlas/lib/convsym.cpp` says which are: depthwise ones whose channels fill
+    vectors, and dense ones of multiples of few channels. All others go through a general product of
+    matrices, or a slow loop, at half the speed or less.
+    """
+    if (
+        not _is_on_x86(target)
+        or operator.kind not in _CONVOLUTIONS
+        or operator.activation_bits != 8
+    ):
+        return None
+    ins, outs = channels_in(operator), operator.out_channels
+    if operator.groups > 1:
+        is_symmetric = ins == 1 and outs == operator.groups and outs % SYMMETRIC.columns == 0
+    else:
+        aligned = SYMMETRIC.depth if target.has_avx512 else 2 * SYMMETRIC.depth
+        is_symmetric = (
+            outs >= SYMMETRIC.columns and ins % SYMMETRIC.depth == 0 and outs % aligned == 0
+        )
+    if not is_symmetric:
+        return None
+    return SYMMETRIC if target.has_avx512 else replace(SYMMETRIC, rows=NARROW_ROWS)
+
+
+def is_island(operator: Operator, target: HardwareSpec) -> bool:
+    """Whether a sum or a product of int8 values is computed in float32, between conversions of its own.
+
+    Those with a constant are: it has another type than activations, which `QLinearAdd` and `QLinearMul` do
+    not take (`qdq_transformer/selectors_actions/qdq_selectors.cc`, `BinaryNodeGroupSelector`).
+    """
+    return (
+        target.runtime.name == RUNTIME
+        and operator.activation_bits == 8
+        and operator.op_type in ("Add", "Mul")
+        and len(operator.inputs) == 1
+    )
+
+
+def _is_on_x86(target: HardwareSpec) -> bool:
+    return target.runtime.name == RUNTIME and target.core == "x86-64"
 
 
 def absorbed(network: NetworkProfile, target: HardwareSpec) -> frozenset[str]:
@@ -126,3 +188,53 @@ def reorders(network: NetworkProfile, target: HardwareSpec) -> Iterator[Reorder]
 
 def _passes_on(operator: Operator, *, all_in_blocks: bool) -> bool:
     return operator.kind in _TAKES_BLOCKS or (all_in_blocks and operator.op_type in _JOINS_BLOCKS)
+
+
+@dataclass(frozen=True)
+class Turned:
+    """What of an int8 network has its channels last.
+
+    Its layout optimizer (`nhwc_transformer.cc`) has convolutions compute on images whose channels come last,
+    puts a Transpose on either side of each, and moves and cancels these where operators between do not mind
+    (`transpose_optimization/onnx_transpose_optimization.cc`).
+
+    Attributes:
+        moves: The Transposes that are left, each tensor once either way.
+        readers: Nodes other than convolutions that read images so.
+    """
+
+    moves: tuple[Reorder, ...] = ()
+    readers: frozenset[str] = frozenset()
+
+
+def turned(network: NetworkProfile, target: HardwareSpec) -> Turned:
+    """Return what of a network has its channels last; nothing on other runtimes, or in float32."""
+    if target.runtime.name != RUNTIME:
+        return Turned()
+    last: set[str] = set()
+    readers: set[str] = set()
+    moves: dict[tuple[str, str], Reorder] = {}
+
+    def move(name: str, tensor: str) -> None:
+        moves.setdefault((name, tensor), Reorder(name, math.prod(network.tensors[tensor])))
+
+    for operator in network.operators:
+        sources = [name for name in operator.inputs if name in last]
+        if operator.kind in _CONVOLUTIONS and operator.activation_bits == 8:
+            for name in operator.inputs[:1]:
+                if name not in last:
+                    move("Transpose to channels last", name)
+            last.update(operator.outputs)
+        elif sources and operator.kind is OperatorKind.TRANSPOSE:
+            # one cancels the other, or both are one
+            readers.add(operator.node)
+        elif sources and operator.kind in _MINDS_NOT and len(sources) == len(operator.inputs):
+            readers.add(operator.node)
+            last.update(operator.outputs)
+        else:
+            for name in sources:
+                move("Transpose to channels first", name)
+    for name in network.outputs:
+        if name in last:
+            move("Transpose to channels first", name)
+    return Turned(tuple(moves.values()), frozenset(readers))

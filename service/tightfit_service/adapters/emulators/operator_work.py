@@ -14,8 +14,11 @@ from tightfit_service.adapters.emulators.onnxruntime_graph import (
     block_of,
     channels_in,
     is_blocked,
+    is_island,
     reads_blocks,
     reorders,
+    symmetric_tile,
+    turned,
 )
 from tightfit_service.adapters.emulators.operator_chains import Together, operators_together
 from tightfit_service.adapters.emulators.operator_process import LENGTHS
@@ -105,6 +108,21 @@ class Work:
         return ((self.kind, self.base_ms), *besides)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What a runtime runs as one operator.
+
+    Attributes:
+        name: Of the operator's kind, or of what it is with others.
+        works: What it does, and beginning it.
+        elements: Of its output.
+    """
+
+    name: str
+    works: tuple[Work, ...]
+    elements: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkOf:
     """Reads the work of operators and networks off their shapes.
@@ -123,10 +141,11 @@ class WorkOf:
     mac_ms: float
     tiles: Mapping[int, Tiles]
 
-    def operator(self, operator: Operator) -> tuple[Work, ...]:
+    def operator(self, operator: Operator, *, is_turned: bool = False) -> tuple[Work, ...]:
         """Return the work of an operator, and what beginning it takes whatever it computes.
 
-        A change of shape is free but for images, whose channels may lie elsewhere in the runtime.
+        A change of shape is free but for images, whose channels may lie elsewhere in the runtime. What is
+        turned reads images whose channels come last where others come first.
         """
         if operator.kind is OperatorKind.RESHAPE:
             if math.prod(operator.in_size) <= 1:
@@ -134,6 +153,8 @@ class WorkOf:
             base_ms = elements_of(operator.in_channels, operator.in_size) * ELEMENT_MS
             return (Work(kind_of(operator), _moved_position(operator), base_ms),)
         kind = self.kind(operator)
+        if is_turned and operator.kind not in _WITHOUT_RUNS:
+            kind = (kind[0], "channels last", *kind[1:])
         if is_product(operator):
             work = self._product(operator, kind)
         else:
@@ -149,6 +170,10 @@ class WorkOf:
     def kind(self, operator: Operator) -> Kind:
         """Return `kind_of` an operator, told apart by how its runtime lays its data out."""
         kind = kind_of(operator)
+        if symmetric_tile(operator, self.target) is not None:
+            return (kind[0], "symmetric", *kind[1:])
+        if is_island(operator, self.target):
+            return (kind[0], "in float", *kind[1:])
         if not is_blocked(operator, self._block):
             return kind
         layout = "blocks" if reads_blocks(operator, self._block) else "into blocks"
@@ -167,23 +192,38 @@ class WorkOf:
 
     def network(self, network: NetworkProfile) -> list[Work]:
         """Return all that a network does."""
-        inside = absorbed(network, self.target)
-        found = operators_together(network)
-        members = {op.node for item in found for op in item.operators} | inside
-        works = [part for item in found for part in self.together(item)]
-        works += [
-            part for op in network.operators if op.node not in members for part in self.operator(op)
-        ]
+        works = [work for unit in self.units(network) for work in unit.works]
         bits = network_bits(network)
         for kind, names in ((INPUT, network.inputs), (OUTPUT, network.outputs)):
             count = sum(math.prod(network.tensors[name]) for name in names)
             works.append(Work((kind, bits), _touched(count), count * ELEMENT_MS))
-        for item in reorders(network, self.target):
-            moved: Kind = (item.name, bits, bits)
-            works.append(Work(moved, _touched(item.elements), item.elements * ELEMENT_MS))
-            works.append(self._begin(moved))
         works.append(Work((CALL, bits), _NOWHERE, CALL_MS))
         return works
+
+    def units(self, network: NetworkProfile) -> list[Unit]:
+        """Return what a runtime runs of a network, one by one."""
+        inside = absorbed(network, self.target)
+        layout = turned(network, self.target)
+        found = operators_together(network)
+        members = {op.node for item in found for op in item.operators} | inside
+        units = [
+            Unit(item.name, self.together(item), _written(item.operators[-1])) for item in found
+        ]
+        units += [
+            Unit(
+                str(kind_of(op)[0]),
+                self.operator(op, is_turned=op.node in layout.readers),
+                _written(op),
+            )
+            for op in network.operators
+            if op.node not in members
+        ]
+        bits = network_bits(network)
+        for item in (*reorders(network, self.target), *layout.moves):
+            kind: Kind = (item.name, bits, bits)
+            moved = Work(kind, _touched(item.elements), item.elements * ELEMENT_MS)
+            units.append(Unit(item.name, (moved, self._begin(kind)), item.elements))
+        return units
 
     def _product(self, operator: Operator, kind: Kind) -> Work:
         """Return the work of a product: kernels compute whole tiles, whatever is in them.
@@ -225,6 +265,9 @@ class WorkOf:
 
     def _tile(self, operator: Operator) -> Tile:
         """Return what the kernel of a product computes at a time."""
+        known = symmetric_tile(operator, self.target)
+        if known is not None:
+            return known
         name = str(kind_of(operator)[0])
         tile = nearest(self.tiles, operator.activation_bits)[name]
         if is_blocked(operator, self._block):
@@ -395,6 +438,10 @@ def _moved_position(operator: Operator) -> tuple[float, ...]:
 def elements_of(channels: int, size: Sequence[int]) -> int:
     """Return the elements of a tensor; what a profile does not know counts as 1."""
     return max(channels, 1) * max(math.prod(size), 1)
+
+
+def _written(operator: Operator) -> int:
+    return elements_of(operator.out_channels, operator.out_size)
 
 
 def _touched(

@@ -9,6 +9,7 @@ from functools import partial
 
 from tightfit_service.adapters.emulators.format_fit import misfit
 from tightfit_service.adapters.emulators.kernel_tiles import Tile, Tiles
+from tightfit_service.adapters.emulators.onnxruntime_graph import symmetric_tile
 from tightfit_service.adapters.emulators.operator_work import TILED, WorkOf, kind_of
 from tightfit_service.adapters.emulators.timed_products import TimedProduct, timed_products
 from tightfit_service.domain.calibration import Observation
@@ -54,7 +55,8 @@ def find_tiles(observations: Sequence[Observation], work_of: WorkOf, bits: int) 
     found = _alike(min(LANES, key=misfit_of_lanes), depth)
     by_name: defaultdict[str, list[TimedProduct]] = defaultdict(list)
     for product in timed_products(observations, work_of):
-        by_name[str(kind_of(product.operator)[0])].append(product)
+        if symmetric_tile(product.operator, work_of.target) is None:
+            by_name[str(kind_of(product.operator)[0])].append(product)
     for name, products in by_name.items():
         if len(products) >= LEAST_PRODUCTS:
             found[name] = _best_tile(found[name], partial(_misfit, work_of, bits, name, products))

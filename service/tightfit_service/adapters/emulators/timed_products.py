@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,20 +57,31 @@ def timed_products(observations: Sequence[Observation], work_of: WorkOf) -> list
         observations: Measured networks; places are theirs.
         work_of: Tells which products are alike.
     """
+    return [
+        product
+        for place, item in believed(observations)
+        for product in _of_network(place, item, work_of)
+    ]
+
+
+def believed(observations: Sequence[Observation]) -> Iterator[tuple[int, Observation]]:
+    """Yield the networks with a profile in the state of the device that the network was measured in."""
     own_ms = {
         place: _beyond_ms(item) / len(item.operators)
         for place, item in enumerate(observations)
         if item.operators
     }
     typical_ms = max(float(np.median(list(own_ms.values()))), 0.0) if own_ms else 0.0
-    return [
-        product
-        for place, item in enumerate(observations)
-        if place in own_ms
-        and abs(_beyond_ms(item) - typical_ms * len(item.operators))
-        <= OTHER_STATE * item.latency_ms
-        for product in _of_network(place, item, work_of)
-    ]
+    for place in own_ms:
+        item = observations[place]
+        strange_ms = _beyond_ms(item) - typical_ms * len(item.operators)
+        if abs(strange_ms) <= OTHER_STATE * item.latency_ms:
+            yield place, item
+
+
+def profiling_ms(item: Observation) -> float:
+    """Return what profiling takes per operator: what the profile says beyond the network in other runs."""
+    return max(_beyond_ms(item), 0.0) / len(item.operators)
 
 
 def _beyond_ms(item: Observation) -> float:
@@ -84,7 +95,7 @@ def _of_network(place: int, item: Observation, work_of: WorkOf) -> list[TimedPro
     What the profile says beyond the network in other runs is the profiler's own time, which is taken off
     each operator evenly, and leaves each in doubt.
     """
-    own_ms = max(_beyond_ms(item), 0.0) / len(item.operators)
+    own_ms = profiling_ms(item)
     alike: defaultdict[tuple[Work, ...], list[tuple[Operator, float]]] = defaultdict(list)
     for operator, latency_ms in profiled_products(item.profile, item.operators):
         alike[work_of.operator(operator)].append((operator, latency_ms - own_ms))

@@ -42,7 +42,7 @@ from tightfit_service.domain.measurement import OperatorTime
 log = structlog.get_logger(__name__)
 
 DEFAULT_NETWORK_COUNT = 400
-"""Per number format: eight times every kind of network of the designed set."""
+"""Per number format: every kind of network of the designed set at least four times."""
 LEAST_NETWORK_COUNT = 32
 MOST_NETWORK_COUNT = 1_024
 NETWORKS_PER_UNIT = 5
