@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.adapters.emulators.onnxruntime_graph import BLOCKS
@@ -59,7 +60,7 @@ def profiled_products(
     if len(events) != len(products):
         return []
     if all(item.output_elements for _, item in events):
-        return _by_outputs(products, events)
+        return _by_outputs(network, products, events)
     is_certain = _have_certain_places(network, products)
     pairs = zip(products, events, strict=True)
     certain = [pair for pair, is_sure in zip(pairs, is_certain, strict=True) if is_sure]
@@ -74,20 +75,29 @@ def _have_certain_places(network: NetworkProfile, products: Sequence[Operator]) 
     XNNPACK runs branches in another order than the network and the file have them. What is alike may change
     places.
     """
+    behind = _dependencies(network, products)
+    return [all(_is_settled(one, other, behind) for other in products) for one in products]
+
+
+def _dependencies(
+    network: NetworkProfile, products: Sequence[Operator]
+) -> Mapping[str, frozenset[str]]:
+    """Return by tensor the nodes of the products that it depends on."""
     behind: dict[str, frozenset[str]] = {}
-    """By tensor, the products that it depends on."""
     nodes = {op.node for op in products}
     for op in network.operators:
         before = frozenset[str]().union(*(behind.get(name, frozenset()) for name in op.inputs))
         behind.update(dict.fromkeys(op.outputs, before | ({op.node} & nodes)))
+    return behind
 
-    def is_settled(one: Operator, other: Operator) -> bool:
-        is_alike = _shape(one) == _shape(other)
-        return (
-            is_alike or one.node in behind[other.outputs[0]] or other.node in behind[one.outputs[0]]
-        )
 
-    return [all(is_settled(one, other) for other in products) for one in products]
+def _is_settled(one: Operator, other: Operator, behind: Mapping[str, frozenset[str]]) -> bool:
+    """Whether two products are alike, or one depends on the other and so runs after it."""
+    return (
+        _shape(one) == _shape(other)
+        or one.node in behind[other.outputs[0]]
+        or other.node in behind[one.outputs[0]]
+    )
 
 
 def _shape(operator: Operator) -> tuple[object, ...]:
@@ -95,12 +105,15 @@ def _shape(operator: Operator) -> tuple[object, ...]:
 
 
 def _by_outputs(
-    products: Sequence[Operator], events: Sequence[tuple[str, OperatorTime]]
+    network: NetworkProfile,
+    products: Sequence[Operator],
+    events: Sequence[tuple[str, OperatorTime]],
 ) -> list[tuple[Operator, float]]:
     """Return products with what took them, by the sizes of their outputs; the order may be another one.
 
-    Of those with outputs of one size, such as a convolution and the shortcut beside it, the one with more
-    multiply-accumulates is taken to have taken longer.
+    Those with outputs of one size run in the order of the network where each depends on the one before. Of
+    others, such as a convolution and the shortcut beside it, the one with more multiply-accumulates is taken
+    to have taken longer, if all are of one kind.
     """
     waiting: dict[tuple[str, int], list[Operator]] = defaultdict(list)
     padded: dict[tuple[str, int], tuple[str, int]] = {}
@@ -118,10 +131,14 @@ def _by_outputs(
         key: len(own) for key, own in told.items()
     }:
         return []
-    found = []
+    behind = _dependencies(network, products)
+    found: list[tuple[Operator, float]] = []
     for key, own in waiting.items():
-        in_order = sorted(own, key=lambda op: op.macs)
-        found += list(zip(in_order, sorted(told[key]), strict=True))
+        if all(_is_settled(one, other, behind) for one, other in combinations(own, 2)):
+            found += zip(own, told[key], strict=True)
+        elif len({op.kind for op in own}) == 1:
+            in_order = sorted(own, key=lambda op: op.macs)
+            found += zip(in_order, sorted(told[key]), strict=True)
     return found
 
 

@@ -105,6 +105,26 @@ def test_a_shortcut_is_told_from_the_convolution_beside_it_by_its_work() -> None
     assert found == {(3, 3): 6.0, (1, 1): 1.0}
 
 
+def test_products_of_one_size_behind_one_another_are_told_in_order() -> None:
+    """A depthwise layer has fewer products than the pointwise one behind it, and may take longer."""
+    builder = GraphBuilder((4, 8, 8), seed=0)
+    builder.conv(builder.depthwise(builder.conv(builder.top, 8, kernel=1)), 8, kernel=1)
+    profile = OnnxGraphInspector().profile(builder.build())
+    run = [
+        OperatorTime(kind="Conv", latency_ms=own, output_elements=8 * 64) for own in (1.0, 6.0, 2.0)
+    ]
+    assert [ms for _, ms in profiled_products(profile, run)] == [1.0, 6.0, 2.0]
+
+
+def test_products_of_one_size_beside_one_another_are_told_if_they_are_of_one_kind() -> None:
+    builder = GraphBuilder((8, 8, 8), seed=0)
+    source = builder.top
+    builder.add(builder.depthwise(source), builder.conv(source, 8, kernel=1))
+    profile = OnnxGraphInspector().profile(builder.build())
+    run = [OperatorTime(kind="Conv", latency_ms=own, output_elements=8 * 64) for own in (6.0, 2.0)]
+    assert profiled_products(profile, run) == []
+
+
 @pytest.mark.parametrize(("channels", "is_known"), [(16, True), (8, True), (20, False)])
 def test_outputs_that_are_filled_up_to_blocks_are_recognised(channels: int, is_known: bool) -> None:
     builder = GraphBuilder((4, 8, 8), seed=0)
