@@ -251,7 +251,7 @@ def run(folder: Path, *, clients: int, watches: int, seconds: float, rounds: int
     with ExitStack() as stack:
         database = ""
         if not reason_missing():
-            database = stack.enter_context(running_postgres(is_durable=True)).database()
+            database = stack.enter_context(running_postgres(survives="power cut")).database()
         server = RunningServer(
             folder / "data",
             # its workers come to no end, so that jobs stay in the queue

@@ -383,7 +383,7 @@ def main() -> int:
     results: dict[str, Any] = {"jobs": arguments.jobs, "queued": QUEUED, "projects": PROJECTS}
     results["after_filling"] = list(SETTLING)
     results["load_average_before"] = [round(one, 1) for one in os.getloadavg()]
-    with running_postgres(is_durable=True) as server:
+    with running_postgres(survives="power cut") as server:
         engine = open_database(server.database(), pool_size=10)
         upgrade(engine)
         small = QUEUED + 1_000

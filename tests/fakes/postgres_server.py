@@ -14,27 +14,36 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fakes.ports import free_port
 
 START_SECONDS = 60.0
 
+Survives = Literal["nothing", "kill", "power cut"]
+
+_OPTIONS: dict[Survives, tuple[str, ...]] = {
+    "nothing": ("fsync=off", "full_page_writes=off", "synchronous_commit=off"),
+    "kill": ("fsync=off", "full_page_writes=off"),
+    "power cut": (),
+}
+
 
 class PostgresServer:
     """`initdb` and `postgres` of the newest version that Debian's packages brought."""
 
-    def __init__(self, directory: Path, *, is_durable: bool = False) -> None:
-        """Make a cluster below `directory`.
+    def __init__(self, directory: Path, *, survives: Survives = "nothing") -> None:
+        """Make a cluster below `directory`; what was committed survives a SIGKILL of the server, or a power cut.
 
-        With `is_durable` what was committed survives a SIGKILL of the whole server; tests that do not
-        kill it are several times faster without.
+        Tests that do not kill it are several times faster without. Of one that would survive a power cut
+        each of thousands of files is written out when it starts after a SIGKILL, which takes minutes on
+        a slow disk: that is for benchmarks.
         """
         self.port = free_port()
         self._password = secrets.token_hex(8)
         self._data = directory / "data"
         self._log = directory / "postgres.log"
-        self._is_durable = is_durable
+        self._survives = survives
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         secret = directory / "password"
@@ -59,13 +68,12 @@ class PostgresServer:
 
     def start(self) -> PostgresServer:
         """Start it and wait until it answers."""
-        quick = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
         options = [
             "listen_addresses=127.0.0.1",
             f"port={self.port}",
             f"unix_socket_directories={self._data}",
             "max_connections=200",
-            *([] if self._is_durable else quick),
+            *_OPTIONS[self._survives],
         ]
         command = [_program("postgres"), "-D", str(self._data)]
         for option in options:
@@ -126,13 +134,13 @@ def reason_missing() -> str:
 
 
 @contextmanager
-def running_postgres(*, is_durable: bool = False) -> Iterator[PostgresServer]:
+def running_postgres(*, survives: Survives = "nothing") -> Iterator[PostgresServer]:
     """Yield a server in a folder that its own user can reach, and end it again."""
     # pytest's folders belong to their user alone, and the server may run as another
     with tempfile.TemporaryDirectory(prefix="tightfit-postgres-") as folder:
         root = Path(folder)
         root.chmod(0o755)
-        server = PostgresServer(root / "server", is_durable=is_durable).start()
+        server = PostgresServer(root / "server", survives=survives).start()
         try:
             yield server
         finally:

@@ -423,7 +423,7 @@ def deployment(
     """Yield a deployment that runs, and end it; without an S3 gateway artifacts lie in a shared folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        postgres = stack.enter_context(running_postgres(is_durable=True))
+        postgres = stack.enter_context(running_postgres(survives="kill"))
         gateway = S3Gateway(reason_missing="not asked for")
         if needs_s3:
             gateway = stack.enter_context(find_s3_gateway(folder / "s3"))

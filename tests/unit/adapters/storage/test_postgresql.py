@@ -47,7 +47,7 @@ BEFORE_FENCES = "0012"
 def server() -> Iterator[PostgresServer]:
     if reason := reason_missing():
         pytest.skip(reason)
-    with running_postgres(is_durable=True) as found:
+    with running_postgres(survives="kill") as found:
         yield found
 
 
