@@ -94,7 +94,7 @@ def symmetric_tile(operator: Operator, target: HardwareSpec) -> Tile | None:
 
     `MlasConvSymPackWSize` in `mlas/lib/convsym.cpp` says which are: depthwise ones whose channels fill
     vectors, and dense ones of multiples of few channels. All others go through a general product of
-    matrices, or a slow loop, at half the speed or less.
+    matrices, or a plain loop.
     """
     if (
         not _is_on_x86(target)

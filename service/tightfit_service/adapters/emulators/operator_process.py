@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -111,10 +112,9 @@ class OperatorProcess:
         self, observed: Observed, parameters: Parameters, *, state: State | None = None
     ) -> None:
         self._observed = observed
-        self._terms = observed.terms
         self._parameters = parameters
         if state is None:
-            kernel = covariance_of(self._terms, self._terms, parameters)
+            kernel = covariance_of(self.terms, self.terms, parameters)
             state = observed.settled(kernel, parameters)
             state = observed.doubted(state).settled(kernel, parameters, state.gain(kernel))
         self._state = state
@@ -127,7 +127,7 @@ class OperatorProcess:
     @property
     def terms(self) -> Sequence[Term]:
         """The distinct ones that were measured."""
-        return self._terms
+        return self._observed.terms
 
     def without(self, rows: Sequence[int], shifts: FloatArray) -> OperatorProcess:
         """Return what the other measurements say, at the shares that all of them give.
@@ -161,7 +161,7 @@ class OperatorProcess:
     def _across(self, terms: Sequence[Term]) -> FloatArray:
         """Return the covariance of terms with the logarithms of the measured networks."""
         across: FloatArray = (
-            covariance_of(terms, self._terms, self._parameters) @ self._state.shares.T
+            covariance_of(terms, self.terms, self._parameters) @ self._state.shares.T
         )
         return across
 
@@ -288,14 +288,12 @@ class State:
     Attributes:
         shares: Of terms in measurements.
         residual: What the logarithms of measurements are beyond their priors.
-        covariance: Of measurements.
-        factor: Lower, of that.
+        factor: Lower, of the covariance of measurements.
         weights: The residual over the covariance.
     """
 
     shares: Any
     residual: FloatArray
-    covariance: FloatArray
     factor: FloatArray
     weights: FloatArray
 
@@ -307,7 +305,13 @@ class State:
             numpy.linalg.LinAlgError: The covariance cannot be factored.
         """
         factor = cholesky(covariance, lower=True)
-        return cls(shares, residual, covariance, factor, cho_solve((factor, True), residual))
+        return cls(shares, residual, factor, cho_solve((factor, True), residual))
+
+    @cached_property
+    def covariance(self) -> FloatArray:
+        """Of measurements; as large as the factor, and only wanted to leave some out."""
+        covariance: FloatArray = self.factor @ self.factor.T
+        return covariance
 
     @property
     def evidence(self) -> float:

@@ -113,8 +113,9 @@ def _of_network(place: int, item: Observation, work_of: WorkOf) -> Iterator[Prof
         if unit.works and unit.works[0].kind[0] not in PRODUCTS
     ]
     by_names: defaultdict[Names, list[OperatorTime]] = defaultdict(list)
+    is_int8 = network_bits(item.profile) <= INT8
     for operator in item.operators:
-        names = _names(operator, item)
+        names = _names(operator, is_int8=is_int8)
         if names:
             by_names[names].append(operator)
     own_ms = profiling_ms(item)
@@ -132,12 +133,12 @@ def _of_network(place: int, item: Observation, work_of: WorkOf) -> Iterator[Prof
         yield ProfiledWork(place, works, latency_ms, doubt_ms / latency_ms)
 
 
-def _names(operator: OperatorTime, item: Observation) -> Names:
+def _names(operator: OperatorTime, *, is_int8: bool) -> Names:
     """Return which operators of a network are run under a name, none where that is not certain."""
     if not operator.output_elements:
         return _LITERT.get(operator.kind.split(" (")[0].lower(), frozenset())
-    name, is_int8 = _OWN_INT8.subn("", operator.kind)
-    if not is_int8 and network_bits(item.profile) <= INT8:
+    name, count = _OWN_INT8.subn("", operator.kind)
+    if is_int8 and not count:
         return frozenset()
     return _ONNXRUNTIME.get(name, frozenset({name}))
 

@@ -117,15 +117,13 @@ def _copies_beside_images(model: ModelProto) -> ModelProto:
     shapes = tensor_shapes(model)
     result = copy_model(model)
     nodes: list[NodeProto] = []
+    images = {name for name, shape in shapes.items() if len(shape) == len(_TO_NCHW)}
     for node in result.graph.node:
-        if node.op_type not in ("Expand", "Tile"):
+        if node.op_type not in ("Expand", "Tile") or not {node.input[0], node.output[0]} <= images:
             nodes.append(node)
             continue
         source, target = node.input[0], node.output[0]
-        before, after = shapes.get(source, ()), shapes.get(target, ())
-        if len(before) != len(_TO_NCHW) or len(after) != len(_TO_NCHW):
-            nodes.append(node)
-            continue
+        before, after = shapes[source], shapes[target]
         for axis, (old, new) in enumerate(zip(before, after, strict=True)):
             if 1 < old < new:
                 joined = f"{target}.axis{axis}"

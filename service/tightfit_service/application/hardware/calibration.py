@@ -113,8 +113,7 @@ class _Course:
     def keep(self, file: DesignedFile) -> None:
         """Note that a network was measured earlier; of two that are the same, each has its own measurement."""
         assert self.earlier is not None
-        assert file.profile is not None
-        known = self.earlier.take(file.number_format, file.profile)
+        known = self.earlier.take(file.measured_as)
         if known is not None:
             self.names.append(file.name)
             self.kept[file.name] = replace(known, label=file.label)

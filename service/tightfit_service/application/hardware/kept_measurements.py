@@ -7,8 +7,6 @@ from collections import deque
 from tightfit_service.application.work.calibration import network_digest
 from tightfit_service.domain.calibration import Calibration, Observation
 from tightfit_service.domain.errors import InvalidRequestError, PreconditionError
-from tightfit_service.domain.hardware import NumberFormat
-from tightfit_service.domain.network import NetworkProfile
 
 
 class KeptMeasurements:
@@ -31,9 +29,9 @@ class KeptMeasurements:
         """Name and version of what ran the networks."""
         return self._earlier.runtime_version
 
-    def take(self, number_format: NumberFormat, profile: NetworkProfile) -> Observation | None:
+    def take(self, digest: str) -> Observation | None:
         """Return the next measurement of a network, or None where no further one is kept."""
-        left = self._left.get(network_digest(number_format, profile))
+        left = self._left.get(digest)
         return self._earlier.observations[left.popleft()] if left else None
 
     def check_runner(self, runner_id: str) -> None:

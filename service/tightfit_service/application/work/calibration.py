@@ -55,7 +55,8 @@ class CalibrationFilesTask:
 class DesignedFile:
     """A network of the designed set as written.
 
-    There is no file where it is measured already, nor where there is a problem, which says why.
+    There is no file where it was measured before, `measured_as` a network of that digest, nor where there is
+    a problem, which says why.
     """
 
     index: int
@@ -63,7 +64,12 @@ class DesignedFile:
     label: str
     profile: NetworkProfile | None = None
     problem: str = ""
-    is_measured: bool = False
+    measured_as: str = ""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its measurement is kept."""
+        return bool(self.measured_as)
 
     @property
     def name(self) -> str:
@@ -103,21 +109,29 @@ class CalibrationWork:
             designed = self.networks.graph(index)
             share = done / len(task.indices)
             context.on_progress(share, f"writing network {index}: {designed.label}")
-            for number_format in task.number_formats:
-                found = DesignedFile(index=index, number_format=number_format, label=designed.label)
-                try:
-                    model = self.importer.import_model(designed.graph)
-                    profile = self.inspector.profile(model.graph)
-                    if network_digest(number_format, profile) in measured:
-                        written.append(replace(found, profile=profile, is_measured=True))
-                        continue
-                    file = _file(model, exporter, number_format)
-                except (TightfitError, ValueError) as error:
-                    # one that the converter or the runtime cannot take must not cost the whole set
-                    written.append(replace(found, problem=_problem(error)))
+            found = [
+                DesignedFile(index=index, number_format=number_format, label=designed.label)
+                for number_format in task.number_formats
+            ]
+            # a network that the converter or the runtime cannot take must not cost the whole set
+            try:
+                model = self.importer.import_model(designed.graph)
+                profile = self.inspector.profile(model.graph)
+            except (TightfitError, ValueError) as error:
+                written += [replace(item, problem=_problem(error)) for item in found]
+                continue
+            for item in found:
+                digest = network_digest(item.number_format, profile)
+                if digest in measured:
+                    written.append(replace(item, profile=profile, measured_as=digest))
                     continue
-                context.write(found.name, file, file_name=f"network-{found.name}")
-                written.append(replace(found, profile=profile))
+                try:
+                    file = _file(model, exporter, item.number_format)
+                except (TightfitError, ValueError) as error:
+                    written.append(replace(item, problem=_problem(error)))
+                    continue
+                context.write(item.name, file, file_name=f"network-{item.name}")
+                written.append(replace(item, profile=profile))
         return CalibrationFiles(files=tuple(written))
 
 

@@ -126,7 +126,7 @@ class Writer:
                     label=self.label,
                     profile=None if problem else profile,
                     problem=problem,
-                    is_measured=digest in unit.payload.get("measured", ()),
+                    measured_as=digest if digest in unit.payload.get("measured", ()) else "",
                 )
                 files.append(file)
                 if not problem and not file.is_measured:
