@@ -357,6 +357,25 @@ def upsampling(seed: int = 0) -> ModelProto:
     return b.model({x: (2, 8, 8)})
 
 
+def token_attention(seed: int = 0) -> ModelProto:
+    """Two heads of attention over six tokens of 8, then the mean over tokens and a classifier."""
+    b = Builder(seed)
+    x = b.input("input", (6, 8))
+    heads = b.ints("heads", [0, 6, 2, 4])
+    ends = []
+    for part, order in (("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3])):
+        found = b.node(part, "MatMul", [x, b.weight(f"{part}.w", (8, 8), fan_in=8)])
+        split = b.node(f"{part}.split", "Reshape", [found, heads])
+        ends.append(b.node(f"{part}.heads", "Transpose", [split], perm=order))
+    scores = b.node("scores", "MatMul", ends[:2])
+    shares = b.node("shares", "Softmax", [scores], axis=-1)
+    mixed = b.node("mixed", "MatMul", [shares, ends[2]])
+    turned = b.node("turned", "Transpose", [mixed], perm=[0, 2, 1, 3])
+    joined = b.node("joined", "Reshape", [turned, b.ints("tokens", [0, 6, 8])])
+    pooled = b.node("pooled", "ReduceMean", [joined], axes=[1], keepdims=0)
+    return b.model({b.gemm("fc", pooled, 8, 5): (5,)})
+
+
 def spatial_attention(seed: int = 0) -> ModelProto:
     """A one-channel map that scales all channels, and a dense layer over positions (tokens)."""
     b = Builder(seed)

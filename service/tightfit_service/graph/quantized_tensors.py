@@ -53,11 +53,14 @@ class QuantizedTensor:
         group: Tensors of one group share scale and zero point; the name of its first member. Its
             range is the union of the members' ranges.
         fixed: Key in `FIXED_SCALES` where the kernel leaves no choice, empty elsewhere.
+        is_centred: Whether 8 bits have zero point 0 (`rounding.centred`): XNNPACK multiplies two
+            activations only where the second's is, and what it leaves takes ten times as long.
     """
 
     name: str
     group: str
     fixed: str = ""
+    is_centred: bool = False
 
 
 def quantized_tensors(model: ModelProto) -> dict[str, QuantizedTensor]:
@@ -84,6 +87,8 @@ def quantized_tensors(model: ModelProto) -> dict[str, QuantizedTensor]:
         for name in operator.outputs:
             groups.add(name, fixed)
         _tie(groups, operator)
+        if operator.node.op_type == "MatMul":
+            groups.centre(operator.node.input[1])
     return groups.tensors()
 
 
@@ -111,11 +116,17 @@ class _Groups:
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
         self._fixed: dict[str, str] = {}
+        self._centred: set[str] = set()
 
     def add(self, name: str, fixed: str) -> None:
         self._parent.setdefault(name, name)
         if fixed:
             self._fixed[name] = fixed
+
+    def centre(self, name: str) -> None:
+        """Note that the group of a tensor wants zero point 0, where it is one of activations."""
+        if self.knows(name):
+            self._centred.add(name)
 
     def knows(self, name: str) -> bool:
         return name in self._parent
@@ -139,7 +150,13 @@ class _Groups:
         first: dict[str, str] = {}
         for name in self._parent:
             first.setdefault(self.root(name), name)
+        centred = {self.root(name) for name in self._centred}
         return {
-            name: QuantizedTensor(name=name, group=first[self.root(name)], fixed=self.fixed(name))
+            name: QuantizedTensor(
+                name=name,
+                group=first[self.root(name)],
+                fixed=self.fixed(name),
+                is_centred=self.root(name) in centred and not self.fixed(name),
+            )
             for name in self._parent
         }

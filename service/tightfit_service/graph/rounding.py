@@ -44,6 +44,13 @@ def activation_scale(low: float, high: float, *, bits: int) -> IntegerScale:
     return IntegerScale(scale=scale, zero_point=zero_point)
 
 
+def centred(low: float, high: float) -> tuple[float, float]:
+    """Return the least range around one whose zero point, with 8 bits, is 0."""
+    least, most = activation_levels(8)
+    reach = max(float(low) * most / least, float(high))
+    return reach * least / most, reach
+
+
 def activation_levels(bits: int) -> tuple[int, int]:
     """Return the least and the greatest integer of an activation."""
     return (-128, 127) if bits == 8 else (-32768, 32767)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fakes.networks import NETWORKS, Builder
+from fakes.networks import NETWORKS, Builder, token_attention
 from tightfit_service.graph.quantized_tensors import quantized_tensors
 
 
@@ -19,6 +19,13 @@ def test_kernels_that_pass_integers_on_share_a_scale() -> None:
     joined = {name for name, item in found.items() if item.group == found["concat_out"].group}
     assert {"concat_out", "expand1.relu_out", "expand3.relu_out"} <= joined
     assert "after.relu_out" not in joined
+
+
+def test_what_a_product_of_activations_reads_second_is_centred() -> None:
+    found = quantized_tensors(token_attention())
+    assert {name for name, item in found.items() if item.is_centred} == {
+        f"{part}{end}_out" for part in ("key", "value") for end in ("", ".split", ".heads")
+    }
 
 
 def test_fixed_scales_stay_out_of_others() -> None:

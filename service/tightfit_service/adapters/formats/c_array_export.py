@@ -19,7 +19,7 @@ from tightfit_service.application.ports import (
 )
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.errors import ParityError
-from tightfit_service.domain.hardware import ModelFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat
 
 
 class CArrayExporter:
@@ -41,6 +41,7 @@ class CArrayExporter:
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        target: HardwareSpec | None = None,
     ) -> ExportedModel:
         """Export as TFLite, write as source, and read the array back.
 
@@ -49,7 +50,12 @@ class CArrayExporter:
             TightfitError: What the export as TFLite raises.
         """
         exported = self._tflite.export(
-            graph, calibration=calibration, settings=settings, metadata={}, ranges=ranges
+            graph,
+            calibration=calibration,
+            settings=settings,
+            metadata={},
+            ranges=ranges,
+            target=target,
         )
         data = join_files(c_source(exported.data, metadata))
         if tflite_in(data) != exported.data:

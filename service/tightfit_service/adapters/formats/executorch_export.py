@@ -28,7 +28,7 @@ from tightfit_service.application.ports import ExportedModel, QuantizationSettin
 from tightfit_service.application.samples import Samples
 from tightfit_service.application.work.file_parity import check_outputs, noise_limit_of
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.structure import first_line, graph_inputs
 
@@ -56,6 +56,7 @@ class ExecutorchExporter:
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        target: HardwareSpec | None = None,  # noqa: ARG002  # written alike for all
     ) -> ExportedModel:
         """Quantize as told, lower, reload in ExecuTorch, compare.
 

@@ -20,7 +20,7 @@ from tightfit_service.application.work.file_parity import (
     noise_limit_of,
 )
 from tightfit_service.domain.errors import InvalidDatasetError, ParityError, UnsupportedError
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import copy_model, load_model, save_model, subgraphs
 from tightfit_service.graph.structure import declared_shape, first_line, graph_inputs
 
@@ -83,6 +83,7 @@ class OnnxExporter:
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        target: HardwareSpec | None = None,  # noqa: ARG002  # written alike for all
     ) -> ExportedModel:
         """Quantize as told, write, reload in onnxruntime, compare.
 

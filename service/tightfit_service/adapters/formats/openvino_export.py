@@ -18,7 +18,7 @@ from tightfit_service.application.samples import Samples
 from tightfit_service.application.work.file_metadata import PREFIX
 from tightfit_service.application.work.file_parity import check_outputs, noise_limit_of
 from tightfit_service.domain.errors import InvalidModelError, ParityError, UnsupportedError
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.graph.model_file import load_model
 
 NETWORK_NAME, WEIGHTS_NAME = "model.xml", "model.bin"
@@ -57,6 +57,7 @@ class OpenvinoExporter:
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        target: HardwareSpec | None = None,
     ) -> ExportedModel:
         """Export as ONNX, convert, reload in OpenVINO, compare with the graph.
 
@@ -69,7 +70,12 @@ class OpenvinoExporter:
         used = {settings.number_format, *settings.node_formats.values()}
         _check(used)
         exported = self._onnx.export(
-            graph, calibration=calibration, settings=settings, metadata={}, ranges=ranges
+            graph,
+            calibration=calibration,
+            settings=settings,
+            metadata={},
+            ranges=ranges,
+            target=target,
         )
         files = _converted(exported.data, metadata)
         feeds = comparison_feeds(calibration, load_model(graph))

@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_exponentials import bound_exponentials
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.adapters.formats.tflite_rectifiers import fuse_rectifiers
 
 _TO_NCHW = (0, 3, 1, 2)
 _TO_NHWC = (0, 2, 3, 1)
@@ -30,12 +31,13 @@ def clean_up(file: TfliteFile) -> None:
     1. Padding and element by element work between two layout changes that undo each other is done
        in the other layout.
     2. Layout changes that undo each other are dropped, others that follow each other are merged.
-    3. A PAD that pads as `SAME` does is given back to its convolution.
+    3. A PAD that pads as `SAME` does is given back to its convolution or greatest-value pooling.
     4. A layout change before a flattening moves into the weights of the dense layer behind it.
     5. A layout change before a reduction is left out, and the axes are renamed.
     6. Strided slices that follow each other, one axis each, become one.
     7. Channels are shuffled where they are, last.
-    8. A change to NCHW right before an output is left out: that output is NHWC from then on.
+    8. Rectifiers are fused into what computes their numbers, moved in between or not.
+    9. A change to NCHW right before an output is left out: that output is NHWC from then on.
 
     Before all that, exponential linear units become ones whose exponent is bounded.
     """
@@ -51,6 +53,7 @@ def clean_up(file: TfliteFile) -> None:
     _reduce_channels_last(file)
     while _merge_slices(file):
         file.remove_dead()
+    fuse_rectifiers(file)
     _leave_outputs_channels_last(file)
     file.remove_dead()
 
@@ -216,29 +219,37 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[in
 
 
 def _give_padding_back(file: TfliteFile) -> None:
-    for convolution in file.operators(*_CONVOLUTIONS):
-        options = convolution.builtinOptions
-        pad = file.producer(convolution.inputs[0])
-        if (
-            pad is None
-            or file.operator_name(pad) != "PAD"
-            or options.padding != schema.Padding.VALID
-        ):
+    for operator in file.operators("MAX_POOL_2D", *_CONVOLUTIONS):
+        options = operator.builtinOptions
+        pad = file.producer(operator.inputs[0])
+        if pad is None or options.padding != schema.Padding.VALID:
             continue
-        pads = file.constant(pad.inputs[1])
+        if file.operator_name(operator) == "MAX_POOL_2D":
+            is_empty = _pads_with_nothing(file, pad)
+            kernel, dilation = [options.filterHeight, options.filterWidth], (1, 1)
+        else:
+            is_empty = file.operator_name(pad) == "PAD"
+            kernel = list(file.shape(operator.inputs[1])[1:3])
+            dilation = (options.dilationHFactor, options.dilationWFactor)
+        pads = file.constant(pad.inputs[1]) if is_empty else None
         source = file.shape(pad.inputs[0])
-        kernel = file.shape(convolution.inputs[1])
         if pads is None or len(source) != 4:
             continue
         wanted = [
             (0, 0),
-            same_padding(source[1], kernel[1], options.strideH, options.dilationHFactor),
-            same_padding(source[2], kernel[2], options.strideW, options.dilationWFactor),
+            same_padding(source[1], kernel[0], options.strideH, dilation[0]),
+            same_padding(source[2], kernel[1], options.strideW, dilation[1]),
             (0, 0),
         ]
         if [tuple(int(item) for item in row) for row in pads] == wanted:
             options.padding = schema.Padding.SAME
-            convolution.inputs = [int(pad.inputs[0]), *(int(i) for i in convolution.inputs[1:])]
+            operator.inputs = [int(pad.inputs[0]), *(int(i) for i in operator.inputs[1:])]
+
+
+def _pads_with_nothing(file: TfliteFile, operator: Any) -> bool:
+    """Whether an operator pads with a number below all others, which no maximum will be."""
+    value = file.constant(operator.inputs[2]) if file.operator_name(operator) == "PADV2" else None
+    return value is not None and bool((value <= np.finfo(np.float32).min).all())
 
 
 def _flatten_channels_last(file: TfliteFile) -> None:

@@ -61,7 +61,8 @@ def convert(model: ModelProto) -> TfliteFile:
     names = graph_inputs(model)
     shapes = [input_shape(model, name) for name in names]
     turned = [place for place, name in enumerate(names) if is_channels_last(model, name)]
-    simple = with_gelus(_copies_beside_images(_norms_as_products(fold_batch_norms(model))))
+    simple = _leaky(_copies_beside_images(_norms_as_products(fold_batch_norms(model))))
+    simple = with_gelus(simple)
     with _CONVERTING:
         data = _converted(save_model(simple), tuple(shapes), tuple(turned))
     file = TfliteFile(data)
@@ -105,6 +106,19 @@ def _norms_as_products(model: ModelProto) -> ModelProto:
     replace_nodes(result.graph, nodes)
     for name, value in added.items():
         set_initializer(result, name, value.astype(np.float32))
+    return result
+
+
+def _leaky(model: ModelProto) -> ModelProto:
+    """Return the graph with each PRelu of one slope as LeakyRelu: one operator, where the converter makes four."""
+    values = initializers(model)
+    result = copy_model(model)
+    for node in result.graph.node:
+        slope = values.get(node.input[1]) if node.op_type == "PRelu" else None
+        if slope is not None and np.unique(slope).size == 1:
+            node.op_type = "LeakyRelu"
+            del node.input[1]
+            node.attribute.append(helper.make_attribute("alpha", float(slope.flat[0])))
     return result
 
 

@@ -36,7 +36,8 @@ from tightfit_service.domain.errors import (
     ParityError,
     UnsupportedError,
 )
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
+from tightfit_service.domain.measurement import runtime_family
 from tightfit_service.graph.logarithms import logarithms
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.structure import graph_inputs, graph_outputs
@@ -73,6 +74,7 @@ class TfliteExporter:
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        target: HardwareSpec | None = None,
     ) -> ExportedModel:
         """Quantize as told, write, reload in LiteRT, compare.
 
@@ -94,8 +96,9 @@ class TfliteExporter:
             doubts = checked_inputs(calibration, graph_inputs(model))
         feeds = comparison_feeds(calibration, model)
         file = convert(model)
-        if NumberFormat.INT16X8 in used:
-            spell_out(file)
+        if used - FLOATS:
+            has_swish = NumberFormat.INT16X8 not in used and not _runs_tables(target)
+            spell_out(file, has_swish=has_swish)
         matches = _matches(model, file, feeds)
         is_float = settings.number_format in FLOATS
         kept = [n for n in logarithms(model) if not is_float and n not in settings.node_formats]
@@ -140,6 +143,19 @@ def _check(model: ModelProto, settings: QuantizationSettings, used: set[NumberFo
             field="quantization.node_formats",
             remedy="name nodes of the working graph",
         )
+
+
+def _runs_tables(target: HardwareSpec | None) -> bool:
+    """Whether a target's runtime makes one table of 256 entries of several operators of one number.
+
+    XNNPACK does, which LiteRT runs what it can with; what microcontrollers and accelerators run instead is
+    better off with single operators.
+    """
+    return (
+        target is not None
+        and target.accelerator is None
+        and runtime_family(target.runtime.name) == "litert"
+    )
 
 
 def _reloaded(data: bytes, feeds: Mapping[str, FloatArray]) -> list[FloatArray]:

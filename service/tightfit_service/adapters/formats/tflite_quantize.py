@@ -6,7 +6,9 @@ What is rounded, and how (numbers are from `graph.rounding`, groups from `graph.
   passes on without arithmetic (reshape, transpose, pad, slice, pooling, concat, resize) share scale
   and zero point; their range is the union of those of the tensors that are computed, each as
   calibrated. A range that training has fixed for any of them is taken instead. Sigmoid, softmax
-  and tanh give fixed scales; where such a tensor is joined with others it is rescaled first.
+  and tanh give fixed scales; where such a tensor is joined with others it is rescaled first. What a
+  product of two activations reads second has zero point 0 in 8 bits, too, unless its scale is
+  fixed: XNNPACK leaves all others to a plain loop.
 - Fused into a product, addition or multiplication are its bias, its BatchNormalization and a RELU,
   RELU6 or RELU_N1_TO_1: only what comes after them is rounded.
 - Weights of convolutions are symmetric with one scale per output channel, those of dense layers with

@@ -18,6 +18,7 @@ from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.rounding import (
     IntegerScale,
     activation_scale,
+    centred,
     rounded_activation,
     rounded_bias,
     rounded_weight,
@@ -136,7 +137,8 @@ class Rewriter:
             if item < 0 or (is_product and slots and place in {slots.weight, slots.bias}):
                 continue
             if file.constant(item) is not None:
-                inputs[place] = self._constant(item, bits, joint)
+                is_centred = name == "BATCH_MATMUL" and place == 1 and bits == 8
+                inputs[place] = self._constant(item, bits, joint, is_centred=is_centred)
             elif item in self._stored or is_float(file, item):
                 own = joint or self._plan.groups.scale(item, self._plan.ranges, bits=bits)
                 inputs[place] = self._convert(item, own, bits)
@@ -196,14 +198,17 @@ class Rewriter:
         details = self._file.graph.tensors[tensor].quantization
         return IntegerScale(scale=float(details.scale[0]), zero_point=int(details.zeroPoint[0]))
 
-    def _constant(self, tensor: int, bits: int, joint: IntegerScale | None) -> int:
+    def _constant(
+        self, tensor: int, bits: int, joint: IntegerScale | None, *, is_centred: bool
+    ) -> int:
         """Return a float constant in integers, in a given scale or that of its own range."""
         value = self._file.constant(tensor)
         if value is None or value.dtype != np.float32:
             return tensor
-        scale = joint or activation_scale(
-            float(value.min(initial=0.0)), float(value.max(initial=0.0)), bits=bits
-        )
+        low, high = float(value.min(initial=0.0)), float(value.max(initial=0.0))
+        if is_centred:
+            low, high = centred(low, high)
+        scale = joint or activation_scale(low, high, bits=bits)
         key = (tensor, bits, scale)
         if key not in self._constants:
             steps = rounded_activation(value, scale, bits=bits)

@@ -13,15 +13,18 @@ from tightfit_service.adapters.formats.tflite_kernels import KERNELS
 from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.quantized_tensors import FIXED_SCALES
-from tightfit_service.graph.rounding import IntegerScale, activation_scale
+from tightfit_service.graph.rounding import IntegerScale, activation_scale, centred
 
 FLOATS = frozenset({NumberFormat.FLOAT32, NumberFormat.FLOAT16})
+EIGHT_BITS = frozenset({NumberFormat.INT8, NumberFormat.INT4})
+"""Formats whose activations have 8 bits."""
 
 
 class ScaleGroups:
     """Tensors of a float file in groups of one scale, as integer kernels pass them on.
 
-    The groups are those of `graph.quantized_tensors`, found in the file's own operators.
+    The groups are those of `graph.quantized_tensors`, found in the file's own operators, and so are
+    those that are centred.
     """
 
     def __init__(self, file: TfliteFile, formats: Sequence[NumberFormat]) -> None:
@@ -31,6 +34,11 @@ class ScaleGroups:
         self._fixed: dict[int, str] = {}
         self.sources: set[int] = set()
         """Tensors whose ranges decide those of their groups."""
+        self._centred = {
+            int(operator.inputs[1])
+            for operator, number_format in zip(file.graph.operators, formats, strict=True)
+            if number_format in EIGHT_BITS and file.operator_name(operator) == "BATCH_MATMUL"
+        }
         tied: set[int] = set()
         for operator, number_format in zip(file.graph.operators, formats, strict=True):
             kernel = KERNELS.get(file.operator_name(operator))
@@ -98,7 +106,12 @@ class ScaleGroups:
         if fixed:
             return FIXED_SCALES[fixed][bits]
         span = ranges.get(root)
-        return None if span is None else activation_scale(span.low, span.high, bits=bits)
+        if span is None:
+            return None
+        low, high = span.low, span.high
+        if root in {self._root(item) for item in self._centred}:
+            low, high = centred(low, high)
+        return activation_scale(low, high, bits=bits)
 
     def _tie(self, operator: object, *, is_joint: bool) -> None:
         inputs = [

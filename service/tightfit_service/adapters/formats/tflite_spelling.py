@@ -1,4 +1,4 @@
-"""Operators without 16-bit kernels, spelled out in such that have them."""
+"""Operators without kernels for integers, or without good ones, spelled out in such that have them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,39 @@ from ai_edge_litert import schema_py_generated as schema
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 
 
-def spell_out(file: TfliteFile) -> None:
-    """Replace squared differences and hard swishes by products and sums; outputs do not change."""
-    operators: list[Any] = []
+def spell_out(file: TfliteFile, *, has_swish: bool) -> None:
+    """Replace squared differences, and hard swishes unless `has_swish`, by products and sums; outputs do not change.
+
+    Of squared differences LiteRT has a plain loop in 8 bits, several times as slow as both others
+    together, and a normalization that is spelled out has the difference already. A hard swish takes it
+    some forty times as long as a table, which it makes of the sum and the products.
+    """
+    differences = {
+        tuple(int(item) for item in operator.inputs): operator
+        for operator in file.operators("SUB")
+        if operator.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.NONE
+    }
+    operators: dict[int, Any] = {}
     for operator in file.graph.operators:
         name = file.operator_name(operator)
+        parts = [operator]
         if name == "SQUARED_DIFFERENCE":
-            operators.extend(_squared_difference(file, operator))
-        elif name == "HARD_SWISH":
-            operators.extend(_hard_swish(file, operator))
-        else:
-            operators.append(operator)
-    file.graph.operators = operators
+            inputs, output = tuple(int(item) for item in operator.inputs), int(operator.outputs[0])
+            if inputs not in differences:
+                differences[inputs] = _difference(file, inputs, output)
+            # one that there is may come only later
+            known = differences[inputs]
+            difference = int(known.outputs[0])
+            parts = [known, _pairwise(file, "MUL", [difference, difference], output)]
+        elif name == "HARD_SWISH" and not has_swish:
+            parts = _hard_swish(file, operator)
+        for part in parts:
+            operators.setdefault(id(part), part)
+    file.graph.operators = list(operators.values())
 
 
-def _squared_difference(file: TfliteFile, operator: Any) -> list[Any]:
-    output = int(operator.outputs[0])
-    difference = file.add_tensor_like(output, file.shape(output))
-    return [
-        _pairwise(file, "SUB", list(operator.inputs), difference),
-        _pairwise(file, "MUL", [difference, difference], output),
-    ]
+def _difference(file: TfliteFile, inputs: tuple[int, ...], like: int) -> Any:
+    return _pairwise(file, "SUB", list(inputs), file.add_tensor_like(like, file.shape(like)))
 
 
 def _hard_swish(file: TfliteFile, operator: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from tightfit_service.graph.quantized_tensors import FIXED_SCALES
 from tightfit_service.graph.rounding import (
     activation_levels,
     activation_scale,
+    centred,
     weight_levels,
     weight_scales,
 )
@@ -107,6 +108,11 @@ class FakeQuantization(torch.nn.Module):
             free = self._is_free[number]
             magnitudes = ends.exp() * free
             low, high = -magnitudes[0], magnitudes[1]
+            if plan.is_centred:
+                # as `rounding.centred` does, so that gradients reach the end that decides
+                least, most = activation_levels(plan.bits)
+                reach = torch.maximum(low * most / least, high)
+                low, high = reach * least / most, reach
             self._done[name] = _RoundActivation.apply(  # type: ignore[no-untyped-call]  # torch's
                 value.float(), low, high, plan.bits
             )
@@ -133,9 +139,10 @@ class FakeQuantization(torch.nn.Module):
         found = {}
         for name, plan in self._plan.activations.items():
             if plan.group in self._numbers:
-                low, high = magnitudes[self._numbers[plan.group]]
+                below, above = magnitudes[self._numbers[plan.group]]
                 unit = input_scale if plan.group in scaled else 1.0
-                found[name] = (-float(low) * unit, float(high) * unit)
+                low, high = -float(below) * unit, float(above) * unit
+                found[name] = centred(low, high) if plan.is_centred else (low, high)
         return found
 
     @torch.no_grad()

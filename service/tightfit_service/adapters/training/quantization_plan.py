@@ -55,6 +55,8 @@ class RoundedActivation:
     group: str
     fixed: str
     """Key of `FIXED_SCALES`, or empty."""
+    is_centred: bool
+    """Whether its range is `rounding.centred`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,12 @@ def _activations(
             # the writer, which comes later in this order, decides over the readers
             bits.update(dict.fromkeys((*operator.inputs, *operator.outputs), own))
     return {
-        name: RoundedActivation(bits=bits[name], group=tensor.group, fixed=tensor.fixed)
+        name: RoundedActivation(
+            bits=bits[name],
+            group=tensor.group,
+            fixed=tensor.fixed,
+            is_centred=tensor.is_centred and bits[name] == 8,
+        )
         for name, tensor in quantized_tensors(model).items()
         if name in bits and not _is_softmax_output(model, name)
     }

@@ -72,12 +72,14 @@ class Exporter(Protocol):
         settings: QuantizationSettings,
         metadata: Mapping[str, str],
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        target: HardwareSpec | None = None,
     ) -> ExportedModel:
         """Quantize as told, write, reload in the target's runtime, compare.
 
         `calibration` is needed for integer formats. `metadata` travels inside the file. `ranges`
         holds least and greatest values of activation tensors that training has fixed; tensors it
-        does not name are calibrated.
+        does not name are calibrated. Operators are spelled as the runtime of `target` is good at, where
+        it is given.
 
         Raises:
             ParityError: The reloaded file does not compute what the graph does.

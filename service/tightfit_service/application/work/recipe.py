@@ -194,6 +194,7 @@ class RecipeWork:
             settings=quantization_of(recipe),
             metadata={**said_by_recipe, **task.metadata},
             ranges=trained.ranges if trained is not None and trained.ranges else None,
+            target=task.target,
         )
         return exported if compiler is None else compiler.compile(exported, task.target)
 

@@ -64,9 +64,71 @@ def merged_transposes(builder: TfliteBuilder, source: int) -> int:
     return builder.transpose(builder.transpose(source, (0, 2, 1, 3)), TO_NCHW)
 
 
+def pooled(builder: TfliteBuilder, source: int, *, filling: float = -np.inf) -> int:
+    pads = builder.constant([(0, 0), (0, 1), (0, 1), (0, 0)], dtype="int32")
+    inputs = [source, pads, builder.constant(filling)]
+    padded = builder.operator("PADV2", inputs, builder.tensor([1, 9, 9, 3]), schema.PadV2OptionsT())
+    options = schema.Pool2DOptionsT()
+    options.padding = schema.Padding.VALID
+    options.strideH = options.strideW = 2
+    options.filterHeight = options.filterWidth = 3
+    return builder.operator("MAX_POOL_2D", [padded], builder.tensor([1, 4, 4, 3]), options)
+
+
+def pooled_with_zeros(builder: TfliteBuilder, source: int) -> int:
+    return pooled(builder, source, filling=0.0)
+
+
+def rectified(builder: TfliteBuilder, source: int, kind: str = "RELU") -> int:
+    shape = builder.graph.tensors[source].shape
+    return builder.mean(builder.operator(kind, [source], builder.tensor(shape)), [1, 2])
+
+
+def rectified_behind_movement(builder: TfliteBuilder, source: int) -> int:
+    moved = builder.reshape(builder.conv(source, KERNEL), [1, 12, 12])
+    return rectified(builder, builder.reshape(moved, [1, 4, 4, 9]), "RELU6")
+
+
+def joined(builder: TfliteBuilder, source: int, *, is_rectified: bool) -> int:
+    one, other = builder.conv(source, KERNEL), builder.conv(source, -KERNEL)
+    if is_rectified:
+        other = builder.operator("RELU", [other], builder.tensor([1, 6, 6, 4]))
+    options = schema.ConcatenationOptionsT()
+    options.axis = 3
+    return builder.operator("CONCATENATION", [one, other], builder.tensor([1, 6, 6, 8]), options)
+
+
+def rectified_behind_branches(builder: TfliteBuilder, source: int) -> int:
+    return rectified(builder, joined(builder, source, is_rectified=False))
+
+
+def rectified_twice(builder: TfliteBuilder, source: int) -> int:
+    # RELU6 of what a RELU is fused into
+    return rectified(builder, joined(builder, source, is_rectified=True), "RELU6")
+
+
+def rectified_and_read_by_others(builder: TfliteBuilder, source: int) -> int:
+    computed = builder.conv(source, KERNEL)
+    positive = builder.operator("RELU", [computed], builder.tensor([1, 6, 6, 4]))
+    inputs = [positive, computed]
+    added = builder.operator("ADD", inputs, builder.tensor([1, 6, 6, 4]), schema.AddOptionsT())
+    return builder.mean(added, [1, 2])
+
+
+def rectified_input(builder: TfliteBuilder, source: int) -> int:
+    return rectified(builder, source)
+
+
 @pytest.mark.parametrize(
     ("network", "left"),
     [
+        (pooled, ["MAX_POOL_2D"]),
+        (pooled_with_zeros, ["MAX_POOL_2D", "PADV2"]),
+        (rectified_behind_movement, ["CONV_2D", "MEAN", "RESHAPE", "RESHAPE"]),
+        (rectified_behind_branches, ["CONCATENATION", "CONV_2D", "CONV_2D", "MEAN"]),
+        (rectified_twice, ["CONCATENATION", "CONV_2D", "CONV_2D", "MEAN", "RELU6"]),
+        (rectified_and_read_by_others, ["ADD", "CONV_2D", "MEAN", "RELU"]),
+        (rectified_input, ["MEAN", "RELU"]),
         (padded_in_the_other_layout, ["CONV_2D"]),
         (shared_with_a_shortcut, ["ADD", "CONV_2D", "CONV_2D"]),
         (other_padding, ["CONV_2D", "PAD"]),

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from onnx import ModelProto
 
-from fakes.networks import NETWORKS, Builder
+from fakes.networks import NETWORKS, Builder, token_attention
+from fakes.records import make_target
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertRunner, read_metadata
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import Samples, StoredInput
-from tightfit_service.domain.hardware import NumberFormat
+from tightfit_service.domain.hardware import Accelerator, AcceleratorKind, NumberFormat, Runtime
 from tightfit_service.graph.quantized_tensors import quantized_tensors
-from tightfit_service.graph.rounding import activation_scale
+from tightfit_service.graph.rounding import activation_scale, centred
 from tightfit_service.graph.structure import graph_inputs
 
 pytestmark = pytest.mark.slow
 Type = schema.TensorType
+EDGE_TPU = Accelerator(
+    kind=AcceleratorKind.EDGE_TPU, name="Edge TPU", tops={NumberFormat.INT8: 4.0}
+)
 
 
 def samples_for(model: ModelProto) -> Samples:
@@ -153,6 +158,37 @@ def test_scales_are_those_that_training_simulates() -> None:
     assert len(scales) == len(expected) - 1
 
 
+def test_what_a_product_of_activations_reads_second_has_zero_point_0() -> None:
+    model = token_attention()
+    found = export(model)
+    file = TfliteFile(found.data)
+    products = file.operators("BATCH_MATMUL")
+    assert len(products) == 2
+    for operator in products:
+        first, second = (file.graph.tensors[int(item)].quantization for item in operator.inputs[:2])
+        assert int(first.zeroPoint[0]) != 0
+        assert int(second.zeroPoint[0]) == 0
+    assert found.parity["noise_ratio"] < 1e-2
+    wide = export(model, number_format=NumberFormat.INT16X8)
+    assert wide.parity["noise_ratio"] < 1e-3
+
+
+def test_ranges_of_training_are_centred_once() -> None:
+    model = token_attention()
+    low, high = centred(-1.0, 3.0)
+    found = TfliteExporter().export(
+        model.SerializeToString(),
+        calibration=samples_for(model),
+        settings=QuantizationSettings(),
+        metadata={},
+        ranges={"value_out": (low, high)},
+    )
+    file = TfliteFile(found.data)
+    value = file.operators("BATCH_MATMUL")[1].inputs[1]
+    scale = file.graph.tensors[int(value)].quantization.scale
+    assert float(scale[0]) == activation_scale(low, high, bits=8).scale
+
+
 @pytest.mark.long
 def test_corrected_biases_leave_less_error_on_average() -> None:
     model = NETWORKS["residual"](0)
@@ -179,6 +215,59 @@ def test_hard_swish_is_spelled_out_for_16_bits() -> None:
     assert {"HARD_SWISH", "QUANTIZE", "DEQUANTIZE"}.isdisjoint(names)
     assert (found.notes, found.format_notes) == ((), ())
     assert found.parity["noise_ratio"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("runtime", "accelerator", "is_spelled"),
+    [
+        ("LiteRT", None, True),
+        ("tflm", None, False),
+        ("LiteRT", EDGE_TPU, False),
+        ("", None, False),
+    ],
+)
+def test_hard_swish_is_spelled_out_where_a_table_is_made_of_it(
+    runtime: str, accelerator: Accelerator | None, *, is_spelled: bool
+) -> None:
+    model = NETWORKS["squeeze_excite"](0)
+    target = replace(make_target(), runtime=Runtime(name=runtime), accelerator=accelerator)
+    found = TfliteExporter().export(
+        model.SerializeToString(),
+        calibration=samples_for(model),
+        settings=QuantizationSettings(),
+        metadata={},
+        target=target if runtime else None,
+    )
+    assert bool(TfliteFile(found.data).operators("HARD_SWISH")) is not is_spelled
+    assert found.parity["noise_ratio"] < 1e-2
+
+
+def test_a_squared_difference_is_the_square_of_the_difference_that_there_is() -> None:
+    b = Builder()
+    x = b.input("x", (6, 16))
+    mean = b.node("mean", "ReduceMean", [x], axes=[2], keepdims=1)
+    gap = b.node("gap", "Sub", [x, mean])
+    square = b.node("square", "Pow", [gap, b.constant("two", 2.0, dtype=np.float32)])
+    spread = b.node("spread", "ReduceMean", [square], axes=[2], keepdims=1)
+    model = b.model({b.node("scaled", "Mul", [gap, spread]): (6, 16)})
+    file = TfliteFile(export(model).data)
+    names = Counter(file.operator_name(item) for item in file.graph.operators)
+    assert (names["SUB"], names["SQUARED_DIFFERENCE"]) == (1, 0)
+
+
+def test_a_prelu_of_one_slope_is_a_leaky_relu() -> None:
+    def operators(slopes: np.ndarray) -> Counter[str]:
+        b = Builder()
+        x = b.conv("stem", b.input("x", (3, 8, 8)), 3, 4, relu=False)
+        slope = b.constant("slope", slopes.reshape(4, 1, 1), dtype=np.float32)
+        model = b.model({b.node("act", "PRelu", [x, slope]): (4, 8, 8)})
+        found = export(model)
+        assert found.parity["noise_ratio"] < 1e-2
+        file = TfliteFile(found.data)
+        return Counter(file.operator_name(item) for item in file.graph.operators)
+
+    assert operators(np.full(4, 0.25)) == {"CONV_2D": 1, "LEAKY_RELU": 1}
+    assert "LEAKY_RELU" not in operators(np.array([0.25, 0.5, 0.1, 0.2]))
 
 
 def test_several_inputs_and_outputs_keep_names_and_order() -> None:

@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from fakes.gratings import badly_scaled, gratings, trained_depthwise
-from fakes.networks import Builder, padded_shortcut, plain_cnn, residual
+from fakes.networks import Builder, padded_shortcut, plain_cnn, residual, token_attention
 from fakes.recoveries import recover, samples_of
 from tightfit_service.adapters.evaluation.onnxruntime_evaluator import OnnxRuntimeEvaluator
 from tightfit_service.adapters.training.fake_quantization import FakeQuantization
@@ -236,6 +236,18 @@ def test_ranges_are_in_the_units_of_the_graph(tmp_path: Path) -> None:
     inner = build_module(result.graph).run_to(["relu_out"], torch.from_numpy(inputs))[0]
     most = float(inner.detach().max())
     assert 0.5 * most < result.ranges["relu_out"][1] < 1.5 * most
+
+
+def test_what_a_product_of_activations_reads_second_is_rounded_around_zero() -> None:
+    model = token_attention(1)
+    learner, rounding = _learner(model.SerializeToString(), INT8, samples_of(model, 64, 4))
+    ranges = rounding.ranges(1.0)
+    for name in ("value_out", "key_out", "key.heads_out"):
+        assert activation_scale(*ranges[name], bits=8).zero_point == 0
+    assert activation_scale(*ranges["query_out"], bits=8).zero_point != 0
+    learner.outputs(samples_of(model, 8, 5).inputs(slice(None)), training=True)[0].sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    assert rounding.ends.grad is not None
+    assert torch.isfinite(rounding.ends.grad).all()
 
 
 def test_gradients_reach_weights_and_the_ends_of_ranges() -> None:
