@@ -56,6 +56,7 @@ from tightfit_service.adapters.storage.database import open_database  # noqa: E4
 from tightfit_service.adapters.storage.sql_calibrations import SqlCalibrationStore  # noqa: E402
 from tightfit_service.adapters.storage.sql_targets import SqlTargetStore  # noqa: E402
 from tightfit_service.api.codec.calibration import calibration_to_proto  # noqa: E402
+from tightfit_service.api.codec.hardware import partial_from_proto  # noqa: E402
 from tightfit_service.application.hardware.calibration import (  # noqa: E402
     LEAST_ROUNDS,
     MOST_ROUNDS,
@@ -67,6 +68,7 @@ from tightfit_service.application.ports import (  # noqa: E402
     TensorSignature,
 )
 from tightfit_service.application.samples import Samples  # noqa: E402
+from tightfit_service.bootstrap import catalogue  # noqa: E402
 from tightfit_service.bootstrap.hardware import emulators  # noqa: E402
 from tightfit_service.domain.calibration import (  # noqa: E402
     Calibration,
@@ -113,6 +115,7 @@ def write_unseen(folder: Path, runtime: str) -> list[Unseen]:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     exporter = exporter_of(runtime)
+    target = catalogue().complete(partial_from_proto(target_of(runtime, name=target_name(runtime))))
     rng = np.random.default_rng(TEST_SET_SEED)
     written: list[Unseen] = []
     for title, graph, signature in unseen_graphs(rng):
@@ -126,6 +129,7 @@ def write_unseen(folder: Path, runtime: str) -> list[Unseen]:
                     number_format=NumberFormat(number_format), method="minmax"
                 ),
                 metadata={},
+                target=target,
             )
         except (TightfitError, ValueError) as error:
             # converters raise bare ValueErrors too, and one network must not cost the run

@@ -286,7 +286,7 @@ class Client:
         """Correct a target's emulator by what a runner measures; takes minutes.
 
         Yields how far it is; the last message has the report. Repeating a call that broke off goes on
-        where it stopped. With `keep_measurements`, networks that the last calibration of the target by the
+        where it stopped. With `keep_measurements`, files that the last calibration of the target by the
         same runner measured are not measured again.
         """
         return self._stream(

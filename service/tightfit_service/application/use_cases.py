@@ -297,7 +297,7 @@ class Calibrations(Protocol):
     ) -> AsyncIterator[CalibrationProgress]:
         """Measure the designed set on a runner and correct the target's emulator for the project.
 
-        Yields how far it is; the last one has the result. With `keep_measurements`, networks that the last
+        Yields how far it is; the last one has the result. With `keep_measurements`, files that the last
         calibration measured are not measured again.
 
         Raises:

@@ -20,6 +20,7 @@ class Observation:
         profile: Its work, in that number format.
         latency_ms: Of a run that nobody else on the device disturbed.
         operators: What the runtime says that each operator took; none where it does not tell.
+        file_digest: SHA-256 of the file that was measured, in lower-case hex; empty where that is not known.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Observation:
     profile: NetworkProfile
     latency_ms: float
     operators: tuple[OperatorTime, ...] = ()
+    file_digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

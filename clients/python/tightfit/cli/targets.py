@@ -177,7 +177,7 @@ def calibrate_target(
         bool,
         typer.Option(
             "--keep-measurements",
-            help="Measure only networks that the device's last calibration did not, and keep its "
+            help="Measure only files that the device's last calibration did not, and keep its "
             "measurements.",
         ),
     ] = False,
@@ -189,7 +189,7 @@ def calibrate_target(
     A designed set of small networks is written, measured and fitted; from then on estimates and jobs
     of your project use the corrected emulator. Takes a second or two per network and number format.
     A call that breaks off goes on where it stopped when it is repeated. To measure more networks, or
-    those that a newer version of tightfit has, add `--keep-measurements`: with the same runner and the
+    those that a newer version of tightfit writes otherwise, add `--keep-measurements`: with the same runner and the
     same version of its runtime, nothing is measured twice.
     """
     report = None

@@ -927,9 +927,9 @@ class CalibrateHardwareTargetRequest(_message.Message):
     network_count: _builtins.int
     """Networks per number format, 32 to 1024; 0 takes 400."""
     keep_measurements: _builtins.bool
-    """Whether what the last calibration of the target measured is kept, and only networks are measured that it
-    did not: more of them than then, those of a newer version of tightfit, or those that had failed. It must
-    have been made by the same runner with the same version of the runtime; where there is none, all networks
+    """Whether what the last calibration of the target measured is kept, and only files are measured that it
+    did not: more of them than then, those that a newer version of tightfit writes otherwise, or those that had
+    failed. It must have been made by the same runner with the same version of the runtime; where there is none, all networks
     are measured.
     """
     def __init__(

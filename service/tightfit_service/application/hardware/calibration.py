@@ -106,17 +106,17 @@ class _Course:
     """Name and version of what ran the networks, as the runner says."""
 
     def add(self, file: DesignedFile, digest: str) -> None:
-        """Note that a network has a file, which is to be measured."""
-        self.names.append(file.name)
-        self.planned.append(_Planned(file, digest))
+        """Note that a network has a file, which is to be measured unless it was measured earlier.
 
-    def keep(self, file: DesignedFile) -> None:
-        """Note that a network was measured earlier; of two that are the same, each has its own measurement."""
-        assert self.earlier is not None
-        known = self.earlier.take(file.measured_as)
-        if known is not None:
-            self.names.append(file.name)
-            self.kept[file.name] = replace(known, label=file.label)
+        Of two files that are the same, each has its own measurement.
+        """
+        self.names.append(file.name)
+        item = _Planned(file, digest)
+        known = None if self.earlier is None else self.earlier.take(digest)
+        if known is None:
+            self.planned.append(item)
+        else:
+            self.kept[file.name] = _observation(item, known.latency_ms, known.operators)
 
     def skip(self, file: DesignedFile, reason: str) -> None:
         """Note that a network has no measurement."""
@@ -194,7 +194,7 @@ class DeviceCalibrator:
             target_name: Of the catalogue or the project.
             runner_id: Of the runner that measures.
             network_count: Per number format.
-            keep_measurements: Measure only networks that the last calibration of the target did not; all
+            keep_measurements: Measure only files that the last calibration of the target did not; all
                 where there is none.
 
         Raises:
@@ -245,7 +245,7 @@ class DeviceCalibrator:
         )
         if last is None:
             return None
-        earlier = await asyncio.to_thread(KeptMeasurements, last)
+        earlier = KeptMeasurements(last)
         earlier.check_runner(runner_id)
         return earlier
 
@@ -276,8 +276,6 @@ class DeviceCalibrator:
             for file in CALIBRATION_FILES.outcome(result).files:
                 if file.problem:
                     course.skip(file, file.problem)
-                elif file.is_measured:
-                    course.keep(file)
                 else:
                     course.add(file, result.outputs[file.name])
 
@@ -287,9 +285,8 @@ class DeviceCalibrator:
                 CalibrationFilesTask(
                     design=DESIGN,
                     indices=tuple(indices),
-                    format=course.target.output_format,
                     number_formats=tuple(course.formats),
-                    measured=() if course.earlier is None else course.earlier.digests,
+                    target=course.target,
                 ),
                 project=course.project,
                 inputs={},
@@ -463,6 +460,7 @@ def _observation(
         profile=profile.at_precision(weight_bits=weight_bits, activation_bits=activation_bits),
         latency_ms=latency_ms,
         operators=operators,
+        file_digest=item.digest,
     )
 
 

@@ -1,28 +1,22 @@
-"""What the last calibration of a target measured, found again by network."""
+"""What the last calibration of a target measured, found again by file."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from tightfit_service.application.work.calibration import network_digest
 from tightfit_service.domain.calibration import Calibration, Observation
 from tightfit_service.domain.errors import InvalidRequestError, PreconditionError
 
 
 class KeptMeasurements:
-    """The measurements of an earlier calibration, each of which is taken once. Belongs to one calibration.
-
-    Computing the digests of what was measured takes a moment: construct it outside of the event loop.
-    """
+    """The measurements of an earlier calibration, each of which is taken once. Belongs to one calibration."""
 
     def __init__(self, earlier: Calibration) -> None:
         self._earlier = earlier
         self._left: dict[str, deque[int]] = {}
         for place, item in enumerate(earlier.observations):
-            digest = network_digest(item.number_format, item.profile)
-            self._left.setdefault(digest, deque()).append(place)
-        self.digests = tuple(sorted(self._left))
-        """Of the networks (`network_digest`)."""
+            if item.file_digest:
+                self._left.setdefault(item.file_digest, deque()).append(place)
 
     @property
     def runtime(self) -> str:
@@ -30,7 +24,7 @@ class KeptMeasurements:
         return self._earlier.runtime_version
 
     def take(self, digest: str) -> Observation | None:
-        """Return the next measurement of a network, or None where no further one is kept."""
+        """Return the next measurement of a file, or None where no further one is kept."""
         left = self._left.get(digest)
         return self._earlier.observations[left.popleft()] if left else None
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from textwrap import shorten
 
 import numpy as np
 
-from tightfit_service.application.plain import to_plain
 from tightfit_service.application.ports import (
     CalibrationNetworks,
     Exporter,
@@ -24,10 +21,10 @@ from tightfit_service.application.samples import Samples
 from tightfit_service.application.units.kinds import UnitContext, UnitKind
 from tightfit_service.domain.dataset import Layout
 from tightfit_service.domain.errors import TightfitError
-from tightfit_service.domain.hardware import ModelFormat, NumberFormat
+from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.network import NetworkProfile
 
-DESIGN = 5
+DESIGN = 6
 """Version of the designed set; it rises with every change to its networks or to how they are written, so
 that files of an earlier one are not taken for its own."""
 SAMPLE_COUNT = 8
@@ -44,32 +41,19 @@ class CalibrationFilesTask:
 
     design: int
     indices: tuple[int, ...]
-    format: ModelFormat
     number_formats: tuple[NumberFormat, ...]
-    measured: tuple[str, ...] = ()
-    """Digests (`network_digest`), in order, of networks whose measurements are kept: no files are written of
-    them."""
+    target: HardwareSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class DesignedFile:
-    """A network of the designed set as written.
-
-    There is no file where it was measured before, `measured_as` a network of that digest, nor where there is
-    a problem, which says why.
-    """
+    """A network of the designed set as written; a problem says why there is no file."""
 
     index: int
     number_format: NumberFormat
     label: str
     profile: NetworkProfile | None = None
     problem: str = ""
-    measured_as: str = ""
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether its measurement is kept."""
-        return bool(self.measured_as)
 
     @property
     def name(self) -> str:
@@ -102,8 +86,7 @@ class CalibrationWork:
 
     def write(self, task: CalibrationFilesTask, context: UnitContext) -> CalibrationFiles:
         """Write networks of the designed set; the outputs are the files, by `DesignedFile.name`."""
-        exporter = self.exporters[task.format]
-        measured = frozenset(task.measured)
+        exporter = self.exporters[task.target.output_format]
         written: list[DesignedFile] = []
         for done, index in enumerate(task.indices):
             designed = self.networks.graph(index)
@@ -121,12 +104,8 @@ class CalibrationWork:
                 written += [replace(item, problem=_problem(error)) for item in found]
                 continue
             for item in found:
-                digest = network_digest(item.number_format, profile)
-                if digest in measured:
-                    written.append(replace(item, profile=profile, measured_as=digest))
-                    continue
                 try:
-                    file = _file(model, exporter, item.number_format)
+                    file = _file(model, exporter, item.number_format, task.target)
                 except (TightfitError, ValueError) as error:
                     written.append(replace(item, problem=_problem(error)))
                     continue
@@ -135,18 +114,9 @@ class CalibrationWork:
         return CalibrationFiles(files=tuple(written))
 
 
-def network_digest(number_format: NumberFormat, profile: NetworkProfile) -> str:
-    """Return what tells a network of the designed set from all others, in this version of the set or another.
-
-    That is its work and its number format, which says the bits of weights and activations: those of the
-    profile do not matter.
-    """
-    plain = to_plain(profile.at_precision(weight_bits=0, activation_bits=0))
-    text = json.dumps([number_format, plain], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file(model: ImportedModel, exporter: Exporter, number_format: NumberFormat) -> bytes:
+def _file(
+    model: ImportedModel, exporter: Exporter, number_format: NumberFormat, target: HardwareSpec
+) -> bytes:
     (signature,) = model.inputs
     stored = np.random.default_rng(0).normal(size=(SAMPLE_COUNT, *signature.shape[1:]))
     samples = Samples(
@@ -161,6 +131,7 @@ def _file(model: ImportedModel, exporter: Exporter, number_format: NumberFormat)
         calibration=samples,
         settings=QuantizationSettings(number_format=number_format, method="minmax"),
         metadata={},
+        target=target,
     )
     return exported.data
 

@@ -19,7 +19,7 @@ from tightfit_service.application.hardware.calibration import DEFAULT_NETWORK_CO
 from tightfit_service.application.work.calibration import DESIGN
 from tightfit_service.graph.profile import OnnxGraphInspector
 
-STRUCTURE = (5, "ce6215ecfe77693b")
+STRUCTURE = (6, "ce6215ecfe77693b")
 """Version of the set, and the digest of what its first networks are made of."""
 KINDS = """
     conv pointwise grouped_conv dilated_conv depthwise_conv transposed_conv dense matmul LSTM GRU RNN

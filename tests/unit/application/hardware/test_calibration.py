@@ -36,7 +36,6 @@ from tightfit_service.application.work.calibration import (
     CALIBRATION_FILES,
     DESIGN,
     DesignedFile,
-    network_digest,
 )
 from tightfit_service.domain.calibration import (
     Calibration,
@@ -79,7 +78,7 @@ class Catalogue:
 
 
 def profile_of(index: int) -> NetworkProfile:
-    """Return the work of a network of the set: each has another."""
+    """Return the work of a network of the set: each has another, and is a file of its own."""
     return replace(PROFILE, constant_count=index)
 
 
@@ -119,18 +118,16 @@ class Writer:
             profile = self.profiles.get(index, profile_of(index))
             problem = "no kernel" if index % self.gap == self.gap - 1 else ""
             for name in unit.payload["number_formats"]:
-                digest = network_digest(NumberFormat(name), profile)
                 file = DesignedFile(
                     index=index,
                     number_format=NumberFormat(name),
                     label=self.label,
                     profile=None if problem else profile,
                     problem=problem,
-                    measured_as=digest if digest in unit.payload.get("measured", ()) else "",
                 )
                 files.append(file)
-                if not problem and not file.is_measured:
-                    outputs[file.name] = f"{name}-{index}"
+                if not problem:
+                    outputs[file.name] = f"{name}-{profile.constant_count}"
         return WorkResult(payload={"files": [to_plain(file) for file in files]}, outputs=outputs)
 
 
@@ -429,12 +426,15 @@ async def test_what_cannot_be_calibrated_is_refused_before_anything_runs() -> No
     assert not bench.writer.units
 
 
-async def test_more_networks_are_measured_without_those_that_were() -> None:
+async def test_more_networks_are_measured_without_those_that_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench()
     bench.device.undisturbed_ms = {"int8-3": [7.0, 7.0]}
     first = await bench.calibrated(count=32)
     bench.measured()
     bench.writer.units.clear()
+    newer_version(monkeypatch)
     bench.writer.label = "net of another version"
     steps = await bench.run(keep=True)
     assert bench.measured() == {f"{name}-{index}" for index, name in designed(*range(32, 40))}
@@ -451,17 +451,23 @@ async def test_more_networks_are_measured_without_those_that_were() -> None:
     assert "keeping 58 measurements" in messages
     assert "measuring 1 of 14: net of another version" in messages
     assert [step.fraction for step in steps] == sorted(step.fraction for step in steps)
-    measured = [unit.payload["measured"] for unit in bench.writer.units]
-    assert all(item == sorted(set(item)) and len(item) == 58 for item in measured)
 
 
-async def test_a_new_network_in_the_midst_is_measured_and_the_one_it_replaces_is_dropped() -> None:
+def newer_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files be written anew, as another version of the designed set has them."""
+    monkeypatch.setattr("tightfit_service.application.hardware.calibration.DESIGN", DESIGN + 1)
+
+
+async def test_a_new_network_in_the_midst_is_measured_and_the_one_it_replaces_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bench = Bench()
     await bench.run()
     bench.measured()
+    newer_version(monkeypatch)
     bench.writer.profiles = {4: profile_of(1_004)}
     found = await bench.calibrated(keep=True)
-    assert bench.measured() == {"float32-4", "int8-4"}
+    assert bench.measured() == {"float32-1004", "int8-1004"}
     assert networks_of(found) == designed(*range(4), 1_004, *range(5, 40))
     found = await bench.calibrated(count=32, keep=True)
     assert not bench.measured()
@@ -480,12 +486,25 @@ async def test_where_all_is_kept_the_emulator_is_fitted_anew_and_nothing_is_meas
     assert found.quality[0].count == 72
 
 
-async def test_networks_with_the_same_work_keep_a_measurement_each() -> None:
+async def test_networks_with_the_same_file_keep_a_measurement_each() -> None:
     bench = Bench()
     bench.writer.profiles = {6: profile_of(5), 36: profile_of(33)}
-    bench.device.undisturbed_ms = {"int8-5": [5.0, 5.0], "int8-6": [6.0, 6.0]}
     first = await bench.calibrated()
+    bench.measured()
     found = await bench.calibrated(keep=True)
+    assert not bench.measured()
+    assert found.observations == first.observations
+
+
+async def test_what_was_measured_before_its_file_was_noted_is_measured_again() -> None:
+    bench = Bench()
+    first = await bench.calibrated()
+    bench.measured()
+    (key,) = bench.calibrations.saved
+    unnoted = tuple(replace(item, file_digest="") for item in first.observations)
+    bench.calibrations.saved[key] = replace(first, observations=unnoted)
+    found = await bench.calibrated(keep=True)
+    assert len(bench.measured()) == 72
     assert found.observations == first.observations
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tightfit_service.application.plain import from_plain, to_plain
+from fakes.records import make_target
 from tightfit_service.application.ports import (
     DesignedNetwork,
     ExportedModel,
@@ -23,7 +22,6 @@ from tightfit_service.application.work.calibration import (
     CalibrationFiles,
     CalibrationFilesTask,
     CalibrationWork,
-    network_digest,
 )
 from tightfit_service.domain.errors import UnsupportedError
 from tightfit_service.domain.hardware import ModelFormat, NumberFormat
@@ -79,17 +77,14 @@ class Exporter:
         )
 
 
-def written(
-    folder: Path, errors: dict[bytes, Exception], *, measured: tuple[str, ...] = ()
-) -> tuple[CalibrationFiles, UnitContext]:
+def written(folder: Path, errors: dict[bytes, Exception]) -> tuple[CalibrationFiles, UnitContext]:
     work: Any = CalibrationWork
     context = UnitContext(inputs={}, output_dir=folder, on_progress=lambda _share, _note: None)
     task = CalibrationFilesTask(
         design=DESIGN,
         indices=(4, 5, 6),
-        format=ModelFormat.TFLITE,
         number_formats=(NumberFormat.INT8, NumberFormat.FLOAT32),
-        measured=measured,
+        target=make_target(),
     )
     handler = work(
         networks=Networks(),
@@ -142,29 +137,3 @@ def test_what_a_converter_says_at_length_is_told_in_short(tmp_path: Path) -> Non
 def test_a_fault_of_the_service_is_not_taken_for_one_of_a_network(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk"):
         written(tmp_path, {b"5": OSError("the disk is full")})
-
-
-def test_of_a_network_that_was_measured_in_a_number_format_no_file_is_written_in_it(
-    tmp_path: Path,
-) -> None:
-    measured = (network_digest(NumberFormat.INT8, OTHER_PROFILE),)
-    # nor is it tried
-    files, context = written(tmp_path, {b"5": ValueError("no kernel")}, measured=measured)
-    assert [file.name for file in files.files if file.is_measured] == ["5-int8"]
-    assert [(file.profile, file.problem) for file in files.files] == [
-        (profile, "") for profile in (PROFILE, OTHER_PROFILE, PROFILE) for _ in range(2)
-    ]
-    assert set(context.outputs) == {file.name for file in files.files} - {"5-int8"}
-
-
-def test_a_network_is_known_by_its_work_and_number_format() -> None:
-    known = network_digest(NumberFormat.INT8, OTHER_PROFILE)
-    assert known != network_digest(NumberFormat.FLOAT32, OTHER_PROFILE)
-    assert known != network_digest(NumberFormat.INT8, PROFILE)
-    slower = replace(OTHER_PROFILE, operators=(replace(POOLING, kernel=(3, 3)),))
-    assert known != network_digest(NumberFormat.INT8, slower)
-    # what is measured has the bits of its number format, what is designed has those of a graph
-    precise = OTHER_PROFILE.at_precision(weight_bits=32, activation_bits=32)
-    assert known == network_digest(NumberFormat.INT8, precise)
-    stored = from_plain(NetworkProfile, json.loads(json.dumps(to_plain(precise))))
-    assert known == network_digest(NumberFormat.INT8, stored)
