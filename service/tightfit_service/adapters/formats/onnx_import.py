@@ -35,6 +35,7 @@ from tightfit_service.graph import normal_form
 from tightfit_service.graph.batch_expansion import drop_zero_states
 from tightfit_service.graph.batch_propagation import spread_over_batch
 from tightfit_service.graph.bias_folding import fold_biases_before_norms
+from tightfit_service.graph.einsum_products import write_einsums_as_products
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
@@ -254,6 +255,7 @@ class OnnxImporter:
         was_fixed = normal_form.free_input_batch(model)
         if not node_by_node:
             normal_form.free_constant_batch(model, tensor_shapes(model))
+        write_einsums_as_products(model, tensor_shapes(model))
         fold_shape_chains(model)
         remove_dead_code(model)
         self._check_activations(model)
