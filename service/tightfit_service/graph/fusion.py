@@ -11,7 +11,6 @@ from tightfit_service.graph.batch_norm import foldable_batch_norms
 from tightfit_service.graph.structure import (
     Array,
     Shape,
-    attribute,
     consumers,
     default_opset,
     graph_outputs,
@@ -35,9 +34,8 @@ class FusedOperator:
 
     Attributes:
         node: The node that does the work and lends its name.
-        inputs: Activations read, a fused Pad looked through.
+        inputs: Activations read.
         outputs: Tensors left by the last fused node.
-        pad: The fused Pad, if any.
         followers: Nodes folded behind it: BatchNormalization, bias Add, activation.
         bias: Whether there is a bias, be it from the node, a BatchNormalization or an Add.
     """
@@ -45,14 +43,13 @@ class FusedOperator:
     node: NodeProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    pad: NodeProto | None
     followers: tuple[NodeProto, ...]
     bias: bool
 
     @property
     def fused(self) -> tuple[str, ...]:
         """Names of the nodes executed inside this one."""
-        return tuple(node.name for node in (self.pad, *self.followers) if node is not None)
+        return tuple(node.name for node in self.followers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,14 +76,8 @@ def fused_graph(model: ModelProto) -> FusedGraph:
         followers = view.followers(node)
         taken.update(follower.name for follower in followers)
         operators.append((node, followers))
-    pads = {node.name: pad for node, _ in operators if (pad := view.fusible_pad(node)) is not None}
-    hidden = {pad.name for pad in pads.values()}
     return FusedGraph(
-        operators=tuple(
-            view.operator(node, followers, pads.get(node.name))
-            for node, followers in operators
-            if node.name not in hidden
-        ),
+        operators=tuple(view.operator(node, followers) for node, followers in operators),
         shapes=view.shapes,
         constants=view.constants,
     )
@@ -127,12 +118,8 @@ class _View:
                 found.append(following)
         return tuple(found)
 
-    def operator(
-        self, node: NodeProto, followers: tuple[NodeProto, ...], pad: NodeProto | None
-    ) -> FusedOperator:
+    def operator(self, node: NodeProto, followers: tuple[NodeProto, ...]) -> FusedOperator:
         inputs = [name for name in node.input if name and name not in self.constants]
-        if pad is not None:
-            inputs[0] = pad.input[0]
         last = followers[-1] if followers else node
         position = 1 if node.op_type == "MatMul" else 2
         own_bias = node.op_type in PRODUCTS and len(node.input) > position
@@ -141,50 +128,12 @@ class _View:
             node=node,
             inputs=tuple(dict.fromkeys(inputs)),
             outputs=tuple(name for name in last.output if name),
-            pad=pad,
             followers=followers,
             bias=(own_bias and node.op_type != "MatMul") or folded,
         )
 
     def has_constant_weight(self, node: NodeProto) -> bool:
         return len(node.input) > 1 and node.input[1] in self.constants
-
-    def fusible_pad(self, node: NodeProto) -> NodeProto | None:
-        """Return the Pad of zeros over spatial axes that only this convolution reads, or None."""
-        if node.op_type != "Conv" or attribute(node, "auto_pad", "NOTSET") not in {
-            "NOTSET",
-            "VALID",
-        }:
-            return None
-        pad = self._makers.get(node.input[0])
-        if pad is None or pad.op_type != "Pad" or len(self._readers[pad.output[0]]) != 1:
-            return None
-        if pad.output[0] in self._outputs or attribute(pad, "mode", "constant") != "constant":
-            return None
-        amounts = self._pad_amounts(pad)
-        value = self._pad_value(pad)
-        rank = len(self.shapes.get(pad.input[0], ()))
-        if amounts is None or value != 0.0 or len(amounts) != 2 * rank:
-            return None
-        if any(amounts[axis] or amounts[rank + axis] for axis in (0, 1)) or min(amounts) < 0:
-            return None
-        return pad
-
-    def _pad_amounts(self, pad: NodeProto) -> list[int] | None:
-        if self.opset < 11:
-            return list(attribute(pad, "pads", []))
-        if len(pad.input) > 3 and pad.input[3]:
-            return None
-        found = self.constants.get(pad.input[1])
-        return None if found is None else [int(amount) for amount in found.reshape(-1)]
-
-    def _pad_value(self, pad: NodeProto) -> float | None:
-        if self.opset < 11:
-            return float(attribute(pad, "value", 0.0))
-        if len(pad.input) < 3 or not pad.input[2]:
-            return 0.0
-        found = self.constants.get(pad.input[2])
-        return None if found is None else float(found.reshape(-1)[0])
 
     def _only_reader(self, node: NodeProto) -> NodeProto | None:
         name = node.output[0]

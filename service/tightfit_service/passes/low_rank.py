@@ -188,7 +188,7 @@ class LowRankPass:
             offers = []
             for method, ranks in _candidates(layer, target.channel_multiple, moments.get(name)):
                 chain = chain_of(layer.node, layer.weight.shape, method, ranks)
-                replaced = chain_operators(operator, layer.node, chain, source)
+                replaced = chain_operators(operator, chain, source)
                 macs = sum(item.macs for item in replaced)
                 weights = sum(item.weight_count for item in replaced)
                 if macs < operator.macs and weights < operator.weight_count:

@@ -65,20 +65,15 @@ def chain_of(node: NodeProto, shape: Shape, method: str, ranks: Sequence[int]) -
     )
 
 
-def chain_operators(
-    operator: Operator, node: NodeProto, chain: Chain, source: Shape
-) -> tuple[Operator, ...]:
+def chain_operators(operator: Operator, chain: Chain, source: Shape) -> tuple[Operator, ...]:
     """Return the operators that a runtime executes instead of the layer's one, counts exact.
 
     Args:
         operator: The layer's operator in the profile.
-        node: Its node.
         chain: What replaces it.
-        source: Shape of what its node reads in the graph (a Pad that the runtime fuses included).
+        source: Shape of what its node reads in the graph.
     """
     result: list[Operator] = []
-    pad_count = int(operator.inputs[0] != node.input[0])
-    pads, behind = operator.fused[:pad_count], operator.fused[pad_count:]
     size, tensor = tuple(source[2:]), operator.inputs
     for index, link in enumerate(chain.links):
         is_first, is_last = index == 0, index == len(chain.links) - 1
@@ -108,7 +103,7 @@ def chain_operators(
                 dilation=tuple(attribute(link.node, "dilations") or ()),
                 weight_count=weights,
                 bias_count=operator.bias_count if is_last else 0,
-                fused=(*(pads if is_first else ()), *(behind if is_last else ())),
+                fused=operator.fused if is_last else (),
             )
         )
         tensor = outputs

@@ -88,34 +88,6 @@ def test_shortcut_of_slice_and_pad_moves_data_without_work() -> None:
     assert operator(found, "s1.add").fused == ("s1.relu",)
 
 
-def test_zero_padding_before_a_convolution_is_fused() -> None:
-    b = Builder()
-    x = b.input("input", (3, 5, 5))
-    x = b.node("pad", "Pad", [x, b.ints("pads", [0, 0, 1, 1, 0, 0, 1, 1])])
-    x = b.node("conv", "Conv", [x, b.weight("w", (4, 3, 3, 3), fan_in=27)])
-    found = profile(b.model({b.head(x, 4): (5,)}))
-    conv = operator(found, "conv")
-    assert conv.fused == ("pad",)
-    assert conv.inputs == ("input",)
-    assert (conv.in_size, conv.out_size, conv.kernel) == ((5, 5), (5, 5), (3, 3))
-
-
-@pytest.mark.parametrize("value", [1.0, None])
-def test_padding_that_is_not_zeros_or_has_two_readers_is_not_fused(value: float | None) -> None:
-    b = Builder()
-    x = b.input("input", (3, 5, 5))
-    inputs = [x, b.ints("pads", [0, 0, 1, 1, 0, 0, 1, 1])]
-    if value is not None:
-        inputs.append(b.constant("value", value, dtype=np.float32))
-    padded = b.node("pad", "Pad", inputs)
-    x = b.node("conv", "Conv", [padded, b.weight("w", (3, 3, 1, 1), fan_in=27)])
-    if value is None:
-        x = b.node("join", "Add", [x, padded])
-    found = profile(b.model({b.head(x, 3): (5,)}))
-    assert operator(found, "conv").fused == ()
-    assert operator(found, "pad").kind is OperatorKind.PAD
-
-
 def test_activation_with_two_readers_of_its_source_is_an_operator() -> None:
     b = Builder()
     x = b.conv("conv", b.input("input", (3, 4, 4)), 3, 4, relu=False)

@@ -148,22 +148,20 @@ def test_alternatives_cost_exactly_what_they_say(with_data: bool) -> None:
             assert real == offer.operators
 
 
-def test_a_fused_pad_stays_with_the_first_operator() -> None:
+def test_one_sided_padding_stays_with_the_first_operator() -> None:
     b = Builder()
     x = b.conv("stem", b.input("input", (3, 12, 12)), 3, 16)
-    x = b.node("pad", "Pad", [x, b.ints("pads", [0, 0, 1, 1, 0, 0, 1, 1])])
     weight = b.constant("w", low_rank_kernel(16, 16, 4), dtype=np.float32)
-    x = b.node("conv", "Conv", [x, weight], kernel_shape=[3, 3])
+    x = b.node("conv", "Conv", [x, weight], kernel_shape=[3, 3], pads=[0, 1, 2, 1])
     data = b.model({b.head(x, 16): (5,)}).SerializeToString()
     profile = OnnxGraphInspector().profile(data)
     offers = low_rank.alternatives(data, profile, TARGET)["conv"]
+    assert offers
     for offer in offers:
         result = low_rank.apply(data, {"nodes": {"conv": offer.parameters}}, PassContext())
         after = OnnxGraphInspector().profile(result)
         names = {item.node for item in offer.operators}
-        real = tuple(item for item in after.operators if item.node in names)
-        assert real == offer.operators
-        assert real[0].fused[:1] == ("pad",)
+        assert tuple(item for item in after.operators if item.node in names) == offer.operators
 
 
 def low_rank_kernel(out: int, inner: int, rank: int, seed: int = 0) -> Any:

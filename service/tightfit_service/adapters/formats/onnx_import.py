@@ -48,6 +48,7 @@ from tightfit_service.graph.model_file import (
     shown,
     subgraphs,
 )
+from tightfit_service.graph.pad_folding import fold_pads
 from tightfit_service.graph.profile import OnnxGraphInspector
 from tightfit_service.graph.structure import (
     declared_shape,
@@ -179,6 +180,7 @@ class OnnxImporter:
             remove_dead_code(result)
             normal_form.remove_identities(result)
             fold_biases_before_norms(result)
+            fold_pads(result)
             del result.graph.value_info[:]
             _declare_shapes(result)
             prove_batch(source, result)
@@ -256,6 +258,7 @@ class OnnxImporter:
         if not node_by_node:
             normal_form.free_constant_batch(model, tensor_shapes(model))
         write_einsums_as_products(model, tensor_shapes(model))
+        fold_pads(model)
         fold_shape_chains(model)
         remove_dead_code(model)
         self._check_activations(model)

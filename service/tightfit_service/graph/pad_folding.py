@@ -1,0 +1,91 @@
+"""Padding that a file has as nodes of its own, put into the convolutions behind it."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, NodeProto
+
+from tightfit_service.graph.structure import (
+    attribute,
+    consumers,
+    default_opset,
+    graph_outputs,
+    initializers,
+    producers,
+    remove_dead_code,
+    set_attribute,
+    tensor_shapes,
+)
+
+
+def fold_pads(model: ModelProto) -> None:
+    """Fold, in place, each Pad of zeros around images that only a convolution reads into its padding.
+
+    Runtimes do so themselves in float32. In an integer file what stands between both keeps them apart,
+    and onnxruntime pads in float32 between two conversions.
+    """
+    view = _View(model)
+    is_changed = False
+    for node in model.graph.node:
+        pad = view.pad_before(node)
+        amounts = None if pad is None else view.amounts(pad)
+        if pad is None or amounts is None:
+            continue
+        rank = len(amounts) // 2
+        own = attribute(node, "pads", [0] * (2 * rank - 4))
+        added = [*amounts[2:rank], *amounts[rank + 2 :]]
+        set_attribute(node, "pads", [one + other for one, other in zip(own, added, strict=True)])
+        set_attribute(node, "auto_pad", "NOTSET")
+        node.input[0] = pad.input[0]
+        is_changed = True
+    if is_changed:
+        remove_dead_code(model)
+
+
+class _View:
+    """Look-ups in a graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._opset = default_opset(model)
+        self._shapes = tensor_shapes(model)
+        self._constants = initializers(model)
+        self._makers = producers(model.graph)
+        self._readers = consumers(model.graph)
+        self._outputs = set(graph_outputs(model))
+
+    def pad_before(self, node: NodeProto) -> NodeProto | None:
+        """Return the Pad that only this convolution reads, or None."""
+        if node.op_type != "Conv" or attribute(node, "auto_pad", "NOTSET") not in {
+            "NOTSET",
+            "VALID",
+        }:
+            return None
+        pad = self._makers.get(node.input[0])
+        if pad is None or pad.op_type != "Pad" or pad.output[0] in self._outputs:
+            return None
+        return pad if len(self._readers[pad.output[0]]) == 1 else None
+
+    def amounts(self, pad: NodeProto) -> list[int] | None:
+        """Return what is added before and behind each axis: None unless it is zeros over spatial axes."""
+        found = self._added(pad)
+        rank = len(self._shapes.get(pad.input[0], ()))
+        is_zero = attribute(pad, "mode", "constant") == "constant" and self._value(pad) == 0.0
+        if found is None or not is_zero or len(found) != 2 * rank or min(found) < 0:
+            return None
+        beside = any(found[axis] or found[rank + axis] for axis in (0, 1))
+        return None if beside else found
+
+    def _added(self, pad: NodeProto) -> list[int] | None:
+        if self._opset < 11:
+            return list(attribute(pad, "pads", []))
+        if len(pad.input) > 3 and pad.input[3]:
+            return None
+        found = self._constants.get(pad.input[1])
+        return None if found is None else [int(amount) for amount in found.reshape(-1)]
+
+    def _value(self, pad: NodeProto) -> float | None:
+        if self._opset < 11:
+            return float(attribute(pad, "value", 0.0))
+        if len(pad.input) < 3 or not pad.input[2]:
+            return 0.0
+        found = self._constants.get(pad.input[2])
+        return None if found is None else float(found.reshape(-1)[0])
