@@ -294,8 +294,9 @@ class WorkOf:
         return (("pixels", run_ms * max(pixels, 1)), ("lines", run_ms * max(lines, 1)))
 
     def _begin(self, kind: Kind) -> Work:
-        """Return what beginning an operator takes: products often run in a library that does it faster."""
-        return Work((BEGIN, *family_of(kind)), _NOWHERE, self.least_ms)
+        """Return what beginning an operator takes: of products, what their kind's kernels prepare."""
+        own = kind if kind[0] in PRODUCTS else family_of(kind)
+        return Work((BEGIN, *own), _NOWHERE, self.least_ms)
 
     def _moved_ms(self, operator: Operator) -> float:
         """Return what `base` says of an operator beyond the least one."""
@@ -337,7 +338,7 @@ def is_product(operator: Operator) -> bool:
 
 def family_of(kind: Kind) -> Kind:
     """Return what a kind, or a part of one, is akin to: products, or data that is touched once, per format."""
-    if kind[0] in _PARTS:
+    if kind[0] in _PARTS or (kind[0] == BEGIN and kind[1] in PRODUCTS):
         return (kind[0], kind[-1])
     if not is_operator(kind):
         return kind

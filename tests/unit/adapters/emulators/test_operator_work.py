@@ -16,6 +16,7 @@ from tightfit_service.adapters.emulators.operator_work import (
     TOUCH_MACS,
     Work,
     WorkOf,
+    family_of,
     kind_of,
 )
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
@@ -103,11 +104,13 @@ def test_a_recurrent_layer_behind_another_takes_as_many_steps(kind: str) -> None
     assert steps_ms == pytest.approx([12 * LEAST_MS] * 2)
 
 
-def test_beginning_a_product_and_moving_data_are_told_apart() -> None:
+def test_beginning_products_of_each_kind_and_moving_data_are_told_apart() -> None:
     builder = GraphBuilder((8, 16, 16), seed=0)
-    builder.activation(builder.conv(builder.top, 4), "Tanh")
+    builder.activation(builder.conv(builder.conv(builder.top, 4), 4, kernel=1), "Tanh")
     begins = {work.kind for work in works(builder) if work.kind[0] == "begin"}
-    assert begins == {("begin", "products", 32), ("begin", "moved", 32)}
+    conv, pointwise = ("begin", "conv", 2, 32, 32), ("begin", "pointwise", 2, 32, 32)
+    assert begins == {conv, pointwise, ("begin", "moved", 32)}
+    assert family_of(conv) == family_of(pointwise) == ("begin", 32)
 
 
 def test_a_sum_that_a_convolution_may_take_over_is_a_kind_of_its_own() -> None:
