@@ -33,13 +33,16 @@ def activation_scale(low: float, high: float, *, bits: int) -> IntegerScale:
 
     8 bits are asymmetric, 256 levels from -128 to 127. 16 bits are symmetric (zero point 0, levels
     -32767 to 32767), as TFLite's 16x8 kernels ask. The scale is rounded to float32, in which files
-    store it, before the zero point is computed from it.
+    store it, before the zero point is computed from it. What is zero throughout is stored as if it
+    reached 1: XNNPACK fails on a product whose scale is many times its output's, and may end the process.
     """
     low, high = min(0.0, float(low)), max(0.0, float(high))
     if bits == 16:
-        scale = float(np.float32(max(-low, high, _SMALLEST_SPAN) / 32767))
+        reach = max(-low, high)
+        scale = float(np.float32((reach if reach > _SMALLEST_SPAN else 1.0) / 32767))
         return IntegerScale(scale=scale, zero_point=0)
-    scale = float(np.float32(max(high - low, _SMALLEST_SPAN) / 255))
+    span = high - low
+    scale = float(np.float32((span if span > _SMALLEST_SPAN else 1.0) / 255))
     zero_point = int(np.clip(np.rint(-128 - low / scale), -128, 127))
     return IntegerScale(scale=scale, zero_point=zero_point)
 

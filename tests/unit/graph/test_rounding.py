@@ -7,6 +7,7 @@ import pytest
 
 from tightfit_service.graph.rounding import (
     activation_scale,
+    centred,
     rounded_activation,
     rounded_bias,
     rounded_weight,
@@ -26,7 +27,22 @@ def test_ranges_of_activations() -> None:
     wide = activation_scale(-3.0, 32.767, bits=16)
     assert wide.scale == pytest.approx(0.001)
     assert wide.zero_point == 0
-    assert activation_scale(0.0, 0.0, bits=8).scale > 0
+
+
+def test_what_is_zero_throughout_is_stored_as_if_it_reached_one() -> None:
+    for high in (0.0, 1e-13):
+        found = activation_scale(0.0, high, bits=8)
+        assert (found.scale, found.zero_point) == (float(np.float32(1 / 255)), -128)
+        assert activation_scale(0.0, high, bits=16).scale == float(np.float32(1 / 32767))
+
+
+def test_a_centred_range_has_zero_point_0() -> None:
+    for low, high in ((-1.0, 3.0), (-3.0, 1.0), (0.0, 2.0), (-2.0, 0.0)):
+        least, most = centred(low, high)
+        assert least <= low
+        assert most >= high
+        assert activation_scale(least, most, bits=8).zero_point == 0
+        assert centred(least, most) == pytest.approx((least, most))
 
 
 def test_activations_round_half_to_even_and_saturate() -> None:

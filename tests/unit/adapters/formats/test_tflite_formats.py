@@ -208,6 +208,25 @@ def test_what_has_no_kernel_is_named() -> None:
     assert "in int8 for want of a kernel in int4: up" in found.format_notes
 
 
+def test_layers_that_are_zero_throughout_run() -> None:
+    b = Builder()
+    x = b.conv("stem", b.input("x", (3, 8, 8)), 3, 8)
+    pooled = b.node("pooled", "ReduceMean", [x], axes=[2, 3], keepdims=1)
+    squeezed = b.conv("squeeze", pooled, 8, 4, kernel=1)
+    b.constants["squeeze.b"] = np.full(4, -1e3, np.float32)
+    gate = b.node("gate", "Sigmoid", [b.conv("excite", squeezed, 4, 8, kernel=1, relu=False)])
+    model = b.model({b.head(b.node("scaled", "Mul", [x, gate]), 8): (5,)})
+    found = export(model)
+    file = TfliteFile(found.data)
+    scales = [
+        float(file.graph.tensors[int(item)].quantization.scale[0])
+        for operator in file.graph.operators
+        for item in operator.outputs
+    ]
+    assert min(scales) > 1e-6
+    assert found.parity["noise_ratio"] < 1e-2
+
+
 def test_hard_swish_is_spelled_out_for_16_bits() -> None:
     found = export(NETWORKS["squeeze_excite"](0), number_format=NumberFormat.INT16X8)
     file = TfliteFile(found.data)
