@@ -54,7 +54,7 @@ class QuantizedTensor:
             range is the union of the members' ranges.
         fixed: Key in `FIXED_SCALES` where the kernel leaves no choice, empty elsewhere.
         is_centred: Whether 8 bits have zero point 0 (`rounding.centred`): XNNPACK multiplies two
-            activations only where the second's is, and what it leaves takes ten times as long.
+            activations only where the second's is, and leaves others to a plain loop.
     """
 
     name: str

@@ -13,9 +13,8 @@ from tightfit_service.adapters.formats.tflite_file import TfliteFile
 def spell_out(file: TfliteFile, *, has_swish: bool) -> None:
     """Replace squared differences, and hard swishes unless `has_swish`, by products and sums; outputs do not change.
 
-    Of squared differences LiteRT has a plain loop in 8 bits, several times as slow as both others
-    together, and a normalization that is spelled out has the difference already. A hard swish takes it
-    some forty times as long as a table, which it makes of the sum and the products.
+    In 8 bits LiteRT has plain loops for both. A normalization that is spelled out has the difference already,
+    and of the sum and the products of a hard swish LiteRT makes one table.
     """
     differences = {
         tuple(int(item) for item in operator.inputs): operator
