@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -291,9 +292,15 @@ _RUNTIME_FAMILIES = (
 )
 
 
+_MICRO = re.compile(r"(lite|litert)\W*(for\W*)?micro")
+"""TensorFlow Lite Micro is another runtime than TensorFlow Lite."""
+
+
 def runtime_family(name: str) -> str:
     """Return one name for the spellings of a runtime: `TensorFlow Lite XNNPACK` is `litert`."""
     plain = name.casefold()
+    if _MICRO.search(plain):
+        return plain
     for family, spellings in _RUNTIME_FAMILIES:
         if any(spelling in plain for spelling in spellings):
             return family
