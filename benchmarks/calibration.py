@@ -15,7 +15,7 @@ their medians is told, too.
     refit     fits anew to what was measured and scores again, after a change of the emulator; and to the
               first of the designed networks only
 
-With `--keep`, a calibration measures only networks that the last one in the same folder did not.
+With `--keep`, a calibration measures only files that the last one in the same folder did not.
 
 Usage: python benchmarks/calibration.py --work DIR [--stage write,measure] [--runtimes litert,onnxruntime]
            [--networks 400] [--keep] [--json FILE]
@@ -231,7 +231,7 @@ def calibrate(
 ) -> dict[str, Any]:
     """Run a calibration to its end, or only until all files are written.
 
-    Where it is keeping, only networks that the last one did not measure are written and measured.
+    Where it is keeping, only files that the last one did not measure are measured.
     """
     target = target_name(runtime)
     agent = subprocess.Popen(

@@ -18,6 +18,8 @@ from tightfit_service.graph.structure import (
     remove_dead_code,
     replace_nodes,
     set_initializer,
+    tensor_shapes,
+    unique_name,
 )
 
 
@@ -41,16 +43,15 @@ class _Product:
         return sum(_turns(order) for order in (*self.orders, self.result))
 
 
-def write_einsums_as_products(model: ModelProto, shapes: Shapes) -> None:
+def write_einsums_as_products(model: ModelProto) -> None:
     """Replace, in place, each Einsum of two operands that sums over one axis by MatMul and Transposes.
 
     The MatMul keeps the node's name. Others, such as those over several axes or of one operand, stay.
     """
-    products = {
-        node.name: product
-        for node in model.graph.node
-        if node.op_type == "Einsum" and (product := _product(node, shapes)) is not None
-    }
+    einsums = [node for node in model.graph.node if node.op_type == "Einsum"]
+    shapes = tensor_shapes(model) if einsums else {}
+    found = {node.name: _product(node, shapes) for node in einsums}
+    products = {name: product for name, product in found.items() if product is not None}
     if not products:
         return
     writer = _Writer(model)
@@ -81,26 +82,20 @@ class _Writer:
             source = node.input[place]
             if _turns(order) and source in self._values:
                 value = self._values[source].transpose(order)
-                source = self._fresh(f"{node.name}/{side}")
+                source = unique_name(f"{node.name}/{side}", self._taken)
                 set_initializer(self._model, source, value)
             elif _turns(order):
-                name = self._fresh(f"{node.name}/{side}")
+                name = unique_name(f"{node.name}/{side}", self._taken)
                 nodes.append(_transpose(name, source, name, order))
                 source = name
             operands.append(source)
         output = node.output[0]
         behind = []
         if _turns(product.result):
-            name = self._fresh(f"{node.name}/turned")
-            output = self._fresh(f"{node.name}/product")
+            name = unique_name(f"{node.name}/turned", self._taken)
+            output = unique_name(f"{node.name}/product", self._taken)
             behind.append(_transpose(name, output, node.output[0], product.result))
         return [*nodes, helper.make_node("MatMul", operands, [output], name=node.name), *behind]
-
-    def _fresh(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
 
 
 def _turns(order: Sequence[int]) -> bool:

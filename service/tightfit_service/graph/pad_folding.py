@@ -23,6 +23,8 @@ def fold_pads(model: ModelProto) -> None:
     Runtimes do so themselves in float32. In an integer file what stands between both keeps them apart,
     and onnxruntime pads in float32 between two conversions.
     """
+    if all(node.op_type != "Pad" for node in model.graph.node):
+        return
     view = _View(model)
     is_changed = False
     for node in model.graph.node:

@@ -189,8 +189,8 @@ def calibrate_target(
     A designed set of small networks is written, measured and fitted; from then on estimates and jobs
     of your project use the corrected emulator. Takes a second or two per network and number format.
     A call that breaks off goes on where it stopped when it is repeated. To measure more networks, or
-    those that a newer version of tightfit writes otherwise, add `--keep-measurements`: with the same runner and the
-    same version of its runtime, nothing is measured twice.
+    those that a newer version of tightfit writes otherwise, add `--keep-measurements`: with the same
+    runner and the same version of its runtime, nothing is measured twice.
     """
     report = None
     with service.connected() as client:

@@ -929,8 +929,8 @@ class CalibrateHardwareTargetRequest(_message.Message):
     keep_measurements: _builtins.bool
     """Whether what the last calibration of the target measured is kept, and only files are measured that it
     did not: more of them than then, those that a newer version of tightfit writes otherwise, or those that had
-    failed. It must have been made by the same runner with the same version of the runtime; where there is none, all networks
-    are measured.
+    failed. It must have been made by the same runner with the same version of the runtime; where there is none,
+    all networks are measured.
     """
     def __init__(
         self,

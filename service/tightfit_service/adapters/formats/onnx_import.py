@@ -257,7 +257,7 @@ class OnnxImporter:
         was_fixed = normal_form.free_input_batch(model)
         if not node_by_node:
             normal_form.free_constant_batch(model, tensor_shapes(model))
-        write_einsums_as_products(model, tensor_shapes(model))
+        write_einsums_as_products(model)
         fold_pads(model)
         fold_shape_chains(model)
         remove_dead_code(model)

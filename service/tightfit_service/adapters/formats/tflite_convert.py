@@ -61,8 +61,8 @@ def convert(model: ModelProto) -> TfliteFile:
     names = graph_inputs(model)
     shapes = [input_shape(model, name) for name in names]
     turned = [place for place, name in enumerate(names) if is_channels_last(model, name)]
-    simple = _leaky(_copies_beside_images(_norms_as_products(fold_batch_norms(model))))
-    simple = with_gelus(simple)
+    plain = _leaky(_norms_as_products(fold_batch_norms(model)))
+    simple = with_gelus(_copies_beside_images(plain))
     with _CONVERTING:
         data = _converted(save_model(simple), tuple(shapes), tuple(turned))
     file = TfliteFile(data)

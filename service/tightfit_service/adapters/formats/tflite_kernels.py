@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from tightfit_service.domain.hardware import NumberFormat
 
+EIGHT_BITS = frozenset({NumberFormat.INT8, NumberFormat.INT4})
+"""Formats whose activations have 8 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
@@ -18,18 +21,21 @@ class Kernel:
         int4: The same for 4-bit weights with 8-bit activations.
         scale: `free` (chosen for the output), `input` (input and output share one), `all` (so do
             all inputs), `unit` and `signed_unit` (fixed, `graph.quantized_tensors.FIXED_SCALES`).
+        centred: Place of the input whose zero point is 0 in 8 bits (`graph.rounding.centred`), None
+            where there is none.
     """
 
     int8: int
     int16: int
     int4: int = 0
     scale: str = "free"
+    centred: int | None = None
 
     def version(self, number_format: NumberFormat) -> int:
         """Return the version for a format, 0 where there is no kernel."""
         if number_format is NumberFormat.INT16X8:
             return self.int16
-        return self.int8 if number_format in {NumberFormat.INT8, NumberFormat.INT4} else 0
+        return self.int8 if number_format in EIGHT_BITS else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ KERNELS: Mapping[str, Kernel] = {
     "ABS": Kernel(int8=2, int16=3),
     "ADD": Kernel(int8=2, int16=3),
     "AVERAGE_POOL_2D": Kernel(int8=2, int16=3, scale="input"),
-    "BATCH_MATMUL": Kernel(int8=2, int16=3),
+    "BATCH_MATMUL": Kernel(int8=2, int16=3, centred=1),
     "BATCH_TO_SPACE_ND": Kernel(int8=2, int16=4, scale="input"),
     "BROADCAST_TO": Kernel(int8=3, int16=3, scale="input"),
     "CONCATENATION": Kernel(int8=2, int16=3, scale="all"),

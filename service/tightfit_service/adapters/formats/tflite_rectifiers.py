@@ -38,7 +38,7 @@ def fuse_rectifiers(file: TfliteFile) -> None:
         for source in sources:
             source.builtinOptions.fusedActivationFunction = _FUSED[file.operator_name(rectifier)]
         file.replace_uses(output, int(rectifier.inputs[0]))
-        file.remove_dead()
+    file.remove_dead()
 
 
 def _sources(file: TfliteFile, tensor: int) -> list[Any] | None:

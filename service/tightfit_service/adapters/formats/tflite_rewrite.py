@@ -137,7 +137,7 @@ class Rewriter:
             if item < 0 or (is_product and slots and place in {slots.weight, slots.bias}):
                 continue
             if file.constant(item) is not None:
-                is_centred = name == "BATCH_MATMUL" and place == 1 and bits == 8
+                is_centred = place == kernel.centred and bits == 8
                 inputs[place] = self._constant(item, bits, joint, is_centred=is_centred)
             elif item in self._stored or is_float(file, item):
                 own = joint or self._plan.groups.scale(item, self._plan.ranges, bits=bits)

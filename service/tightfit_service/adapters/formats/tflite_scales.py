@@ -9,15 +9,13 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.adapters.formats.tflite_kernels import KERNELS
+from tightfit_service.adapters.formats.tflite_kernels import EIGHT_BITS, KERNELS
 from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.quantized_tensors import FIXED_SCALES
 from tightfit_service.graph.rounding import IntegerScale, activation_scale, centred
 
 FLOATS = frozenset({NumberFormat.FLOAT32, NumberFormat.FLOAT16})
-EIGHT_BITS = frozenset({NumberFormat.INT8, NumberFormat.INT4})
-"""Formats whose activations have 8 bits."""
 
 
 class ScaleGroups:
@@ -34,17 +32,15 @@ class ScaleGroups:
         self._fixed: dict[int, str] = {}
         self.sources: set[int] = set()
         """Tensors whose ranges decide those of their groups."""
-        self._centred = {
-            int(operator.inputs[1])
-            for operator, number_format in zip(file.graph.operators, formats, strict=True)
-            if number_format in EIGHT_BITS and file.operator_name(operator) == "BATCH_MATMUL"
-        }
         tied: set[int] = set()
+        centred_inputs: list[int] = []
         for operator, number_format in zip(file.graph.operators, formats, strict=True):
             kernel = KERNELS.get(file.operator_name(operator))
             outputs = [int(item) for item in operator.outputs]
             if number_format in FLOATS or kernel is None:
                 continue
+            if kernel.centred is not None and number_format in EIGHT_BITS:
+                centred_inputs.append(int(operator.inputs[kernel.centred]))
             if kernel.scale in FIXED_SCALES:
                 for item in outputs:
                     self._fixed[self._root(item)] = kernel.scale
@@ -57,6 +53,7 @@ class ScaleGroups:
         for item in (*inputs, *made):
             if is_float(file, item) and item not in tied:
                 self.sources.add(item)
+        self._centred = {self._root(item) for item in centred_inputs}
         decided = {self._root(item) for item in self.sources} | set(self._fixed)
         # What joins only tensors of fixed scales, and different ones, has a range of its own.
         self.sources.update(item for item in tied if self._root(item) not in decided)
@@ -109,7 +106,7 @@ class ScaleGroups:
         if span is None:
             return None
         low, high = span.low, span.high
-        if root in {self._root(item) for item in self._centred}:
+        if root in self._centred:
             low, high = centred(low, high)
         return activation_scale(low, high, bits=bits)
 
