@@ -29,9 +29,12 @@ ALIGNMENT = 4
 _CONVOLUTIONS = frozenset({OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV})
 _TAKES_BLOCKS = frozenset({OperatorKind.POOL, OperatorKind.GLOBAL_POOL, OperatorKind.RESIZE})
 _JOINS_BLOCKS = frozenset(
-    {"Add", "Mul", "Sum", "Concat", "BatchNormalization", "Relu", "Sigmoid", "Tanh", "HardSigmoid"}
-)
-"""Operators that pass blocks on where all that they read are blocks."""
+    {
+        "Add", "Mul", "Sum", "Concat", "BatchNormalization", "Relu", "Sigmoid", "Tanh", "HardSigmoid",
+        "HardSwish",
+    }
+)  # fmt: skip
+"""Operators that pass blocks on where all that they read are blocks; HardSwish is run as HardSigmoid and Mul."""
 _MINDS_NOT = frozenset(
     {
         OperatorKind.POOL,
@@ -45,7 +48,7 @@ _MINDS_NOT = frozenset(
     }
 )
 """Operators that compute on channels wherever they come."""
-_ABSORBED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
+_ABSORBED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid"})
 
 
 @dataclass(frozen=True)

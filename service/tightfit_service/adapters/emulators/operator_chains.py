@@ -20,9 +20,8 @@ def operators_together(network: NetworkProfile) -> list[Together]:
     """Return the GELUs and swishes of a network that are several operators each, and residual sums.
 
     A sum behind a convolution costs next to nothing where the runtime lets the convolution add (ONNX
-    Runtime does in float32). The activations are x / 2 * (1 + erf(x / sqrt(2))),
-    x * clip(x + 3, 0, 6) / 6, with constant factors before or behind the product, x * hardsigmoid(x) and
-    x * sigmoid(x). Inner tensors have one reader.
+    Runtime does in float32). The activations are x / 2 * (1 + erf(x / sqrt(2))), with constant factors before
+    or behind the product, and x * sigmoid(x). Inner tensors have one reader.
     """
     return list(_Chains(network).all())
 
@@ -50,17 +49,13 @@ class _Chains:
                 found = self._product(plus, scaled.inputs[0])
                 if found is not None:
                     yield Together("spelled Gelu", (scaled, operator, plus, *found))
-            elif operator.op_type in ("HardSigmoid", "Sigmoid"):
+            elif operator.op_type == "Sigmoid":
                 product = self._reader(operator, "Mul")
                 if product is not None and set(product.inputs) == {
                     operator.inputs[0],
                     operator.outputs[0],
                 }:
-                    yield Together(f"gated {operator.op_type}", (operator, product))
-            elif operator.op_type == "Add" and operator.fused and len(operator.inputs) == 1:
-                found = self._product(operator, operator.inputs[0])
-                if found is not None:
-                    yield Together("spelled HardSwish", (operator, *found))
+                    yield Together("gated Sigmoid", (operator, product))
             elif operator.op_type == "Add" and any(map(self._ends_in, operator.inputs)):
                 # an activation behind it is one more pass in some runtimes
                 activation = " and activation" if operator.fused else ""

@@ -36,6 +36,7 @@ from tightfit_service.graph.batch_expansion import drop_zero_states
 from tightfit_service.graph.batch_propagation import spread_over_batch
 from tightfit_service.graph.bias_folding import fold_biases_before_norms
 from tightfit_service.graph.einsum_products import write_einsums_as_products
+from tightfit_service.graph.hard_swishes import write_hard_swishes
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
@@ -50,6 +51,7 @@ from tightfit_service.graph.model_file import (
 )
 from tightfit_service.graph.pad_folding import fold_pads
 from tightfit_service.graph.profile import OnnxGraphInspector
+from tightfit_service.graph.rectifier_motion import move_rectifiers
 from tightfit_service.graph.structure import (
     declared_shape,
     default_opset,
@@ -181,6 +183,7 @@ class OnnxImporter:
             normal_form.remove_identities(result)
             fold_biases_before_norms(result)
             fold_pads(result)
+            move_rectifiers(result)
             del result.graph.value_info[:]
             _declare_shapes(result)
             prove_batch(source, result)
@@ -259,8 +262,10 @@ class OnnxImporter:
             normal_form.free_constant_batch(model, tensor_shapes(model))
         write_einsums_as_products(model)
         fold_pads(model)
+        write_hard_swishes(model)
         fold_shape_chains(model)
         remove_dead_code(model)
+        move_rectifiers(model)
         self._check_activations(model)
         _declare_shapes(model)
         return was_fixed

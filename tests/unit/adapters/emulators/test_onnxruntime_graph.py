@@ -123,11 +123,11 @@ def test_a_sum_of_blocks_and_other_data_takes_them_laid_out_anew() -> None:
 
 def test_an_activation_behind_a_convolution_is_computed_with_it() -> None:
     builder = GraphBuilder((3, 8, 8), seed=0)
-    builder.activation(builder.conv(builder.top, 16), "HardSwish")
-    builder.activation(builder.top, "HardSwish")
+    builder.activation(builder.conv(builder.top, 16), "LeakyRelu")
+    builder.activation(builder.top, "LeakyRelu")
     builder.conv(builder.top, 16)
     network = profile(builder)
-    first, _ = (op.node for op in network.operators if op.op_type == "HardSwish")
+    first, _ = (op.node for op in network.operators if op.op_type == "LeakyRelu")
     assert absorbed(network, target()) == {first}
     assert absorbed(network, target(runtime={"name": "LiteRT"})) == frozenset()
     # the second is no part of a convolution, and takes data as they come
@@ -136,6 +136,14 @@ def test_an_activation_behind_a_convolution_is_computed_with_it() -> None:
         ("ReorderInput", 16 * 64),
         ("ReorderOutput", 16 * 64),
     ]
+
+
+def test_a_hard_swish_is_computed_by_itself_on_blocks() -> None:
+    builder = GraphBuilder((3, 8, 8), seed=0)
+    builder.activation(builder.conv(builder.top, 16), "HardSwish")
+    builder.conv(builder.top, 16)
+    assert absorbed(profile(builder), target()) == frozenset()
+    assert found(builder) == [("ReorderOutput", 16 * 64)]
 
 
 def test_an_activation_of_what_others_read_too_is_not() -> None:
