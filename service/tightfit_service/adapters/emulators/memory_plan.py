@@ -33,6 +33,7 @@ _FLOAT_IN_PLACE = _WINDOWED | {"pool", "elementwise", "pad"}
 _RELABELLING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Converting the number format at the border of the network; done by the caller or in place, but for
 results that are returned in float32."""
+_FLOAT_BYTES = FLOAT_BITS / 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class ArenaStyle:
         constant_bytes: Everything else.
         channel_multiple: Tensors are stored with their channels rounded up to multiples of it.
         unrounded: Names of tensors that are not.
+        widened: ONNX operators of 8 bits that are computed in float32 between conversions: what they read and
+            write is there as integers and in float32 meanwhile.
     """
 
     in_place: Collection[str] = ()
@@ -74,6 +77,7 @@ class ArenaStyle:
     constant_bytes: float = 0.0
     channel_multiple: int = 1
     unrounded: Collection[str] = ()
+    widened: Collection[str] = ()
 
 
 TFLM_STYLE = ArenaStyle(
@@ -177,6 +181,11 @@ def memory_points(network: NetworkProfile, style: ArenaStyle) -> tuple[MemoryPoi
             _pad_input(operator, live, dying, root)
         pool = pools.get(operator.node)
         _place_output(operator, live, dying, sizes, style, row_bytes=_row_bytes(pool or operator))
+        if operator.op_type in style.widened and operator.activation_bits == 8:
+            for name in dict.fromkeys(
+                root.get(n, n) for n in (*operator.inputs, *operator.outputs)
+            ):
+                live[name] += _FLOAT_BYTES * sizes.get(name, 0)
         scratch = _place_scratch(operator, live, root, style)
         if pool is not None:
             live[operator.outputs[0]] += _window_rows(operator, pool) * _row_bytes(operator)

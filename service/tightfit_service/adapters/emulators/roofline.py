@@ -10,6 +10,7 @@ from tightfit_service.adapters.emulators import flash, memory_plan
 from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat
+from tightfit_service.domain.measurement import runtime_family
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 from tightfit_service.domain.quantities import Interval
 
@@ -193,6 +194,8 @@ ASSUMED_FACTORS: Mapping[str, float] = {"cache_bytes": 4.0, "ram_bandwidth_mb_s"
 """How far off a class may be: L2 of A53 is configured from 128 KiB to 2 MiB, memories are 16 to 64 bits wide."""
 POWER_LOG_WIDTH = 0.45
 _STYLE = memory_plan.ArenaStyle(in_place=frozenset({"elementwise"}))
+_LITERT_STYLE = replace(_STYLE, widened=frozenset({"Abs", "AveragePool", "Softmax", "Sqrt"}))
+"""What its files have between conversions to float32, as XNNPACK has no kernels of integers for them."""
 VECTOR_FEATURES = frozenset({"dotprod", "i8mm", "avx512_vnni", "avx_vnni"})
 
 
@@ -239,12 +242,13 @@ class RooflineEmulator:
         self, network: NetworkProfile, target: HardwareSpec
     ) -> tuple[MemoryPoint, ...]:
         """Return the live activations per operator, all weights being in memory besides."""
-        del target
+        is_litert = target.accelerator is None and runtime_family(target.runtime.name) == "litert"
+        style = _LITERT_STYLE if is_litert else _STYLE
         weights = sum(flash.constant_bytes(op) for op in network.operators)
         weights += flash.other_constant_bytes(network)
         return tuple(
             replace(point, fixed_bytes=point.fixed_bytes + weights)
-            for point in memory_plan.memory_points(network, _STYLE)
+            for point in memory_plan.memory_points(network, style)
         )
 
     def estimate(

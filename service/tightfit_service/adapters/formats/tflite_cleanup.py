@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_exponentials import bound_exponentials
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.adapters.formats.tflite_norms import scale_differences
 from tightfit_service.adapters.formats.tflite_rectifiers import fuse_rectifiers
 
 _TO_NCHW = (0, 3, 1, 2)
@@ -37,7 +38,8 @@ def clean_up(file: TfliteFile) -> None:
     6. Strided slices that follow each other, one axis each, become one.
     7. Channels are shuffled where they are, last.
     8. Rectifiers are fused into what computes their numbers, moved in between or not.
-    9. A change to NCHW right before an output is left out: that output is NHWC from then on.
+    9. Normalizations scale the difference from the mean that they have computed.
+    10. A change to NCHW right before an output is left out: that output is NHWC from then on.
 
     Before all that, exponential linear units become ones whose exponent is bounded.
     """
@@ -54,6 +56,7 @@ def clean_up(file: TfliteFile) -> None:
     while _merge_slices(file):
         file.remove_dead()
     fuse_rectifiers(file)
+    scale_differences(file)
     _leave_outputs_channels_last(file)
     file.remove_dead()
 

@@ -21,6 +21,7 @@ from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.onnx_export import calibration_missing, comparison_feeds
 from tightfit_service.adapters.formats.tflite_convert import convert, is_channels_last
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
+from tightfit_service.adapters.formats.tflite_float_islands import compute_in_float, multiply_powers
 from tightfit_service.adapters.formats.tflite_match import Correspondence, correspond
 from tightfit_service.adapters.formats.tflite_quantize import Fallback, quantize_file
 from tightfit_service.adapters.formats.tflite_scales import FLOATS
@@ -97,7 +98,7 @@ class TfliteExporter:
         feeds = comparison_feeds(calibration, model)
         file = convert(model)
         if used - FLOATS:
-            has_swish = NumberFormat.INT16X8 not in used and not _runs_tables(target)
+            has_swish = NumberFormat.INT16X8 not in used and not _runs_xnnpack(target)
             spell_out(file, has_swish=has_swish)
         matches = _matches(model, file, feeds)
         is_float = settings.number_format in FLOATS
@@ -110,6 +111,9 @@ class TfliteExporter:
             formats=formats,
             given=_given(matches, ranges or {}),
         )
+        multiply_powers(file)
+        if _runs_xnnpack(target):
+            compute_in_float(file)
         notes = (*doubts, *_notes(file))
         _finish(file, model, metadata)
         data = file.to_bytes()
@@ -145,11 +149,11 @@ def _check(model: ModelProto, settings: QuantizationSettings, used: set[NumberFo
         )
 
 
-def _runs_tables(target: HardwareSpec | None) -> bool:
-    """Whether a target's runtime makes one table of 256 entries of several operators of one number.
+def _runs_xnnpack(target: HardwareSpec | None) -> bool:
+    """Whether a target runs what it can with XNNPACK, as LiteRT does on cores.
 
-    XNNPACK does, which LiteRT runs what it can with; what microcontrollers and accelerators run instead is
-    better off with single operators.
+    It makes one table of 256 entries of several operators of one number, and converts numbers in vectors; what
+    microcontrollers and accelerators run instead is better off with single operators of integers.
     """
     return (
         target is not None

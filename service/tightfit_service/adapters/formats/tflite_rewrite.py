@@ -12,7 +12,13 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_kernels import KERNELS, WEIGHTED, WeightSlots
-from tightfit_service.adapters.formats.tflite_scales import FLOATS, ScaleGroups, is_float
+from tightfit_service.adapters.formats.tflite_scales import (
+    FINEST_SUMMAND,
+    FLOATS,
+    ScaleGroups,
+    is_float,
+    widened,
+)
 from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.domain.hardware import NumberFormat
 from tightfit_service.graph.rounding import (
@@ -138,7 +144,10 @@ class Rewriter:
                 continue
             if file.constant(item) is not None:
                 is_centred = place == kernel.centred and bits == 8
-                inputs[place] = self._constant(item, bits, joint, is_centred=is_centred)
+                least = self._least_span(name, outputs[0]) if bits == 8 else 0.0
+                inputs[place] = self._constant(
+                    item, bits, joint, is_centred=is_centred, least=least
+                )
             elif item in self._stored or is_float(file, item):
                 own = joint or self._plan.groups.scale(item, self._plan.ranges, bits=bits)
                 inputs[place] = self._convert(item, own, bits)
@@ -198,16 +207,27 @@ class Rewriter:
         details = self._file.graph.tensors[tensor].quantization
         return IntegerScale(scale=float(details.scale[0]), zero_point=int(details.zeroPoint[0]))
 
+    def _least_span(self, name: str, output: int) -> float:
+        """Return what a constant must span for kernels to take it beside what they make of it."""
+        stored = self._stored.get(output)
+        return 255 * stored.scale * FINEST_SUMMAND if stored and name in {"ADD", "SUB"} else 0.0
+
     def _constant(
-        self, tensor: int, bits: int, joint: IntegerScale | None, *, is_centred: bool
+        self,
+        tensor: int,
+        bits: int,
+        joint: IntegerScale | None,
+        *,
+        is_centred: bool,
+        least: float,
     ) -> int:
-        """Return a float constant in integers, in a given scale or that of its own range."""
+        """Return a float constant in integers, in a given scale or that of its range, which spans at least so much."""
         value = self._file.constant(tensor)
         if value is None or value.dtype != np.float32:
             return tensor
-        low, high = float(value.min(initial=0.0)), float(value.max(initial=0.0))
-        if is_centred:
-            low, high = centred(low, high)
+        own = TensorRange(low=float(value.min(initial=0.0)), high=float(value.max(initial=0.0)))
+        span = widened(own, least)
+        low, high = centred(span.low, span.high) if is_centred else (span.low, span.high)
         scale = joint or activation_scale(low, high, bits=bits)
         key = (tensor, bits, scale)
         if key not in self._constants:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -16,6 +16,9 @@ from tightfit_service.graph.quantized_tensors import FIXED_SCALES
 from tightfit_service.graph.rounding import IntegerScale, activation_scale, centred
 
 FLOATS = frozenset({NumberFormat.FLOAT32, NumberFormat.FLOAT16})
+FINEST_SUMMAND = 2.0**-9
+"""Of the steps of a sum in 8 bits; what is below rounds to nothing, and XNNPACK leaves sums of what is finer than
+2 ** -10 to a plain loop."""
 
 
 class ScaleGroups:
@@ -86,13 +89,26 @@ class ScaleGroups:
                 if value.size:
                     span = TensorRange(low=float(value.min()), high=float(value.max()))
                     chosen[root].append(span)
-        return {
+        found = {
             root: TensorRange(
                 low=min(0.0, *(span.low for span in spans)),
                 high=max(0.0, *(span.high for span in spans)),
             )
             for root, spans in chosen.items()
         }
+        for root, least in self._summands(found):
+            found[root] = widened(found[root], least)
+        return found
+
+    def _summands(self, found: Mapping[int, TensorRange]) -> Iterator[tuple[int, float]]:
+        """Yield what only a sum of computed tensors reads, with the least span that its kernels take it in."""
+        for operator in self._file.operators("ADD", "SUB"):
+            total = found.get(self._root(int(operator.outputs[0])))
+            for item in (int(item) for item in operator.inputs):
+                is_own = item in self.sources and not self._file.is_output(item)
+                alone = is_own and self._file.consumers(item) == [operator]
+                if total is not None and alone and self._root(item) in found:
+                    yield self._root(item), (total.high - total.low) * FINEST_SUMMAND
 
     def scale(
         self, tensor: int, ranges: Mapping[int, TensorRange], *, bits: int
@@ -140,6 +156,14 @@ class ScaleGroups:
         if other in self._fixed:
             one, other = other, one
         self._parent[other] = one
+
+
+def widened(span: TensorRange, least: float) -> TensorRange:
+    """Return a range that spans at least so much, longer at its farther end."""
+    missing = max(least - (span.high - span.low), 0.0)
+    if span.high >= -span.low:
+        return TensorRange(low=span.low, high=span.high + missing)
+    return TensorRange(low=span.low - missing, high=span.high)
 
 
 def is_float(file: TfliteFile, tensor: int) -> bool:

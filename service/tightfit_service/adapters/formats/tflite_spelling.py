@@ -32,7 +32,7 @@ def spell_out(file: TfliteFile, *, has_swish: bool) -> None:
             # one that there is may come only later
             known = differences[inputs]
             difference = int(known.outputs[0])
-            parts = [known, _pairwise(file, "MUL", [difference, difference], output)]
+            parts = [known, pairwise(file, "MUL", [difference, difference], output)]
         elif name == "HARD_SWISH" and not has_swish:
             parts = _hard_swish(file, operator)
         for part in parts:
@@ -41,7 +41,7 @@ def spell_out(file: TfliteFile, *, has_swish: bool) -> None:
 
 
 def _difference(file: TfliteFile, inputs: tuple[int, ...], like: int) -> Any:
-    return _pairwise(file, "SUB", list(inputs), file.add_tensor_like(like, file.shape(like)))
+    return pairwise(file, "SUB", list(inputs), file.add_tensor_like(like, file.shape(like)))
 
 
 def _hard_swish(file: TfliteFile, operator: Any) -> list[Any]:
@@ -53,13 +53,13 @@ def _hard_swish(file: TfliteFile, operator: Any) -> list[Any]:
     )
     relu6 = schema.ActivationFunctionType.RELU6
     return [
-        _pairwise(file, "ADD", [source, three], shifted, activation=relu6),
-        _pairwise(file, "MUL", [shifted, sixth], gate),
-        _pairwise(file, "MUL", [source, gate], output),
+        pairwise(file, "ADD", [source, three], shifted, activation=relu6),
+        pairwise(file, "MUL", [shifted, sixth], gate),
+        pairwise(file, "MUL", [source, gate], output),
     ]
 
 
-def _pairwise(
+def pairwise(
     file: TfliteFile,
     name: str,
     inputs: list[int],
@@ -67,6 +67,7 @@ def _pairwise(
     *,
     activation: int = schema.ActivationFunctionType.NONE,
 ) -> Any:
+    """Return a new ADD, MUL or SUB of two tensors; the caller puts it into the schedule."""
     operator = file.make_operator(name, 1, [int(item) for item in inputs], [output])
     options = {"ADD": schema.AddOptionsT, "SUB": schema.SubOptionsT, "MUL": schema.MulOptionsT}
     kinds = {

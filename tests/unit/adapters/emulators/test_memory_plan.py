@@ -240,6 +240,19 @@ def test_float_activations_take_four_bytes() -> None:
     assert total(memory_points(network, style)[0]) == 8 * TENSOR + 4 * 9 * 4
 
 
+def test_what_is_computed_in_float_is_there_twice_meanwhile() -> None:
+    net = builder()
+    net.conv(net.conv("input", 4), 4)
+    network = with_last(net, op_type="Softmax", kind=OperatorKind.SOFTMAX)
+    style = ArenaStyle(in_place={"elementwise"}, widened={"Softmax"})
+    before, soft = memory_points(network, style)
+    assert total(before) == 2 * TENSOR
+    # one tensor of integers in place, and two of floats
+    assert total(soft) == (1 + 4 + 4) * TENSOR
+    floats = network.at_precision(weight_bits=32, activation_bits=32)
+    assert total(memory_points(floats, style)[1]) == 4 * TENSOR
+
+
 def test_a_network_output_that_is_read_again_stays_to_the_end() -> None:
     net = builder()
     early = net.conv("input", 4)

@@ -60,6 +60,20 @@ def bandwidth(target: HardwareSpec) -> float:
     return target.memory.ram_bandwidth_mb_s * 1e3
 
 
+def test_litert_computes_a_softmax_of_integers_in_memory_for_floats_besides() -> None:
+    target = CATALOGUE.get("raspberry-pi-4")
+    net = ProfileBuilder(channels=64, size=(32, 32))
+    net.other("input", kind=OperatorKind.SOFTMAX, op_type="Softmax")
+    network = net.build()
+    found = {
+        name: EMULATOR.memory_points(
+            network, replace(target, runtime=replace(target.runtime, name=name))
+        )[0].bytes_in_use
+        for name in ("LiteRT", "ONNX Runtime")
+    }
+    assert found["LiteRT"] - found["ONNX Runtime"] == 2 * 4 * 64 * 32 * 32
+
+
 def test_what_fits_half_the_cache_comes_at_its_rate_and_the_rest_from_memory_besides() -> None:
     target = CATALOGUE.get("raspberry-pi-4")
     assert target.memory.cache_bytes == 1 << 20
