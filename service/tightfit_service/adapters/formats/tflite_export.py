@@ -104,6 +104,7 @@ class TfliteExporter:
         is_float = settings.number_format in FLOATS
         kept = [n for n in logarithms(model) if not is_float and n not in settings.node_formats]
         formats = _operator_formats(file, matches, settings, kept)
+        operators = list(file.graph.operators)
         fallbacks = quantize_file(
             file,
             lambda: _samples(model, calibration),
@@ -112,8 +113,8 @@ class TfliteExporter:
             given=_given(matches, ranges or {}),
         )
         multiply_powers(file)
-        if _runs_xnnpack(target):
-            compute_in_float(file)
+        floats = {id(item) for item in compute_in_float(file)} if _runs_xnnpack(target) else set()
+        islands = [place for place, item in enumerate(operators) if id(item) in floats]
         notes = (*doubts, *_notes(file))
         _finish(file, model, metadata)
         data = file.to_bytes()
@@ -129,7 +130,11 @@ class TfliteExporter:
                 noise_limit=limit or 0.0,
             ),
             notes=notes,
-            format_notes=(*_kept_notes(kept), *_fallback_notes(fallbacks, matches)),
+            format_notes=(
+                *_kept_notes(kept),
+                *_fallback_notes(fallbacks, matches),
+                *_island_notes(islands, matches),
+            ),
         )
 
 
@@ -286,18 +291,25 @@ def _kept_notes(kept: Sequence[str]) -> Iterator[str]:
 
 def _fallback_notes(fallbacks: Sequence[Fallback], matches: Correspondence) -> Iterator[str]:
     """Tell which nodes do not run in the format asked for."""
-    nodes: dict[int, list[str]] = {}
-    for name, places in matches.nodes.items():
-        for place in places:
-            nodes.setdefault(place, []).append(name)
-    grouped: dict[tuple[NumberFormat, NumberFormat], list[str]] = {}
+    grouped: dict[tuple[NumberFormat, NumberFormat], list[int]] = {}
     for item in fallbacks:
-        names = nodes.get(item.place, [])
-        grouped.setdefault((item.asked, item.taken), []).extend(names[-1:])
-    for (asked, taken), names in grouped.items():
-        listed = ", ".join(dict.fromkeys(names[:_NAMED_NODES]))
-        more = f" and {len(names) - _NAMED_NODES} more" if len(names) > _NAMED_NODES else ""
-        yield f"in {taken} for want of a kernel in {asked}: {listed}{more}"
+        grouped.setdefault((item.asked, item.taken), []).append(item.place)
+    for (asked, taken), places in grouped.items():
+        yield f"in {taken} for want of a kernel in {asked}: {_listed(places, matches)}"
+
+
+def _island_notes(places: Sequence[int], matches: Correspondence) -> Iterator[str]:
+    """Tell which nodes stand between conversions of their own."""
+    if places:
+        yield f"in float32, which LiteRT is faster at here: {_listed(places, matches)}"
+
+
+def _listed(places: Sequence[int], matches: Correspondence) -> str:
+    """Return the last nodes that operators compute, some by name."""
+    nodes = {place: name for name, found in matches.nodes.items() for place in found}
+    names = list(dict.fromkeys(nodes[place] for place in places if place in nodes))
+    more = f" and {len(names) - _NAMED_NODES} more" if len(names) > _NAMED_NODES else ""
+    return ", ".join(names[:_NAMED_NODES]) + more
 
 
 def _notes(file: TfliteFile) -> Iterator[str]:

@@ -25,13 +25,17 @@ they take for the loop to cost more than two conversions."""
 _DEQUANTIZE_VERSION = 2
 
 
-def compute_in_float(file: TfliteFile) -> None:
+def compute_in_float(file: TfliteFile) -> list[Any]:
     """Put conversions around operators of 8 bits that LiteRT is faster at in float32; tensors keep their scales.
 
     What stands between operators is rounded as before: results differ by no more than the integer kernels'
     own tables and approximations do.
+
+    Returns:
+        Those operators.
     """
     operators: list[Any] = []
+    found: list[Any] = []
     for operator in file.graph.operators:
         source, output = int(operator.inputs[0]), int(operator.outputs[0])
         is_integer = all(
@@ -48,7 +52,9 @@ def compute_in_float(file: TfliteFile) -> None:
             operator,
             file.make_operator("QUANTIZE", 1, [behind], [output]),
         ]
+        found.append(operator)
     file.graph.operators = operators
+    return found
 
 
 def multiply_powers(file: TfliteFile) -> None:
