@@ -342,7 +342,8 @@ def _distance(reference: bytes, graph: bytes, samples: Samples) -> float:
 def _computed_in_float(data: bytes) -> tuple[str, ...]:
     """Return the operator types of which no node stands between integers.
 
-    Such a node reads dequantized activations, has no weights in float, and is read rounded.
+    Such a node reads dequantized activations, has no weights in float, and is read rounded. The scales of a Resize
+    are no weights.
     """
     model = load_model(data)
     nodes = model.graph.node
@@ -357,7 +358,8 @@ def _computed_in_float(data: bytes) -> tuple[str, ...]:
     for node in nodes:
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             continue
-        weights = (constants[name] for name in node.input if name in constants)
+        named = () if node.op_type == "Resize" else node.input
+        weights = (constants[name] for name in named if name in constants)
         in_integers = (
             any(name in dequantized for name in node.input)
             and any(name in rounded for name in node.output)
