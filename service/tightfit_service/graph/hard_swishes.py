@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from tightfit_service.graph.node_chains import NodeChains
+from tightfit_service.graph.node_chains import TOLERANCE, NodeChains
 from tightfit_service.graph.structure import (
     attribute,
     default_opset,
@@ -39,8 +40,10 @@ def write_hard_swishes(model: ModelProto) -> None:
 
 def _spelled(chains: NodeChains, clip: NodeProto) -> NodeProto | None:
     """Return what takes the place of the last node of a chain around this Clip."""
+    if not _is_six(chains, clip):
+        return None
     shift = chains.maker(clip.input[0])
-    if not _is_six(chains, clip) or shift is None or chains.only_reader(shift) is not clip:
+    if shift is None or chains.only_reader(shift) is not clip:
         return None
     source, following = chains.plus(shift, _SHIFT), chains.only_reader(clip)
     if source is None or following is None:
@@ -67,9 +70,9 @@ def _gated(chains: NodeChains, gate: NodeProto) -> NodeProto | None:
     """Return what takes the place of the product of a tensor and its hard sigmoid."""
     if gate.op_type != "HardSigmoid":
         return None
-    slope, shift = attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5)
+    settings = (attribute(gate, "alpha", 0.2), attribute(gate, "beta", 0.5))
+    is_swish = np.allclose(settings, (1 / _MOST, _SHIFT / _MOST), rtol=TOLERANCE, atol=0.0)
     product = chains.only_reader(gate)
-    is_swish = abs(slope * _MOST - 1) < 1e-4 and abs(shift * _MOST - _SHIFT) < 1e-4
     if not is_swish or product is None or _other_factor(product, gate) != gate.input[0]:
         return None
     return _hard_swish(gate.input[0], product)

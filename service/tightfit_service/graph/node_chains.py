@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, numpy_helper
 
-from tightfit_service.graph.structure import consumers, graph_outputs, initializers, producers
+from tightfit_service.graph.structure import Array, consumers, graph_outputs, producers
 
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 """Relative: exporters round the constants of formulas in various ways."""
 
 
@@ -14,7 +14,7 @@ class NodeChains:
     """A graph as one follows its tensors; nodes are those of the graph, not copies."""
 
     def __init__(self, model: ModelProto) -> None:
-        self._constants = initializers(model)
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._makers = producers(model.graph)
         self._readers = consumers(model.graph)
         self._outputs = frozenset(graph_outputs(model))
@@ -53,9 +53,14 @@ class NodeChains:
     def is_number(self, name: str, value: float) -> bool:
         """Whether a tensor is a constant of one element, about this one."""
         found = self.number(name)
-        return found is not None and abs(found - value) <= _TOLERANCE * abs(value)
+        return found is not None and abs(found - value) <= TOLERANCE * abs(value)
 
     def number(self, name: str) -> float | None:
         """Return the value of a constant of one element, None for other tensors."""
-        found = self._constants.get(name)
+        found = self.constant(name)
         return None if found is None or found.size != 1 else float(found.reshape(-1)[0])
+
+    def constant(self, name: str) -> Array | None:
+        """Return the value of a constant, None for other tensors."""
+        found = self._constants.get(name)
+        return None if found is None else numpy_helper.to_array(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from fakes.networks import Builder
 from tightfit_service.adapters.formats.onnx_execution import run_feeds
@@ -80,6 +80,13 @@ def test_what_only_looks_like_one_stays(form: str) -> None:
 
 def test_other_bounds_are_no_hard_swish() -> None:
     assert ("Clip", "clip") in written(network("behind", least=-1.0))
+
+
+def test_nodes_that_read_nothing_are_passed_by() -> None:
+    b = Builder()
+    value = numpy_helper.from_array(np.ones(3, np.float32))
+    b.node("y", "Add", [b.input("x", (4, 3)), b.node("one", "Constant", [], value=value)])
+    assert written(b.model({"y_out": (4, 3)})) == [("Constant", "one"), ("Add", "y")]
 
 
 def test_imported_networks_have_their_hard_swishes_as_one() -> None:
