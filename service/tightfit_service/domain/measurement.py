@@ -307,6 +307,15 @@ def runtime_family(name: str) -> str:
     return plain
 
 
+def runs_xnnpack(target: HardwareSpec) -> bool:
+    """Whether a target runs what it can with XNNPACK, as LiteRT does on cores.
+
+    It makes one table of 256 entries of several operators of one number, and converts numbers in vectors; what
+    microcontrollers and accelerators run instead is better off with single operators of integers.
+    """
+    return target.accelerator is None and runtime_family(target.runtime.name) == "litert"
+
+
 def mismatch(device: DeviceDescription, target: HardwareSpec, *, is_named: bool) -> str:
     """Return why a device cannot stand for a target, or "" when it can.
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from onnx import ModelProto, NodeProto
 
 from tightfit_service.graph.batch_norm import foldable_batch_norms
+from tightfit_service.graph.node_chains import NodeChains
 from tightfit_service.graph.structure import (
     Array,
     Shape,
-    consumers,
     default_opset,
-    graph_outputs,
     initializers,
-    producers,
     sorted_model_nodes,
     tensor_shapes,
 )
@@ -91,25 +89,25 @@ class _View:
         self.shapes = tensor_shapes(model)
         self.constants = initializers(model)
         self.opset = default_opset(model)
-        self._makers = producers(model.graph)
-        self._readers = consumers(model.graph)
-        self._outputs = set(graph_outputs(model))
+        self._chains = NodeChains(model)
         self._norms = foldable_batch_norms(model)
 
     def followers(self, node: NodeProto) -> tuple[NodeProto, ...]:
         found: list[NodeProto] = []
         current = node
         if node.op_type in PRODUCTS and self.has_constant_weight(node):
-            following = self._only_reader(current)
+            following = self._chains.only_reader(current)
             if following is not None and self._norms.get(following.name) == node.name:
                 found.append(following)
                 current = following
             else:
-                while (following := self._only_reader(current)) and self._is_bias(node, following):
+                while (following := self._chains.only_reader(current)) and self._is_bias(
+                    node, following
+                ):
                     found.append(following)
                     current = following
         if node.op_type in _TAKE_ACTIVATIONS:
-            following = self._only_reader(current)
+            following = self._chains.only_reader(current)
             if (
                 following is not None
                 and following.op_type in _ACTIVATIONS
@@ -134,11 +132,6 @@ class _View:
 
     def has_constant_weight(self, node: NodeProto) -> bool:
         return len(node.input) > 1 and node.input[1] in self.constants
-
-    def _only_reader(self, node: NodeProto) -> NodeProto | None:
-        name = node.output[0]
-        readers = self._readers.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self._outputs else None
 
     def _is_bias(self, product: NodeProto, node: NodeProto) -> bool:
         """Whether the node adds a constant per channel (or one number) to the product's output."""

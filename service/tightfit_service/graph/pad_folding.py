@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto
 
+from tightfit_service.graph.node_chains import NodeChains
 from tightfit_service.graph.structure import (
     attribute,
-    consumers,
     default_opset,
-    graph_outputs,
-    initializers,
-    producers,
     remove_dead_code,
     set_attribute,
     tensor_shapes,
@@ -49,10 +46,7 @@ class _View:
     def __init__(self, model: ModelProto) -> None:
         self._opset = default_opset(model)
         self._shapes = tensor_shapes(model)
-        self._constants = initializers(model)
-        self._makers = producers(model.graph)
-        self._readers = consumers(model.graph)
-        self._outputs = set(graph_outputs(model))
+        self._chains = NodeChains(model)
 
     def pad_before(self, node: NodeProto) -> NodeProto | None:
         """Return the Pad that only this convolution reads, or None."""
@@ -61,10 +55,10 @@ class _View:
             "VALID",
         }:
             return None
-        pad = self._makers.get(node.input[0])
-        if pad is None or pad.op_type != "Pad" or pad.output[0] in self._outputs:
+        pad = self._chains.maker(node.input[0])
+        if pad is None or pad.op_type != "Pad":
             return None
-        return pad if len(self._readers[pad.output[0]]) == 1 else None
+        return pad if self._chains.only_reader(pad) is not None else None
 
     def amounts(self, pad: NodeProto) -> list[int] | None:
         """Return what is added before and behind each axis: None unless it is zeros over spatial axes."""
@@ -81,7 +75,7 @@ class _View:
             return list(attribute(pad, "pads", []))
         if len(pad.input) > 3 and pad.input[3]:
             return None
-        found = self._constants.get(pad.input[1])
+        found = self._chains.constant(pad.input[1])
         return None if found is None else [int(amount) for amount in found.reshape(-1)]
 
     def _value(self, pad: NodeProto) -> float | None:
@@ -89,5 +83,4 @@ class _View:
             return float(attribute(pad, "value", 0.0))
         if len(pad.input) < 3 or not pad.input[2]:
             return 0.0
-        found = self._constants.get(pad.input[2])
-        return None if found is None else float(found.reshape(-1)[0])
+        return self._chains.number(pad.input[2])

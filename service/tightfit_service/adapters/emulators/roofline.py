@@ -10,7 +10,7 @@ from tightfit_service.adapters.emulators import flash, memory_plan
 from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.domain.cost import CostEstimate, MemoryPoint, OperatorCost
 from tightfit_service.domain.hardware import HardwareSpec, Memory, NumberFormat
-from tightfit_service.domain.measurement import runtime_family
+from tightfit_service.domain.measurement import runs_xnnpack
 from tightfit_service.domain.network import NetworkProfile, Operator, OperatorKind
 from tightfit_service.domain.quantities import Interval
 
@@ -195,7 +195,7 @@ ASSUMED_FACTORS: Mapping[str, float] = {"cache_bytes": 4.0, "ram_bandwidth_mb_s"
 POWER_LOG_WIDTH = 0.45
 _STYLE = memory_plan.ArenaStyle(in_place=frozenset({"elementwise"}))
 _LITERT_STYLE = replace(_STYLE, widened=frozenset({"Abs", "AveragePool", "Softmax", "Sqrt"}))
-"""What its files have between conversions to float32, as XNNPACK has no kernels of integers for them."""
+"""What its files have between conversions to float32 (`formats.tflite_float_islands`)."""
 VECTOR_FEATURES = frozenset({"dotprod", "i8mm", "avx512_vnni", "avx_vnni"})
 
 
@@ -242,8 +242,7 @@ class RooflineEmulator:
         self, network: NetworkProfile, target: HardwareSpec
     ) -> tuple[MemoryPoint, ...]:
         """Return the live activations per operator, all weights being in memory besides."""
-        is_litert = target.accelerator is None and runtime_family(target.runtime.name) == "litert"
-        style = _LITERT_STYLE if is_litert else _STYLE
+        style = _LITERT_STYLE if runs_xnnpack(target) else _STYLE
         weights = sum(flash.constant_bytes(op) for op in network.operators)
         weights += flash.other_constant_bytes(network)
         return tuple(

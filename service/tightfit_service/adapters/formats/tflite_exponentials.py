@@ -95,8 +95,7 @@ def _scalar(file: TfliteFile, tensor: int) -> float | None:
 
 def _is_plain(file: TfliteFile, operator: Any) -> bool:
     """Whether an operator has no activation fused into it, and one reader."""
-    plain = operator.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.NONE
-    return plain and _is_only_read_once(file, operator)
+    return not file.is_activated(operator) and _is_only_read_once(file, operator)
 
 
 def _is_only_read_once(file: TfliteFile, operator: Any) -> bool:

@@ -21,11 +21,11 @@ from tightfit_service.adapters.formats.onnx_execution import run_feeds
 from tightfit_service.adapters.formats.onnx_export import calibration_missing, comparison_feeds
 from tightfit_service.adapters.formats.tflite_convert import convert, is_channels_last
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.adapters.formats.tflite_float_islands import compute_in_float, multiply_powers
+from tightfit_service.adapters.formats.tflite_float_islands import compute_in_float
 from tightfit_service.adapters.formats.tflite_match import Correspondence, correspond
 from tightfit_service.adapters.formats.tflite_quantize import Fallback, quantize_file
 from tightfit_service.adapters.formats.tflite_scales import FLOATS
-from tightfit_service.adapters.formats.tflite_spelling import spell_out
+from tightfit_service.adapters.formats.tflite_spelling import multiply_powers, spell_out
 from tightfit_service.application.data.activation_ranges import TensorRange
 from tightfit_service.application.data.calibration_checks import checked_inputs
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
@@ -38,7 +38,7 @@ from tightfit_service.domain.errors import (
     UnsupportedError,
 )
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
-from tightfit_service.domain.measurement import runtime_family
+from tightfit_service.domain.measurement import runs_xnnpack
 from tightfit_service.graph.logarithms import logarithms
 from tightfit_service.graph.model_file import load_model
 from tightfit_service.graph.structure import graph_inputs, graph_outputs
@@ -97,8 +97,9 @@ class TfliteExporter:
             doubts = checked_inputs(calibration, graph_inputs(model))
         feeds = comparison_feeds(calibration, model)
         file = convert(model)
+        is_on_xnnpack = target is not None and runs_xnnpack(target)
         if used - FLOATS:
-            has_swish = NumberFormat.INT16X8 not in used and not _runs_xnnpack(target)
+            has_swish = NumberFormat.INT16X8 not in used and not is_on_xnnpack
             spell_out(file, has_swish=has_swish)
         matches = _matches(model, file, feeds)
         is_float = settings.number_format in FLOATS
@@ -113,7 +114,7 @@ class TfliteExporter:
             given=_given(matches, ranges or {}),
         )
         multiply_powers(file)
-        floats = {id(item) for item in compute_in_float(file)} if _runs_xnnpack(target) else set()
+        floats = {id(item) for item in compute_in_float(file)} if is_on_xnnpack else set()
         islands = [place for place, item in enumerate(operators) if id(item) in floats]
         notes = (*doubts, *_notes(file))
         _finish(file, model, metadata)
@@ -152,19 +153,6 @@ def _check(model: ModelProto, settings: QuantizationSettings, used: set[NumberFo
             field="quantization.node_formats",
             remedy="name nodes of the working graph",
         )
-
-
-def _runs_xnnpack(target: HardwareSpec | None) -> bool:
-    """Whether a target runs what it can with XNNPACK, as LiteRT does on cores.
-
-    It makes one table of 256 entries of several operators of one number, and converts numbers in vectors; what
-    microcontrollers and accelerators run instead is better off with single operators of integers.
-    """
-    return (
-        target is not None
-        and target.accelerator is None
-        and runtime_family(target.runtime.name) == "litert"
-    )
 
 
 def _reloaded(data: bytes, feeds: Mapping[str, FloatArray]) -> list[FloatArray]:

@@ -93,6 +93,11 @@ class TfliteFile:
         """Return the operators that read a tensor."""
         return [item for item in self.graph.operators if tensor in item.inputs]
 
+    def is_activated(self, operator: Any) -> bool:
+        """Whether an operator, of a kind that may have one, has an activation fused into it."""
+        none = schema.ActivationFunctionType.NONE
+        return bool(operator.builtinOptions.fusedActivationFunction != none)
+
     def is_output(self, tensor: int) -> bool:
         """Whether the tensor is an output of the file."""
         return tensor in self.graph.outputs

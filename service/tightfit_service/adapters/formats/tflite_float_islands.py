@@ -1,15 +1,14 @@
-"""Operators of TFLite files that LiteRT computes faster in float32 than as the file has them."""
+"""Operators of integer TFLite files that LiteRT computes faster in float32, between conversions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.adapters.formats.tflite_spelling import pairwise
 
 _LEAST_ELEMENTS: Mapping[str, int] = {
     "ABS": 256,
@@ -37,14 +36,10 @@ def compute_in_float(file: TfliteFile) -> list[Any]:
     operators: list[Any] = []
     found: list[Any] = []
     for operator in file.graph.operators:
-        source, output = int(operator.inputs[0]), int(operator.outputs[0])
-        is_integer = all(
-            file.graph.tensors[item].type == schema.TensorType.INT8 for item in (source, output)
-        )
-        least = _LEAST_ELEMENTS.get(file.operator_name(operator))
-        if least is None or not is_integer or np.prod(file.shape(source)) < least:
+        if not _is_slow(file, operator):
             operators.append(operator)
             continue
+        source, output = int(operator.inputs[0]), int(operator.outputs[0])
         before, behind = _wide(file, source), _wide(file, output)
         operator.inputs[0], operator.outputs[0] = before, behind
         operators += [
@@ -57,38 +52,13 @@ def compute_in_float(file: TfliteFile) -> list[Any]:
     return found
 
 
-def multiply_powers(file: TfliteFile) -> None:
-    """Write powers in float32 as products and roots where the exponent is 3 or 3 / 4; results stay.
-
-    LiteRT computes a power number by number, from exponential and logarithm. Three quarters are those of a
-    local response normalization (Krizhevsky et al., NeurIPS 2012).
-    """
-    operators: list[Any] = []
-    for operator in file.graph.operators:
-        if file.operator_name(operator) != "POW":
-            operators.append(operator)
-            continue
-        (source, output), exponent = (
-            (int(operator.inputs[0]), int(operator.outputs[0])),
-            file.constant(int(operator.inputs[1])),
-        )
-        power = float(exponent.flat[0]) if exponent is not None and exponent.size == 1 else None
-        if power == 3.0:
-            square = _wide(file, output)
-            operators += [
-                pairwise(file, "MUL", [source, source], square),
-                pairwise(file, "MUL", [square, source], output),
-            ]
-        elif power == 0.75:
-            root, fourth = _wide(file, output), _wide(file, output)
-            operators += [
-                file.make_operator("SQRT", 1, [source], [root]),
-                file.make_operator("SQRT", 1, [root], [fourth]),
-                pairwise(file, "MUL", [root, fourth], output),
-            ]
-        else:
-            operators.append(operator)
-    file.graph.operators = operators
+def _is_slow(file: TfliteFile, operator: Any) -> bool:
+    least = _LEAST_ELEMENTS.get(file.operator_name(operator))
+    return (
+        least is not None
+        and file.graph.tensors[int(operator.inputs[0])].type == schema.TensorType.INT8
+        and math.prod(file.shape(int(operator.inputs[0]))) >= least
+    )
 
 
 def _wide(file: TfliteFile, tensor: int) -> int:

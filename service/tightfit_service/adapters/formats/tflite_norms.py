@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
 from tightfit_service.adapters.formats.tflite_spelling import pairwise
@@ -18,24 +17,24 @@ def scale_differences(file: TfliteFile) -> None:
     So the converter spells what normalizes by the mean m and r, one over the standard deviation. In 8 bits
     both summands may be many times their sum.
     """
-    for total in file.operators("ADD"):
-        found = _found(file, total)
+    for square in file.operators("SQUARED_DIFFERENCE"):
+        found = _scaled(file, square)
         if found is None:
             continue
-        operands = [int(item) for item in found.square.inputs]
+        operands = [int(item) for item in square.inputs]
         difference = file.add_tensor_like(operands[0], file.shape(operands[0]))
         written = {
-            id(found.square): [
+            id(square): [
                 pairwise(file, "SUB", operands, difference),
-                pairwise(file, "MUL", [difference] * 2, int(found.square.outputs[0])),
+                pairwise(file, "MUL", [difference] * 2, int(square.outputs[0])),
             ],
-            id(total): [
+            id(found.total): [
                 pairwise(
                     file,
                     "MUL",
                     [difference, found.inverse],
-                    int(total.outputs[0]),
-                    activation=total.builtinOptions.fusedActivationFunction,
+                    int(found.total.outputs[0]),
+                    activation=found.total.builtinOptions.fusedActivationFunction,
                 )
             ],
         }
@@ -46,49 +45,50 @@ def scale_differences(file: TfliteFile) -> None:
 
 
 @dataclass(frozen=True)
-class _Normalization:
-    """The square of a difference from a mean, and one over the standard deviation, as a tensor."""
+class _Scaled:
+    """The sum that ends a normalization, and one over the standard deviation, as a tensor."""
 
-    square: Any
+    total: Any
     inverse: int
 
 
-def _found(file: TfliteFile, total: Any) -> _Normalization | None:
-    """Return the normalization that a sum ends, None for other sums."""
-    for first, second in _both_ways(total):
-        product = _maker(file, first, "MUL")
-        shift = _maker(file, _before_reshape(file, second), "SUB")
-        if product is None or shift is None or not _is_zero(file, int(shift.inputs[0])):
+def _scaled(file: TfliteFile, square: Any) -> _Scaled | None:
+    """Return how what differs from a mean is normalized, None where it is not, or otherwise."""
+    source, mean = int(square.inputs[0]), _before_reshape(file, int(square.inputs[1]))
+    for product in file.consumers(source):
+        if not _is_plain(file, product, "MUL"):
             continue
-        scaled = _maker(file, int(shift.inputs[1]), "MUL")
-        if scaled is None:
-            continue
-        for source, inverse in _both_ways(product):
-            for plain, mean in _both_ways(scaled):
-                if _before_reshape(file, inverse) != plain:
-                    continue
-                for square in file.consumers(source):
-                    if (
-                        file.operator_name(square) == "SQUARED_DIFFERENCE"
-                        and int(square.inputs[0]) == source
-                        and _before_reshape(file, int(square.inputs[1])) == mean
-                    ):
-                        return _Normalization(square, inverse)
+        inverse, scaled = _other(product, source), int(product.outputs[0])
+        shifted = {mean, _before_reshape(file, inverse)}
+        for total in file.consumers(scaled):
+            if file.operator_name(total) == "ADD" and _is_minus_product(
+                file, _other(total, scaled), shifted
+            ):
+                return _Scaled(total, inverse)
     return None
 
 
-def _both_ways(operator: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+def _is_minus_product(file: TfliteFile, tensor: int, factors: set[int]) -> bool:
+    """Whether a tensor is zero minus the product of two others, in another shape or not."""
+    minus = file.producer(_before_reshape(file, tensor))
+    if minus is None or not _is_plain(file, minus, "SUB") or not _is_zero(file, minus.inputs[0]):
+        return False
+    product = file.producer(int(minus.inputs[1]))
+    return (
+        product is not None
+        and _is_plain(file, product, "MUL")
+        and {int(item) for item in product.inputs} == factors
+    )
+
+
+def _other(operator: Any, tensor: int) -> int:
+    """Return what an operator of two operands takes beside a tensor."""
     first, second = (int(item) for item in operator.inputs)
-    return (first, second), (second, first)
+    return second if first == tensor else first
 
 
-def _maker(file: TfliteFile, tensor: int, name: str) -> Any | None:
-    """Return the operator of this kind, without an activation fused into it, that computes a tensor, or None."""
-    operator = file.producer(tensor)
-    if operator is None or file.operator_name(operator) != name:
-        return None
-    none = schema.ActivationFunctionType.NONE
-    return operator if operator.builtinOptions.fusedActivationFunction == none else None
+def _is_plain(file: TfliteFile, operator: Any, name: str) -> bool:
+    return file.operator_name(operator) == name and not file.is_activated(operator)
 
 
 def _before_reshape(file: TfliteFile, tensor: int) -> int:

@@ -49,16 +49,10 @@ def _sources(file: TfliteFile, tensor: int) -> list[Any] | None:
     name = file.operator_name(operator)
     if name in _MOVING:
         return _sources(file, int(operator.inputs[0]))
-    if name not in {"CONCATENATION", *_COMPUTING} or _is_followed(operator):
+    if name not in {"CONCATENATION", *_COMPUTING} or file.is_activated(operator):
         return None
     if name in _COMPUTING:
         return [operator]
     found = [_sources(file, int(item)) for item in operator.inputs]
     known = [sources for sources in found if sources is not None]
     return [source for sources in known for source in sources] if known == found else None
-
-
-def _is_followed(operator: Any) -> bool:
-    """Whether an operator has an activation fused into it already."""
-    none = schema.ActivationFunctionType.NONE
-    return bool(operator.builtinOptions.fusedActivationFunction != none)

@@ -1,4 +1,4 @@
-"""Operators without kernels for integers, or without good ones, spelled out in such that have them."""
+"""Operators without good kernels, spelled out in such that have them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def spell_out(file: TfliteFile, *, has_swish: bool) -> None:
     differences = {
         tuple(int(item) for item in operator.inputs): operator
         for operator in file.operators("SUB")
-        if operator.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.NONE
+        if not file.is_activated(operator)
     }
     operators: dict[int, Any] = {}
     for operator in file.graph.operators:
@@ -38,6 +38,40 @@ def spell_out(file: TfliteFile, *, has_swish: bool) -> None:
         for part in parts:
             operators.setdefault(id(part), part)
     file.graph.operators = list(operators.values())
+
+
+def multiply_powers(file: TfliteFile) -> None:
+    """Write powers in float32 as products and roots where the exponent is 3 or 3 / 4; results stay.
+
+    LiteRT computes a power number by number, from exponential and logarithm. Three quarters are those of a
+    local response normalization (Krizhevsky et al., NeurIPS 2012).
+    """
+    file.graph.operators = [
+        part for operator in file.graph.operators for part in (_power(file, operator) or [operator])
+    ]
+
+
+def _power(file: TfliteFile, operator: Any) -> list[Any]:
+    """Return the operators of a power in order; none where it stays, and for others."""
+    if file.operator_name(operator) != "POW":
+        return []
+    exponent = file.constant(int(operator.inputs[1]))
+    power = float(exponent.flat[0]) if exponent is not None and exponent.size == 1 else None
+    source, output = int(operator.inputs[0]), int(operator.outputs[0])
+    if power == 3.0:
+        square = file.add_tensor_like(output, file.shape(output))
+        return [
+            pairwise(file, "MUL", [source, source], square),
+            pairwise(file, "MUL", [square, source], output),
+        ]
+    if power == 0.75:
+        root, fourth = (file.add_tensor_like(output, file.shape(output)) for _ in range(2))
+        return [
+            file.make_operator("SQRT", 1, [source], [root]),
+            file.make_operator("SQRT", 1, [root], [fourth]),
+            pairwise(file, "MUL", [root, fourth], output),
+        ]
+    return []
 
 
 def _difference(file: TfliteFile, inputs: tuple[int, ...], like: int) -> Any:

@@ -16,7 +16,7 @@ from fakes.tflite_operators import OPERATORS
 from tightfit_service.adapters.evaluation.litert_evaluator import LitertRunner
 from tightfit_service.adapters.formats.tflite_export import TfliteExporter
 from tightfit_service.adapters.formats.tflite_file import TfliteFile
-from tightfit_service.adapters.formats.tflite_float_islands import multiply_powers
+from tightfit_service.adapters.formats.tflite_spelling import multiply_powers
 from tightfit_service.application.ports import ExportedModel, QuantizationSettings
 from tightfit_service.application.samples import Samples
 from tightfit_service.domain.hardware import NumberFormat, Runtime
