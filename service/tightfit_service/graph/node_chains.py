@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from tightfit_service.graph.structure import Array, consumers, graph_outputs, producers
@@ -28,6 +30,12 @@ class NodeChains:
         readers = self._readers.get(node.output[0], [])
         return readers[0] if len(readers) == 1 and node.output[0] not in self._outputs else None
 
+    def is_read_by(self, node: NodeProto, readers: Sequence[NodeProto]) -> bool:
+        """Whether these nodes alone read a node's first output, which is no output of the model."""
+        found = self._readers.get(node.output[0], [])
+        is_inner = node.output[0] not in self._outputs
+        return is_inner and all(any(item is known for known in readers) for item in found)
+
     def times(self, node: NodeProto, factor: float) -> str | None:
         """Return what the node multiplies by a number, None where it does something else."""
         if node.op_type == "Mul" and self.has_number(node, factor):
@@ -40,6 +48,11 @@ class NodeChains:
         """Return what the node adds a number to, None where it does something else."""
         is_sum = node.op_type == "Add" and self.has_number(node, number)
         return self.variable(node) if is_sum else None
+
+    def added(self, node: NodeProto) -> float | None:
+        """Return the number that the node adds to what is no constant, None where it does something else."""
+        numbers = [self.number(name) for name in node.input if name in self._constants]
+        return numbers[0] if node.op_type == "Add" and len(numbers) == 1 else None
 
     def variable(self, node: NodeProto) -> str:
         """Return the first input that is no constant."""

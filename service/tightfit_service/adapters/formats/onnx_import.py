@@ -38,6 +38,7 @@ from tightfit_service.graph.bias_folding import fold_biases_before_norms
 from tightfit_service.graph.einsum_products import write_einsums_as_products
 from tightfit_service.graph.hard_swishes import write_hard_swishes
 from tightfit_service.graph.index_propagation import propagate
+from tightfit_service.graph.layer_norms import write_layer_norms
 from tightfit_service.graph.model_file import (
     DEFAULT_LIMITS,
     ModelLimits,
@@ -263,6 +264,7 @@ class OnnxImporter:
         write_einsums_as_products(model)
         fold_pads(model)
         write_hard_swishes(model)
+        write_layer_norms(model)
         fold_shape_chains(model)
         remove_dead_code(model)
         move_rectifiers(model)
