@@ -23,7 +23,9 @@ PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # TFLite's kernels carry RELU, RELU6 and RELU_N1_TO_1 in a field of their own; onnxruntime and CMSIS-NN
 # fuse the same ones. HardSwish and Sigmoid are operators of their own there, and so they are here.
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
-_TAKE_ACTIVATIONS = PRODUCTS | {"Add", "Sub", "Mul", "Div", "MaxPool", "AveragePool"}
+_TAKE_ACTIVATIONS = PRODUCTS | {
+    "Add", "AveragePool", "BatchNormalization", "Div", "MaxPool", "Mul", "Sub",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -33,6 +33,19 @@ def test_convolution_with_folded_norm_and_activation() -> None:
     assert conv.outputs == ("conv1.relu_out",)
 
 
+def test_norm_that_cannot_be_folded_takes_its_activation() -> None:
+    b = Builder()
+    x = b.input("x", (6, 4, 4))
+    statistics = [b.vector(name, 6, low=0.5, high=2.0) for name in ("s", "b", "m", "v")]
+    b.node("relu", "Relu", [b.node("norm", "BatchNormalization", [x, *statistics])])
+    (norm,) = profile(b.model({"relu_out": (6, 4, 4)})).operators
+    assert (norm.op_type, norm.fused, norm.outputs) == (
+        "BatchNormalization",
+        ("relu",),
+        ("relu_out",),
+    )
+
+
 def test_order_and_kinds_of_a_plain_network() -> None:
     found = profile(NETWORKS["plain_cnn"](0))
     assert [(op.node, op.kind.value) for op in found.operators] == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tightfit_service.adapters.calibration.graph_builder import GraphBuilder
+from tightfit_service.adapters.calibration.graph_builder import PATCH, GraphBuilder
 from tightfit_service.adapters.calibration.image_steps import (
     group_norm,
     instance_norm,
@@ -157,13 +157,13 @@ def inception(builder: GraphBuilder, source: str, form: Form) -> str:
 
 
 def densely_joined(builder: GraphBuilder, source: str, form: Form) -> str:
-    """Add layers each of which reads all before it, and a transition (G. Huang et al., CVPR 2017)."""
+    """Add layers each of which reads all before it, normalized anew, and a transition (G. Huang et al., CVPR 2017)."""
     found = source
     for _ in range(3):
-        made = plain(builder, found, Form(width=form.narrow, activation=form.activation))
-        found = builder.concat([found, made])
-    made = _pointwise(builder, found, form.width, form.activation)
-    return _shrunk(builder, made, form)
+        inner = builder.activation(builder.batch_norm(found), form.activation)
+        found = builder.concat([found, builder.conv(inner, form.narrow)])
+    inner = builder.activation(builder.batch_norm(found), form.activation)
+    return _shrunk(builder, builder.conv(inner, form.width, kernel=1), form)
 
 
 def shuffle_unit(builder: GraphBuilder, source: str, form: Form) -> str:
@@ -220,14 +220,24 @@ def normed_first(builder: GraphBuilder, source: str, form: Form) -> str:
 
 
 def token_block(builder: GraphBuilder, source: str, form: Form) -> str:
-    """Add self-attention between convolutions (S. Mehta, M. Rastegari, ICLR 2022)."""
+    """Add self-attention between convolutions (S. Mehta, M. Rastegari, ICLR 2022).
+
+    Images with even sides have patches of two by two, and equal pixels of all patches attend to one another.
+    """
     source = _widened(builder, source, form)
-    shape = builder.shapes[source]
+    width, *size = builder.shapes[source]
     inner = builder.conv(plain(builder, source, form.at_rest), form.width, kernel=1)
-    tokens = builder.to_tokens(inner)
-    tokens = encoder(builder, tokens, heads=2, activation=form.activation)
-    turned = builder.node("Transpose", [tokens], (shape[0], shape[1] * shape[2]), perm=[0, 2, 1])
-    image = builder.conv(builder.reshape(turned, shape), form.width, kernel=1)
+    if any(side % PATCH for side in size):
+        tokens = encoder(builder, builder.to_tokens(inner), heads=2, activation=form.activation)
+        turned = builder.node("Transpose", [tokens], (width, size[0] * size[1]), perm=[0, 2, 1])
+        image = builder.reshape(turned, (width, *size))
+    else:
+        tokens, before = builder.to_patches(inner), builder.macs
+        tokens = encoder(builder, tokens, heads=2, activation=form.activation)
+        # the builder does not know that the batch has the pixels of a patch
+        builder.macs += (PATCH**2 - 1) * (builder.macs - before)
+        image = builder.from_patches(tokens, (width, *size))
+    image = builder.conv(image, form.width, kernel=1)
     return plain(builder, builder.concat([source, image]), form.at_rest)
 
 

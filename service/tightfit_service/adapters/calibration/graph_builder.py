@@ -14,6 +14,8 @@ OPSET = 17
 IR_VERSION = 9
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """Products per hidden unit of a recurrent layer, as ONNX lays out its weights."""
+PATCH = 2
+"""Pixels along the side of the patches that become tokens (S. Mehta, M. Rastegari, ICLR 2022)."""
 GELU_CUBE, GELU_SCALE = 0.044715, 0.7978845608
 """Of the approximation of GELU by tanh: the cube's factor, and the root of 2 / pi (D. Hendrycks, K. Gimpel,
 "Gaussian Error Linear Units", arXiv:1606.08415)."""
@@ -206,6 +208,16 @@ class GraphBuilder:
             nearest_mode="floor",
         )
 
+    def batch_norm(self, source: str) -> str:
+        """Add a normalization by statistics that are constants."""
+        shape = self.shapes[source]
+        scale, mean, variance = (
+            self.constant(self._rng.uniform(low, high, shape[0]).astype(np.float32))
+            for low, high in ((0.5, 1.5), (-0.5, 0.5), (0.5, 1.5))
+        )
+        operands = [source, scale, self.bias(shape[0]), mean, variance]
+        return self.node("BatchNormalization", operands, shape)
+
     def layer_norm(self, source: str) -> str:
         """Add a normalization over the last axis of tokens."""
         width = self.shapes[source][-1]
@@ -274,6 +286,33 @@ class GraphBuilder:
         count = int(np.prod(size))
         flat = self.reshape(source, (width, count))
         return self.node("Transpose", [flat], (count, width), perm=[0, 2, 1])
+
+    def to_patches(self, source: str) -> str:
+        """Turn an image of shape (width, height, columns) into tokens, one per patch of `PATCH` by `PATCH` pixels.
+
+        Which pixel of its patch it is becomes part of the batch, as in exports of MobileViT.
+        """
+        width, height, columns = self.shapes[source]
+        across = columns // PATCH
+        count, pixels = height // PATCH * across, PATCH**2
+        sizes = self.integers(-1, PATCH, across, PATCH)
+        split = self.node("Reshape", [source, sizes], (PATCH, across, PATCH))
+        turned = self.node("Transpose", [split], (across, PATCH, PATCH), perm=[0, 2, 1, 3])
+        patches = self.reshape(turned, (width, count, pixels))
+        tokens = self.node("Transpose", [patches], (pixels, count, width), perm=[0, 3, 2, 1])
+        return self.reshape(tokens, (count, width))
+
+    def from_patches(self, source: str, shape: tuple[int, ...]) -> str:
+        """Turn the tokens of `to_patches` back into an image."""
+        width, _, columns = shape
+        across, pixels = columns // PATCH, PATCH**2
+        count = self.shapes[source][0]
+        tokens = self.reshape(source, (pixels, count, width))
+        patches = self.node("Transpose", [tokens], (width, count, pixels), perm=[0, 3, 2, 1])
+        sizes = self.integers(-1, across, PATCH, PATCH)
+        split = self.node("Reshape", [patches, sizes], (across, PATCH, PATCH))
+        turned = self.node("Transpose", [split], (PATCH, across, PATCH), perm=[0, 2, 1, 3])
+        return self.reshape(turned, shape)
 
     def mean_token(self, source: str) -> str:
         """Add a mean over tokens."""

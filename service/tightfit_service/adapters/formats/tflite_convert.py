@@ -83,9 +83,10 @@ def convert(model: ModelProto) -> TfliteFile:
 
 
 def _norms_as_products(model: ModelProto) -> ModelProto:
-    """Return the graph with each BatchNormalization that is left as one product and one sum.
+    """Return the graph with each BatchNormalization that is left as a depthwise convolution of one pixel.
 
-    The converter spells it out as four operators, each rounded to int8 on its own.
+    The converter spells it out as four operators, each rounded to int8 on its own. Beside images it becomes one
+    product and one sum.
     """
     values = initializers(model)
     nodes: list[NodeProto] = []
@@ -96,12 +97,17 @@ def _norms_as_products(model: ModelProto) -> ModelProto:
         if node.op_type != "BatchNormalization" or not known or attribute(node, "training_mode", 0):
             nodes.append(node)
             continue
-        per_channel = (-1, *(1,) * (ranks[node.input[0]] - 2))
-        scale, shift = (item.reshape(per_channel) for item in affine_of(node, values))
-        names = [f"{node.output[0]}.{part}" for part in ("scale", "shift", "product")]
-        added[names[0]], added[names[1]] = scale, shift
-        nodes.append(helper.make_node("Mul", [node.input[0], names[0]], [names[2]]))
-        nodes.append(helper.make_node("Add", [names[2], names[1]], [node.output[0]]))
+        scale, shift = affine_of(node, values)
+        source, output = node.input[0], node.output[0]
+        names = [f"{output}.{part}" for part in ("scale", "shift", "product")]
+        if ranks[source] == len(_TO_NCHW):
+            added[names[0]], added[names[1]] = scale.reshape(-1, 1, 1, 1), shift
+            nodes.append(helper.make_node("Conv", [source, *names[:2]], [output], group=scale.size))
+            continue
+        per_channel = (-1, *(1,) * (ranks[source] - 2))
+        added[names[0]], added[names[1]] = scale.reshape(per_channel), shift.reshape(per_channel)
+        nodes.append(helper.make_node("Mul", [source, names[0]], [names[2]]))
+        nodes.append(helper.make_node("Add", [names[2], names[1]], [output]))
     result = copy_model(model)
     replace_nodes(result.graph, nodes)
     for name, value in added.items():

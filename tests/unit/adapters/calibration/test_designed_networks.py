@@ -19,12 +19,12 @@ from tightfit_service.application.hardware.calibration import DEFAULT_NETWORK_CO
 from tightfit_service.application.work.calibration import DESIGN
 from tightfit_service.graph.profile import OnnxGraphInspector
 
-STRUCTURE = (7, "ce6215ecfe77693b")
+STRUCTURE = (8, "b37c108401c3cc3f")
 """Version of the set, and the digest of what its first networks are made of."""
 KINDS = """
     conv pointwise grouped_conv dilated_conv depthwise_conv transposed_conv dense matmul LSTM GRU RNN
     Add Sub Mul Div Pow Max Min Abs Exp Log Neg Sqrt Erf Gelu Sigmoid Tanh HardSigmoid HardSwish
-    Clip Relu Elu Celu Selu LeakyRelu PRelu Softplus Softsign Softmax LogSoftmax LayerNormalization
+    Clip Relu Elu Celu Selu LeakyRelu PRelu Softplus Softsign Softmax LogSoftmax BatchNormalization LayerNormalization
     InstanceNormalization LRN MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax
     ReduceSum ReduceL2 Concat Split Slice Gather GatherElements Pad Tile Expand Transpose DepthToSpace
     Resize GridSample TopK ArgMax reshape

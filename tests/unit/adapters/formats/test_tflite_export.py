@@ -52,6 +52,12 @@ def operators(found: ExportedModel) -> Counter[str]:
     return Counter(file.operator_name(item) for item in file.graph.operators)
 
 
+def statistics(builder: Builder) -> list[str]:
+    """Scale, shift, mean and variance of six channels."""
+    bounds = {"s": (0.5, 2.0), "b": (-1.0, 1.0), "m": (-1.0, 1.0), "v": (0.5, 2.0)}
+    return [builder.vector(name, 6, low=low, high=high) for name, (low, high) in bounds.items()]
+
+
 @pytest.mark.slow
 def test_int8_file_of_a_residual_network() -> None:
     """One export, looked at from all sides: conversions take seconds."""
@@ -102,6 +108,36 @@ def test_float_file_of_a_flattening_network_has_no_layout_changes() -> None:
     assert "TRANSPOSE" not in operators(found)
     assert found.parity["max_abs_diff"] < 1e-4
     assert found.number_format is NumberFormat.FLOAT32
+
+
+@pytest.mark.slow
+def test_a_norm_that_no_product_stands_before_is_one_operator_with_its_activation() -> None:
+    builder = Builder(seed=4)
+    image = builder.input("image", (6, 8, 8))
+    pooled = builder.node("pool", "MaxPool", [image], kernel_shape=[2, 2], strides=[2, 2])
+    norm = builder.node("norm", "BatchNormalization", [pooled, *statistics(builder)])
+    builder.conv("conv", builder.node("relu", "Relu", [norm]), 6, 4, relu=False)
+    model = builder.model({"conv_out": (4, 4, 4)})
+    found = exported(model, INT8)
+    assert found.parity["noise_ratio"] < 0.001
+    counts = operators(found)
+    assert counts["DEPTHWISE_CONV_2D"] == 1
+    assert not {"MUL", "ADD", "RELU"} & set(counts)
+
+
+@pytest.mark.slow
+def test_a_norm_of_what_is_no_image_is_a_product_and_a_sum() -> None:
+    builder = Builder(seed=4)
+    vector = builder.input("vector", (6,))
+    builder.node("norm", "BatchNormalization", [vector, *statistics(builder)])
+    found = EXPORTER.export(
+        builder.model({"norm_out": (6,)}).SerializeToString(),
+        calibration=None,
+        settings=FLOAT,
+        metadata={},
+    )
+    assert found.parity["max_abs_diff"] < 1e-5
+    assert operators(found) == {"MUL": 1, "ADD": 1}
 
 
 @pytest.mark.slow
