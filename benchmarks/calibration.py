@@ -12,8 +12,8 @@ their medians is told, too.
 
     write     writes all files; may share the machine with other work
     measure   calibrates and measures; wants a quiet machine
-    refit     fits anew to what was measured and scores again, after a change of the emulator; and to the
-              first of the designed networks only
+    refit     fits anew to what was measured (here, or elsewhere: `observations.py restore`) and scores again,
+              after a change of the emulator; and to the first of the designed networks only
 
 With `--keep`, a calibration measures only files that the last one in the same folder did not.
 
@@ -218,6 +218,16 @@ def target_of(runtime: str, *, name: str) -> hardware_pb2.HardwareSpec:
         if runtime == "litert"
         else hardware_pb2.MODEL_FORMAT_ONNX,
     )
+
+
+def add_target(runtime: str, work: Path) -> None:
+    """Make this machine known to a work folder's server, as a target that can be calibrated."""
+    server = RunningServer(work / "server").start()
+    try:
+        with server.client() as client, contextlib.suppress(AlreadyExistsError):
+            client.create_target(target_of(runtime, name=target_name(runtime)))
+    finally:
+        server.stop()
 
 
 def calibrate(
@@ -446,6 +456,15 @@ def stored_calibration(
     except BaseException:
         store.save_calibration(calibration)
         raise
+    finally:
+        engine.dispose()
+
+
+def store_calibration(calibration: Calibration, work: Path) -> None:
+    """Put a calibration into a server's database."""
+    engine = open_database(f"sqlite:///{work / 'server' / 'state.db'}")
+    try:
+        SqlCalibrationStore(engine=engine).save_calibration(calibration)
     finally:
         engine.dispose()
 
