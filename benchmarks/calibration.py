@@ -27,7 +27,6 @@ import argparse
 import contextlib
 import json
 import pickle
-import platform
 import subprocess
 import sys
 import threading
@@ -68,6 +67,7 @@ from tightfit_service.application.ports import (  # noqa: E402
     TensorSignature,
 )
 from tightfit_service.application.samples import Samples  # noqa: E402
+from tightfit_service.application.work.calibration import DESIGN  # noqa: E402
 from tightfit_service.bootstrap import catalogue  # noqa: E402
 from tightfit_service.bootstrap.hardware import emulators  # noqa: E402
 from tightfit_service.domain.calibration import (  # noqa: E402
@@ -200,6 +200,12 @@ def random_samples(rng: np.random.Generator, signature: TensorSignature) -> Samp
 def target_name(runtime: str) -> str:
     """Return the name of this machine as a target that is calibrated."""
     return f"this-machine-{runtime}"
+
+
+def device_name() -> str:
+    """Return what this machine computes with, as far as it decides which kernels a runtime takes."""
+    device = this_device()
+    return f"{device.display_name}: {', '.join(device.isa_features)}"
 
 
 def target_of(runtime: str, *, name: str) -> hardware_pb2.HardwareSpec:
@@ -415,6 +421,8 @@ def refitted(runtime: str, work: Path, earlier: dict[str, Any]) -> dict[str, Any
     step = CalibrationProgress(fraction=1.0, message="calibrated", calibration=whole)
     report = calibration_to_proto(step, hardware_pb2.CalibrateHardwareTargetRequest()).report
     return {
+        "device": earlier["device"],
+        "design": earlier["design"],
         "calibration": {**earlier["calibration"], "left_out": left_out(report)},
         "tiles": tiles_of(runtime, work),
         **all_scores(rows()),
@@ -555,7 +563,13 @@ def run(
         )
         if first.undisturbed_ms and second.undisturbed_ms
     ]
-    return {"calibration": calibration, "tiles": tiles_of(runtime, work), **all_scores(rows)}
+    return {
+        "device": device_name(),
+        "design": DESIGN,
+        "calibration": calibration,
+        "tiles": tiles_of(runtime, work),
+        **all_scores(rows),
+    }
 
 
 def all_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -580,7 +594,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    results: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
+    results: dict[str, Any] = {}
     work, stages = arguments.work.resolve(), arguments.stage.split(",")
     # runtimes that are not asked for keep what an earlier run found
     if arguments.json and arguments.json.exists():

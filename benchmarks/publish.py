@@ -248,7 +248,12 @@ def calibrations(found: dict[str, Any]) -> str:
                 f"{score['repeated_singles_within_10_percent']:.0%} | "
                 f"{score['repeated_medians_within_10_percent']:.0%} |"
             )
-    return "\n".join([*lines, "", *by_networks_measured(found), "", *tiles_found(found)])
+    devices = [
+        f"- {own['calibration']['runtime']}: version {own['design']} of the designed set, on {own['device']}"
+        for _, own in sorted(found.items())
+    ]
+    parts = (lines, devices, by_networks_measured(found), tiles_found(found))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def by_networks_measured(found: dict[str, Any]) -> list[str]:
@@ -257,7 +262,7 @@ def by_networks_measured(found: dict[str, Any]) -> list[str]:
         "| runtime | networks measured | unseen: within 10 % | median error | p90 | in interval |",
         "|---|---|---|---|---|---|",
     ]
-    for runtime in sorted(found.keys() - {"processor"}):
+    for runtime in sorted(found):
         calibration = found[runtime]["calibration"]
         measured = sum(item["networks"] for item in calibration["left_out"].values())
         rows = [
@@ -281,7 +286,7 @@ def tiles_found(found: dict[str, Any]) -> list[str]:
         "| runtime | activations | product | rows | columns | narrow kernel | depth |",
         "|---|---|---|---|---|---|---|",
     ]
-    for runtime in sorted(found.keys() - {"processor"}):
+    for runtime in sorted(found):
         for bits, tiles in found[runtime].get("tiles", {}).items():
             usual = Counter(map(tuple, tiles.values())).most_common(1)[0][0]
             own = {name: tuple(tile) for name, tile in tiles.items() if tuple(tile) != usual}
