@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Engine
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -226,14 +227,10 @@ def target_of(runtime: str, *, name: str) -> hardware_pb2.HardwareSpec:
     )
 
 
-def add_target(runtime: str, work: Path) -> None:
-    """Make this machine known to a work folder's server, as a target that can be calibrated."""
-    server = RunningServer(work / "server").start()
-    try:
-        with server.client() as client, contextlib.suppress(AlreadyExistsError):
-            client.create_target(target_of(runtime, name=target_name(runtime)))
-    finally:
-        server.stop()
+def add_target(client: Client, runtime: str, name: str) -> None:
+    """Make this machine known to a server by a name, unless an earlier run did, whose figures then stay."""
+    with contextlib.suppress(AlreadyExistsError):
+        client.create_target(target_of(runtime, name=name))
 
 
 def calibrate(
@@ -329,8 +326,7 @@ def estimated_before(
 ) -> list[dict[str, Any]]:
     """Return the estimates for a target like this machine that nobody has calibrated."""
     name = f"like-this-machine-{runtime}"
-    with contextlib.suppress(AlreadyExistsError):
-        client.create_target(target_of(runtime, name=name))
+    add_target(client, runtime, name)
     return estimated(client, networks, name)
 
 
@@ -453,26 +449,37 @@ def stored_calibration(
 
     What was measured is stored again where the work breaks off.
     """
-    engine = open_database(f"sqlite:///{work / 'server' / 'state.db'}")
-    store = SqlCalibrationStore(engine=engine)
-    target = SqlTargetStore(engine=engine).get_target(PROJECT, name).spec
-    calibration = store.find_calibration(PROJECT, name, target.runtime.name)
-    if calibration is None:
-        raise SystemExit(f"{name} was not calibrated in {work}: run the stage measure first")
+    with database(work) as engine:
+        store = SqlCalibrationStore(engine=engine)
+        target = SqlTargetStore(engine=engine).get_target(PROJECT, name).spec
+        calibration = store.find_calibration(PROJECT, name, target.runtime.name)
+        if calibration is None:
+            raise SystemExit(f"{name} was not calibrated in {work}: run the stage measure first")
+        try:
+            yield target, calibration, store.save_calibration
+        except BaseException:
+            store.save_calibration(calibration)
+            raise
+
+
+def restore_calibration(runtime: str, calibration: Calibration, work: Path) -> None:
+    """Put a calibration of this machine into the server of a work folder, which may be new."""
+    server = RunningServer(work / "server").start()
     try:
-        yield target, calibration, store.save_calibration
-    except BaseException:
-        store.save_calibration(calibration)
-        raise
+        with server.client() as client:
+            add_target(client, runtime, target_name(runtime))
     finally:
-        engine.dispose()
+        server.stop()
+    with database(work) as engine:
+        SqlCalibrationStore(engine=engine).save_calibration(calibration)
 
 
-def store_calibration(calibration: Calibration, work: Path) -> None:
-    """Put a calibration into a server's database."""
+@contextlib.contextmanager
+def database(work: Path) -> Iterator[Engine]:
+    """Give the database of the server of a work folder, which must have run once."""
     engine = open_database(f"sqlite:///{work / 'server' / 'state.db'}")
     try:
-        SqlCalibrationStore(engine=engine).save_calibration(calibration)
+        yield engine
     finally:
         engine.dispose()
 
@@ -531,9 +538,8 @@ def run(
     server = RunningServer(work / "server").start()
     try:
         with server.client() as client:
-            with contextlib.suppress(AlreadyExistsError):
-                # one of an earlier stage stays, though the machine may tell another clock now
-                client.create_target(target_of(runtime, name=target))
+            # one of an earlier stage stays, though the machine may tell another clock now
+            add_target(client, runtime, target)
             if "write" in stages:
                 calibrate(server, client, runtime, networks, is_writing=True, is_keeping=is_keeping)
             if "measure" not in stages:

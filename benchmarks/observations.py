@@ -36,15 +36,14 @@ from tightfit_service.graph.profile import OnnxGraphInspector
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.calibration import (  # needs the path above
-    add_target,
-    store_calibration,
+    restore_calibration,
     stored_calibration,
     target_name,
 )
 
 FOLDER = Path(__file__).parent / "results" / "observations"
-DIGITS = 4
-"""Of milliseconds; measurements repeat within a hundredth."""
+DIGITS = 6
+"""Of milliseconds: nanoseconds. Measurements repeat within a hundredth, and least operators take microseconds."""
 
 
 def places(labels: Sequence[str], all_labels: Sequence[str]) -> list[int]:
@@ -74,13 +73,13 @@ def written(calibration: Calibration) -> dict[str, Any]:
         own = [item for item in calibration.observations if item.number_format is number_format]
         formats[str(number_format)] = {
             "networks": places([item.label for item in own], all_labels),
-            "latencies_ms": [round(item.latency_ms, DIGITS + 2) for item in own],
+            "latencies_ms": [round(item.latency_ms, DIGITS) for item in own],
             "digests": [item.file_digest for item in own],
             "operators": [
                 [
                     (
                         kinds.setdefault(part.kind, len(kinds)),
-                        round(part.latency_ms, DIGITS + 2),
+                        round(part.latency_ms, DIGITS),
                         part.output_elements,
                     )
                     for part in item.operators
@@ -177,10 +176,9 @@ def save(runtime: str, work: Path) -> None:
 
 
 def restore(runtime: str, work: Path) -> None:
-    """Put what was written into a work folder's server, fitted."""
+    """Put what was written into a work folder's server, which fits when it is first asked."""
     calibration = read(json.loads(gzip.decompress(file_of(runtime).read_bytes())))
-    add_target(runtime, work)
-    store_calibration(calibration, work)
+    restore_calibration(runtime, calibration, work)
     print(f"{len(calibration.observations)} measurements in {work}")
 
 

@@ -123,8 +123,6 @@ def _with_affine(chains: NodeChains, shapes: dict[str, Shape], norm: _Norm) -> _
         value = _per_channel(chains, shapes, following, last, channels)
         if value is not None:
             last, found[part] = following, value
-        elif op_type == "Mul":
-            break
     return _Norm(norm.source, last, norm.epsilon, found.get("scale"), found.get("shift"))
 
 
@@ -132,8 +130,6 @@ def _per_channel(
     chains: NodeChains, shapes: dict[str, Shape], node: NodeProto, before: NodeProto, channels: int
 ) -> Array | None:
     """Return the constant per channel that a node combines a tensor with, None where it is none."""
-    if chains.variable(node) != before.output[0]:
-        return None
     other = next((name for name in node.input if name != before.output[0]), "")
     value = chains.constant(other)
     rank = len(shapes.get(before.output[0], ()))
