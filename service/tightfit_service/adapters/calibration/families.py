@@ -197,9 +197,9 @@ def transformer(point: Point, seed: int) -> GraphBuilder:
 def recurrent(point: Point, seed: int) -> GraphBuilder:
     """Return recurrent layers over frames, one way and both, and a dense layer on the last states.
 
-    Sequences are short: files for LiteRT have a copy of the layer per step.
+    Few sequences are long: files for LiteRT have a copy of the layer per step.
     """
-    steps, features = point.size(0, 4, 12), point.size(1, 6, 48)
+    steps, features = point.size(0, 4, 24), point.size(1, 6, 48)
     kind = point.turn(("LSTM", "GRU", "RNN"))
     builder = GraphBuilder((steps, features), seed=seed)
     for _ in range(point.choice(2, (1, 1, 2))):
@@ -213,7 +213,7 @@ def recurrent(point: Point, seed: int) -> GraphBuilder:
 
 def read_lines(point: Point, seed: int) -> GraphBuilder:
     """Return a recurrent layer over the columns that convolutions leave of an image (B. Shi et al., 2017)."""
-    steps, width = point.size(0, 4, 10), point.channels(1, 8, 48)
+    steps, width = point.size(0, 4, 16), point.channels(1, 8, 48)
     builder = GraphBuilder((1, 4 * point.size(2, 2, 8), 4 * steps), seed=seed)
     for depth in range(2):
         builder.activation(builder.conv(builder.top, width * (1 + depth)), "Relu")

@@ -92,7 +92,7 @@ def heard(point: Point, seed: int) -> GraphBuilder:
 
 def recurrent_encoder(point: Point, seed: int) -> GraphBuilder:
     """Return frames from the last state of a recurrent layer (N. Srivastava et al., ICML 2015)."""
-    steps, features = point.size(0, 3, 10), point.size(1, 4, 40)
+    steps, features = point.size(0, 3, 20), point.size(1, 4, 40)
     kind, is_both = point.turn(("LSTM", "GRU", "RNN", "LSTM")), point.number % 3 == 1
     builder = GraphBuilder((steps, features), seed=seed)
     states = builder.recurrent(builder.top, kind, point.size(3, 8, 64), both_ways=is_both)
@@ -109,7 +109,7 @@ def recurrent_encoder(point: Point, seed: int) -> GraphBuilder:
 
 def recurrent_frames(point: Point, seed: int) -> GraphBuilder:
     """Return recurrent layers over what convolutions make of a series (S. O. Arik et al., 2017)."""
-    steps, width = point.size(0, 4, 10), point.channels(1, 8, 48)
+    steps, width = point.size(0, 4, 20), point.channels(1, 8, 48)
     builder = GraphBuilder((point.size(2, 4, 40), 2 * steps), seed=seed)
     found = builder.conv(builder.top, width, kernel=5, stride=2)
     found = builder.activation(found, "Relu")

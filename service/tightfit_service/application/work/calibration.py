@@ -24,7 +24,7 @@ from tightfit_service.domain.errors import TightfitError
 from tightfit_service.domain.hardware import HardwareSpec, ModelFormat, NumberFormat
 from tightfit_service.domain.network import NetworkProfile
 
-DESIGN = 8
+DESIGN = 9
 """Version of the designed set; it rises with every change to its networks or to how they are written, so
 that files of an earlier one are not taken for its own."""
 SAMPLE_COUNT = 8
