@@ -49,6 +49,10 @@ class Operator:
     kind: OperatorKind
     op_type: str
     """ONNX operator type."""
+    form: str = ""
+    """Which way of that it goes, where runtimes have several: the axis it works along, how it interpolates."""
+    line: int = 0
+    """How many values it takes as one line, as a softmax those that it adds up; 0 where it has no lines."""
     inputs: tuple[str, ...]
     """Names of the activation tensors read (weights are not listed)."""
     outputs: tuple[str, ...]
@@ -63,6 +67,8 @@ class Operator:
     dilation: tuple[int, ...] = ()
     """Distance between the elements of the kernel per axis; empty where there is none."""
     groups: int = 1
+    matrices: tuple[int, ...] = ()
+    """How many products of two matrices a MatMul is, and the rows and columns of each result; else empty."""
     weight_count: int = 0
     bias_count: int = 0
     weight_bits: int = 8
@@ -96,10 +102,20 @@ class Operator:
             in_channels=in_channels,
             out_channels=out_channels,
             groups=groups,
+            matrices=self._resized_matrices(out_channels),
             macs=round(self.macs * out_ratio * in_ratio),
             weight_count=round(self.weight_count * out_ratio * in_ratio),
             bias_count=round(self.bias_count * out_ratio),
         )
+
+    def _resized_matrices(self, out_channels: int) -> tuple[int, ...]:
+        """Return `matrices` where its channels, columns or else products beside one another, are as many."""
+        if self.out_channels not in self.matrices:
+            return self.matrices
+        count, rows, columns = self.matrices
+        if columns == self.out_channels:
+            return count, rows, out_channels
+        return (out_channels, rows, columns) if count == self.out_channels else self.matrices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,22 @@ def macs_of(node: NodeProto, shapes: Shapes) -> int:
         return 0
 
 
+def matrices_of(node: NodeProto, shapes: Shapes) -> tuple[int, ...]:
+    """Return how many products of two matrices a MatMul is, and the rows and columns of each result.
+
+    Products with one and the same second matrix are one of more rows. Empty for all other nodes, and where
+    shapes are not known.
+    """
+    if _RULES.get(node.op_type) is not _matmul:
+        return ()
+    second, result = shapes.get(weight_of(node)), shapes.get(node.output[0])
+    if second is None or result is None:
+        return ()
+    count = math.prod(second[:-2])
+    columns = second[-1] if len(second) > 1 else 1
+    return count, math.prod(result) // (count * columns), columns
+
+
 def einsum_macs(node: NodeProto, shapes: Shapes) -> int:
     """Return the multiply-accumulates of an Einsum, its operands multiplied from left to right.
 

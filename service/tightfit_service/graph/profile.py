@@ -12,7 +12,14 @@ from tightfit_service.graph.architecture import architecture
 from tightfit_service.graph.fusion import FusedGraph, FusedOperator, fused_graph
 from tightfit_service.graph.index_propagation import propagate
 from tightfit_service.graph.model_file import load_model
-from tightfit_service.graph.products import dense_widths, einsum_widths, macs_of, weight_of
+from tightfit_service.graph.operator_forms import form_of, line_of
+from tightfit_service.graph.products import (
+    dense_widths,
+    einsum_widths,
+    macs_of,
+    matrices_of,
+    weight_of,
+)
 from tightfit_service.graph.propagation_state import Propagation
 from tightfit_service.graph.structure import Shape, attribute, graph_inputs, graph_outputs
 
@@ -106,6 +113,8 @@ _QLINEAR_BIAS = 8
 _CONVOLUTIONS = frozenset(
     {OperatorKind.CONV, OperatorKind.DEPTHWISE_CONV, OperatorKind.TRANSPOSED_CONV}
 )
+_WITH_BATCH = _CONVOLUTIONS | {OperatorKind.POOL, OperatorKind.RECURRENT}
+"""Kinds whose first axis is the batch, or steps that their products tell."""
 _WEIGHTED = frozenset(
     {
         OperatorKind.CONV,
@@ -197,30 +206,47 @@ def _operator(
         counted.update(parameters)
     in_channels = source[1] if len(source) > 1 else (source[0] if source else 0)
     out_channels = out[1] if len(out) > 1 else (out[0] if out else 0)
+    in_size, out_size = (_size(shape, kind) for shape in (source, out))
     if kind is OperatorKind.DENSE:
         in_channels, out_channels = dense_widths(node, fused.shapes)
+        # a profile may not know which axis of a network's input has the channels
+        rows = math.prod(out) // out_channels
+        if math.prod(out_size) != rows:
+            in_size = out_size = (rows,) if rows > 1 else ()
     kernel = _kernel(item, kind, fused)
+    first = item.inputs[0] if item.inputs else ""
+    axis = channel_axis(first, len(fused.shapes.get(first, (1,))), state)
     return Operator(
         node=node.name,
         kind=kind,
         op_type=node.op_type,
+        form=form_of(node, fused, axis),
+        line=line_of(node, fused),
         inputs=item.inputs,
         outputs=item.outputs,
         macs=macs_of(node, fused.shapes),
         in_channels=in_channels,
         out_channels=out_channels,
-        in_size=source[2:],
-        out_size=out[2:],
+        in_size=in_size,
+        out_size=out_size,
         kernel=kernel,
         stride=_stride(node, fused) or (1,) * len(kernel),
         dilation=tuple(attribute(node, "dilations", [])),
         groups=int(attribute(node, "group", 1)),
+        matrices=matrices_of(node, fused.shapes) if kind is OperatorKind.MATMUL else (),
         weight_count=weights,
         bias_count=biases,
         weight_bits=32,
         activation_bits=32,
         fused=item.fused,
     )
+
+
+def _size(shape: Shape, kind: OperatorKind) -> Shape:
+    """Return the axes of a tensor besides its channels; the first is one of them where it is no batch of 1."""
+    if kind in _WITH_BATCH or len(shape) < 2 or shape[0] == 1:
+        return shape[2:]
+    return (shape[0], *shape[2:])
 
 
 def _stride(node: NodeProto, fused: FusedGraph) -> tuple[int, ...]:

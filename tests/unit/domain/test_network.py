@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fakes.scripted_work import network
 from tightfit_service.domain.network import Operator, OperatorKind, Width, WidthTerm
 
@@ -33,6 +35,24 @@ def test_a_depthwise_convolution_is_linear_in_its_width() -> None:
         16,
         16,
     )
+
+
+def test_products_beside_one_another_are_resized_by_their_channels() -> None:
+    scores = Operator(
+        node="s",
+        kind=OperatorKind.MATMUL,
+        op_type="MatMul",
+        inputs=("q", "k"),
+        outputs=("y",),
+        macs=4 * 17 * 12 * 17,
+        in_channels=4,
+        out_channels=4,
+        matrices=(4, 17, 17),
+    )
+    mixed = replace(scores, out_channels=12, matrices=(4, 17, 12))
+    assert scores.resized(4, 3).matrices == (3, 17, 17)
+    assert mixed.resized(4, 10).matrices == (4, 17, 10)
+    assert replace(scores, out_channels=5).resized(4, 3).matrices == (4, 17, 17)
 
 
 def test_an_operator_without_weights_follows_its_output() -> None:

@@ -147,6 +147,31 @@ def test_product_of_two_activations() -> None:
     assert scores.kind is OperatorKind.MATMUL
     assert scores.macs == 2 * 5 * 5 * 4
     assert scores.weight_count == 0
+    assert scores.matrices == (2, 5, 5)
+
+
+def test_products_with_one_matrix_are_one_of_more_rows() -> None:
+    b = Builder()
+    x = b.input("x", (3, 4, 5))
+    square = b.constant("w", np.ones((4, 4), np.float32))
+    y = b.node("y", "MatMul", [square, x])
+    z = b.node("z", "MatMul", [y, b.node("turned", "Transpose", [x], perm=[0, 1, 3, 2])])
+    found = profile(b.model({z: (3, 4, 4)}))
+    assert operator(found, "y").matrices == (3, 4, 5)
+    assert operator(found, "z").matrices == (3, 4, 4)
+    assert operator(profile(ODD_NETWORKS["attention"](0)), "proj").matrices == ()
+
+
+def test_a_first_axis_that_is_no_batch_counts() -> None:
+    b = Builder()
+    parted = b.node("parted", "Reshape", [b.input("x", (6, 8)), b.ints("shape", [3, 2, 8])])
+    dense = b.node("dense", "MatMul", [parted, b.weight("w", (8, 4), fan_in=8)])
+    weights = b.node("weights", "Softmax", [dense], axis=-1)
+    joined = b.node("joined", "Reshape", [weights, b.ints("whole", [1, 6, 4])])
+    found = profile(b.model({joined: (6, 4)}))
+    assert np.prod(operator(found, "dense").out_size) == 6
+    softmax = operator(found, "weights")
+    assert softmax.in_channels * np.prod(softmax.in_size) == 24
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

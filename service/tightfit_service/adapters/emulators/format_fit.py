@@ -92,9 +92,9 @@ class Unmeasured:
     """What operators take whose kind was never measured, over another emulator's figures.
 
     Attributes:
-        ratios: Typical ratio per family.
+        ratios: Typical ratio per name of a kind, and per family.
         ratio: Typical ratio of all kinds, for families without any.
-        low: Lower bound of what one kind takes over the typical ratio.
+        low: Lower bound of what kinds of one name take over the typical ratio.
         high: Upper bound.
     """
 
@@ -104,8 +104,9 @@ class Unmeasured:
     high: float
 
     def typical(self, kind: Kind) -> float:
-        """Return the ratio that is expected of a kind."""
-        return self.ratios.get(family_of(kind), self.ratio)
+        """Return the ratio that is expected of a kind: that of others of its name, or of its family."""
+        akin = self.ratios.get(family_of(kind), self.ratio)
+        return self.ratios.get(_named(kind), akin)
 
 
 @dataclass(frozen=True)
@@ -226,16 +227,16 @@ class FormatFit:
     def unmeasured(self) -> Unmeasured:
         """What kinds take that were never measured, from leaving out the measured ones in turn.
 
-        A kind that is left out is expected to take the median ratio of the others in its family. What
-        its operators take beyond that, each kind counting once, gives the bounds.
+        Kinds of a name that are left out are expected to take the median ratio of the others in their family.
+        What their operators take beyond that, each name counting once, gives the bounds.
         """
         logs = self._log_ratios()
-        medians = {kind: float(np.median(values)) for kind, values in logs.items()}
+        medians = {name: float(np.median(values)) for name, values in logs.items()}
         residuals, weights = [], []
-        for kind, values in logs.items():
-            others = {k: m for k, m in medians.items() if k != kind}
-            akin = [m for k, m in others.items() if family_of(k) == family_of(kind)]
-            expected = np.median(akin or list(others.values()) or [medians[kind]])
+        for name, values in logs.items():
+            others = {other: median for other, median in medians.items() if other != name}
+            akin = [m for other, m in others.items() if family_of(other) == family_of(name)]
+            expected = np.median(akin or list(others.values()) or [medians[name]])
             residuals.append(values - float(expected))
             weights.append(np.full(len(values), 1.0 / len(values)))
         tail = (1.0 - CONFIDENCE) / 2
@@ -243,17 +244,18 @@ class FormatFit:
             np.concatenate(residuals), np.concatenate(weights), (tail, 1.0 - tail)
         )
         families: defaultdict[Kind, list[float]] = defaultdict(list)
-        for kind, median in medians.items():
-            families[family_of(kind)].append(median)
+        for name, median in medians.items():
+            families[family_of(name)].append(median)
+        typical = {family: float(np.median(found)) for family, found in families.items()}
         return Unmeasured(
-            ratios={family: math.exp(np.median(found)) for family, found in families.items()},
+            ratios={name: math.exp(median) for name, median in (typical | medians).items()},
             ratio=math.exp(np.median(list(medians.values()))),
             low=math.exp(min(low, 0.0)),
             high=math.exp(max(high, 0.0)),
         )
 
     def _log_ratios(self) -> dict[Kind, FloatArray]:
-        """Return per kind of operator what each distinct one takes over the other emulator's figure."""
+        """Return per name of kinds what each distinct operator takes over the other emulator's figure."""
         works = list(
             dict.fromkeys(
                 work for network in self.works for work in network if is_operator(work.kind)
@@ -263,8 +265,8 @@ class FormatFit:
         gains = self.process.gains(terms)
         found: defaultdict[Kind, list[float]] = defaultdict(list)
         for work, term, gain in zip(works, terms, gains, strict=True):
-            found[work.kind].append(math.log(term.prior_ms * gain / work.base_ms))
-        return {kind: np.array(values) for kind, values in found.items()}
+            found[_named(work.kind)].append(math.log(term.prior_ms * gain / work.base_ms))
+        return {name: np.array(values) for name, values in found.items()}
 
     def left_out(self, labels: Sequence[str]) -> list[Prediction]:
         """Predict each network by a fit without it, and stretch intervals until they cover.
@@ -362,6 +364,11 @@ class _Rows:
             [self.deviations[row] for row in kept],
             typical=self.typical,
         )[0]
+
+
+def _named(kind: Kind) -> Kind:
+    """Return what kinds have in common that are ways of one operator in one format."""
+    return (kind[0], kind[-1])
 
 
 def _term(work: Work, ratios: Mapping[Kind, float]) -> Term:

@@ -287,9 +287,12 @@ class WorkOf:
             (operator.out_channels, operator.out_size),
         )
         pixels = max(math.prod(size) for _, size in tensors)
-        lines = max(
-            max(channels, 1) * math.prod(size[:-1]) if size else 1 for channels, size in tensors
-        )
+        if operator.line:
+            lines = math.ceil(elements_of(operator.in_channels, operator.in_size) / operator.line)
+        else:
+            lines = max(
+                max(channels, 1) * math.prod(size[:-1]) if size else 1 for channels, size in tensors
+            )
         run_ms = RUN_MACS * self.mac_ms
         return (("pixels", run_ms * max(pixels, 1)), ("lines", run_ms * max(lines, 1)))
 
@@ -328,7 +331,7 @@ def kind_of(operator: Operator) -> Kind:
     if operator.op_type == "Slice" and max(operator.stride, default=1) > 1:
         # single values apart from one another, for which few runtimes have a fast kernel
         return ("Slice with steps", *bits)
-    return (operator.op_type, *bits)
+    return (operator.op_type, *([operator.form] if operator.form else []), *bits)
 
 
 def is_product(operator: Operator) -> bool:
@@ -351,12 +354,13 @@ def is_operator(kind: Kind) -> bool:
 
 
 def kind_name(kind: Kind) -> str:
-    """Return a kind for people, such as `GridSample (8 bits)`."""
+    """Return a kind for people, such as `Softmax over last (8 bits)`."""
     *_, weight_bits, activation_bits = kind
+    name = " ".join(part for part in kind if isinstance(part, str))
     bits = f"{activation_bits} bits"
     if weight_bits != activation_bits:
         bits = f"weights of {weight_bits} bits, activations of {activation_bits}"
-    return f"{kind[0]} ({bits})"
+    return f"{name} ({bits})"
 
 
 def _conv_name(operator: Operator) -> str:
@@ -379,14 +383,13 @@ class _Matrix:
     @classmethod
     def of(cls, operator: Operator) -> _Matrix:
         """Return the matrices of an operator that multiplies and accumulates."""
-        rows, columns = math.prod(operator.out_size or (1,)), operator.out_channels
+        groups = max(operator.groups, 1)
+        rows, columns = math.prod(operator.out_size or (1,)), operator.out_channels // groups
         if operator.op_type in RECURRENT:
             rows, columns = round(_steps(operator)), columns * RECURRENT[operator.op_type]
-        elif operator.kind is OperatorKind.MATMUL and operator.out_size:
-            columns = operator.out_size[-1]
-            rows = operator.out_channels * math.prod(operator.out_size[:-1])
-        groups = max(operator.groups, 1)
-        rows, columns = max(rows, 1), max(columns // groups, 1)
+        elif operator.matrices:
+            groups, rows, columns = operator.matrices
+        rows, columns = max(rows, 1), max(columns, 1)
         # by the products: a profile may not know which axis of a network's input has the channels
         depth = max(operator.macs / (rows * columns * groups), 1.0)
         return cls(rows=rows, depth=depth, columns=columns, groups=groups)
@@ -395,8 +398,10 @@ class _Matrix:
 def _product_position(operator: Operator, matrix: _Matrix) -> tuple[float, ...]:
     """Return the shape of a product in octaves, as `operator_process.LENGTHS` has it."""
     area = math.prod(operator.kernel or (1,))
-    ins = max(round(matrix.depth / area * matrix.groups), 1)
-    outs = matrix.columns * matrix.groups
+    # what a product of many matrices has in each of them, a grouped convolution in all of its groups
+    together = 1 if operator.matrices else matrix.groups
+    ins = max(round(matrix.depth / area * together), 1)
+    outs = matrix.columns * together
     return (
         math.log2(max(operator.macs, 1)),
         math.log2(max(matrix.depth / area, 1.0)),

@@ -23,7 +23,7 @@ from tightfit_service.adapters.emulators.format_fit import FormatFit
 from tightfit_service.adapters.emulators.kernel_tiles import Tile
 from tightfit_service.adapters.emulators.learned_fit import LearnedFit, kinds_of
 from tightfit_service.adapters.emulators.operator_chains import operators_together
-from tightfit_service.adapters.emulators.operator_process import START, Parameters
+from tightfit_service.adapters.emulators.operator_process import LENGTHS, START, Parameters
 from tightfit_service.adapters.emulators.operator_work import (
     TILED,
     Work,
@@ -228,6 +228,19 @@ def test_kinds_that_were_never_measured_are_as_uncertain_as_measured_kinds_diffe
         interval = fit.estimate(strange, TARGET).latency_ms
         widths.append(interval.high / interval.low)
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_another_way_of_a_measured_operator_is_expected_to_take_what_it_takes() -> None:
+    slow, fast, other = (("Slow", "over last", 8, 8), ("Fast", 8, 8), ("Slow", "over others", 8, 8))
+    nowhere, sizes = (0.0,) * len(LENGTHS), (1.0, 2.0, 4.0, 8.0)
+    works = [[Work(kind, nowhere, size)] for kind in (slow, fast) for size in sizes]
+    latencies_ms = [*(10 * size for size in sizes), *sizes]
+    fit = FormatFit(works, latencies_ms, parameters=Parameters(np.array(START)))
+    found = fit.predict([Work(other, nowhere, 2.0)])
+    assert found.other_ms == pytest.approx(20.0, rel=0.2)
+    assert found.other_low_ms < found.other_ms < found.other_high_ms
+    stranger = fit.predict([Work(("Strange", 8, 8), nowhere, 2.0)])
+    assert stranger.other_ms < found.other_ms
 
 
 def test_other_weights_are_another_kind(fitted: CalibratedEmulator) -> None:

@@ -17,6 +17,7 @@ from tightfit_service.adapters.emulators.operator_work import (
     Work,
     WorkOf,
     family_of,
+    kind_name,
     kind_of,
 )
 from tightfit_service.adapters.emulators.roofline import RooflineEmulator
@@ -220,6 +221,38 @@ def test_moved_data_consist_of_runs_of_neighbouring_values() -> None:
     builder = GraphBuilder((5, 8, 8), seed=0)
     builder.activation(builder.top, "Tanh")
     assert [work.besides_ms for work in works(builder) if work.kind[0] == "Tanh"] == [()]
+
+
+def test_lines_are_those_that_an_operator_works_along() -> None:
+    builder = GraphBuilder((6, 4, 5), seed=0)
+    builder.softmax(builder.top)
+    (found,) = (work for work in works(builder) if work.kind[0] == "Softmax")
+    assert found.kind[1] == "over last"
+    assert dict(found.besides_ms)["lines"] == pytest.approx(RUN_MACS * MAC_MS * 6 * 4)
+
+
+def test_ways_of_one_operator_are_kinds_of_their_own() -> None:
+    kinds = []
+    for axis in (1, 3):
+        builder = GraphBuilder((6, 4, 5), seed=0)
+        builder.node("Softmax", [builder.top], (6, 4, 5), axis=axis)
+        kinds += [kind for kind in (work.kind for work in works(builder)) if kind[0] == "Softmax"]
+    assert kinds == [("Softmax", "over channels", 32, 32), ("Softmax", "over last", 32, 32)]
+    assert kind_name(kinds[0]) == "Softmax over channels (32 bits)"
+
+
+def test_every_matrix_of_a_product_fills_tiles_of_its_own() -> None:
+    found = []
+    for count in (1, 8):
+        builder = GraphBuilder((count, 9, 9), seed=0)
+        builder.node("MatMul", [builder.top, builder.top], (count, 9, 9))
+        own = next(work for work in works(builder) if work.kind[0] == "matmul")
+        found.append(own)
+    one, eight = found
+    assert one.base_ms == pytest.approx(MAC_MS * TILE.whole_rows(9) * 16 * 12)
+    assert eight.base_ms == pytest.approx(8 * one.base_ms)
+    # what is alike of them is told as such
+    assert one.position[1:] == eight.position[1:]
 
 
 def test_blocks_of_channels_are_filled_up_on_both_sides() -> None:
