@@ -13,7 +13,8 @@ their medians is told, too.
     write     writes all files; may share the machine with other work
     measure   calibrates and measures; wants a quiet machine
     refit     fits anew to what was measured (here, or elsewhere: `observations.py restore`) and scores again,
-              after a change of the emulator; and to the first of the designed networks only
+              after a change of the emulator
+    curve     the same, and fits to the first of the designed networks only
 
 With `--keep`, a calibration measures only files that the last one in the same folder did not.
 
@@ -381,7 +382,9 @@ def scores(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def refitted(runtime: str, work: Path, earlier: dict[str, Any]) -> dict[str, Any]:
+def refitted(
+    runtime: str, work: Path, earlier: dict[str, Any], first_counts: Sequence[int]
+) -> dict[str, Any]:
     """Fit anew to the measurements of an earlier run, and return its findings with the new estimates.
 
     Fits to the first of the designed networks only show what each of them is worth.
@@ -407,7 +410,7 @@ def refitted(runtime: str, work: Path, earlier: dict[str, Any]) -> dict[str, Any
 
     with stored_calibration(target_name(runtime), work) as (target, calibration, store):
         by_count = []
-        for count in FIRST_COUNTS:
+        for count in first_counts:
             some = first_observations(calibration, count)
             if len(some) < len(calibration.observations):
                 store(fitted(target, replace(calibration, observations=some)))
@@ -606,8 +609,9 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         results.update(json.loads(arguments.json.read_text()))
     for runtime in arguments.runtimes.split(","):
-        if "refit" in stages:
-            found = refitted(runtime, work, results[runtime])
+        if {"refit", "curve"} & set(stages):
+            counts = FIRST_COUNTS if "curve" in stages else ()
+            found = refitted(runtime, work, results[runtime], counts)
         else:
             found = run(runtime, work, stages, arguments.networks, is_keeping=arguments.keep)
         if not found:
@@ -623,7 +627,7 @@ def main() -> None:
             f"{score['repeated_medians_within_10_percent']:.0%} within 10 %)",
             flush=True,
         )
-    if arguments.json and {"measure", "refit"} & set(stages):
+    if arguments.json and {"measure", "refit", "curve"} & set(stages):
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
