@@ -227,7 +227,7 @@ class CalibratedEmulator:
         return nearest(self._fits, bits)
 
     def _is_measured(self, kind: Kind) -> bool:
-        return kind in self._fit_of(int(kind[-1])).kinds
+        return self._fit_of(int(kind[-1])).is_measured(kind)
 
     def _work_ms(self, works: Sequence[Work]) -> float:
         for work in works:

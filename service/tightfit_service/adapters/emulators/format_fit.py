@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -92,7 +92,7 @@ class Unmeasured:
     """What operators take whose kind was never measured, over another emulator's figures.
 
     Attributes:
-        ratios: Typical ratio per name of a kind, and per family.
+        ratios: Typical ratio per family.
         ratio: Typical ratio of all kinds, for families without any.
         low: Lower bound of what kinds of one name take over the typical ratio.
         high: Upper bound.
@@ -104,9 +104,8 @@ class Unmeasured:
     high: float
 
     def typical(self, kind: Kind) -> float:
-        """Return the ratio that is expected of a kind: that of others of its name, or of its family."""
-        akin = self.ratios.get(family_of(kind), self.ratio)
-        return self.ratios.get(_named(kind), akin)
+        """Return the ratio that is expected of a kind."""
+        return self.ratios.get(family_of(kind), self.ratio)
 
 
 @dataclass(frozen=True)
@@ -193,13 +192,25 @@ class FormatFit:
         """How operators deviate from the ratios of their kinds."""
         return self._learned.process
 
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """The kinds that were measured."""
-        return frozenset(self._learned.ratios)
+    def is_measured(self, kind: Kind) -> bool:
+        """Whether a kind was measured, or another way of its operator."""
+        return kind in self._learned.ratios or _named(kind) in self._commonest
+
+    @cached_property
+    def _commonest(self) -> Mapping[Kind, Kind]:
+        """The way of each operator that most works were measured of."""
+        counts = Counter(work.kind for network in self.works for work in network)
+        return {_named(kind): kind for kind, _ in reversed(counts.most_common())}
+
+    def _as_measured(self, work: Work) -> Work:
+        """Return work of a way that was not measured as one of the operator's commonest way."""
+        if work.kind in self._learned.ratios:
+            return work
+        return replace(work, kind=self._commonest.get(_named(work.kind), work.kind))
 
     def work_ms(self, work: Work) -> float:
         """Return what one piece of work takes."""
+        work = self._as_measured(work)
         if work.kind not in self._learned.ratios:
             return work.base_ms * self.unmeasured.typical(work.kind)
         term = _term(work, self._learned.ratios)
@@ -207,7 +218,7 @@ class FormatFit:
 
     def predict(self, works: Sequence[Work]) -> Prediction:
         """Return what pieces of work take together."""
-        return self._predicted(works, self._learned)
+        return self._predicted([self._as_measured(work) for work in works], self._learned)
 
     def _predicted(self, works: Sequence[Work], learned: _Learned) -> Prediction:
         measured_ms, deviation = learned.measured(works)
@@ -246,9 +257,8 @@ class FormatFit:
         families: defaultdict[Kind, list[float]] = defaultdict(list)
         for name, median in medians.items():
             families[family_of(name)].append(median)
-        typical = {family: float(np.median(found)) for family, found in families.items()}
         return Unmeasured(
-            ratios={name: math.exp(median) for name, median in (typical | medians).items()},
+            ratios={family: math.exp(np.median(found)) for family, found in families.items()},
             ratio=math.exp(np.median(list(medians.values()))),
             low=math.exp(min(low, 0.0)),
             high=math.exp(max(high, 0.0)),
@@ -367,8 +377,10 @@ class _Rows:
 
 
 def _named(kind: Kind) -> Kind:
-    """Return what kinds have in common that are ways of one operator in one format."""
-    return (kind[0], kind[-1])
+    """Return what kinds have in common that are ways of one operator in one format, or its layouts."""
+    if not is_operator(kind):
+        return kind
+    return (kind[0], *(mark for mark in kind[1:] if isinstance(mark, int)))
 
 
 def _term(work: Work, ratios: Mapping[Kind, float]) -> Term:

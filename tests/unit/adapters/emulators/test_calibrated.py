@@ -26,6 +26,7 @@ from tightfit_service.adapters.emulators.operator_chains import operators_togeth
 from tightfit_service.adapters.emulators.operator_process import LENGTHS, START, Parameters
 from tightfit_service.adapters.emulators.operator_work import (
     TILED,
+    Kind,
     Work,
     WorkOf,
     kind_of,
@@ -237,10 +238,15 @@ def test_another_way_of_a_measured_operator_is_expected_to_take_what_it_takes() 
     latencies_ms = [*(10 * size for size in sizes), *sizes]
     fit = FormatFit(works, latencies_ms, parameters=Parameters(np.array(START)))
     found = fit.predict([Work(other, nowhere, 2.0)])
-    assert found.other_ms == pytest.approx(20.0, rel=0.2)
-    assert found.other_low_ms < found.other_ms < found.other_high_ms
-    stranger = fit.predict([Work(("Strange", 8, 8), nowhere, 2.0)])
-    assert stranger.other_ms < found.other_ms
+    assert fit.is_measured(other)
+    assert found.measured_ms == pytest.approx(20.0, rel=0.2)
+    assert found.other_ms == 0.0
+    assert fit.work_ms(Work(other, nowhere, 2.0)) == pytest.approx(found.measured_ms)
+    strange: Kind = ("Slow", "over last", 4, 8)
+    stranger = fit.predict([Work(strange, nowhere, 2.0)])
+    assert not fit.is_measured(strange)
+    assert stranger.measured_ms == 0.0
+    assert stranger.other_ms > 0.0
 
 
 def test_other_weights_are_another_kind(fitted: CalibratedEmulator) -> None:
