@@ -109,7 +109,7 @@ class Operator:
         )
 
     def _resized_matrices(self, out_channels: int) -> tuple[int, ...]:
-        """Return `matrices` where its channels, columns or else products beside one another, are as many."""
+        """Return `matrices` at another width: channels are their columns or, of heads, their number."""
         if self.out_channels not in self.matrices:
             return self.matrices
         count, rows, columns = self.matrices

@@ -1,8 +1,8 @@
 """What tells ways through one operator apart, where its type and the sizes of its tensors do not.
 
 Runtimes have a kernel for values that lie one behind the other and another, or a detour, for those that do
-not: a softmax over the last axis takes a tenth of one over any other. And a thousand short lines take longer
-than ten long ones.
+not: a softmax over another axis than the last may take many times as long. And a thousand short lines take
+longer than ten long ones.
 """
 
 from __future__ import annotations
