@@ -110,12 +110,12 @@ class Operator:
 
     def _resized_matrices(self, out_channels: int) -> tuple[int, ...]:
         """Return `matrices` at another width: channels are their columns or, of heads, their number."""
-        if self.out_channels not in self.matrices:
-            return self.matrices
+        if not self.matrices:
+            return ()
         count, rows, columns = self.matrices
         if columns == self.out_channels:
             return count, rows, out_channels
-        return (out_channels, rows, columns) if count == self.out_channels else self.matrices
+        return out_channels if count == self.out_channels else count, rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)

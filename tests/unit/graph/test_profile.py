@@ -156,9 +156,12 @@ def test_products_with_one_matrix_are_one_of_more_rows() -> None:
     square = b.constant("w", np.ones((4, 4), np.float32))
     y = b.node("y", "MatMul", [square, x])
     z = b.node("z", "MatMul", [y, b.node("turned", "Transpose", [x], perm=[0, 1, 3, 2])])
-    found = profile(b.model({z: (3, 4, 4)}))
+    mean = b.node("mean", "ReduceMean", [x], axes=[0, 1], keepdims=0)
+    shared = b.node("shared", "MatMul", [z, mean])
+    found = profile(b.model({shared: (3, 4, 5)}))
     assert operator(found, "y").matrices == (3, 4, 5)
     assert operator(found, "z").matrices == (3, 4, 4)
+    assert operator(found, "shared").matrices == (1, 12, 5)
     assert operator(profile(ODD_NETWORKS["attention"](0)), "proj").matrices == ()
 
 
