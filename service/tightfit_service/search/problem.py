@@ -69,10 +69,12 @@ class NodeChoice:
 
     def cost_at(self, kept: Mapping[str, int]) -> Mapping[Quantity, float]:
         """Return the cost at the levels of all groups."""
-        cost = (
-            self.alternatives.get(kept[self.option_id], self.cost) if self.option_id else self.cost
-        )
+        cost = self.cost_of_way(kept[self.option_id]) if self.option_id else self.cost
         return cost(self.input_width.channels(kept), self.output_width.channels(kept))
+
+    def cost_of_way(self, level: int) -> Cost:
+        """Return the cost of the way of a level of `option_id`."""
+        return self.alternatives.get(level, self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +145,13 @@ class CompressionProblem:
             shares = node.cost_at(kept)
             for quantity in SUMMED_QUANTITIES:
                 totals[quantity] += shares.get(quantity, 0.0)
-        totals[Quantity.RAM] += max((row.in_use(kept) for row in self.memory), default=0.0)
+        totals[Quantity.RAM] = self.peak_bytes(kept)
         return totals
+
+    def peak_bytes(self, kept: Mapping[str, int]) -> float:
+        """Return the RAM of an assignment of levels (bytes)."""
+        in_use = max((row.in_use(kept) for row in self.memory), default=0.0)
+        return self.fixed_costs.get(Quantity.RAM, 0.0) + in_use
 
     def excess(self, loss: float, costs: Mapping[Quantity, float]) -> dict[Quantity, float]:
         """Return how far beyond its limit each missed quantity is, relative to the limit.

@@ -6,6 +6,7 @@ the solver's tolerance) is cut off and the program solved again, so what is retu
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ import numpy as np
 
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.search.formulation import Formulation
+from tightfit_service.search.least_costs import least_bounds, narrowest_costs
 from tightfit_service.search.milp import ProgramStatus
 from tightfit_service.search.problem import (
-    SUMMED_QUANTITIES,
+    EXCESS_TOLERANCE,
     CompressionProblem,
     Solution,
     SolutionStatus,
@@ -25,6 +27,8 @@ from tightfit_service.search.problem import (
 DEFAULT_TIME_LIMIT_SECONDS = 20.0
 DEFAULT_RELATIVE_GAP = 0.01
 
+_LEAST_GAP = 1e-4
+"""Relative gap of the least that a cost can be brought to."""
 _MAX_CUT_ROUNDS = 40
 _SOLVER_TOLERANCE = 2e-6
 """Relative excess that HiGHS may let through on a scaled row (its default is 1e-6)."""
@@ -48,25 +52,22 @@ def solve(
     )
 
 
-def smallest_costs(problem: CompressionProblem) -> Mapping[Quantity, float]:
-    """Return the least that each cost quantity can reach alone.
+def smallest_costs(
+    problem: CompressionProblem, *, time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS
+) -> Mapping[Quantity, float]:
+    """Return how little each cost quantity can be brought to alone.
 
-    Every group of channels is taken at its lowest level, which is exact for costs that never fall
-    with width, and every node is computed in the way that is cheapest by that quantity.
+    What the narrowest network costs stands for that as long as it is within the limit. Where it is not, and
+    some node is cheaper at other widths, the least is searched for; the time limit holds for each quantity.
     """
-    lowest = {group.group_id: group.levels[0] for group in problem.groups}
-    levels = {group.group_id: group.levels for group in problem.groups}
-    optional = [node for node in problem.nodes if node.option_id]
-    least = problem.costs(lowest)
-    for quantity in SUMMED_QUANTITIES:
-        sums: dict[str, dict[int, float]] = {}
-        for node in optional:
-            by_level = sums.setdefault(node.option_id, dict.fromkeys(levels[node.option_id], 0.0))
-            for level in by_level:
-                cost = node.cost_at({**lowest, node.option_id: level})
-                by_level[level] += cost.get(quantity, 0.0)
-        cheapest = {option: min(costs, key=costs.__getitem__) for option, costs in sums.items()}
-        least[quantity] = problem.costs({**lowest, **cheapest})[quantity]
+    least = dict(narrowest_costs(problem))
+    missed = problem.excess(0.0, least)
+    bounds = least_bounds(problem) if missed else least
+    for quantity in missed:
+        if bounds[quantity] < least[quantity] * (1.0 - EXCESS_TOLERANCE):
+            alone = replace(problem, limits={}, objective=quantity, max_loss=None)
+            found = solve(alone, time_limit_seconds=time_limit_seconds, relative_gap=_LEAST_GAP)
+            least[quantity] = min(least[quantity], found.costs.get(quantity, math.inf))
     return least
 
 
@@ -170,10 +171,10 @@ def _solve(
 
 
 def _is_out_of_reach(problem: CompressionProblem) -> bool:
-    """Whether a limit lies below the least that its cost can reach alone, whatever becomes of the others."""
-    least = smallest_costs(problem)
+    """Whether a limit is proven to lie below what its cost can reach, whatever becomes of the others."""
+    bounds = least_bounds(problem)
     return any(
-        least[quantity] > limit * (1.0 + _SOLVER_TOLERANCE)
+        bounds[quantity] > limit * (1.0 + _SOLVER_TOLERANCE)
         for quantity, limit in problem.limits.items()
     )
 

@@ -73,16 +73,28 @@ class AxisValues:
     exact: bool
 
 
-def axis_values(axis: Axis, levels: Mapping[str, Sequence[int]]) -> AxisValues:
-    """Return where to tabulate an axis whose groups can keep the given numbers of units."""
-    low = sum(multiplier * min(levels[group]) for group, multiplier in axis.terms)
-    high = sum(multiplier * max(levels[group]) for group, multiplier in axis.terms)
+def reachable_values(
+    axis: Axis, levels: Mapping[str, Sequence[int]], *, at_most: int
+) -> tuple[int, ...] | None:
+    """Return all values an axis can take, ascending; None where they are more than `at_most`."""
     reachable = {0}
     for group, multiplier in axis.terms:
         reachable = {have + multiplier * level for have in reachable for level in levels[group]}
-        # A single group is always exact: its level variables exist anyway.
-        if len(axis.terms) > 1 and len(reachable) > MAX_EXACT_VALUES:
-            steps = GRID_POINTS - 1
-            grid = {low + round((high - low) * step / steps) for step in range(GRID_POINTS)}
-            return AxisValues(values=tuple(sorted(grid)), exact=False)
-    return AxisValues(values=tuple(sorted(reachable)), exact=True)
+        if len(reachable) > at_most:
+            return None
+    return tuple(sorted(reachable))
+
+
+def axis_values(axis: Axis, levels: Mapping[str, Sequence[int]]) -> AxisValues:
+    """Return where to tabulate an axis whose groups can keep the given numbers of units."""
+    single = axis.single_group
+    # a single group is always exact: its level variables exist anyway
+    at_most = MAX_EXACT_VALUES if single is None else len(levels[single])
+    values = reachable_values(axis, levels, at_most=at_most)
+    if values is not None:
+        return AxisValues(values=values, exact=True)
+    low = sum(multiplier * min(levels[group]) for group, multiplier in axis.terms)
+    high = sum(multiplier * max(levels[group]) for group, multiplier in axis.terms)
+    steps = GRID_POINTS - 1
+    grid = {low + round((high - low) * step / steps) for step in range(GRID_POINTS)}
+    return AxisValues(values=tuple(sorted(grid)), exact=False)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fakes.compression_problems import conv_cost, densenet, mobilenet, resnet20, width
 from tightfit_service.domain.budget import Quantity
 from tightfit_service.domain.network import Width, WidthTerm
-from tightfit_service.search import widths
+from tightfit_service.search import least_costs, widths
+from tightfit_service.search.least_costs import least_bounds
 from tightfit_service.search.problem import (
     CompressionProblem,
     Cost,
@@ -170,6 +171,67 @@ def test_interpolation_never_returns_what_does_not_fit_nor_claims_a_proof(
         assert not problem.excess(solution.predicted_loss, problem.costs(solution.kept))
     elif solution.status is SolutionStatus.INFEASIBLE:
         assert by_trying_everything(problem) is None
+
+
+def falling_problem(limit: float, *, levels: tuple[int, ...] = (1, 2, 3)) -> CompressionProblem:
+    """Return a problem whose latency is least at a width that is not the least: whole tiles of three."""
+    groups = tuple(
+        GroupChoice(group_id=name, levels=levels, accuracy_loss=(0.0,) * len(levels))
+        for name in ("a", "b")
+    )
+    node = NodeChoice(
+        node="n",
+        input_width=Width(
+            fixed=1,
+            terms=(
+                WidthTerm(group_id="a", multiplier=2),
+                WidthTerm(group_id="b", multiplier=1),
+            ),
+        ),
+        output_width=Width(fixed=1),
+        cost=lambda channels, _out: {Quantity.LATENCY: 2.0 + (channels % 3) * 5},
+    )
+    return CompressionProblem(
+        groups=groups,
+        nodes=(node,),
+        fixed_costs={Quantity.LATENCY: 3.0},
+        limits={Quantity.LATENCY: limit},
+    )
+
+
+def test_what_a_wider_network_meets_is_not_called_out_of_reach() -> None:
+    problem = falling_problem(6.0)
+    assert problem.costs({"a": 1, "b": 1})[Quantity.LATENCY] > 6.0
+    assert smallest_costs(problem)[Quantity.LATENCY] == 5.0
+    assert solve(problem).status is SolutionStatus.OPTIMAL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(widths, "MAX_EXACT_VALUES", 4)
+        patch.setattr(widths, "GRID_POINTS", 3)
+        assert solve(problem).status is not SolutionStatus.INFEASIBLE
+        assert solve(falling_problem(4.0)).status is SolutionStatus.INFEASIBLE
+
+
+def test_nothing_is_proven_of_nodes_with_too_many_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widths, "MAX_EXACT_VALUES", 4)
+    monkeypatch.setattr(widths, "GRID_POINTS", 3)
+    monkeypatch.setattr(least_costs, "MAX_POINTS", 4)
+    problem = falling_problem(4.0)
+    assert least_bounds(problem)[Quantity.LATENCY] == 3.0
+    assert solve(problem).status is SolutionStatus.UNKNOWN
+
+
+@given(problem=problems())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_each_cost_is_brought_as_low_as_trying_every_combination_brings_it(
+    problem: CompressionProblem,
+) -> None:
+    least, bounds = smallest_costs(problem), least_bounds(problem)
+    for quantity in COSTS:
+        tried = min(problem.costs(kept)[quantity] for kept in assignments(problem))
+        assert bounds[quantity] <= tried * (1.0 + 1e-9)
+        assert least[quantity] >= tried * (1.0 - 1e-9)
+        if quantity in problem.excess(0.0, least):
+            assert least[quantity] == pytest.approx(tried, rel=2e-4)
 
 
 @given(problem=problems(), quantity=st.sampled_from([Quantity.ACCURACY, *COSTS]))
