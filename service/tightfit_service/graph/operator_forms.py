@@ -26,6 +26,9 @@ _OF_TWO = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
 _MOVED = ("of values", "of rows", "of images")
 """What a Transpose moves, by how many last axes stay where they are: the last is an image, whose channels it parts
 or shuffles."""
+_ORDERED = "in order"
+"""Of changes of shape that move nothing, even where a runtime has the channels last."""
+_RESHAPING = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _SLICE_AXES = 3
 """Which input of a Slice tells the axes."""
 
@@ -44,11 +47,19 @@ def form_of(node: NodeProto, fused: FusedGraph, channel_axis: int) -> str:
         return _operands(node, fused)
     if node.op_type == "Transpose":
         return _MOVED[min(len(_kept_behind(node, fused)), len(_MOVED) - 1)]
+    if node.op_type in _RESHAPING:
+        return _ORDERED if _is_in_order(_source(node, fused), channel_axis) else ""
     rank = len(_source(node, fused))
     axes = _axes(node, fused, rank)
     # runtimes normalize the last axes only
     is_told = not axes or node.op_type == "LayerNormalization"
     return "" if is_told else _along(axes, rank, channel_axis)
+
+
+def _is_in_order(shape: Shape, channel_axis: int) -> bool:
+    """Whether values lie as they do with the channels last: these are, or there is one of all the rest or of them."""
+    behind = shape[channel_axis + 1 :]
+    return math.prod(behind) <= 1 or shape[channel_axis] == 1
 
 
 def _along(axes: Sequence[int], rank: int, channel_axis: int) -> str:

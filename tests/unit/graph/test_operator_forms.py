@@ -99,3 +99,23 @@ def test_values_that_are_moved_have_an_axis_and_no_lines() -> None:
     y = b.node("y", "Concat", [x, x], axis=1)
     found = last(b.model({y: (12, 4, 5)}))
     assert (found.form, found.line) == ("over channels", 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [((6, 4, 5), ""), ((6, 1, 1), "in order"), ((1, 4, 5), "in order"), ((6,), "in order")],
+)
+def test_a_change_of_shape_moves_nothing_of_which_there_is_one_channel_or_pixel(
+    shape: tuple[int, ...], form: str
+) -> None:
+    b = Builder()
+    size = int(np.prod(shape))
+    y = b.node("y", "Reshape", [b.input("x", shape), b.constant("to", np.array([-1, size]))])
+    assert last(b.model({y: (size,)})).form == form
+
+
+def test_a_number_has_an_order() -> None:
+    b = Builder()
+    total = b.node("total", "ReduceSum", [b.input("x", (6,))], keepdims=0)
+    y = b.node("y", "Reshape", [total, b.constant("to", np.array([1, 1]))])
+    assert last(b.model({y: (1,)})).form == "in order"

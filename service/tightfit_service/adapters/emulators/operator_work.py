@@ -10,6 +10,7 @@ from typing import TypeVar
 from tightfit_service.adapters.emulators.kernel_tiles import Tile, Tiles
 from tightfit_service.adapters.emulators.multiples import next_multiple
 from tightfit_service.adapters.emulators.onnxruntime_graph import (
+    RUNTIME,
     absorbed,
     block_of,
     channels_in,
@@ -151,7 +152,7 @@ class WorkOf:
             if math.prod(operator.in_size) <= 1:
                 return ()
             base_ms = elements_of(operator.in_channels, operator.in_size) * ELEMENT_MS
-            return (Work(kind_of(operator), _moved_position(operator), base_ms),)
+            return (Work(self.kind(operator), _moved_position(operator), base_ms),)
         kind = self.kind(operator)
         if is_turned and operator.kind not in _WITHOUT_RUNS:
             kind = (kind[0], "channels last", *kind[1:])
@@ -170,6 +171,10 @@ class WorkOf:
     def kind(self, operator: Operator) -> Kind:
         """Return `kind_of` an operator, told apart by how its runtime lays its data out."""
         kind = kind_of(operator)
+        if operator.kind is OperatorKind.RESHAPE:
+            # runtimes with the channels first move nothing, whatever the shapes
+            is_told = operator.form and self.target.runtime.name != RUNTIME
+            return (kind[0], operator.form, *kind[1:]) if is_told else kind
         if symmetric_tile(operator, self.target) is not None:
             return (kind[0], "symmetric", *kind[1:])
         if is_island(operator, self.target):

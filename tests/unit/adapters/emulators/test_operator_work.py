@@ -241,6 +241,18 @@ def test_ways_of_one_operator_are_kinds_of_their_own() -> None:
     assert kind_name(kinds[0]) == "Softmax over channels (32 bits)"
 
 
+@pytest.mark.parametrize(("target", "form"), [(TARGET, ["in order"]), (BLOCKED, [])])
+def test_a_change_of_shape_that_moves_nothing_is_a_kind_where_channels_come_last(
+    target: HardwareSpec, form: list[str]
+) -> None:
+    kinds = []
+    for channels in (1, 6):
+        builder = GraphBuilder((channels, 4, 5), seed=0)
+        builder.reshape(builder.top, (channels * 20,))
+        kinds += [w.kind for w in works(builder, target=target) if w.kind[0] == "reshape"]
+    assert kinds == [("reshape", *form, 32, 32), ("reshape", 32, 32)]
+
+
 def test_every_matrix_of_a_product_fills_tiles_of_its_own() -> None:
     found = []
     for count in (1, 8):
