@@ -159,7 +159,7 @@ class CheckReport:
     notes: tuple[PreflightNote, ...]
     fits_already: bool
     reachable: bool
-    """False when even the smallest width of every layer misses a limit by estimate."""
+    """False when the model misses a limit by estimate at any widths of its layers."""
 
 
 class Jobs(Protocol):

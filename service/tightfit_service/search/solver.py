@@ -71,6 +71,25 @@ def smallest_costs(
     return least
 
 
+def nearest(
+    problem: CompressionProblem, *, time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS
+) -> Mapping[str, int]:
+    """Return the levels that come nearest to the limits of costs, by that which is missed most.
+
+    They are the lowest of all, or those of the least cost of what these miss most.
+    """
+    lowest = {group.group_id: group.levels[0] for group in problem.groups}
+    missed = problem.excess(0.0, problem.costs(lowest))
+    if not missed:
+        return lowest
+    worst = max(missed, key=missed.__getitem__)
+    alone = replace(problem, limits={}, objective=worst, max_loss=None)
+    found = solve(alone, time_limit_seconds=time_limit_seconds, relative_gap=_LEAST_GAP)
+    others = problem.excess(0.0, found.costs) if found.is_feasible else missed
+    is_nearer = max(others.values(), default=0.0) < missed[worst]
+    return found.kept if is_nearer else lowest
+
+
 def smallest_relaxation(
     problem: CompressionProblem,
     quantity: Quantity,

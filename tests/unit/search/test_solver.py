@@ -25,7 +25,13 @@ from tightfit_service.search.problem import (
     Solution,
     SolutionStatus,
 )
-from tightfit_service.search.solver import ladder, smallest_costs, smallest_relaxation, solve
+from tightfit_service.search.solver import (
+    ladder,
+    nearest,
+    smallest_costs,
+    smallest_relaxation,
+    solve,
+)
 
 COSTS = (Quantity.LATENCY, Quantity.ENERGY, Quantity.SIZE, Quantity.RAM)
 
@@ -209,6 +215,17 @@ def test_what_a_wider_network_meets_is_not_called_out_of_reach() -> None:
         patch.setattr(widths, "GRID_POINTS", 3)
         assert solve(problem).status is not SolutionStatus.INFEASIBLE
         assert solve(falling_problem(4.0)).status is SolutionStatus.INFEASIBLE
+
+
+def test_nearest_to_the_limits_is_not_always_the_narrowest_network() -> None:
+    problem = falling_problem(4.0)
+    assert problem.costs(nearest(problem))[Quantity.LATENCY] == 5.0
+    assert nearest(falling_problem(10.0)) == {"a": 1, "b": 1}
+    held = Width(terms=tuple(WidthTerm(group_id=name, multiplier=1) for name in ("a", "b")))
+    memory = (MemoryRow(node="n", fixed_bytes=0.0, tensors=((held, 1.0),)),)
+    # what misses another limit by more is not nearer
+    limits = {Quantity.LATENCY: 9.0, Quantity.RAM: 2.0}
+    assert nearest(replace(problem, memory=memory, limits=limits)) == {"a": 1, "b": 1}
 
 
 def test_nothing_is_proven_of_nodes_with_too_many_widths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def check(
 
     With --data the accuracy of the model as it came is measured too, also that of a quantized one.
 
-    Exit code 0: it can, or is met already. 3: not even the narrowest model would meet it.
+    Exit code 0: it can, or is met already. 3: the model cannot meet it at any width.
     """
     budget = limits.budget()
     wanted = options.target_of(target)
@@ -104,5 +104,5 @@ def _show(content: dict[str, Any]) -> None:
         console.print("What that costs in accuracy, `tightfit compress` finds out.")
     else:
         console.print(
-            "[bold red]Out of reach:[/bold red] even the narrowest model misses a limit by estimate."
+            "[bold red]Out of reach:[/bold red] the model misses a limit by estimate, however narrow it is made."
         )

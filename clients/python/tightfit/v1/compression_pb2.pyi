@@ -261,7 +261,7 @@ class CheckJobResponse(_message.Message):
     fits_already: _builtins.bool
     """Whether the model meets the limits on cost without any pruning."""
     reachable: _builtins.bool
-    """False when even the smallest width of every layer misses a limit by estimate."""
+    """False when the model misses a limit by estimate at any widths of its layers."""
     @_builtins.property
     def target(self) -> _hardware_pb2.HardwareSpec:
         """The target with everything filled in that was absent."""

@@ -254,6 +254,18 @@ class ProblemBuilder:
             max_loss=max_loss,
         )
 
+    def build_without_losses(
+        self, budget: Budget, *, margins: Mapping[Quantity, float]
+    ) -> CompressionProblem:
+        """Return the problem for the cost limits of a budget alone, as if no change lost any accuracy."""
+        return self.build(
+            losses={group: [0.0] * len(steps) for group, steps in self.group_levels().items()},
+            budget=budget,
+            objective=Objective(),
+            max_loss=None,
+            margins=margins,
+        )
+
     def _node_choice(self, operator: Operator) -> NodeChoice:
         """Return the widths of an operator, and the ways to compute it, with what each costs."""
         node = operator.node

@@ -39,13 +39,13 @@ class CandidateTrials:
         self._can_train = can_train
         self._after_trial = after_trial
 
-    async def smallest(self) -> None:
-        """Run the smallest network, as evidence of how far the budget is from reach."""
+    async def nearest(self) -> None:
+        """Run the network that comes nearest, as evidence of how far the budget is from reach."""
         life = self._life
-        await life.stages.enter("trial", "the smallest network there is", begin=0.15, end=0.95)
+        await life.stages.enter("trial", "the network that comes nearest", begin=0.15, end=0.95)
         await self._tried(
             TrialRole.FINALIST,
-            self._portfolio.smallest(),
+            await asyncio.to_thread(self._portfolio.nearest),
             life.time.short_training(),
             index=life.book.next_index,
         )

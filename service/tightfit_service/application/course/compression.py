@@ -163,7 +163,7 @@ class CompressionRun:
             self._life, portfolio, can_train=can_train, after_trial=self._verdict.keep
         )
         if await self._is_out_of_reach(portfolio, first):
-            await candidates.smallest()
+            await candidates.nearest()
             return
         await candidates.screen()
         await candidates.finalists()

@@ -35,7 +35,7 @@ def explain_infeasibility(
         trials: All trials of the job, the quantized-only one among them.
         budget: The budget, limits implied by the target included.
         baseline: Metrics of the model as it came; a known point like any trial.
-        reachable: Least upper end per cost quantity that pruning to the smallest widths would reach
+        reachable: Least upper end per cost quantity that pruning can reach
             by estimate, whatever the accuracy; for DOWNLOAD the smallest packed file that sparsity
             and clustering are predicted to make.
         needed: Least limit per quantity that would do by the solver's estimate (for ACCURACY the

@@ -103,16 +103,16 @@ class Portfolio:
         accuracy, candidate = max(left, key=_accuracy)
         return None if is_worse(accuracy, best) else candidate
 
-    def smallest(self) -> Candidate:
-        """Return the narrowest network of the form that comes nearest to the budget."""
-        nearest = self._nearest()
-        return Candidate(form=nearest.form, proposal=nearest.proposer.smallest())
+    def nearest(self) -> Candidate:
+        """Return the network that comes nearest to the budget, of the form that does."""
+        nearest = self._nearest_form()
+        return Candidate(form=nearest.form, proposal=nearest.proposer.nearest())
 
     def out_of_reach(self) -> list[str]:
         """Return a sentence for each limit that the nearest form misses, where all miss one by estimate."""
         if not all(p.proposer.out_of_reach() for p in self.prepared):
             return []
-        return self._nearest().proposer.out_of_reach()
+        return self._nearest_form().proposer.out_of_reach()
 
     def reachable(self) -> Mapping[Quantity, float]:
         """Return the least upper end of each cost that any form can reach by estimate."""
@@ -150,7 +150,7 @@ class Portfolio:
         """Whether it was measured, before any cut, what the number format costs each layer."""
         return bool(self.prepared_of(trial).form.sensitivity.precision_costs)
 
-    def _nearest(self) -> Prepared:
+    def _nearest_form(self) -> Prepared:
         return min(self.prepared, key=lambda p: p.proposer.excess_ratio)
 
     def _screened(

@@ -14,7 +14,7 @@ from tightfit_service.application.costs.costing import (
 from tightfit_service.application.costs.support import support_notes
 from tightfit_service.application.use_cases import CheckReport, JobRequest
 from tightfit_service.application.work.model_facts import ModelFacts
-from tightfit_service.domain.budget import Budget, Objective, Quantity, quantity_text
+from tightfit_service.domain.budget import Budget, Quantity, quantity_text
 from tightfit_service.domain.hardware import HardwareSpec, NumberFormat
 from tightfit_service.domain.job import PreflightNote
 from tightfit_service.domain.network import NetworkProfile, OperatorKind, PruningSpace
@@ -65,14 +65,8 @@ def check_report(
 def _out_of_reach(
     builder: ProblemBuilder, budget: Budget, *, margins: Mapping[Quantity, float]
 ) -> tuple[PreflightNote, ...]:
-    """Say which limits even the narrowest network misses by estimate."""
-    problem = builder.build(
-        losses={group: [0.0] * len(steps) for group, steps in builder.group_levels().items()},
-        budget=budget,
-        objective=Objective(),
-        max_loss=None,
-        margins=margins,
-    )
+    """Say which limits are missed at any widths by estimate."""
+    problem = builder.build_without_losses(budget, margins=margins)
     least = smallest_costs(problem)
     return tuple(
         PreflightNote(

@@ -44,7 +44,7 @@ from tightfit_service.search.problem import CompressionProblem
 from tightfit_service.search.relaxation import conflict
 from tightfit_service.search.samplers import MilpSampler, TrialOutcome
 from tightfit_service.search.sensitivity import SensitivityModel
-from tightfit_service.search.solver import smallest_costs, solve
+from tightfit_service.search.solver import nearest, smallest_costs, solve
 
 EVEN_EXPONENT = 2.0
 """Loss grows with the square of the share cut in the even view: small cuts are nearly free."""
@@ -107,6 +107,7 @@ class Proposer:
             option_id(node): tuple(way.alternative for way in choices)
             for node, choices in ways.items()
         }
+        self._ordinary = problems
         self._builder = replace(
             problems,
             alternatives={
@@ -133,7 +134,7 @@ class Proposer:
         return bool(self._ways)
 
     def out_of_reach(self) -> list[str]:
-        """Return a sentence for each limit that even the smallest widths miss by estimate."""
+        """Return a sentence for each limit that is missed at any widths by estimate."""
         reachable = self.reachable
         return [
             f"the {quantity} limit of {quantity_text(quantity, limit)} is out of reach: the smallest "
@@ -152,20 +153,18 @@ class Proposer:
 
     @property
     def excess_ratio(self) -> float:
-        """How many times its limit the cost is that the smallest widths miss most, by estimate."""
+        """How many times its limit the cost is, at its least, that misses it most."""
         limits = {q: self._budget.limit_of(q) for q in COST_QUANTITIES}
         return max(
             (self.reachable[q] / limit for q, limit in limits.items() if limit is not None),
             default=0.0,
         )
 
-    def smallest(self) -> Proposal:
-        """Return the narrowest network there is, every node computed in the ordinary way."""
-        kept = {
-            group_id: self._ways[group_id].index(None) + 1 if group_id in self._ways else steps[0]
-            for group_id, steps in self._levels.items()
-        }
-        return self._remember(self._proposal(kept, "smallest widths"))
+    def nearest(self) -> Proposal:
+        """Return the network that comes nearest to the cost limits, every node computed in the ordinary way."""
+        problem = self._ordinary.build_without_losses(self._budget, margins=self._margins)
+        ways = {group_id: choices.index(None) + 1 for group_id, choices in self._ways.items()}
+        return self._remember(self._proposal({**nearest(problem), **ways}, "nearest to the budget"))
 
     def first_round(self) -> list[Proposal]:
         """Return the candidates to screen; none when a cost is minimised (see `finalist`)."""
@@ -280,7 +279,7 @@ class Proposer:
         solved = self._solved(problem, f"{quantity} at {pace:.0%} of the quantized model")
         if solved is None:
             self._pace_too_tight = max(self._pace_too_tight, pace)
-            return None if len(tried) > 1 else self.smallest()
+            return None if len(tried) > 1 else self.nearest()
         proposal = replace(solved, pace=pace)
         if _key(proposal.kept) in {self._kept_of(trial) for trial in tried}:
             return None
