@@ -24,8 +24,7 @@ _DEFAULT_AXIS = {"Concat": 1, "LogSoftmax": -1, "Softmax": -1, "TopK": -1}
 """Of operators whose axis is 0 where they tell none."""
 _OF_TWO = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
 _MOVED = ("of values", "of rows", "of images")
-"""What a Transpose moves, by how many last axes stay where they are: the last is an image, whose channels it parts
-or shuffles."""
+"""What a Transpose moves, by how many last axes stay where they are."""
 _ORDERED = "in order"
 """Of changes of shape that move nothing, even where a runtime has the channels last."""
 _RESHAPING = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -46,7 +45,7 @@ def form_of(node: NodeProto, fused: FusedGraph, channel_axis: int) -> str:
     if node.op_type in _OF_TWO:
         return _operands(node, fused)
     if node.op_type == "Transpose":
-        return _MOVED[min(len(_kept_behind(node, fused)), len(_MOVED) - 1)]
+        return _moved(node, fused, channel_axis)
     if node.op_type in _RESHAPING:
         return _ORDERED if _is_in_order(_source(node, fused), channel_axis) else ""
     rank = len(_source(node, fused))
@@ -84,6 +83,19 @@ def line_of(node: NodeProto, fused: FusedGraph) -> int:
 
 def _source(node: NodeProto, fused: FusedGraph) -> Shape:
     return fused.shapes.get(node.input[0], ()) if node.input else ()
+
+
+def _moved(node: NodeProto, fused: FusedGraph, channel_axis: int) -> str:
+    """Return what a Transpose moves."""
+    shape = _source(node, fused)
+    kept = _kept_behind(node, fused)
+    if len(kept) == sum(size > 1 for size in shape):
+        return _ORDERED
+    pixels = sum(size > 1 for size in shape[channel_axis + 1 :])
+    # images that stay whole: single values are moved where a runtime has the channels last
+    if len(kept) > 1 and len(kept) <= pixels:
+        return "of channels"
+    return _MOVED[min(len(kept), len(_MOVED) - 1)]
 
 
 def _kept_behind(node: NodeProto, fused: FusedGraph) -> list[int]:

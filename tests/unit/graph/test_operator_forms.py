@@ -49,12 +49,12 @@ def test_a_reduction_adds_up_all_its_axes(
     [
         ([0, 2, 1, 3], "of rows", 5),
         ([0, 1, 3, 2], "of values", 1),
-        ([0, 1, 2, 3], "of images", 120),
+        ([0, 1, 2, 3], "in order", 120),
         # the axis of one element has no place of its own
-        ([1, 0, 2, 3], "of images", 120),
+        ([1, 0, 2, 3], "in order", 120),
     ],
 )
-def test_a_transpose_leaves_rows_or_images_together_or_none(
+def test_a_transpose_moves_rows_or_values_or_nothing(
     order: list[int], form: str, line: int
 ) -> None:
     b = Builder()
@@ -66,6 +66,22 @@ def test_a_transpose_leaves_rows_or_images_together_or_none(
         turned = sizes
     found = last(b.model({y: turned[1:]}))
     assert (found.form, found.line) == (form, line)
+
+
+def test_shuffled_channels_are_told_from_windows_of_an_image() -> None:
+    b = Builder()
+    parts = b.node("parts", "Reshape", [b.input("x", (6, 4, 5)), b.ints("to", [1, 2, 3, 4, 5])])
+    y = b.node("y", "Transpose", [parts], perm=[0, 2, 1, 3, 4])
+    shuffled = last(b.model({y: (3, 2, 4, 5)}))
+    b = Builder()
+    tokens = b.node("tokens", "Transpose", [b.input("x", (6, 4, 5))], perm=[0, 2, 3, 1])
+    parts = b.node("parts", "Reshape", [tokens, b.ints("to", [1, 2, 2, 5, 6])])
+    y = b.node("y", "Transpose", [parts], perm=[0, 2, 1, 3, 4])
+    windows = last(b.model({y: (2, 2, 5, 6)}))
+    assert [(op.form, op.line) for op in (shuffled, windows)] == [
+        ("of channels", 20),
+        ("of images", 30),
+    ]
 
 
 @pytest.mark.parametrize(

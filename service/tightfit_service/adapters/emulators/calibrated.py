@@ -47,7 +47,7 @@ LEAST_OF_FORMAT = 8
 """Measured networks of a number format; of fewer nothing is learned."""
 NAMED_KINDS = 8
 """Of those that were not measured, in a warning; the rest are counted."""
-LEARNED_FORM = 10.0
+LEARNED_FORM = 11.0
 """Raised when what is learned means something else: then it is found again."""
 MEASURED, NOT_MEASURED = "kind measured", "kind not measured"
 
